@@ -1,0 +1,52 @@
+# Everything runs in .venv, made from the pinned files in requirements/ when it is missing or they changed.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# One compute thread per process would halve the speed of a single run; tests and tools take what the machine has.
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help install quickstart test lint format benchmark clean
+
+help:
+	@echo "make quickstart  environment, data, training, evaluation, pictures: work_dirs/quickstart/report.html"
+	@echo "make test        the test suite"
+	@echo "make lint        ruff and import contracts"
+	@echo "make install     only the environment in $(VENV)"
+	@echo "make benchmark   speed and memory ratios (docs/benchmarks.md)"
+	@echo "make clean       removes $(VENV) and work_dirs"
+
+install: $(STAMP)
+
+$(STAMP): requirements/lock.txt requirements/no_deps.txt requirements/deepspeed.txt setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "this Python cannot make virtual environments: apt-get install python3-venv"; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/lock.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/no_deps.txt
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -r requirements/deepspeed.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
+
+quickstart: $(STAMP)
+	$(BIN)/python tools/quickstart.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+benchmark: $(STAMP)
+	$(BIN)/python benchmarks/attention_rows.py
+	$(BIN)/python benchmarks/prefix_reuse.py
+
+clean:
+	rm -rf $(VENV) work_dirs/*

@@ -1,0 +1,20 @@
+"""flmm_detseg: large multimodal models that point at what they talk about."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+__all__ = ["Grounder", "GroundingResult", "__version__"]
+
+if TYPE_CHECKING:
+    from flmm_detseg.inference import Grounder, GroundingResult
+
+
+def __getattr__(name: str) -> object:
+    """Imports the Python API on first use, so that ``import flmm_detseg`` (configs, CLI help) stays fast."""
+    if name in ("Grounder", "GroundingResult"):
+        from flmm_detseg import inference
+
+        return getattr(inference, name)
+    raise AttributeError(f"module 'flmm_detseg' has no attribute {name!r}")

@@ -1,0 +1,30 @@
+"""The head contract."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Prediction
+
+
+class Head(nn.Module, ABC):
+    """Turns captured LMM states into predictions. Takes built parts and scalars, never configs."""
+
+    @property
+    @abstractmethod
+    def capture(self) -> CaptureSpec:
+        """What the head needs from the LMM."""
+
+    @abstractmethod
+    def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
+        """Scalars; keys containing ``loss`` are summed into the objective, others are logged.
+
+        Raises:
+            DataError: A sample carries no target for this head.
+        """
+
+    @abstractmethod
+    def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Prediction]:
+        """One prediction per sample, in order."""

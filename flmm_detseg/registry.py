@@ -1,0 +1,36 @@
+"""Child registries of MMEngine's; the module must keep this name because MMEngine imports ``{scope}.registry``.
+
+Lazy configs name classes, so registration is not needed to build a config; it is there for string types and listing.
+"""
+
+from __future__ import annotations
+
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import METRICS as MMENGINE_METRICS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
+from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
+from mmengine.registry import Registry
+
+_SCOPE = "flmm_detseg"
+
+# LMM adapters, heads, refiners and the assembled models.
+MODELS = Registry(
+    "model",
+    parent=MMENGINE_MODELS,
+    scope=_SCOPE,
+    locations=["flmm_detseg.lmms", "flmm_detseg.heads", "flmm_detseg.refiners", "flmm_detseg.models"],
+)
+# Readers of annotation formats, mixes and samplers' datasets.
+DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=_SCOPE, locations=["flmm_detseg.datasets"])
+TRANSFORMS = Registry("transform", parent=MMENGINE_TRANSFORMS, scope=_SCOPE, locations=["flmm_detseg.datasets"])
+# Metrics of referring segmentation, PNG, ...
+METRICS = Registry("metric", parent=MMENGINE_METRICS, scope=_SCOPE, locations=["flmm_detseg.evaluation"])
+# Training hooks, optimizer wrappers and strategies.
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope=_SCOPE, locations=["flmm_detseg.engine"])
+OPTIM_WRAPPERS = Registry(
+    "optim_wrapper", parent=MMENGINE_OPTIM_WRAPPERS, scope=_SCOPE, locations=["flmm_detseg.engine"]
+)
+STRATEGIES = Registry("strategy", parent=MMENGINE_STRATEGIES, scope=_SCOPE, locations=["flmm_detseg.engine"])

@@ -1,0 +1,25 @@
+"""Dataclasses that cross rooms. May import torch and numpy only."""
+
+from flmm_detseg.structures.grid import GridLevel, PatchGrid
+from flmm_detseg.structures.sample import Phrase, Sample
+from flmm_detseg.structures.states import (
+    CaptureSpec,
+    GroundingBatch,
+    HiddenRows,
+    LMMInputs,
+    LMMStates,
+    Prediction,
+)
+
+__all__ = [
+    "CaptureSpec",
+    "GridLevel",
+    "GroundingBatch",
+    "HiddenRows",
+    "LMMInputs",
+    "LMMStates",
+    "PatchGrid",
+    "Phrase",
+    "Prediction",
+    "Sample",
+]

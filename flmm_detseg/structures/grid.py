@@ -1,0 +1,80 @@
+"""Where the image tokens of a sequence lie in the image, and the way back to image coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class GridLevel:
+    """One rectangular block of image tokens inside the sequence.
+
+    Attributes:
+        rows: Token rows.
+        cols: Token columns that are image patches.
+        newline_cols: Extra tokens at the end of each row that are no patch (LLaVA-NeXT: 1), dropped from maps.
+    """
+
+    rows: int
+    cols: int
+    newline_cols: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the block in the sequence, newline tokens included."""
+        return self.rows * (self.cols + self.newline_cols)
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Geometry of one image in one LMM: original image -> resized -> padded square -> token grid(s).
+
+    All sizes are ``(H, W)`` in pixels of the frame they name.
+
+    Attributes:
+        image_size: Original image.
+        resized_size: Image after the processor's resize, before padding ("processor size": default mask targets).
+        pad_top: Padding rows above the resized image.
+        pad_left: Padding columns left of the resized image.
+        padded_size: Frame that the output grid covers. Equal to ``resized_size`` when maps are already un-padded
+            (LLaVA-NeXT).
+        levels: Token blocks in sequence order (LLaVA: one; LLaVA-NeXT: coarse, then fine).
+    """
+
+    image_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    pad_top: int
+    pad_left: int
+    padded_size: tuple[int, int]
+    levels: tuple[GridLevel, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """All image tokens of the sequence, newline tokens included."""
+        return sum(level.num_tokens for level in self.levels)
+
+    @property
+    def output_grid(self) -> tuple[int, int]:
+        """``(rows, cols)`` of the attention stack: the last (finest) level; coarser ones are resized to it."""
+        return self.levels[-1].rows, self.levels[-1].cols
+
+    def crop_window(self, map_size: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of a map over the padded frame that show the image.
+
+        ``start = int(pad * M / P)``, ``length = int(n * M / P + 0.5)`` as F-LMM does (reference/flmm.md, section 2).
+
+        Args:
+            map_size: ``(M_h, M_w)`` of a map that covers ``padded_size``.
+
+        Returns:
+            Slices for the last two axes.
+        """
+
+        def window(pad: int, length: int, padded: int, side: int) -> slice:
+            start = int(pad * side / padded)
+            return slice(start, start + max(1, int(length * side / padded + 0.5)))
+
+        return (
+            window(self.pad_top, self.resized_size[0], self.padded_size[0], map_size[0]),
+            window(self.pad_left, self.resized_size[1], self.padded_size[1], map_size[1]),
+        )

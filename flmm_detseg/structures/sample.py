@@ -1,0 +1,61 @@
+"""What a dataset gives and what every other room takes: one image, one text, the phrases in it and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """A phrase of :attr:`Sample.text`.
+
+    Attributes:
+        spans: Character spans ``(start, end)`` in the text, half-open; several when the phrase is not contiguous.
+        is_thing: False for stuff (PNG); None where the data set does not say.
+        is_plural: True when the phrase names several segments (PNG); None where the data set does not say.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+    is_thing: bool | None = None
+    is_plural: bool | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One record on its way through training, evaluation or inference (plain numpy: crosses worker processes).
+
+    Attributes:
+        record_id: Names the record in errors and reports, e.g. ``"refcoco/val/ref-123"``.
+        image: RGB, uint8, ``[H, W, 3]``, original size.
+        text: The answer the LMM reads after the prompt (teacher-forced): a caption or referring expressions.
+        phrases: The K phrases of the text to be grounded.
+        masks: Targets of the phrases in original image pixels, bool ``[K, H, W]``; None at inference.
+        prompt: The user's question; None means the adapter's default description prompt.
+        image_id: Samples with equal non-None ``image_id`` show the same image: they share vision features, image
+            prefix and SAM embedding inside a batch.
+        task: ``"phrase"``; other heads add their own.
+        meta: Further facts a metric or a report wants (plain containers only), e.g. ``{"sentence_id": 7}``.
+    """
+
+    record_id: str
+    image: np.ndarray
+    text: str
+    phrases: tuple[Phrase, ...]
+    masks: np.ndarray | None = None
+    prompt: str | None = None
+    image_id: str | None = None
+    task: str = "phrase"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Original image size ``(H, W)``."""
+        return int(self.image.shape[0]), int(self.image.shape[1])
+
+    def phrase_text(self, index: int) -> str:
+        """Text of one phrase; parts of a non-contiguous phrase joined by a space."""
+        return " ".join(self.text[start:end] for start, end in self.phrases[index].spans)

@@ -1,0 +1,149 @@
+"""What heads ask an LMM adapter for, and what the adapter gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flmm_detseg.structures.grid import PatchGrid
+from flmm_detseg.structures.sample import Sample
+
+
+@dataclass(frozen=True)
+class CaptureSpec:
+    """What must be captured in one LMM forward; nothing else is kept.
+
+    Attributes:
+        attention: Attention rows of phrase tokens on image tokens (the adapter's ``rows`` settings say which layers,
+            heads and which merge).
+        hidden: Hidden rows of phrase tokens after every decoder layer 1..L (the last after the final norm).
+        vision_layers: Indices into the vision tower's hidden states (0 = embeddings) to return as feature maps.
+        logits: Logits of the language head over the text positions.
+    """
+
+    attention: bool = False
+    hidden: bool = False
+    vision_layers: tuple[int, ...] = ()
+    logits: bool = False
+
+    def union(self, other: CaptureSpec) -> CaptureSpec:
+        """The smallest spec that serves both."""
+        return CaptureSpec(
+            attention=self.attention or other.attention,
+            hidden=self.hidden or other.hidden,
+            vision_layers=tuple(sorted(set(self.vision_layers) | set(other.vision_layers))),
+            logits=self.logits or other.logits,
+        )
+
+
+@dataclass(frozen=True)
+class LMMInputs:
+    """One sample as an LMM family's processor prepared it (CPU tensors, unbatched).
+
+    T counts tokens with the image token repeated once per image position.
+
+    Attributes:
+        input_ids: int64 ``[T]``.
+        phrase_ids: int64 ``[T]``; k for tokens of phrase k, -1 elsewhere.
+        labels: int64 ``[T]``; the token itself on the answer, -100 elsewhere.
+        image_mask: bool ``[T]``; True at image tokens (newline tokens included).
+        prefix_length: Number of leading tokens that depend on image and prompt only.
+        pixel_values: Family's own layout, float32 (LLaVA ``[3, S, S]``, LLaVA-NeXT ``[tiles, 3, S, S]``).
+        grid: Geometry of the image tokens.
+        num_phrases: K.
+        record_id: Of the sample, for errors.
+    """
+
+    input_ids: Tensor
+    phrase_ids: Tensor
+    labels: Tensor
+    image_mask: Tensor
+    prefix_length: int
+    pixel_values: Tensor
+    grid: PatchGrid
+    num_phrases: int
+    record_id: str
+
+
+@dataclass(frozen=True)
+class GroundingBatch:
+    """A batch as heads see it: the records and their prepared inputs, index by index."""
+
+    samples: list[Sample]
+    inputs: list[LMMInputs]
+
+    def __post_init__(self) -> None:
+        assert len(self.samples) == len(self.inputs)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+@dataclass(frozen=True)
+class HiddenRows:
+    """Hidden states of the phrase tokens of one sample.
+
+    Attributes:
+        states: ``[L, P, d]``: layers 1..L (embedding output excluded, last after the final norm), P phrase tokens in
+            sequence order; dtype of the LMM.
+        phrase_ids: int64 ``[P]``, phrase of each row.
+    """
+
+    states: Tensor
+    phrase_ids: Tensor
+
+
+@dataclass(frozen=True)
+class LMMStates:
+    """What one adapter call captured; lists run over the samples of the batch.
+
+    Attributes:
+        attention: Per sample ``[K, C, rows, cols]`` float32 in [0, 1], on :attr:`PatchGrid.output_grid`;
+            channel = layer * heads + head, two-level families: all coarse channels, then all fine ones.
+        hidden: Per sample :class:`HiddenRows`.
+        vision: Per sample, per asked layer: ``[d_v, rows, cols]`` of the base (squared) image.
+        logits: Per sample ``[T, V]`` over the whole sequence (rows before the shared prefix's last token are absent
+            when a prefix was shared: see ``logits_start``).
+        logits_start: Per sample, position in the sequence of row 0 of ``logits``.
+    """
+
+    attention: list[Tensor] | None = None
+    hidden: list[HiddenRows] | None = None
+    vision: list[dict[int, Tensor]] | None = None
+    logits: list[Tensor] | None = None
+    logits_start: list[int] | None = None
+
+
+@dataclass
+class Prediction:
+    """What a model predicts for one sample; tensors on the model's device unless moved.
+
+    Attributes:
+        record_id: Of the sample.
+        image_size: Original ``(H, W)``.
+        coarse_logits: Mask head's logits, un-padded, ``[K, h, w]`` float32 (h, w are the mask head's own size).
+        refined_logits: Refiner's logits at original size ``[K, H, W]`` float32, None without refiner.
+        mask_logits: Logits the masks are cut from, original size ``[K, H, W]``: refined ones, else coarse ones
+            resized bilinearly.
+        masks: bool ``[K, H, W]``: ``mask_logits > 0`` (probability above 0.5).
+        boxes_xyxy: float32 ``[K, 4]``, half-open pixel box of each mask in the original image; zeros when empty.
+        scores: float32 ``[K]``: mean foreground probability inside the mask, 0 when it is empty.
+        attention: The stack of :class:`LMMStates` when it was asked to be kept.
+    """
+
+    record_id: str
+    image_size: tuple[int, int]
+    coarse_logits: Tensor
+    refined_logits: Tensor | None
+    mask_logits: Tensor
+    masks: Tensor
+    boxes_xyxy: Tensor
+    scores: Tensor
+    attention: Tensor | None = None
+
+    def cpu(self) -> Prediction:
+        """A copy with every tensor on the CPU."""
+        values = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
+        return Prediction(**values)
