@@ -46,25 +46,29 @@ class LMMInputs:
 
     Attributes:
         input_ids: int64 ``[T]``.
-        phrase_ids: int64 ``[T]``; k for tokens of phrase k, -1 elsewhere.
+        phrase_tokens: bool ``[K, T]``; True where the token belongs to the phrase. Phrases may overlap: a token can
+            belong to several.
         labels: int64 ``[T]``; the token itself on the answer, -100 elsewhere.
         image_mask: bool ``[T]``; True at image tokens (newline tokens included).
         prefix_length: Number of leading tokens that depend on image and prompt only.
         pixel_values: Family's own layout, float32 (LLaVA ``[3, S, S]``, LLaVA-NeXT ``[tiles, 3, S, S]``).
         grid: Geometry of the image tokens.
-        num_phrases: K.
         record_id: Of the sample, for errors.
     """
 
     input_ids: Tensor
-    phrase_ids: Tensor
+    phrase_tokens: Tensor
     labels: Tensor
     image_mask: Tensor
     prefix_length: int
     pixel_values: Tensor
     grid: PatchGrid
-    num_phrases: int
     record_id: str
+
+    @property
+    def num_phrases(self) -> int:
+        """K."""
+        return int(self.phrase_tokens.shape[0])
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class HiddenRows:
 
     Attributes:
         states: ``[L, P, d]``: layers 1..L (embedding output excluded, last after the final norm), P phrase tokens in
-            sequence order; dtype of the LMM.
+            sequence order (a token of two overlapping phrases has two rows); dtype of the LMM.
         phrase_ids: int64 ``[P]``, phrase of each row.
     """
 
@@ -104,9 +108,9 @@ class LMMStates:
             channel = layer * heads + head, two-level families: all coarse channels, then all fine ones.
         hidden: Per sample :class:`HiddenRows`.
         vision: Per sample, per asked layer: ``[d_v, rows, cols]`` of the base (squared) image.
-        logits: Per sample ``[T, V]`` over the whole sequence (rows before the shared prefix's last token are absent
-            when a prefix was shared: see ``logits_start``).
-        logits_start: Per sample, position in the sequence of row 0 of ``logits``.
+        logits: Per sample ``[T - logits_start, V]``, dtype of the LMM: predictions of the answer's tokens. Row i
+            predicts token ``logits_start + i + 1``.
+        logits_start: Per sample, position in the sequence of row 0 of ``logits``: the last token of the prefix.
     """
 
     attention: list[Tensor] | None = None
