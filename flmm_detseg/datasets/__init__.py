@@ -1,1 +1,22 @@
-"""See docs/architecture.md, section Rooms."""
+"""Readers of annotation formats, mixes and collation. See docs/architecture.md, section Rooms."""
+
+from flmm_detseg.datasets.base import GroundingDataset
+from flmm_detseg.datasets.collate import EpochSampler, collate_samples
+from flmm_detseg.datasets.jsonl import JSONLDataset
+from flmm_detseg.datasets.mix import ConcatMix, WeightedMix
+from flmm_detseg.datasets.png import PNGDataset
+from flmm_detseg.datasets.policy import Problem, RecordError
+from flmm_detseg.datasets.refcoco import RefCOCODataset
+
+__all__ = [
+    "ConcatMix",
+    "EpochSampler",
+    "GroundingDataset",
+    "JSONLDataset",
+    "PNGDataset",
+    "Problem",
+    "RecordError",
+    "RefCOCODataset",
+    "WeightedMix",
+    "collate_samples",
+]

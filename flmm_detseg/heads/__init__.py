@@ -1,1 +1,11 @@
-"""See docs/architecture.md, section Rooms."""
+"""Heads: captured LMM states in, masks and boxes out. See docs/architecture.md, section Rooms."""
+
+from flmm_detseg.compat import install
+
+install()  # before any module of this package imports mmdet or mmseg
+
+from flmm_detseg.heads.base import Head  # noqa: E402
+from flmm_detseg.heads.phrase_head import PhraseGroundingHead  # noqa: E402
+from flmm_detseg.heads.unet_head import UNetHead  # noqa: E402
+
+__all__ = ["Head", "PhraseGroundingHead", "UNetHead"]

@@ -28,7 +28,7 @@ SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PRINTABLE_ASCII = tuple(chr(code) for code in range(33, 127))
 CAPTION_PROMPT = "Please give me a description of the image."
 BOXED_CAPTION_PROMPT = "Please give me a description of the image with boxes."
-WHERE_PROMPT = "where is {expression} ?"
+BOX_PROMPT = "what is the box of {expression} ?"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
@@ -75,7 +75,7 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     Returns:
         Fast tokenizer that prepends ``<s>`` and knows ``<image>``.
     """
-    prompts = (CAPTION_PROMPT, BOXED_CAPTION_PROMPT, WHERE_PROMPT.format(expression=""))
+    prompts = (CAPTION_PROMPT, BOXED_CAPTION_PROMPT, BOX_PROMPT.format(expression=""))
     splitter = pre_tokenizers.BertPreTokenizer()
     extra = [piece for prompt in (*prompts, "USER: ASSISTANT:") for piece, _ in splitter.pre_tokenize_str(prompt)]
     pieces = [piece for word in words for piece, _ in splitter.pre_tokenize_str(word)]

@@ -1,1 +1,17 @@
-"""See docs/architecture.md, section Rooms."""
+"""Pictures: overlays, attention heads, coarse against refined, curves, the report."""
+
+from flmm_detseg.visualization.attention import draw_attention_heads, rank_heads
+from flmm_detseg.visualization.curves import draw_loss_curves, read_scalars
+from flmm_detseg.visualization.overlay import draw_grounding
+from flmm_detseg.visualization.panels import draw_comparison
+from flmm_detseg.visualization.report import Report
+
+__all__ = [
+    "Report",
+    "draw_attention_heads",
+    "draw_comparison",
+    "draw_grounding",
+    "draw_loss_curves",
+    "rank_heads",
+    "read_scalars",
+]

@@ -1,0 +1,159 @@
+"""What all readers share: a problem policy, epochs that reach worker processes, and checked reading."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from flmm_detseg.datasets.images import load_image
+from flmm_detseg.datasets.policy import Problem, ProblemLog, RecordError
+from flmm_detseg.errors import DataError
+from flmm_detseg.structures import Sample
+
+
+class _SharedInt:
+    """An integer in shared memory: persistent workers hold a copy of the dataset, yet must see the epoch
+    that the main process sets later.
+    """
+
+    def __init__(self, value: int = 0) -> None:
+        self._tensor = torch.tensor(value, dtype=torch.int64).share_memory_()
+
+    @property
+    def value(self) -> int:
+        return int(self._tensor)
+
+    @value.setter
+    def value(self, value: int) -> None:
+        self._tensor.fill_(value)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedInt:
+        # Copying the tensor would leave shared memory; MMEngine copies the datasets handed to its loader
+        # builder.
+        return _SharedInt(self.value)
+
+
+class GroundingDataset(Dataset[Sample], ABC):
+    """Base of the readers: ``dataset[i]`` is always the same record, read when asked for.
+
+    A subclass fills :attr:`records` in its constructor (cheap checks only) and then calls :meth:`_finish`.
+
+    Args:
+        policy: ``"raise"`` | ``"skip"``, see :class:`~flmm_detseg.datasets.policy.ProblemLog`.
+
+    Attributes:
+        records: The usable records, in the subclass's own form.
+        annotation_files: Files that define the data; evaluation reports hash them.
+    """
+
+    records: list[Any]
+    annotation_files: tuple[Path, ...]
+
+    def __init__(self, policy: str) -> None:
+        self._log = ProblemLog(policy)
+        self._epoch = _SharedInt()
+        self._last_image: tuple[str, np.ndarray] | None = None
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Records skipped as unusable (policy ``"skip"``), in file order."""
+        return self._log.problems
+
+    @property
+    def dropped(self) -> dict[str, list[str]]:
+        """Well-formed records without anything to learn from, by reason."""
+        return self._log.dropped
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """Facts MMEngine passes to metrics and visualisers."""
+        return {"num_skipped": len(self.problems), "num_dropped": sum(map(len, self.dropped.values()))}
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that random choices belong to."""
+        return self._epoch.value
+
+    def set_epoch(self, epoch: int) -> None:
+        """Selects the epoch of random choices; also seen by running worker processes."""
+        self._epoch.value = epoch
+
+    def report(self) -> dict[str, Any]:
+        """Counts of what is used, skipped and dropped (plain containers)."""
+        return {
+            "records": len(self),
+            "skipped": self._log.counts(),
+            "dropped": {reason: len(records) for reason, records in self.dropped.items()},
+        }
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Reads one record.
+
+        Raises:
+            DataError: Its image or masks turn out to be unusable. With ``policy="skip"`` this can only
+                happen when the dataset was built without ``verify_images``: leaving a record out here would
+                shift or replace others.
+        """
+        return self._read(self.records[range(len(self.records))[index]])
+
+    @abstractmethod
+    def _read(self, record: Any) -> Sample:
+        """Makes the sample of one entry of :attr:`records`; raises :class:`RecordError` where it cannot."""
+
+    @abstractmethod
+    def phrase_texts(self, index: int) -> tuple[str, list[str]]:
+        """Image id and phrase texts of a record, without reading its image."""
+
+    def _load_image(self, path: Path, record: str) -> np.ndarray:
+        """Reads an image; neighbouring records often share one, so the last is kept."""
+        if self._last_image is None or self._last_image[0] != str(path):
+            self._last_image = (str(path), load_image(path, record))
+        return self._last_image[1]
+
+    def _finish(self, verify_images: bool, what: str) -> None:
+        """Decodes every record once if asked, applies the policy, and refuses an empty dataset."""
+        if verify_images:
+            usable = []
+            for record in tqdm(self.records, desc=f"verifying {what}", leave=False):
+                try:
+                    self._read(record)
+                except RecordError as error:
+                    self._log.handle(error)
+                else:
+                    usable.append(record)
+            self.records = usable
+            self._last_image = None
+        if not self.records:
+            first = f" First problem: {self.problems[0]}" if self.problems else ""
+            raise DataError(
+                f"{what}: no usable record ({len(self.problems)} skipped, "
+                f"{sum(map(len, self.dropped.values()))} dropped).{first}"
+            )
+
+
+def join_sentences(sentences: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """Joins sentences into one text, each followed by an un-grounded ``"."`` of its own.
+
+    Args:
+        sentences: Texts without surrounding blanks.
+
+    Returns:
+        The text ``"a . b ."`` and the half-open span of each sentence in it.
+
+    Source: F-LMM, arXiv 2406.05821 (training format of RefCOCO).
+    """
+    spans, start = [], 0
+    for sentence in sentences:
+        spans.append((start, start + len(sentence)))
+        start += len(sentence) + 3
+    return " ".join(f"{sentence} ." for sentence in sentences), spans

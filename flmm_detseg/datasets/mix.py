@@ -1,0 +1,169 @@
+"""Several datasets as one: one after the other, or in given proportions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from flmm_detseg.datasets.base import GroundingDataset
+from flmm_detseg.datasets.policy import Problem
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.registry import DATASETS
+from flmm_detseg.structures import Sample
+
+
+class _Mix(Dataset[Sample], ABC):
+    """Common part of the mixes; ``datasets`` are built ones or configs."""
+
+    def __init__(self, datasets: Sequence[GroundingDataset | _Mix | Mapping[str, Any]]) -> None:
+        if not datasets:
+            raise ConfigError("`datasets` is empty; a mix needs at least one dataset")
+        self.datasets = [DATASETS.build(item) if isinstance(item, Mapping) else item for item in datasets]
+
+    @property
+    def annotation_files(self) -> tuple[Path, ...]:
+        """Annotation files of all members."""
+        return tuple(path for dataset in self.datasets for path in dataset.annotation_files)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Skipped records of all members."""
+        return [problem for dataset in self.datasets for problem in dataset.problems]
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """Facts MMEngine passes to metrics and visualisers: sums over the members."""
+        infos = [dataset.metainfo for dataset in self.datasets]
+        return {key: sum(info[key] for info in infos) for key in infos[0]}
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that random choices belong to."""
+        return self.datasets[0].epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Passes the epoch on to all members."""
+        for dataset in self.datasets:
+            dataset.set_epoch(epoch)
+
+    def report(self) -> dict[str, Any]:
+        """Reports of the members."""
+        return {"records": len(self), "members": [dataset.report() for dataset in self.datasets]}
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Member and inner index of a position."""
+
+    def __getitem__(self, index: int) -> Sample:
+        member, inner = self._locate(range(len(self))[index])
+        return self.datasets[member][inner]
+
+    def phrase_texts(self, index: int) -> tuple[str, list[str]]:
+        """Image id and phrase texts of a record, without reading its image."""
+        member, inner = self._locate(range(len(self))[index])
+        return self.datasets[member].phrase_texts(inner)
+
+
+@DATASETS.register_module()
+class ConcatMix(_Mix):
+    """All records of the members, one member after the other (F-LMM's plain concat).
+
+    Args:
+        datasets: Datasets or their configs.
+    """
+
+    def __init__(self, datasets: Sequence[Any]) -> None:
+        super().__init__(datasets)
+        self._ends = list(accumulate(len(dataset) for dataset in self.datasets))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        member = bisect_right(self._ends, index)
+        return member, index - (self._ends[member - 1] if member else 0)
+
+
+@DATASETS.register_module()
+class WeightedMix(_Mix):
+    """Members in given proportions; a function of (``seed``, epoch, index) alone.
+
+    Each member is an endless stream of shuffled passes over its records, and an epoch continues where the
+    last one
+    stopped: no record comes twice before all of its dataset came once.
+
+    Args:
+        datasets: Datasets or their configs.
+        weights: One positive number per dataset; only their ratios matter.
+        epoch_length: Records per epoch; None: the sum of the members' lengths.
+        seed: Of order and passes.
+
+    Raises:
+        ConfigError: Weights or length do not fit.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Any],
+        weights: Sequence[float],
+        epoch_length: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(datasets)
+        if len(weights) != len(self.datasets) or any(weight <= 0 for weight in weights):
+            raise ConfigError(
+                f"`weights` is {list(weights)}; give one positive number per dataset ({len(self.datasets)})"
+            )
+        if epoch_length is not None and epoch_length < 1:
+            raise ConfigError(f"`epoch_length` is {epoch_length}; it must be at least 1, or None")
+        self.weights, self.seed = [float(weight) for weight in weights], seed
+        self.epoch_length = epoch_length or sum(len(dataset) for dataset in self.datasets)
+        self.counts = _proportional(self.weights, self.epoch_length)
+        self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.epoch_length
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        epoch = self.epoch
+        if self._plan is None or self._plan[0] != epoch:
+            self._plan = (epoch, *self._make_plan(epoch))
+        return int(self._plan[1][index]), int(self._plan[2][index])
+
+    def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Member and inner index of each position of an epoch."""
+        members = np.repeat(np.arange(len(self.counts)), self.counts)
+        inner = np.concatenate([self._stream(member, epoch) for member in range(len(self.counts))])
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.epoch_length)
+        return members[order], inner[order]
+
+    def _stream(self, member: int, epoch: int) -> np.ndarray:
+        """The stretch of a member's endless stream that belongs to an epoch."""
+        length, count = len(self.datasets[member]), self.counts[member]
+        first, last = epoch * count // length, ((epoch + 1) * count - 1) // length
+        passes = [
+            np.random.default_rng((self.seed, 1 + member, number)).permutation(length)
+            for number in range(first, last + 1)
+        ]
+        start = epoch * count - first * length
+        return np.concatenate(passes)[start : start + count] if passes else np.zeros(0, dtype=np.int64)
+
+
+def _proportional(weights: Sequence[float], total: int) -> list[int]:
+    """Divides ``total`` by weights with the largest-remainder rule (first member wins ties)."""
+    shares = [weight / sum(weights) * total for weight in weights]
+    counts = [int(share) for share in shares]
+    by_remainder = sorted(range(len(shares)), key=lambda i: (counts[i] - shares[i], i))
+    for index in by_remainder[: total - sum(counts)]:
+        counts[index] += 1
+    return counts

@@ -1,0 +1,227 @@
+"""Panoptic Narrative Grounding: captions whose phrases are segments of COCO's panoptic annotation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flmm_detseg.datasets.base import GroundingDataset
+from flmm_detseg.datasets.files import load_json, require_dir, require_keys
+from flmm_detseg.datasets.images import check_image_size
+from flmm_detseg.datasets.masks import read_panoptic_ids
+from flmm_detseg.datasets.policy import RecordError, record_error
+from flmm_detseg.errors import DataError
+from flmm_detseg.registry import DATASETS
+from flmm_detseg.structures import Phrase, Sample
+
+
+@dataclass(frozen=True, slots=True)
+class _Panoptic:
+    """One image of the panoptic annotation."""
+
+    image_path: Path
+    map_path: Path
+    size: tuple[int, int]  # (H, W)
+    is_thing: dict[int, bool]  # by segment id
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    record_id: str
+    panoptic: _Panoptic
+    text: str
+    phrases: tuple[Phrase, ...]
+    segment_ids: tuple[tuple[int, ...], ...]
+
+
+@DATASETS.register_module()
+class PNGDataset(GroundingDataset):
+    """Narratives with grounded phrases, things and stuff, singular and plural.
+
+    The text is the utterances joined by single spaces; an utterance with segment ids is a phrase, and its
+    mask is the union of its segments. Narratives without any grounded phrase are left out and counted in
+    :attr:`dropped`.
+
+    Args:
+        narratives_file: ``png_coco_{train,val}2017.json``: a list of ``{"image_id", "caption", "segments":
+            [{"utterance", "segment_ids", "plural", "noun"}]}``.
+        panoptic_json: ``panoptic_{train,val}2017.json`` of COCO.
+        panoptic_dir: Folder of the panoptic PNG files.
+        image_dir: Folder of the images.
+        plural_is_thing: Count every plural phrase as a thing, as the published protocol does; False: by the
+            category of its first segment.
+        policy: ``"raise"`` | ``"skip"`` for narratives that cannot be used (the narrative is the unit
+            skipped).
+        prompt: The user's question of every sample; None: the LMM adapter's default.
+        verify_images: Decode every image and panoptic map at construction, so that ``policy="skip"`` covers
+            them too.
+        name: First part of record ids.
+
+    Raises:
+        DataError: A file is missing, truncated or of another kind, or (``policy="raise"``) a narrative is
+            unusable.
+
+    Source: González et al., Panoptic Narrative Grounding, ICCV 2021 (arXiv 2109.04988).
+    """
+
+    def __init__(
+        self,
+        narratives_file: str,
+        panoptic_json: str,
+        panoptic_dir: str,
+        image_dir: str,
+        plural_is_thing: bool = True,
+        policy: str = "raise",
+        prompt: str | None = None,
+        verify_images: bool = False,
+        name: str = "png",
+    ) -> None:
+        super().__init__(policy)
+        self.narratives_file, self.panoptic_json = Path(narratives_file), Path(panoptic_json)
+        self.annotation_files = (self.narratives_file, self.panoptic_json)
+        self.panoptic_dir = require_dir(panoptic_dir, "panoptic folder")
+        self.image_dir = require_dir(image_dir, "image folder")
+        self.plural_is_thing, self.prompt, self.name = plural_is_thing, prompt, name
+        self.records = self._read_records()
+        self._finish(verify_images, str(self.narratives_file))
+
+    def phrase_texts(self, index: int) -> tuple[str, list[str]]:
+        """Image id and phrase texts of a record, without reading its image."""
+        record = self.records[index]
+        texts = [" ".join(record.text[start:end] for start, end in phrase.spans) for phrase in record.phrases]
+        return str(record.panoptic.image_path), texts
+
+    def _read_panoptic(self) -> dict[int, _Panoptic]:
+        content = load_json(self.panoptic_json, "panoptic annotation")
+        require_keys(content, ("images", "annotations", "categories"), str(self.panoptic_json))
+        thing = {category["id"]: bool(category["isthing"]) for category in content["categories"]}
+        images = {image["id"]: image for image in content["images"]}
+        result = {}
+        for position, annotation in enumerate(content["annotations"]):
+            where = f"{self.panoptic_json}: annotations[{position}]"
+            require_keys(annotation, ("image_id", "file_name", "segments_info"), where)
+            image = images.get(annotation["image_id"])
+            if image is None:
+                raise DataError(f"{where}: image {annotation['image_id']} is not in `images`.")
+            result[int(annotation["image_id"])] = _Panoptic(
+                image_path=self.image_dir / image["file_name"],
+                map_path=self.panoptic_dir / annotation["file_name"],
+                size=(int(image["height"]), int(image["width"])),
+                is_thing={int(s["id"]): thing[s["category_id"]] for s in annotation["segments_info"]},
+            )
+        return result
+
+    def _read_records(self) -> list[_Record]:
+        narratives = load_json(self.narratives_file, "narratives file")
+        if not isinstance(narratives, list):
+            raise DataError(
+                f"{self.narratives_file}: expected a list of narratives, got {type(narratives).__name__}."
+            )
+        panoptic = self._read_panoptic()
+        records = []
+        for position, narrative in enumerate(narratives):
+            where = f"{self.narratives_file}: narrative {position}"
+            require_keys(narrative, ("image_id", "segments"), where)
+            record_id = f"{self.name}/narrative-{position}-image-{narrative['image_id']}"
+            try:
+                record = self._read_record(position, record_id, narrative, panoptic)
+            except RecordError as error:
+                self._log.handle(error)
+                continue
+            except (AttributeError, TypeError, ValueError) as error:
+                self._log.handle(self._problem(position, record_id, f"malformed ({error})", "malformed"))
+                continue
+            if record.phrases:
+                records.append(record)
+            else:
+                self._log.drop("no grounded phrase", record_id)
+        return records
+
+    def _problem(self, position: int, record_id: str, message: str, kind: str) -> RecordError:
+        remedy = "Mend the annotation, or use policy='skip' to leave such narratives out."
+        where = f"narrative {position} ({record_id})"
+        return record_error(str(self.narratives_file), where, message, remedy, kind)
+
+    def _read_record(
+        self, position: int, record_id: str, narrative: dict[str, Any], panoptic: dict[int, _Panoptic]
+    ) -> _Record:
+        info = panoptic.get(int(narrative["image_id"]))
+        if info is None:
+            message = f"image {narrative['image_id']} is not in {self.panoptic_json.name}"
+            raise self._problem(position, record_id, message, "unknown image")
+        for path in (info.image_path, info.map_path):
+            if not path.is_file():
+                raise self._problem(position, record_id, f"{path} not found", "missing image")
+        words: list[str] = []
+        phrases: list[Phrase] = []
+        groups: list[tuple[int, ...]] = []
+        start = 0
+        for number, segment in enumerate(narrative["segments"]):
+            require_keys(
+                segment, ("utterance",), f"{self.narratives_file}: narrative {position} segment {number}"
+            )
+            utterance = str(segment["utterance"]).strip()
+            ids = tuple(int(segment_id) for segment_id in segment.get("segment_ids", ()))
+            if not utterance:
+                if ids:
+                    message = f"segment {number} has segment ids but an empty utterance"
+                    raise self._problem(position, record_id, message, "empty phrase")
+                continue
+            unknown = [segment_id for segment_id in ids if segment_id not in info.is_thing]
+            if unknown:
+                message = (
+                    f"phrase {utterance!r}: segment {unknown[0]} is not in its image's panoptic annotation"
+                )
+                raise self._problem(position, record_id, message, "unknown segment")
+            if ids:
+                plural = bool(segment.get("plural", False))
+                is_thing = (plural and self.plural_is_thing) or info.is_thing[ids[0]]
+                span = (start, start + len(utterance))
+                phrases.append(Phrase(spans=(span,), is_thing=is_thing, is_plural=plural))
+                groups.append(ids)
+            words.append(utterance)
+            start += len(utterance) + 1
+        return _Record(record_id, info, " ".join(words), tuple(phrases), tuple(groups))
+
+    def _read(self, record: _Record) -> Sample:
+        info = record.panoptic
+        image = self._load_image(info.image_path, record.record_id)
+        check_image_size(image, info.size, info.image_path, record.record_id)
+        return Sample(
+            record_id=record.record_id,
+            image=image,
+            text=record.text,
+            phrases=record.phrases,
+            masks=self._decode_masks(record),
+            prompt=self.prompt,
+            image_id=str(info.image_path),
+            meta={"segment_ids": [list(ids) for ids in record.segment_ids]},
+        )
+
+    def _decode_masks(self, record: _Record) -> np.ndarray:
+        path = record.panoptic.map_path
+        remedy = (
+            "Use the panoptic file that belongs to the annotation, or policy='skip' with verify_images=True."
+        )
+
+        def problem(message: str, kind: str) -> RecordError:
+            return record_error(str(path), record.record_id, message, remedy, kind)
+
+        try:
+            segments = read_panoptic_ids(path)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise problem(f"panoptic map cannot be decoded ({error})", "broken image") from error
+        if segments.shape != record.panoptic.size:
+            size = " x ".join(map(str, record.panoptic.size))
+            raise problem(
+                f"panoptic map is {segments.shape[0]} x {segments.shape[1]}, not {size}", "size mismatch"
+            )
+        masks = np.stack([np.isin(segments, ids) for ids in record.segment_ids])
+        for index, mask in enumerate(masks):
+            if not mask.any():
+                start, end = record.phrases[index].spans[0]
+                raise problem(f"phrase {record.text[start:end]!r} has no pixel in the map", "empty mask")
+        return masks

@@ -1,0 +1,144 @@
+"""Per-phrase facts of a prediction, as integers: later averages do not depend on order or sharding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flmm_detseg.errors import DataError, RunError
+from flmm_detseg.structures import Prediction, Sample
+
+# Thresholds on the probability, 0.05 ... 0.95.
+SWEEP_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
+
+
+def phrase_records(sample: Sample, prediction: Prediction, *, sweep: bool = False) -> list[dict[str, Any]]:
+    """Compares a prediction with the targets of its sample.
+
+    Args:
+        sample: With masks ``[K, H, W]``.
+        prediction: Of the same sample, on any device.
+        sweep: Also compare at the thresholds :data:`SWEEP_THRESHOLDS`.
+
+    Returns:
+        One plain (JSON-ready) dict per phrase: ``record_id``, ``phrase`` (index), ``text``, ``is_thing``,
+        ``is_plural``, ``score``, ``target_area`` (pixels), and per kind of mask (``coarse``; ``refined``
+        where there is a refiner) a dict of pixel counts: ``intersection``, ``area``, ``box_intersection``,
+        ``box_area`` and, with ``sweep``, lists of ``intersection`` and ``area`` by threshold.
+        ``target_box_area`` belongs to the target.
+
+    Raises:
+        DataError: The sample has no masks, or the prediction belongs to another record or has another shape.
+    """
+    if sample.masks is None:
+        raise DataError(f"{sample.record_id}: it has no masks to evaluate against.")
+    expected = (len(sample.phrases), *sample.image_size)
+    if prediction.record_id != sample.record_id or tuple(prediction.masks.shape) != expected:
+        raise DataError(
+            f"{sample.record_id}: the prediction is of record {prediction.record_id!r} with shape "
+            f"{tuple(prediction.masks.shape)}, expected {expected}."
+        )
+    target = torch.from_numpy(sample.masks).to(prediction.masks.device)
+    kinds = {"coarse": coarse_logits_at_image_size(prediction)}
+    if prediction.refined_logits is not None:
+        kinds["refined"] = prediction.refined_logits
+    for kind, logits in kinds.items():
+        if logits.isnan().any():
+            raise RunError(
+                f"{sample.record_id}: the {kind} mask logits contain NaN. Check the checkpoint and precision."
+            )
+    facts = {kind: _compare(logits, target, sweep) for kind, logits in kinds.items()}
+    target_boxes = mask_boxes(target)
+    target_area, target_box_area = _to_list(target.flatten(1).sum(1)), _to_list(_box_area(target_boxes))
+    scores = prediction.scores.tolist()
+    return [
+        {
+            "record_id": sample.record_id,
+            "phrase": k,
+            "text": sample.phrase_text(k),
+            "is_thing": phrase.is_thing,
+            "is_plural": phrase.is_plural,
+            "score": round(scores[k], 6),
+            "target_area": target_area[k],
+            "target_box_area": target_box_area[k],
+            **{kind: {name: values[k] for name, values in fact.items()} for kind, fact in facts.items()},
+        }
+        for k, phrase in enumerate(sample.phrases)
+    ]
+
+
+def coarse_logits_at_image_size(prediction: Prediction) -> Tensor:
+    """The mask head's logits resized (bilinear) to the original image, ``[K, H, W]`` float32."""
+    logits = prediction.coarse_logits.float()
+    return F.interpolate(logits[:, None], size=prediction.image_size, mode="bilinear", align_corners=False)[
+        :, 0
+    ]
+
+
+def mask_boxes(masks: Tensor) -> Tensor:
+    """Half-open pixel boxes of masks.
+
+    Args:
+        masks: bool ``[K, H, W]``.
+
+    Returns:
+        int64 ``[K, 4]`` xyxy; zeros for an empty mask.
+    """
+    columns, rows = masks.any(1), masks.any(2)
+    height, width = masks.shape[1:]
+    x0, y0 = columns.int().argmax(1), rows.int().argmax(1)
+    x1, y1 = width - columns.flip(1).int().argmax(1), height - rows.flip(1).int().argmax(1)
+    return torch.stack([x0, y0, x1, y1], dim=1) * columns.any(1, keepdim=True)
+
+
+def _box_area(boxes_xyxy: Tensor) -> Tensor:
+    return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=0).prod(1)
+
+
+def _to_list(values: Tensor) -> list[int]:
+    return [int(value) for value in values.tolist()]
+
+
+def _compare(logits: Tensor, target: Tensor, sweep: bool) -> dict[str, list[Any]]:
+    """Pixel counts per phrase at probability 0.5 (logit 0) and, if asked, at every threshold of the sweep."""
+    masks = logits > 0
+    boxes, target_boxes = mask_boxes(masks), mask_boxes(target)
+    overlap = torch.cat(
+        [torch.maximum(boxes[:, :2], target_boxes[:, :2]), torch.minimum(boxes[:, 2:], target_boxes[:, 2:])],
+        dim=1,
+    )
+    facts: dict[str, list[Any]] = {
+        "intersection": _to_list((masks & target).flatten(1).sum(1)),
+        "area": _to_list(masks.flatten(1).sum(1)),
+        "box_intersection": _to_list(_box_area(overlap)),
+        "box_area": _to_list(_box_area(boxes)),
+    }
+    if sweep:
+        limits = torch.logit(torch.tensor(SWEEP_THRESHOLDS, dtype=torch.float64)).float()
+        limits[SWEEP_THRESHOLDS.index(0.5)] = 0.0
+        # Number of thresholds a pixel is strictly above; a histogram of it gives every mask's area at once.
+        levels = torch.bucketize(logits, limits.to(logits.device))
+        facts["sweep_area"] = _areas_above(levels, None)
+        facts["sweep_intersection"] = _areas_above(levels, target)
+    return facts
+
+
+def _areas_above(levels: Tensor, inside: Tensor | None) -> list[list[int]]:
+    """Per phrase: pixels above each threshold (inside a mask if given)."""
+    num = len(SWEEP_THRESHOLDS)
+    areas = []
+    for k, level in enumerate(levels):
+        values = level.flatten() if inside is None else level[inside[k]]
+        histogram = torch.bincount(values, minlength=num + 1)
+        areas.append(_to_list(histogram.flip(0).cumsum(0).flip(0)[1:]))
+    return areas
+
+
+def ordered(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Records sorted by record id and phrase, repeated ones (padding of distributed samplers) once."""
+    unique = {(record["record_id"], record["phrase"]): record for record in records}
+    return [unique[key] for key in sorted(unique)]

@@ -1,0 +1,94 @@
+"""The command line for one's own images: `python tools/ground.py`, `flmm-detseg ground`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from flmm_detseg.errors import DataError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of :func:`run`."""
+    parser.add_argument(
+        "config", help="config of the model, e.g. configs/tiny/frozen_tiny_llava_refcoco_png.py"
+    )
+    parser.add_argument("--checkpoint", help="what training wrote; default: load_from of the config")
+    parser.add_argument(
+        "--untrained", action="store_true", help="accept random heads when there is no checkpoint"
+    )
+    parser.add_argument("--image", required=True, help="image file")
+    parser.add_argument("--caption", help="text that the model reads; default: the model's own description")
+    parser.add_argument("--phrase", action="append", default=[], help="part of the caption; repeatable")
+    parser.add_argument(
+        "--span",
+        action="append",
+        default=[],
+        metavar="START:END",
+        help="characters of the caption; repeatable",
+    )
+    parser.add_argument(
+        "--prompt", help="question before the caption; default: the config's description prompt"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png or .jpg)")
+    parser.add_argument("--boxes", action="store_true", help="draw the boxes too")
+    parser.add_argument(
+        "--attention", type=Path, metavar="DIR", help="also write each phrase's best heads here"
+    )
+    parser.add_argument("--coco", type=Path, metavar="FILE", help="also write the masks as COCO annotations")
+    parser.add_argument("--device", help='for example "cuda:0"; default: the GPU when there is one')
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Grounds the phrases, writes the files asked for.
+
+    Returns:
+        Figures for the last line: picture, caption, and per phrase score, box and area.
+
+    Raises:
+        FlmmError: Whatever the user can mend.
+    """
+    if bool(arguments.phrase) == bool(arguments.span):
+        raise DataError("give the phrases as --phrase TEXT, or as --span START:END (each repeatable)")
+    if arguments.span and arguments.caption is None:
+        raise DataError("--span counts characters of --caption: give both")
+    spans = [_parse_span(text) for text in arguments.span]
+    # Late, so that a wrong argument is told before torch is loaded.
+    from flmm_detseg.inference.grounder import Grounder
+
+    grounder = Grounder.from_config(
+        arguments.config, arguments.checkpoint, arguments.device, untrained=arguments.untrained
+    )
+    caption = arguments.caption
+    if caption is None:
+        caption = grounder.answer(arguments.image, arguments.prompt)
+    result = grounder.ground(
+        arguments.image,
+        caption,
+        arguments.phrase or None,
+        spans=spans or None,
+        prompt=arguments.prompt,
+        keep_attention=arguments.attention is not None,
+    )
+    figures: dict[str, Any] = {"overlay": str(result.save_overlay(arguments.out, boxes=arguments.boxes))}
+    if arguments.attention is not None:
+        figures["attention"] = [
+            str(result.save_attention(arguments.attention / f"phrase_{index + 1}.png", index))
+            for index in range(len(result))
+        ]
+    annotations = result.to_coco(Path(arguments.image).name)
+    if arguments.coco is not None:
+        arguments.coco.parent.mkdir(parents=True, exist_ok=True)
+        arguments.coco.write_text(json.dumps(annotations, ensure_ascii=False), encoding="utf-8")
+        figures["coco"] = str(arguments.coco)
+    keys = ("phrase", "score", "bbox", "area")
+    return figures | {"caption": caption, "phrases": [{k: entry[k] for k in keys} for entry in annotations]}
+
+
+def _parse_span(text: str) -> tuple[int, int]:
+    start, _, end = text.partition(":")
+    if not (start.isdigit() and end.isdigit()):
+        raise DataError(f"--span {text!r}: two numbers of characters are needed, START:END")
+    return int(start), int(end)

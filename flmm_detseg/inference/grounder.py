@@ -1,0 +1,208 @@
+"""Grounds phrases of a caption in an image with a trained model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from PIL import Image, ImageOps
+
+from flmm_detseg.datasets.images import load_image
+from flmm_detseg.errors import DataError
+from flmm_detseg.inference.phrases import check_spans, locate_phrases
+from flmm_detseg.inference.result import GroundingResult
+from flmm_detseg.models import GroundingLMM
+from flmm_detseg.models.from_config import model_from_config
+from flmm_detseg.structures import Phrase, Prediction, Sample
+
+ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
+Span: TypeAlias = tuple[int, int]
+
+
+class Grounder:
+    """A grounding LMM with hands: image and caption in, masks and boxes of its phrases out.
+
+    Example:
+        >>> grounder = Grounder.from_config(
+        ...     "configs/tiny/frozen_tiny_llava_refcoco_png.py", "work_dirs/quickstart/tiny/last.pth"
+        ... )
+        >>> result = grounder.ground("scene.png", "a star above a ring .", phrases=["a star", "a ring"])
+        >>> result.save_overlay("overlay.png")
+    """
+
+    def __init__(self, model: GroundingLMM) -> None:
+        self.model = model.eval()
+
+    @classmethod
+    def from_config(
+        cls,
+        config: str | Path | Config,
+        checkpoint: str | Path | None = None,
+        device: str | torch.device | None = None,
+        *,
+        untrained: bool = False,
+    ) -> Grounder:
+        """Builds the model of a config and loads its trained parts.
+
+        Args:
+            config: Config file or loaded config. Relative paths in it count from the current folder.
+            checkpoint: What training wrote. None takes the config's ``load_from``; without either the heads
+                would be random, which is an error unless ``untrained``.
+            device: For example ``"cuda:0"``; None takes the GPU when there is one.
+            untrained: Accept random heads (to try a config, or only for :meth:`answer`).
+
+        Raises:
+            ConfigError: The config cannot be used.
+            CheckpointError: No checkpoint, an unsafe or damaged one, or one of another model.
+        """
+        return cls(model_from_config(config, checkpoint, untrained=untrained, device=device))
+
+    def ground(
+        self,
+        image: ImageLike | Sequence[ImageLike],
+        caption: str | Sequence[str],
+        phrases: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        *,
+        spans: Sequence[Span | Sequence[Span]] | Sequence[Sequence[Span | Sequence[Span]]] | None = None,
+        prompt: str | None = None,
+        keep_attention: bool = False,
+        batch_size: int = 8,
+    ) -> GroundingResult | list[GroundingResult]:
+        """Finds the pixels that phrases of a caption speak of.
+
+        Args:
+            image: Path, PIL image, or RGB uint8 array ``[H, W, 3]``; a list of them for several at once.
+            caption: The text that the LMM reads as its own answer; a list for a list of images.
+            phrases: Texts that occur in the caption as whole words; a list of lists for a list of images. A
+                phrase that occurs several times means its first occurrence, and naming it again the next one.
+            spans: Instead of phrases: character ranges ``(start, end)`` of the caption, half-open; for a
+                phrase in several parts a list of ranges. A list of such lists for a list of images.
+            prompt: The question before the caption; None takes the config's description prompt.
+            keep_attention: Keep the attention stack in the result (for pictures; may be large).
+            batch_size: Images per forward pass. Results do not depend on it (up to rounding).
+
+        Returns:
+            One result, or a list of them for a list of images. Entries with the same image share its
+            encoding.
+
+        Raises:
+            PhraseNotFoundError: A phrase is not in its caption; names both.
+            DataError: An image cannot be read, or lists differ in length.
+        """
+        if (phrases is None) == (spans is None):
+            raise DataError("ground() needs either phrases or spans")
+        if batch_size < 1:
+            raise DataError(f"batch_size is {batch_size}, at least 1 is needed")
+        single = isinstance(image, str | Path | Image.Image | np.ndarray)
+        if single:
+            samples = [_sample("image", image, caption, phrases, spans, prompt)]
+        else:
+            samples = self._samples(image, caption, phrases, spans, prompt)
+        results: list[GroundingResult] = []
+        for start in range(0, len(samples), batch_size):
+            chunk = samples[start : start + batch_size]
+            with torch.inference_mode():
+                predictions = self.model.predict(chunk, keep_attention=keep_attention)
+            results.extend(map(self._result, chunk, predictions))
+        return results[0] if single else results
+
+    def answer(self, image: ImageLike, question: str | None = None, *, max_new_tokens: int = 128) -> str:
+        """The LMM's own answer (greedy): grounding has not changed it.
+
+        Args:
+            image: As in :meth:`ground`.
+            question: Free text; None asks for a description, in the words of the config.
+            max_new_tokens: Longest answer.
+
+        Raises:
+            DataError: The image cannot be read.
+        """
+        sample = Sample("question", read_image(image, "image"), "", (), prompt=question)
+        with torch.inference_mode(), self.model.lmm.base_mode():
+            return self.model.lmm.generate(sample, max_new_tokens=max_new_tokens)
+
+    def _samples(
+        self,
+        images: Sequence[ImageLike],
+        captions: str | Sequence[str],
+        phrases: Sequence[Sequence[str]] | None,
+        spans: Sequence[Sequence[Span | Sequence[Span]]] | None,
+        prompt: str | None,
+    ) -> list[Sample]:
+        given = {"captions": captions, "phrases": phrases, "spans": spans}
+        for name, values in given.items():
+            if values is not None and (isinstance(values, str) or len(values) != len(images)):
+                count = "one text" if isinstance(values, str) else f"{len(values)} entries"
+                raise DataError(f"{len(images)} images, but {name} has {count}: give one per image")
+        none = [None] * len(images)
+        rows = zip(images, captions, phrases or none, spans or none, strict=True)
+        return [_sample(f"image {index}", *row, prompt) for index, row in enumerate(rows)]
+
+    def _result(self, sample: Sample, prediction: Prediction) -> GroundingResult:
+        prediction = prediction.cpu()
+        result = GroundingResult(
+            image=sample.image,
+            caption=sample.text,
+            phrases=tuple(sample.phrase_text(index) for index in range(len(sample.phrases))),
+            spans=tuple(phrase.spans for phrase in sample.phrases),
+            masks=prediction.masks.numpy(),
+            boxes_xyxy=prediction.boxes_xyxy.numpy(),
+            scores=prediction.scores.numpy(),
+            coarse_logits=prediction.coarse_logits.numpy(),
+            refined_logits=None if prediction.refined_logits is None else prediction.refined_logits.numpy(),
+        )
+        if prediction.attention is None:
+            return result
+        return replace(
+            result,
+            attention=prediction.attention.numpy(),
+            grid=self.model.lmm.prepare(sample).grid,
+            attention_layers=tuple(self.model.lmm.attention_layers),
+            attention_heads=tuple(self.model.lmm.attention_heads),
+        )
+
+
+def read_image(image: ImageLike, record: str) -> np.ndarray:
+    """RGB uint8 ``[H, W, 3]`` from a path, a PIL image (EXIF orientation applied) or an array.
+
+    Raises:
+        DataError: It cannot be read, or the array has another shape or dtype.
+    """
+    if isinstance(image, str | Path):
+        return load_image(image, record)
+    if isinstance(image, Image.Image):
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise DataError(
+            f"{record}: an RGB uint8 array [H, W, 3] is needed, got {image.dtype} {list(image.shape)}; "
+            "for float images multiply by 255 and convert, for PIL images pass them as they are"
+        )
+    return np.ascontiguousarray(image)
+
+
+def _sample(
+    record: str,
+    image: ImageLike,
+    caption: str,
+    phrases: Sequence[str] | None,
+    spans: Sequence[Span | Sequence[Span]] | None,
+    prompt: str | None,
+) -> Sample:
+    if isinstance(phrases, str):
+        raise DataError(f"{record}: phrases is one text ({phrases!r}); pass a list of texts")
+    located: tuple[Phrase, ...] = (
+        locate_phrases(caption, phrases, record)
+        if phrases is not None
+        else check_spans(caption, spans or [], record)
+    )
+    if not located:
+        raise DataError(f"{record}: no phrase to ground in {caption!r}")
+    pixels = read_image(image, record)
+    key = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    return Sample(record, pixels, caption, located, prompt=prompt, image_id=key)

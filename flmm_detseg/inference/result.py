@@ -1,0 +1,147 @@
+"""What grounding gives back: plain numpy, in pixels of the original image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flmm_detseg.errors import DataError
+from flmm_detseg.structures import PatchGrid
+from flmm_detseg.visualization import draw_attention_heads, draw_grounding
+
+
+@dataclass(frozen=True)
+class GroundingResult:
+    """Masks and boxes of the K phrases of one image's caption.
+
+    Attributes:
+        image: RGB, uint8, ``[H, W, 3]``, as it was read.
+        caption: The text the LMM read.
+        phrases: K texts as they stand in the caption.
+        spans: Per phrase its character spans ``(start, end)`` in the caption, half-open.
+        masks: bool ``[K, H, W]``.
+        boxes_xyxy: float32 ``[K, 4]``, half-open pixel box of each mask; zeros when the mask is empty.
+        scores: float32 ``[K]``, mean foreground probability inside the mask; 0 when it is empty.
+        coarse_logits: float32 ``[K, h, w]``: the mask head's output, over the image (without padding).
+        refined_logits: float32 ``[K, H, W]``: the refiner's output; None where the config has no refiner.
+        attention: float32 ``[K, C, rows, cols]``, the attention rows of the phrases' tokens on the image
+            tokens, padding included; None unless asked for (``keep_attention=True``).
+        grid: Geometry of ``attention``; ``grid.crop_window`` cuts the padding away.
+        attention_layers: Decoder layers in ``attention``; channel = layer * heads + head.
+        attention_heads: Heads in ``attention``.
+    """
+
+    image: np.ndarray = field(repr=False)
+    caption: str
+    phrases: tuple[str, ...]
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+    masks: np.ndarray = field(repr=False)
+    boxes_xyxy: np.ndarray
+    scores: np.ndarray
+    coarse_logits: np.ndarray = field(repr=False)
+    refined_logits: np.ndarray | None = field(default=None, repr=False)
+    attention: np.ndarray | None = field(default=None, repr=False)
+    grid: PatchGrid | None = field(default=None, repr=False)
+    attention_layers: tuple[int, ...] = ()
+    attention_heads: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        """K."""
+        return len(self.phrases)
+
+    def overlay(self, *, boxes: bool = False) -> np.ndarray:
+        """Picture of the phrases' masks with the caption as legend.
+
+        Args:
+            boxes: Draw the boxes too.
+
+        Returns:
+            RGB uint8.
+        """
+        return draw_grounding(
+            self.image,
+            self.masks,
+            self.phrases,
+            self.scores,
+            self.boxes_xyxy if boxes else None,
+            caption=self.caption,
+            spans=self.spans,
+        )
+
+    def save_overlay(self, path: str | Path, *, boxes: bool = False) -> Path:
+        """Writes :meth:`overlay`; the ending decides the format (.png, .jpg). Missing folders are made."""
+        return _save(self.overlay(boxes=boxes), path)
+
+    def attention_picture(self, index: int, *, top: int = 7) -> np.ndarray:
+        """Picture of the heads that carry phrase ``index``, ranked by IoU with its predicted mask.
+
+        Raises:
+            DataError: The attention was not kept.
+        """
+        if self.attention is None:
+            raise DataError("the attention was not kept: call ground(..., keep_attention=True)")
+        mask = self.masks[index] if self.masks[index].any() else None
+        return draw_attention_heads(
+            self.image,
+            self.attention[index],
+            self.attention_layers,
+            self.attention_heads,
+            mask,
+            grid=self.grid,
+            phrase=self.phrases[index],
+            top=top,
+        )
+
+    def save_attention(self, path: str | Path, index: int, *, top: int = 7) -> Path:
+        """Writes :meth:`attention_picture`."""
+        return _save(self.attention_picture(index, top=top), path)
+
+    def to_coco(
+        self, image_id: int | str = 0, *, category_id: int = 1, first_id: int = 1
+    ) -> list[dict[str, Any]]:
+        """The result as COCO annotations (JSON-ready).
+
+        Args:
+            image_id: Written into each annotation.
+            category_id: Written into each annotation: phrases have no category of their own.
+            first_id: ``id`` of the first annotation.
+
+        Returns:
+            K dicts: id, image_id, category_id, segmentation (compressed RLE, counts as text), bbox ``[x, y,
+                w, h]``,
+            area, iscrowd, score, phrase, spans.
+        """
+        from pycocotools import mask as rle
+
+        annotations = []
+        for index, phrase in enumerate(self.phrases):
+            code = rle.encode(np.asfortranarray(self.masks[index], dtype=np.uint8))
+            left, top, right, bottom = (float(value) for value in self.boxes_xyxy[index])
+            annotations.append(
+                {
+                    "id": first_id + index,
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": int(self.masks[index].sum()),
+                    "iscrowd": 0,
+                    "score": float(self.scores[index]),
+                    "phrase": phrase,
+                    "spans": [list(span) for span in self.spans[index]],
+                }
+            )
+        return annotations
+
+
+def _save(picture: np.ndarray, path: str | Path) -> Path:
+    path = Path(path)
+    if path.suffix.lower() not in Image.registered_extensions():
+        raise DataError(f"{path}: no picture format has this ending; use .png or .jpg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return path

@@ -1,0 +1,107 @@
+"""Reading models, tokenizers and image settings in hub layout, with errors a user can act on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, CLIPImageProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from flmm_detseg.errors import CheckpointError, ConfigError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Buffers that old checkpoints hold and new models compute.
+_HARMLESS_KEYS = ("position_ids", "rotary_emb.inv_freq")
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype of a name.
+
+    Raises:
+        ConfigError: Unknown name.
+    """
+    if name not in _DTYPES:
+        raise ConfigError(f"`dtype` is {name!r}; allowed: {sorted(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def check_folder(pretrained: str) -> None:
+    """Checks that a model name is a folder in hub layout, or can be a hub name.
+
+    Raises:
+        ConfigError: It looks like a path and is none, or the folder has no config.
+    """
+    path = Path(pretrained).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ConfigError(f"{path}: no config.json; the folder is not a model in hub layout")
+    elif path.exists():
+        raise ConfigError(f"{path} is a file; `pretrained` wants the folder of a model in hub layout")
+    elif path.is_absolute() or pretrained.startswith((".", "~")) or pretrained.count("/") != 1:
+        raise ConfigError(
+            f"{path}: no such folder (looked from {Path.cwd()}); put the model there in hub layout "
+            "(config.json, *.safetensors, tokenizer files) or name one on the hub as owner/name"
+        )
+
+
+def load_model(
+    model_class: type[PreTrainedModel], config_class: type[PretrainedConfig], pretrained: str, dtype: torch.dtype
+) -> PreTrainedModel:
+    """Loads a model from safetensors, strictly.
+
+    Raises:
+        ConfigError: No such model, or one of another family.
+        CheckpointError: The weights are absent, damaged, or do not fit the config; names the keys.
+    """
+    check_folder(pretrained)
+    try:
+        fields, _ = config_class.get_config_dict(pretrained)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{pretrained}: config.json cannot be read: {error}") from error
+    if fields.get("model_type") != config_class.model_type:
+        raise ConfigError(
+            f"{pretrained}: model_type is {fields.get('model_type')!r}, this adapter reads {config_class.model_type!r}"
+        )
+    try:
+        model, info = model_class.from_pretrained(
+            pretrained, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{pretrained}: weights cannot be read: {error}; store the model again (safetensors)"
+        ) from error
+    wrong = {
+        kind: sorted(str(key) for key in info[kind] if not str(key).endswith(_HARMLESS_KEYS))
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
+    }
+    if found := {kind: keys[:5] for kind, keys in wrong.items() if keys}:
+        raise CheckpointError(f"{pretrained}: weights do not fit config.json: {found}; fetch or make the model again")
+    return model
+
+
+def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer.
+
+    Raises:
+        ConfigError: It is missing or cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(pretrained)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{pretrained}: the tokenizer cannot be read: {error}") from error
+
+
+def load_normalisation(pretrained: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Reads mean and standard deviation of RGB from the preprocessor config.
+
+    Raises:
+        ConfigError: The file is missing or lacks them.
+    """
+    try:
+        settings, _ = CLIPImageProcessor.get_image_processor_dict(pretrained)
+        return tuple(settings["image_mean"]), tuple(settings["image_std"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{pretrained}: preprocessor_config.json with image_mean and image_std is needed: {error}"
+        ) from error

@@ -1,0 +1,194 @@
+"""Several texts about one image in one sequence.
+
+Samples with the same image and prompt are packed into one row: the shared prefix once, then one answer after the other.
+A mask lets every answer see the prefix and itself only, and positions continue after the prefix for each of them, so
+each token gets what it would get alone. Nothing is cached or copied, the pass stays differentiable, and gradient
+checkpointing works as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from flmm_detseg.errors import PhraseWithoutTokensError
+from flmm_detseg.structures import LMMInputs
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Rows of the language model's batch, padded on the right (CPU tensors).
+
+    Right padding needs no mask under causal attention: no real token looks to its right.
+
+    Attributes:
+        input_ids: int64 ``[R, T]``, padded with 0.
+        image_mask: bool ``[R, T]``.
+        groups: Per row the samples in it.
+        token_index: Per sample the place of each of its tokens in its row, int64 ``[T_i]``.
+        position_ids: int64 ``[R, T]``; None where they are simply 0..T-1.
+        visible: bool ``[R, 1, T, T]``, True where a query (third axis) may look; None for plain causal attention.
+    """
+
+    input_ids: Tensor
+    image_mask: Tensor
+    groups: list[list[int]]
+    token_index: list[Tensor]
+    position_ids: Tensor | None
+    visible: Tensor | None
+
+
+@dataclass(frozen=True)
+class PhraseRows:
+    """Where the phrase tokens of a packed batch are (CPU tensors).
+
+    Attributes:
+        positions: int64 ``[R, P]``, padded with 0: one entry per token of each phrase, sample after sample.
+        phrase_ids: int64 ``[R, P]``: phrase counted over all samples of the row, -1 for padding.
+        columns: Image tokens without newlines, int64 ``[R, N]``, padded with 0.
+        num_phrases: The most phrases of a row.
+        row_slices: Per sample ``(row, entries, phrases)``: its row and its parts of the P and K axes.
+        sample_phrase_ids: Per sample the phrase of each of its entries, counted within the sample.
+    """
+
+    positions: Tensor
+    phrase_ids: Tensor
+    columns: Tensor
+    num_phrases: int
+    row_slices: list[tuple[int, slice, slice]]
+    sample_phrase_ids: list[Tensor]
+
+
+def distinct_images(inputs: Sequence[LMMInputs], image_keys: Sequence[str | None] | None) -> list[int]:
+    """Finds samples that show the same image.
+
+    A key alone is not trusted: an augmented copy may carry it too, so the pixels must be equal.
+
+    Args:
+        inputs: Prepared samples.
+        image_keys: Per sample a key or None, which is never equal to another.
+
+    Returns:
+        Per sample the first sample with the same image (itself, if none).
+    """
+    first: dict[str, list[int]] = {}
+    owners = []
+    for index, key in enumerate(image_keys or [None] * len(inputs)):
+        candidates = first.setdefault(key, []) if key is not None else []
+        same = (
+            other
+            for other in candidates
+            if inputs[other].grid == inputs[index].grid
+            and torch.equal(inputs[other].pixel_values, inputs[index].pixel_values)
+        )
+        owner = next(same, index)
+        if owner == index:
+            candidates.append(index)
+        owners.append(owner)
+    return owners
+
+
+def pack(inputs: Sequence[LMMInputs], owners: Sequence[int] | None) -> PackedBatch:
+    """Packs samples into rows.
+
+    Args:
+        inputs: Prepared samples.
+        owners: From :func:`distinct_images`: samples with equal owner and equal prefix share a row. None: one row
+            per sample.
+
+    Returns:
+        The batch; rows in order of their first sample.
+    """
+    groups: dict[tuple[int, bytes], list[int]] = {}
+    for index, item in enumerate(inputs):
+        prefix = item.input_ids[: item.prefix_length].numpy().tobytes()
+        key = (index, b"") if owners is None else (owners[index], prefix)
+        groups.setdefault(key, []).append(index)
+
+    ids, images, positions, segments = [], [], [], []
+    token_index: list[Tensor] = [torch.empty(0)] * len(inputs)
+    for members in groups.values():
+        start = end = inputs[members[0]].prefix_length
+        pieces = [inputs[members[0]].input_ids[:start]]
+        places, owner_of_token = [torch.arange(start)], [torch.zeros(start, dtype=torch.int64)]
+        for number, member in enumerate(members, start=1):
+            suffix = inputs[member].input_ids[start:]
+            pieces.append(suffix)
+            places.append(start + torch.arange(len(suffix)))
+            owner_of_token.append(torch.full((len(suffix),), number))
+            token_index[member] = torch.cat([torch.arange(start), end + torch.arange(len(suffix))])
+            end += len(suffix)
+        ids.append(torch.cat(pieces))
+        positions.append(torch.cat(places))
+        segments.append(torch.cat(owner_of_token))
+        image_mask = torch.zeros(end, dtype=torch.bool)
+        image_mask[:start] = inputs[members[0]].image_mask[:start]
+        images.append(image_mask)
+
+    shared = any(len(members) > 1 for members in groups.values())
+    return PackedBatch(
+        input_ids=pad_sequence(ids, batch_first=True),
+        image_mask=pad_sequence(images, batch_first=True),
+        groups=list(groups.values()),
+        token_index=token_index,
+        position_ids=pad_sequence(positions, batch_first=True) if shared else None,
+        visible=_visible(pad_sequence(segments, batch_first=True, padding_value=-1)) if shared else None,
+    )
+
+
+def _visible(segments: Tensor) -> Tensor:
+    """Who sees whom: earlier tokens of the prefix (segment 0) and of the own segment."""
+    causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
+    related = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
+    return (causal & related)[:, None]
+
+
+def image_columns(item: LMMInputs) -> Tensor:
+    """Sequence positions of the image tokens that are patches, level after level, int64 ``[N]``."""
+    tokens = item.image_mask.nonzero().flatten()
+    assert len(tokens) == item.grid.num_tokens, (item.record_id, len(tokens), item.grid)
+    levels = tokens.split([level.num_tokens for level in item.grid.levels])
+    return torch.cat(
+        [part.view(level.rows, -1)[:, : level.cols].flatten() for part, level in zip(levels, item.grid.levels)]
+    )
+
+
+def phrase_rows(inputs: Sequence[LMMInputs], batch: PackedBatch) -> PhraseRows:
+    """Finds the phrase tokens and image columns of a packed batch.
+
+    Raises:
+        PhraseWithoutTokensError: A phrase has no token.
+    """
+    positions, phrase_ids, columns, counts = [], [], [], []
+    row_slices: list[tuple[int, slice, slice]] = [(0, slice(0), slice(0))] * len(inputs)
+    sample_phrase_ids: list[Tensor] = [torch.empty(0)] * len(inputs)
+    for row, members in enumerate(batch.groups):
+        entry_start = phrase_start = 0
+        row_positions, row_phrases = [], []
+        for member in members:
+            item = inputs[member]
+            if empty := (~item.phrase_tokens.any(1)).nonzero().flatten().tolist():
+                raise PhraseWithoutTokensError(f"{item.record_id}: phrases {empty} have no token")
+            tokens, phrases = item.phrase_tokens.T.nonzero().unbind(1)
+            row_positions.append(batch.token_index[member][tokens])
+            row_phrases.append(phrases + phrase_start)
+            sample_phrase_ids[member] = phrases
+            entry_end, phrase_end = entry_start + len(tokens), phrase_start + item.num_phrases
+            row_slices[member] = (row, slice(entry_start, entry_end), slice(phrase_start, phrase_end))
+            entry_start, phrase_start = entry_end, phrase_end
+        positions.append(torch.cat(row_positions))
+        phrase_ids.append(torch.cat(row_phrases))
+        columns.append(image_columns(inputs[members[0]]))
+        counts.append(phrase_start)
+    return PhraseRows(
+        positions=pad_sequence(positions, batch_first=True),
+        phrase_ids=pad_sequence(phrase_ids, batch_first=True, padding_value=-1),
+        columns=pad_sequence(columns, batch_first=True),
+        num_phrases=max(counts),
+        row_slices=row_slices,
+        sample_phrase_ids=sample_phrase_ids,
+    )

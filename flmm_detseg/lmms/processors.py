@@ -1,0 +1,279 @@
+"""From a sample to the tensors of one LMM family: prompt, tokens, phrase membership, pixels and patch grid."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError, PhraseWithoutTokensError
+from flmm_detseg.ops.letterbox import best_resolution, centre_padding, fit_inside, fit_longest_side, unpadded_grid
+from flmm_detseg.ops.spans import tokens_of_spans
+from flmm_detseg.structures import GridLevel, LMMInputs, PatchGrid, Sample
+
+PROMPT_TEMPLATES: dict[str, str] = {
+    "vicuna": "USER: {image}\n{prompt} ASSISTANT:",
+    "mistral": "[INST] {image}\n{prompt} [/INST]",
+}
+DESCRIPTION_PROMPT = "Please give me a description of the image."
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class ProcessorSettings:
+    """What a user may choose about prompts and pixels.
+
+    Attributes:
+        prompt_template: ``"vicuna"`` or ``"mistral"``.
+        description_prompt: Question for samples without a prompt.
+        max_length: Longest sequence in tokens, image tokens included; longer texts are cut at the end.
+        image_mean: Mean of RGB in [0, 1].
+        image_std: Standard deviation of RGB.
+    """
+
+    prompt_template: str = "vicuna"
+    description_prompt: str = DESCRIPTION_PROMPT
+    max_length: int = 4096
+    image_mean: Sequence[float] = tuple(OPENAI_CLIP_MEAN)
+    image_std: Sequence[float] = tuple(OPENAI_CLIP_STD)
+
+    def __post_init__(self) -> None:
+        if self.prompt_template not in PROMPT_TEMPLATES:
+            raise ConfigError(f"`prompt_template` is {self.prompt_template!r}; known: {sorted(PROMPT_TEMPLATES)}")
+        if self.max_length < 1:
+            raise ConfigError(f"`max_length` is {self.max_length}; a positive number of tokens is needed")
+
+
+class LMMProcessor(ABC):
+    """Text side of every family; a subclass adds the image side.
+
+    Args:
+        tokenizer: Fast tokenizer (character offsets) that knows the image token.
+        image_token_id: Id of the image token in the model's config.
+        image_side: Side of the vision tower's square input, pixels.
+        patch_size: Side of a patch, pixels.
+        settings: Prompts and pixels.
+
+    Raises:
+        ConfigError: A slow tokenizer, or one whose image token is not the model's.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        image_token_id: int,
+        image_side: int,
+        patch_size: int,
+        settings: ProcessorSettings = ProcessorSettings(),  # noqa: B008 (immutable)
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise ConfigError("the tokenizer gives no character offsets; a fast one (tokenizer.json) is needed")
+        image_token = tokenizer.added_tokens_decoder.get(image_token_id)
+        if image_token is None:
+            raise ConfigError(
+                f"the tokenizer has no image token with the model's id {image_token_id}; "
+                "use the tokenizer stored with the model"
+            )
+        self.tokenizer = tokenizer
+        self.image_token = image_token.content
+        self.image_token_id = image_token_id
+        self.image_side = image_side
+        self.patch_size = patch_size
+        self.settings = settings
+        self._mean = torch.tensor(settings.image_mean).view(3, 1, 1)
+        self._std = torch.tensor(settings.image_std).view(3, 1, 1)
+        self._pad_rgb = tuple(int(value * 255) for value in settings.image_mean)
+
+    @abstractmethod
+    def process_image(self, image: np.ndarray) -> tuple[Tensor, PatchGrid]:
+        """Preprocesses an image.
+
+        Args:
+            image: RGB, uint8, ``[H, W, 3]``.
+
+        Returns:
+            Normalised pixels in the family's layout, float32, and the geometry of the image tokens.
+        """
+
+    def __call__(self, sample: Sample) -> LMMInputs:
+        """Prepares one sample.
+
+        Raises:
+            DataError: The image is no RGB uint8 array, or prompt or text contain the image token.
+            PhraseNotFoundError: A span lies outside the text.
+            PhraseWithoutTokensError: A phrase has no token, or lost one because the text was cut at ``max_length``.
+        """
+        image = sample.image
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise DataError(f"{sample.record_id}: image is {image.dtype} {image.shape}; uint8 (H, W, 3) RGB is needed")
+        self._check_spans(sample)
+        pixel_values, grid = self.process_image(image)
+        if 0 in grid.output_grid:
+            raise DataError(f"{sample.record_id}: image of {grid.image_size} is too narrow: no image token is left of it")
+        prefix = self._prefix(sample)
+        full_text = f"{prefix} {sample.text}" if sample.text else prefix
+        encoding = self.tokenizer(full_text, return_offsets_mapping=True)
+        input_ids = torch.tensor(encoding.input_ids, dtype=torch.int64)
+        offsets = encoding.offset_mapping
+        prefix_length = next((i for i, (_, end) in enumerate(offsets) if end > len(prefix)), len(offsets))
+        shift = len(prefix) + 1
+        spans = [[(start + shift, end + shift) for start, end in phrase.spans] for phrase in sample.phrases]
+        phrase_tokens = tokens_of_spans(offsets, full_text, spans)
+        labels = input_ids.clone()
+        labels[:prefix_length] = IGNORE_INDEX
+
+        # One image token in the text stands for all of them in the sequence.
+        repeats = torch.where(input_ids == self.image_token_id, grid.num_tokens, 1)
+        input_ids = input_ids.repeat_interleave(repeats)
+        prefix_length += grid.num_tokens - 1
+        limit = self.settings.max_length
+        if prefix_length > limit:
+            raise DataError(
+                f"{sample.record_id}: image and prompt need {prefix_length} tokens, `max_length` is {limit}"
+            )
+        phrase_tokens = phrase_tokens.repeat_interleave(repeats, dim=1)
+        self._check_phrases(sample, phrase_tokens)
+        return LMMInputs(
+            input_ids=input_ids[:limit],
+            phrase_tokens=phrase_tokens[:, :limit],
+            labels=labels.repeat_interleave(repeats)[:limit],
+            image_mask=(input_ids == self.image_token_id)[:limit],
+            prefix_length=prefix_length,
+            pixel_values=pixel_values,
+            grid=grid,
+            record_id=sample.record_id,
+        )
+
+    def question(self, sample: Sample) -> LMMInputs:
+        """Prepares image and prompt only, up to where the answer starts."""
+        return self(replace(sample, text="", phrases=()))
+
+    def _prefix(self, sample: Sample) -> str:
+        prompt = self.settings.description_prompt if sample.prompt is None else sample.prompt
+        if self.image_token in prompt or self.image_token in sample.text:
+            raise DataError(
+                f"{sample.record_id}: prompt or text contain {self.image_token!r}; remove it, it is added for you"
+            )
+        return PROMPT_TEMPLATES[self.settings.prompt_template].format(image=self.image_token, prompt=prompt)
+
+    @staticmethod
+    def _check_spans(sample: Sample) -> None:
+        for index, phrase in enumerate(sample.phrases):
+            for start, end in phrase.spans:
+                if not 0 <= start < end <= len(sample.text):
+                    raise PhraseNotFoundError(
+                        f"{sample.record_id}: span ({start}, {end}) of phrase {index} lies outside the text "
+                        f"of {len(sample.text)} characters, or is empty"
+                    )
+
+    def _check_phrases(self, sample: Sample, phrase_tokens: Tensor) -> None:
+        limit = self.settings.max_length
+        total, kept = phrase_tokens.sum(1), phrase_tokens[:, :limit].sum(1)
+        for index in range(len(sample.phrases)):
+            name = f"{sample.record_id}: phrase {index} {sample.phrase_text(index)!r}"
+            if total[index] == 0:
+                raise PhraseWithoutTokensError(f"{name} has no token; its spans cover white space only, or nothing")
+            if kept[index] < total[index]:
+                raise PhraseWithoutTokensError(
+                    f"{name} keeps {int(kept[index])} of its {int(total[index])} tokens after cutting at "
+                    f"`max_length`={limit}; shorten the text or raise `max_length`"
+                )
+
+    def _resize(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+    def _normalise(self, image: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        return (pixels - self._mean) / self._std
+
+
+class LlavaProcessor(LMMProcessor):
+    """LLaVA-1.5: longest side resized to the tower's input, centred on a square of the mean colour."""
+
+    def process_image(self, image: np.ndarray) -> tuple[Tensor, PatchGrid]:
+        """See :class:`LMMProcessor`; pixels are ``[3, S, S]``."""
+        side = self.image_side
+        image_size = image.shape[0], image.shape[1]
+        resized_size = fit_longest_side(image_size, side)
+        top, left = centre_padding(resized_size, (side, side))
+        canvas = np.empty((side, side, 3), dtype=np.uint8)
+        canvas[:] = self._pad_rgb
+        canvas[top : top + resized_size[0], left : left + resized_size[1]] = self._resize(image, resized_size)
+        grid = PatchGrid(
+            image_size=image_size,
+            resized_size=resized_size,
+            pad_top=top,
+            pad_left=left,
+            padded_size=(side, side),
+            levels=(GridLevel(side // self.patch_size, side // self.patch_size),),
+        )
+        return self._normalise(canvas), grid
+
+
+class LlavaNextProcessor(LMMProcessor):
+    """LLaVA-NeXT: the image squashed to a square, then tiles of the image on the best fitting canvas.
+
+    Args:
+        tokenizer: See :class:`LMMProcessor`, as all arguments not listed here.
+        pinpoints: Canvas sizes ``(H, W)``, multiples of ``image_side``.
+        image_token_id: Id of the image token.
+        image_side: Side of a tile.
+        patch_size: Side of a patch.
+        settings: Prompts and pixels.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        pinpoints: Sequence[Sequence[int]],
+        image_token_id: int,
+        image_side: int,
+        patch_size: int,
+        settings: ProcessorSettings = ProcessorSettings(),  # noqa: B008 (immutable)
+    ) -> None:
+        super().__init__(
+            tokenizer,
+            image_token_id=image_token_id,
+            image_side=image_side,
+            patch_size=patch_size,
+            settings=settings,
+        )
+        self.pinpoints = tuple((int(height), int(width)) for height, width in pinpoints)
+        if not self.pinpoints or any(h < 1 or w < 1 or h % image_side or w % image_side for h, w in self.pinpoints):
+            raise ConfigError(f"`pinpoints` {self.pinpoints} must be multiples of the tile side {image_side}")
+
+    def process_image(self, image: np.ndarray) -> tuple[Tensor, PatchGrid]:
+        """See :class:`LMMProcessor`; pixels are ``[1 + tiles, 3, S, S]``, tiles row by row.
+
+        The grid's maps are those of the un-padded fine level, so nothing is left to crop.
+        """
+        side, base = self.image_side, self.image_side // self.patch_size
+        image_size = image.shape[0], image.shape[1]
+        canvas_size = best_resolution(image_size, self.pinpoints)
+        resized_size = fit_inside(image_size, canvas_size)
+        top, left = centre_padding(resized_size, canvas_size)
+        # The canvas is black before normalisation, unlike LLaVA-1.5's mean colour.
+        canvas = np.zeros((*canvas_size, 3), dtype=np.uint8)
+        canvas[top : top + resized_size[0], left : left + resized_size[1]] = self._resize(image, resized_size)
+        tile_rows, tile_cols = canvas_size[0] // side, canvas_size[1] // side
+        tiles = self._normalise(canvas).view(3, tile_rows, side, tile_cols, side).permute(1, 3, 0, 2, 4)
+        squashed = self._normalise(self._resize(image, (side, side)))
+        rows, cols = unpadded_grid(image_size, (tile_rows * base, tile_cols * base))
+        grid = PatchGrid(
+            image_size=image_size,
+            resized_size=resized_size,
+            pad_top=0,
+            pad_left=0,
+            padded_size=resized_size,
+            levels=(GridLevel(base, base), GridLevel(rows, cols, newline_cols=1)),
+        )
+        return torch.cat([squashed[None], tiles.reshape(-1, 3, side, side)]), grid

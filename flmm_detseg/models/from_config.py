@@ -1,0 +1,71 @@
+"""From a config file and a checkpoint to a model that is ready to predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+
+from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.models.checkpoint import load_checkpoint
+from flmm_detseg.models.grounding_lmm import GroundingLMM
+from flmm_detseg.registry import MODELS
+
+
+def read_config(config: str | Path | Config) -> Config:
+    """Reads a config file; a ``Config`` is returned as it is.
+
+    Raises:
+        ConfigError: No such file, it cannot be executed, or it has no ``model``; names the file.
+    """
+    if isinstance(config, Config):
+        return config
+    path = Path(config)
+    if not path.is_file():
+        raise ConfigError(f"config {path} does not exist (seen from {Path.cwd()})")
+    try:
+        read = Config.fromfile(path)
+    except Exception as error:  # whatever the user's Python file raises is the message
+        raise ConfigError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
+    if "model" not in read:
+        raise ConfigError(f"config {path} has no `model`")
+    return read
+
+
+def model_from_config(
+    config: str | Path | Config,
+    checkpoint: str | Path | None = None,
+    *,
+    untrained: bool = False,
+    device: str | torch.device | None = None,
+) -> GroundingLMM:
+    """Builds the model of a config, loads the trained parts, and sets it to eval mode.
+
+    Args:
+        config: Config file (relative paths in it count from the current folder), or a loaded config.
+        checkpoint: File or folder with the trained parts; None takes ``load_from`` of the config.
+        untrained: Leave the heads as they were initialised when there is neither checkpoint nor
+            ``load_from``.
+        device: Where to put the model; None takes ``cuda`` when there is one.
+
+    Raises:
+        ConfigError: The config cannot be used.
+        CheckpointError: No checkpoint and not ``untrained``; or it does not fit the model.
+    """
+    config = read_config(config)
+    checkpoint = checkpoint or config.get("load_from")
+    name = config.filename or "the config"
+    if checkpoint is None and not untrained:
+        raise CheckpointError(
+            f"no checkpoint for {name}: its heads are untrained and would ground nothing; pass the "
+            "checkpoint that `python tools/train.py` wrote (its last line names it), set `load_from` in the "
+            "config, or ask for random heads with untrained=True (--untrained)"
+        )
+    model = MODELS.build(config.model)
+    if not isinstance(model, GroundingLMM):
+        raise ConfigError(f"{name}: `model` is a {type(model).__name__}, a GroundingLMM is needed")
+    if checkpoint is not None:
+        model.load_trainable(load_checkpoint(checkpoint), source=str(checkpoint))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(device).eval()

@@ -1,0 +1,390 @@
+"""Free-running evaluation of a tiny LLaVA on held-out scenes, and a cheap probe of how groundable its attention is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from flmm_detseg.datasets.tinyworld import (
+    COLOURS,
+    KINDS,
+    Question,
+    Scene,
+    make_questions,
+    make_scene,
+    narrate,
+    parse_box,
+    referring_expressions,
+)
+from flmm_detseg.errors import DataError
+from flmm_detseg.pretrain.llava_data import QUESTION_KINDS, normalise_images, prefix_ids, turn_text
+from flmm_detseg.pretrain.tiny_llava import CAPTION_PROMPT
+
+EVAL_SEED = 7_000_003
+MAX_SCENES = 5_000
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question about one validation scene."""
+
+    scene: int
+    question: Question
+
+
+def image_side(model: LlavaForConditionalGeneration) -> int:
+    """Side of the model's square input, pixels."""
+    return model.config.vision_config.image_size
+
+
+def val_scene(seed: int, index: int, side: int) -> Scene:
+    """Scene of the validation split."""
+    return make_scene(seed, index, "val", (side, side))
+
+
+def collect_items(seed: int, items: int, side: int) -> tuple[list[Item], dict[int, Scene]]:
+    """Draws ``items`` questions of every kind from consecutive validation scenes.
+
+    Returns:
+        The items, and the scenes they are about.
+
+    Raises:
+        DataError: If ``MAX_SCENES`` scenes do not give enough questions of a kind.
+    """
+    counts = dict.fromkeys(QUESTION_KINDS, 0)
+    chosen: list[Item] = []
+    scenes: dict[int, Scene] = {}
+    for index in range(MAX_SCENES):
+        if min(counts.values()) >= items:
+            return chosen, scenes
+        scene = val_scene(seed, index, side)
+        for question in make_questions(scene, EVAL_SEED + index, per_kind=1):
+            if counts[question.kind] < items:
+                counts[question.kind] += 1
+                chosen.append(Item(index, question))
+                scenes[index] = scene
+    raise DataError(f"{MAX_SCENES} validation scenes give only {counts} questions; ask for fewer than {items}")
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, num_patches: int) -> list[int]:
+    """Tokens up to and including ``ASSISTANT:``, the image token repeated once per patch."""
+    text, _ = turn_text(prompt, "")
+    return prefix_ids(tokenizer, num_patches) + tokenizer(text, add_special_tokens=False).input_ids
+
+
+@torch.no_grad()
+def answer(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    images: Sequence[np.ndarray],
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    batch_size: int = 32,
+) -> list[str]:
+    """Free-running greedy answers.
+
+    Args:
+        model: Tiny LLaVA.
+        tokenizer: Its tokenizer.
+        images: Images of the model's size, ``[H, W, 3]`` uint8.
+        prompts: One question per image.
+        max_new_tokens: Most tokens per answer.
+        batch_size: Images per call.
+
+    Returns:
+        Answers without special tokens.
+    """
+    patches = model.config.image_seq_length
+    encoded = [prompt_ids(tokenizer, prompt, patches) for prompt in prompts]
+    # Equal lengths together: hardly any padding.
+    order = sorted(range(len(prompts)), key=lambda index: len(encoded[index]))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        longest = max(len(encoded[row]) for row in rows)
+        pads = [longest - len(encoded[row]) for row in rows]
+        ids = torch.tensor([[tokenizer.pad_token_id] * pad + encoded[row] for pad, row in zip(pads, rows)])
+        mask = torch.tensor([[0] * pad + [1] * (longest - pad) for pad in pads])
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            pixel_values=normalise_images(np.stack([images[row] for row in rows])),
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        for row, text in zip(rows, tokenizer.batch_decode(output[:, longest:], skip_special_tokens=True)):
+            answers[row] = text.strip()
+    return answers
+
+
+def box_iou(first: Sequence[float], second: Sequence[float]) -> float:
+    """IoU of two ``(x1, y1, x2, y2)`` boxes; 0 for a degenerate one."""
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)]
+    return width * height / (areas[0] + areas[1] - width * height)
+
+
+def answer_box_iou(given: str, wanted: str, side: int) -> float:
+    """IoU of two written boxes; 0 when the given text is no box."""
+    box = parse_box(given, (side, side))
+    return 0.0 if box is None else box_iou(box, parse_box(wanted, (side, side)))
+
+
+def normalise_answer(text: str) -> str:
+    """Answer without final full stop and double spaces."""
+    return " ".join(text.replace(".", " ").split()).lower()
+
+
+def pair_mentions(text: str) -> set[tuple[str, str]]:
+    """(colour, kind) pairs a caption mentions: a colour and the next kind word within two words (plurals too)."""
+    words = text.replace(".", " ").replace(",", " ").split()
+    singular = {f"{kind}{ending}": kind for kind in KINDS for ending in ("", "s", "es")}
+    pairs = set()
+    for position, word in enumerate(words):
+        if word in COLOURS:
+            kinds = [singular[other] for other in words[position + 1 : position + 3] if other in singular]
+            pairs.update((word, kind) for kind in kinds[:1])
+    return pairs
+
+
+@torch.no_grad()
+def caption_word_accuracy(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scenes: Sequence[Scene]
+) -> tuple[float, float]:
+    """Teacher-forced next-word accuracy of the reference captions, as (right words, all words)."""
+    right = total = 0
+    for scene in scenes:
+        caption = narrate(scene, EVAL_SEED + scene.scene_id)
+        head = prompt_ids(tokenizer, CAPTION_PROMPT, model.config.image_seq_length)
+        words = tokenizer(caption.text, add_special_tokens=False).input_ids
+        logits = model(
+            input_ids=torch.tensor([head + words]), pixel_values=normalise_images(scene.image[None])
+        ).logits
+        right += (logits[0, len(head) - 1 : -1].argmax(-1) == torch.tensor(words)).sum().item()
+        total += len(words)
+    return right, total
+
+
+def evaluate(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    items: int,
+    rank: int = 0,
+    world: int = 1,
+    num_captions: int = 50,
+) -> dict[str, object]:
+    """Free-running accuracy per question kind, mean box IoU and caption figures on the validation split.
+
+    A box is right at IoU >= 0.5; every other answer must equal the reference. With several processes each takes
+    its share and the sums are reduced over the default group.
+
+    Args:
+        model: Tiny LLaVA (any training mode; put in eval mode).
+        tokenizer: Its tokenizer.
+        seed: World seed.
+        items: Questions of every kind.
+        rank: This process.
+        world: Number of processes.
+        num_captions: Validation scenes whose caption is scored.
+
+    Returns:
+        ``accuracy`` per kind, their ``mean``, ``box_mean_iou``, ``caption_word_accuracy`` (teacher-forced),
+        ``caption_pair_precision`` (share of the (colour, kind) pairs of free-running captions that the scene holds),
+        ``items``.
+    """
+    model.eval()
+    side = image_side(model)
+    chosen, scenes = collect_items(seed, items, side)
+    sums = torch.zeros(len(QUESTION_KINDS) + 1 + 4, dtype=torch.float64)
+    for kind_index, kind in enumerate(QUESTION_KINDS):
+        share = [item for item in chosen if item.question.kind == kind][rank::world]
+        answers = answer(
+            model,
+            tokenizer,
+            [scenes[item.scene].image for item in share],
+            [item.question.text for item in share],
+            max_new_tokens=6,
+        )
+        for item, given in zip(share, answers):
+            if kind == "box":
+                iou = answer_box_iou(given, item.question.answer, side)
+                sums[kind_index] += iou >= 0.5
+                sums[len(QUESTION_KINDS)] += iou
+            else:
+                sums[kind_index] += normalise_answer(given) == normalise_answer(item.question.answer)
+    captioned = [val_scene(seed, index, side) for index in range(rank, num_captions, world)]
+    sums[-4], sums[-3] = caption_word_accuracy(model, tokenizer, captioned)
+    images = [scene.image for scene in captioned]
+    for scene, text in zip(captioned, answer(model, tokenizer, images, [CAPTION_PROMPT] * len(images), 90)):
+        mentioned = pair_mentions(text)
+        held = {(item.colour, item.kind) for item in scene.objects}
+        sums[-2] += len(mentioned & held)
+        sums[-1] += max(1, len(mentioned))
+    if world > 1:
+        dist.all_reduce(sums)
+    figures = sums.tolist()
+    accuracy = {kind: round(figures[index] / items, 4) for index, kind in enumerate(QUESTION_KINDS)}
+    return {
+        "mean": round(sum(accuracy.values()) / len(accuracy), 4),
+        "accuracy": accuracy,
+        "box_mean_iou": round(figures[len(QUESTION_KINDS)] / items, 4),
+        "caption_word_accuracy": round(figures[-4] / figures[-3], 4),
+        "caption_pair_precision": round(figures[-2] / figures[-1], 4),
+        "items": items,
+    }
+
+
+def format_figures(figures: dict[str, object]) -> str:
+    """One line for people: step, minutes, mean and every kind."""
+    kinds = " ".join(f"{kind} {value:.2f}" for kind, value in figures["accuracy"].items())
+    return (
+        f"step {figures['step']} ({figures['minutes']} min): mean {figures['mean']:.3f} | {kinds} | box IoU "
+        f"{figures['box_mean_iou']:.2f} | caption words {figures['caption_word_accuracy']:.3f} pairs "
+        f"{figures['caption_pair_precision']:.2f}"
+    )
+
+
+@torch.no_grad()
+def phrase_maps(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scenes: Sequence[Scene], source: str
+) -> tuple[Tensor, Tensor]:
+    """Attention maps and masks of phrases, teacher-forced after the caption prompt.
+
+    Args:
+        model: Tiny LLaVA; its attention implementation is switched to eager and back.
+        tokenizer: Its tokenizer.
+        scenes: Scenes.
+        source: ``"caption"`` (phrases of the narrative that name things) or ``"refer"`` (two sentences per scene).
+
+    Returns:
+        Maps ``[K, layers * heads, rows, cols]`` (mean over the phrase's tokens, softmax over all keys) and masks
+        ``[K, rows, cols]`` bool: patches at least half covered, or the best covered one if there is none.
+    """
+    patches = model.config.image_seq_length
+    side = int(patches**0.5)
+    head = prompt_ids(tokenizer, CAPTION_PROMPT, patches)
+    first = len(prefix_ids(tokenizer, 0))
+    implementation = model.config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": "eager"})
+    maps, masks = [], []
+    for scene in scenes:
+        by_id = {item.object_id: item.mask for item in scene.objects}
+        for text, phrases in phrase_texts(scene, source):
+            encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+            output = model(
+                input_ids=torch.tensor([head + encoded.input_ids]),
+                pixel_values=normalise_images(scene.image[None]),
+                output_attentions=True,
+            )
+            rows = torch.cat([layer[0, :, len(head) :, first : first + patches] for layer in output.attentions])
+            for spans, object_ids in phrases:
+                tokens = [
+                    index
+                    for index, (start, end) in enumerate(encoded.offset_mapping)
+                    if any(start < stop and begin < end for begin, stop in spans)
+                ]
+                mask = np.any([by_id[object_id] for object_id in object_ids], axis=0)
+                cover = mask.reshape(side, mask.shape[0] // side, side, -1).mean((1, 3))
+                maps.append(rows[:, tokens].mean(1).unflatten(1, (side, side)))
+                masks.append(torch.from_numpy(cover >= min(0.5, cover.max())))
+    model.set_attn_implementation({"text_config": implementation})
+    return torch.stack(maps), torch.stack(masks)
+
+
+def phrase_texts(
+    scene: Scene, source: str
+) -> list[tuple[str, list[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]]]]:
+    """Texts of a scene with their phrases as (spans, object ids)."""
+    if source == "caption":
+        caption = narrate(scene, EVAL_SEED + scene.scene_id)
+        phrases = [(phrase.spans, phrase.object_ids) for phrase in caption.phrases if phrase.is_thing]
+        return [(caption.text, phrases)]
+    expressions = referring_expressions(scene, EVAL_SEED + scene.scene_id)
+    picked = expressions[:: max(1, len(expressions) // 2)][:2]
+    return [(item.text, [(((0, len(item.text)),), (item.object_id,))]) for item in picked]
+
+
+def mean_iou(scores: Tensor, masks: Tensor, threshold: float) -> float:
+    """Mean IoU of ``scores > threshold`` over phrases."""
+    predicted = scores > threshold
+    union = (predicted | masks).flatten(1).sum(1).clamp(min=1)
+    return ((predicted & masks).flatten(1).sum(1) / union).mean().item()
+
+
+def fit_pixel_probe(features: Tensor, masks: Tensor) -> Tensor:
+    """Logistic regression per pixel: ``[K, C, H, W]`` to weights ``[C + 1]`` (bias last), by L-BFGS."""
+    inputs = features.movedim(1, -1).flatten(0, 2)
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1)], 1)
+    targets = masks.flatten().float()
+    weights = torch.zeros(inputs.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(inputs @ weights, targets) + 1e-4 * weights.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weights.detach()
+
+
+def groundability(
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    seed: int,
+    source: str,
+    num_scenes: int = 60,
+) -> dict[str, float]:
+    """How well phrases can be read from single patches of the 32 attention maps, at the patch grid's resolution.
+
+    The first half of the scenes fits the probe and chooses the thresholds, the second half is scored.
+
+    Returns:
+        ``best_head_iou`` (maps divided by their maximum) and ``probe_iou`` (logistic regression on log-attention).
+    """
+    model.eval()
+    side = image_side(model)
+    scenes = [val_scene(seed, 10_000 + index, side) for index in range(num_scenes)]
+    half = num_scenes // 2
+    fit_maps, fit_masks = phrase_maps(model, tokenizer, scenes[:half], source)
+    maps, masks = phrase_maps(model, tokenizer, scenes[half:], source)
+    thresholds = np.linspace(0.1, 0.9, 9)
+
+    def scaled(values: Tensor) -> Tensor:
+        return values / values.amax((-2, -1), keepdim=True)
+
+    table = [
+        (mean_iou(scaled(fit_maps[:, head]), fit_masks, cut), head, cut)
+        for head in range(maps.shape[1])
+        for cut in thresholds
+    ]
+    _, head, cut = max(table)
+    features, fit_features = (torch.log(values * 196 + 1e-2) for values in (maps, fit_maps))
+    with torch.enable_grad():
+        weights = fit_pixel_probe(fit_features, fit_masks)
+
+    def score(values: Tensor) -> Tensor:
+        return torch.sigmoid(torch.einsum("kchw,c->khw", values, weights[:-1]) + weights[-1])
+
+    best = max(np.linspace(0.05, 0.95, 19), key=lambda value: mean_iou(score(fit_features), fit_masks, value))
+    return {
+        "best_head_iou": round(mean_iou(scaled(maps[:, head]), masks, cut), 4),
+        "best_head": head,
+        "probe_iou": round(mean_iou(score(features), masks, best), 4),
+    }

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from dataset_files import write_png, write_refcoco
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+
+from flmm_detseg.datasets import (
+    ConcatMix,
+    EpochSampler,
+    PNGDataset,
+    RefCOCODataset,
+    WeightedMix,
+    collate_samples,
+)
+from flmm_detseg.errors import ConfigError
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> list:
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "png").mkdir()
+    refcoco = RefCOCODataset(**write_refcoco(tmp_path / "refs", num_images=6), split="val", layout="split")
+    return [refcoco, PNGDataset(**write_png(tmp_path / "png"))]
+
+
+def ids(dataset) -> list[str]:
+    return [dataset[i].record_id for i in range(len(dataset))]
+
+
+def test_concat_is_one_after_the_other(parts):
+    mix = ConcatMix(parts)
+    assert ids(mix) == ids(parts[0]) + ids(parts[1])
+    assert mix[-1].record_id == parts[1][2].record_id
+    with pytest.raises(IndexError):
+        mix[len(mix)]
+    assert mix.phrase_texts(10) == parts[1].phrase_texts(0)
+    assert [path.name for path in mix.annotation_files] == [
+        "refs(unc).p", "instances.json", "png_coco_val2017.json", "panoptic_val2017.json",
+    ]  # fmt: skip
+    assert mix.metainfo == {"num_skipped": 0, "num_dropped": 1}
+
+
+def test_mixes_build_from_configs_and_pass_the_epoch_on(tmp_path):
+    arguments = write_refcoco(tmp_path)
+    config = dict(type="RefCOCODataset", split="val", **arguments)
+    inner = ConcatMix([config, config])
+    mix = WeightedMix([inner, config], weights=[1, 1])
+    mix.set_epoch(5)
+    assert mix.epoch == 5
+    assert inner.datasets[1].epoch == 5
+
+
+def test_weights_give_the_proportions(parts):
+    mix = WeightedMix(parts, weights=[1, 3], epoch_length=40)
+    counts = Counter(record.split("/")[0] for record in ids(mix))
+    assert counts == {"refcoco": 10, "png": 30}
+    odd = WeightedMix(parts, weights=[2, 1], epoch_length=10)
+    assert odd.counts == [7, 3]
+
+
+def test_weighted_mix_is_deterministic_and_differs_by_epoch_and_seed(parts):
+    def order(seed: int, epoch: int) -> list[str]:
+        mix = WeightedMix(parts, weights=[1, 1], epoch_length=9, seed=seed)
+        mix.set_epoch(epoch)
+        return ids(mix)
+
+    assert order(3, 1) == order(3, 1)
+    assert order(3, 1) != order(3, 2)
+    assert order(3, 1) != order(4, 1)
+
+
+def test_weighted_mix_uses_every_record_before_it_repeats_one(parts):
+    mix = WeightedMix(
+        parts, weights=[5, 1], epoch_length=6
+    )  # 5 of 10 RefCOCO records per epoch, 1 of 3 PNG ones
+    seen: Counter[str] = Counter()
+    for epoch in range(6):
+        mix.set_epoch(epoch)
+        seen.update(ids(mix))
+    assert set(seen) == set(ids(parts[0]) + ids(parts[1]))
+    assert {seen[record] for record in ids(parts[0])} == {3}
+    assert {seen[record] for record in ids(parts[1])} == {2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (dict(weights=[1]), "`weights` is"),
+        (dict(weights=[1, 0]), "`weights` is"),
+        (dict(weights=[1, 1], epoch_length=0), "`epoch_length` is 0"),
+    ],
+)
+def test_wrong_mix_arguments(parts, arguments, match):
+    with pytest.raises(ConfigError, match=match):
+        WeightedMix(parts, **arguments)
+    with pytest.raises(ConfigError, match="`datasets` is empty"):
+        ConcatMix([])
+
+
+def test_mmengine_loader_with_epoch_sampler_changes_the_sentences(parts):
+    """As in a training config: MMEngine calls the sampler's ``set_epoch`` only."""
+    loader = Runner.build_dataloader(
+        dict(
+            dataset=ConcatMix(parts),
+            batch_size=4,
+            num_workers=2,
+            persistent_workers=True,
+            sampler=dict(type=EpochSampler, shuffle=True),
+            collate_fn=dict(type=collate_samples),
+        ),
+        seed=0,
+    )
+    assert isinstance(loader, DataLoader)
+
+    def epoch(number: int) -> dict[str, str]:
+        loader.sampler.set_epoch(number)
+        samples = [sample for batch in loader for sample in batch["samples"]]
+        assert len(samples) == 13
+        return {sample.record_id: sample.text for sample in samples}
+
+    first, second = epoch(0), epoch(1)
+    assert first.keys() == second.keys()
+    assert first != second
+    assert epoch(0) == first
