@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
@@ -14,7 +15,5 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> object:
     """Imports the Python API on first use, so that ``import flmm_detseg`` (configs, CLI help) stays fast."""
     if name in ("Grounder", "GroundingResult"):
-        from flmm_detseg import inference
-
-        return getattr(inference, name)
+        return getattr(importlib.import_module("flmm_detseg.inference"), name)
     raise AttributeError(f"module 'flmm_detseg' has no attribute {name!r}")

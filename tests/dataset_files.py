@@ -24,9 +24,9 @@ def box_polygon(x0: int, y0: int, x1: int, y1: int) -> list[float]:
 
 
 def write_refcoco(
-    root: Path, num_images: int = 4, num_objects: int = 2, num_sentences: int = 3
+    root: Path, num_images: int = 4, num_objects: int = 2, num_sentences: int = 3, num_test: int = 1
 ) -> dict[str, str]:
-    """RefCOCO files (all images in ``val``, the last in ``testA``); returns the reader's arguments."""
+    """RefCOCO files (all images in ``val``, the last ``num_test`` in ``testA``); returns the reader's arguments."""
     images, annotations, refs = [], [], []
     for image in range(num_images):
         name = f"COCO_train2014_{image:012d}.png"
@@ -51,7 +51,7 @@ def write_refcoco(
                     "ref_id": ann_id + 5000,
                     "ann_id": ann_id,
                     "image_id": 100 + image,
-                    "split": "testA" if image == num_images - 1 else "val",
+                    "split": "testA" if image >= num_images - num_test else "val",
                     "sentences": sentences,
                     "file_name": name,
                     "category_id": 1,

@@ -1,7 +1,7 @@
 """Reference numbers of the original F-LMM as our structures (see the README beside the files).
 
-``FLMM_ORACLE_DIR`` names the folder, default ``../shared/oracles`` beside the repository. Every ``*.pt`` file in it is
-used; its ``kind`` says which family it is.
+``FLMM_ORACLE_DIR`` names the folder, default ``../shared/oracles`` beside the repository. Every ``*.pt`` file
+in it is used; its ``kind`` says which family it is.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ FAMILIES = {
     "llava": (LlavaAdapter, LlavaForConditionalGeneration, LlavaConfig),
     "next": (LlavaNextAdapter, LlavaNextForConditionalGeneration, LlavaNextConfig),
 }
-# Side the mask head's input is brought to. The files' own field was overwritten by a picture while they were made.
+# Side the mask head's input is brought to. The files' own field was overwritten by a picture while they were
+# made.
 UPSAMPLE_INPUT = {"llava": 60, "next": 64}
 
 
@@ -64,7 +65,11 @@ class Oracle:
 
     def parameters(self, prefix: str) -> dict[str, Tensor]:
         """Tensors of the state dict below ``prefix`` (with its dot), prefix removed."""
-        return {key[len(prefix) :]: value for key, value in self.data["state_dict"].items() if key.startswith(prefix)}
+        return {
+            key[len(prefix) :]: value
+            for key, value in self.data["state_dict"].items()
+            if key.startswith(prefix)
+        }
 
 
 def oracle_paths() -> list[Path]:
@@ -140,14 +145,20 @@ def build_adapter(
     model.load_state_dict(rename_lmm_keys(oracle.parameters("llava.")), strict=True)
     tokenizer = _tokenizer(config.text_config.vocab_size, config.image_token_index)
     processor = adapter_class.build_processor(config, tokenizer, ProcessorSettings())
-    return adapter_class(model.eval(), processor, merge=merge, layers=layers, attention=attention, frozen=frozen)
+    return adapter_class(
+        model.eval(), processor, merge=merge, layers=layers, attention=attention, frozen=frozen
+    )
 
 
 def build_inputs(oracle: Oracle, adapter: LlavaAdapter | LlavaNextAdapter, index: int) -> LMMInputs:
     """Inputs of one reference sample: its ids, mask ids and pixels, with our geometry of its image."""
     sample = oracle.data["samples"][index]
     _, grid = adapter.processor.process_image(sample["image"].numpy())
-    ids, mask_ids, labels = sample["input_ids"].flatten(), sample["mask_ids"].flatten(), sample["labels"].flatten()
+    ids, mask_ids, labels = (
+        sample["input_ids"].flatten(),
+        sample["mask_ids"].flatten(),
+        sample["labels"].flatten(),
+    )
     is_image = ids == oracle.data["config"]["image_token_index"]
     repeats = torch.where(is_image, grid.num_tokens, 1)
     mask_ids = mask_ids.masked_fill(is_image, -1).repeat_interleave(repeats)

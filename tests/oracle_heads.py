@@ -56,7 +56,11 @@ def build_head(oracle: Oracle) -> PhraseGroundingHead:
     )
     text = config["text_config"]
     head = PhraseGroundingHead(
-        mask_head, sam, text["num_hidden_layers"], text["hidden_size"], text_dim=config["sam"]["prompt_embed_dim"]
+        mask_head,
+        sam,
+        text["num_hidden_layers"],
+        text["hidden_size"],
+        text_dim=config["sam"]["prompt_embed_dim"],
     )
     weights = {key: value for key, value in oracle.data["state_dict"].items() if key.startswith(PREFIXES)}
     head.load_state_dict(weights, strict=True)
@@ -66,7 +70,9 @@ def build_head(oracle: Oracle) -> PhraseGroundingHead:
 def reference_text(oracle: Oracle, index: int) -> TextPrompt:
     """The reference's own text tokens of a sample."""
     per_phrase = oracle.data["outputs"][index]["text_embeds"]
-    phrase_ids = torch.arange(len(per_phrase)).repeat_interleave(torch.tensor([len(part) for part in per_phrase]))
+    phrase_ids = torch.arange(len(per_phrase)).repeat_interleave(
+        torch.tensor([len(part) for part in per_phrase])
+    )
     return TextPrompt(torch.cat(list(per_phrase)), phrase_ids)
 
 

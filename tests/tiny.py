@@ -1,4 +1,4 @@
-"""Tiny models and samples for tests: built from config in milliseconds, random weights, CPU, no files, no network."""
+"""Tiny models and samples for tests: built from config, random weights, CPU, no files, no network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from transformers import LlavaConfig, LlavaNextConfig, PreTrainedTokenizerFast
 from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter
 from flmm_detseg.structures import GroundingBatch, Phrase, Sample
 
-WORDS = "a the small large red blue green star ring square circle left right above of on near and is . , ?".split()
+WORDS = (
+    "a the small large red blue green star ring square circle left right above of on near is . , ?".split()
+)
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 IMAGE_SIDE, PATCH_SIZE = 56, 14
 PINPOINTS = [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]]
@@ -27,7 +29,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     core = Tokenizer(models.WordPiece(vocab, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", vocab["<s>"])])
+    core.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
+    )
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>"
@@ -69,7 +73,9 @@ def _fields(num_layers: int, num_heads: int, num_kv_heads: int, hidden_size: int
     )
 
 
-def tiny_llava_config(num_layers: int = 3, num_heads: int = 4, num_kv_heads: int = 4, hidden_size: int = 32) -> LlavaConfig:
+def tiny_llava_config(
+    num_layers: int = 3, num_heads: int = 4, num_kv_heads: int = 4, hidden_size: int = 32
+) -> LlavaConfig:
     """A LLaVA with a 4 x 4 token grid (56-px image, 14-px patches)."""
     return LlavaConfig(**_fields(num_layers, num_heads, num_kv_heads, hidden_size))
 
@@ -135,7 +141,13 @@ def tiny_llava_next(
         )
 
 
-PHRASES = ("the small red star", "a blue ring", "the green square", "a large circle", "the red ring on the left")
+PHRASES = (
+    "the small red star",
+    "a blue ring",
+    "the green square",
+    "a large circle",
+    "the red ring on the left",
+)
 
 
 def make_sample(
@@ -150,7 +162,8 @@ def make_sample(
     """A sample with K phrases in its text, a random image and a rectangle as mask of each phrase.
 
     Args:
-        index: Varies text, image and masks. Samples with equal ``image_id`` and ``image_size`` have equal images.
+        index: Varies text, image and masks. Samples with equal ``image_id`` and ``image_size`` have equal
+            images.
         image_size: ``(H, W)``.
         num_phrases: K.
         image_id: Key of shared images; also seeds the image.

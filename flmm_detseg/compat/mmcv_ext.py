@@ -1,8 +1,9 @@
 """Stands in for ``mmcv._ext`` when only mmcv-lite is installed.
 
-mmdet and mmsegmentation import ``mmcv.ops``, whose modules look every compiled operator up in ``mmcv._ext`` at import
-time. mmcv-lite has no such module, so the import fails although none of those operators is needed here. The stand-in
-answers every look-up: ``nms`` works (torchvision), any other operator raises when it is called.
+mmdet and mmsegmentation import ``mmcv.ops``, whose modules look every compiled operator up in ``mmcv._ext``
+at import time. mmcv-lite has no such module, so the import fails although none of those operators is needed
+here. The stand-in answers every look-up: ``nms`` works (torchvision), any other operator raises when it is
+called.
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int = 0) -
 def _missing_op(name: str) -> Callable[..., NoReturn]:
     def raise_missing(*args: object, **kwargs: object) -> NoReturn:
         raise MissingDependencyError(
-            f"the compiled operator mmcv.ops '{name}' is not available with mmcv-lite; uninstall mmcv-lite and install "
-            "the compiled package (pip install mmcv==2.1.0, needs a C++ compiler; it then takes precedence)"
+            f"the compiled operator mmcv.ops '{name}' is not available with mmcv-lite; uninstall mmcv-lite "
+            "and install the compiled package (pip install mmcv==2.1.0, needs a C++ compiler; it then takes "
+            "precedence)"
         )
 
     raise_missing.__name__ = name
@@ -63,10 +65,12 @@ class _StandIn(ModuleType):
 
 
 def install() -> bool:
-    """Makes ``mmcv._ext`` importable; call it before anything imports mmdet, mmseg or ``mmcv.ops``. Idempotent.
+    """Makes ``mmcv._ext`` importable; call it before anything imports mmdet, mmseg or ``mmcv.ops``.
+    Idempotent.
 
     Returns:
-        True when the stand-in is in use, False when the compiled module of a full mmcv is there (it is left alone).
+        True when the stand-in is in use, False when the compiled module of a full mmcv is there (it is left
+        alone).
 
     Raises:
         MissingDependencyError: Neither mmcv nor mmcv-lite is installed.

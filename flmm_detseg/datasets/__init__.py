@@ -7,6 +7,7 @@ from flmm_detseg.datasets.mix import ConcatMix, WeightedMix
 from flmm_detseg.datasets.png import PNGDataset
 from flmm_detseg.datasets.policy import Problem, RecordError
 from flmm_detseg.datasets.refcoco import RefCOCODataset
+from flmm_detseg.datasets.shuffled import ShuffledPhrases
 
 __all__ = [
     "ConcatMix",
@@ -17,6 +18,7 @@ __all__ = [
     "Problem",
     "RecordError",
     "RefCOCODataset",
+    "ShuffledPhrases",
     "WeightedMix",
     "collate_samples",
 ]

@@ -114,6 +114,10 @@ class GroundingDataset(Dataset[Sample], ABC):
     def phrase_texts(self, index: int) -> tuple[str, list[str]]:
         """Image id and phrase texts of a record, without reading its image."""
 
+    def record_id(self, index: int) -> str:
+        """Record id of a record, without reading its image."""
+        return self.records[index].record_id
+
     def _load_image(self, path: Path, record: str) -> np.ndarray:
         """Reads an image; neighbouring records often share one, so the last is kept."""
         if self._last_image is None or self._last_image[0] != str(path):

@@ -68,6 +68,11 @@ class _Mix(Dataset[Sample], ABC):
         member, inner = self._locate(range(len(self))[index])
         return self.datasets[member][inner]
 
+    def record_id(self, index: int) -> str:
+        """Record id of a record, without reading its image."""
+        member, inner = self._locate(range(len(self))[index])
+        return self.datasets[member].record_id(inner)
+
     def phrase_texts(self, index: int) -> tuple[str, list[str]]:
         """Image id and phrase texts of a record, without reading its image."""
         member, inner = self._locate(range(len(self))[index])

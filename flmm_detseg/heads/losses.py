@@ -14,8 +14,8 @@ from flmm_detseg.ops.masks import mask_iou
 class MaskLoss(nn.Module):
     """Binary cross-entropy plus naive dice over the masks of a batch whose samples differ in size.
 
-    Each figure is a mean within a sample, and the samples are averaged with their number of masks as weight: every
-    mask counts the same, whatever the size of its image.
+    Each figure is a mean within a sample, and the samples are averaged with their number of masks as weight:
+    every mask counts the same, whatever the size of its image.
 
     Args:
         mask_weight: Factor of the cross-entropy (mean over pixels).
@@ -27,7 +27,9 @@ class MaskLoss(nn.Module):
     def __init__(self, mask_weight: float = 1.0, dice_weight: float = 1.0) -> None:
         super().__init__()
         self.cross_entropy = CrossEntropyLoss(use_sigmoid=True, reduction="mean", loss_weight=mask_weight)
-        self.dice = DiceLoss(use_sigmoid=True, activate=True, naive_dice=True, eps=1.0, loss_weight=dice_weight)
+        self.dice = DiceLoss(
+            use_sigmoid=True, activate=True, naive_dice=True, eps=1.0, loss_weight=dice_weight
+        )
 
     def forward(self, logits: Sequence[Tensor], targets: Sequence[Tensor]) -> dict[str, Tensor]:
         """Figures of a batch.
@@ -37,8 +39,8 @@ class MaskLoss(nn.Module):
             targets: Per sample bool ``[K_i, h_i, w_i]``.
 
         Returns:
-            Scalars ``loss_mask``, ``loss_dice``, and without gradient ``accuracy`` (of pixels at probability 0.5) and
-            ``aiou`` (mean IoU at 0.5), all float32; zeros where the batch has no mask.
+            Scalars ``loss_mask``, ``loss_dice``, and without gradient ``accuracy`` (of pixels at probability
+            0.5) and ``aiou`` (mean IoU at 0.5), all float32; zeros where the batch has no mask.
         """
         counts = logits[0].new_tensor([len(maps) for maps in logits], dtype=torch.float32)
         rows = [self._sample(maps.float(), masks) for maps, masks in zip(logits, targets)]

@@ -15,7 +15,15 @@ from flmm_detseg.ops.boxes import masks_to_boxes
 from flmm_detseg.ops.masks import mask_scores, resize_maps, resize_masks
 from flmm_detseg.refiners import SAMRefiner, TextPrompt
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import CaptureSpec, GroundingBatch, HiddenRows, LMMStates, PatchGrid, Prediction, Sample
+from flmm_detseg.structures import (
+    CaptureSpec,
+    GroundingBatch,
+    HiddenRows,
+    LMMStates,
+    PatchGrid,
+    Prediction,
+    Sample,
+)
 
 TARGET_RESOLUTIONS = ("processor", "full")
 
@@ -24,8 +32,8 @@ TARGET_RESOLUTIONS = ("processor", "full")
 class PhraseGroundingHead(Head):
     """F-LMM's head: U-Net on the attention stack, then SAM with mask, box and text prompts.
 
-    Trainable names are those of published F-LMM checkpoints (``mask_head.*``, ``sam.model.*``, ``text_proj.*``,
-    ``text_layer_weights``). The two text parameters exist only where a refiner uses text.
+    Trainable names are those of published F-LMM checkpoints (``mask_head.*``, ``sam.model.*``,
+    ``text_proj.*``, ``text_layer_weights``). The two text parameters exist only where a refiner uses text.
 
     Args:
         mask_head: Coarse masks from attention stacks.
@@ -33,8 +41,8 @@ class PhraseGroundingHead(Head):
         num_layers: L of the LMM.
         hidden_size: d of the LMM.
         text_dim: Width of SAM's prompts.
-        target_resolution: ``"processor"`` (F-LMM: targets at the size the LMM's processor gives the image, both
-            losses) or ``"full"`` (targets from the original image).
+        target_resolution: ``"processor"`` (F-LMM: targets at the size the LMM's processor gives the image,
+            both losses) or ``"full"`` (targets from the original image).
         loss_mask_weight: Factor of the cross-entropy of both masks.
         loss_dice_weight: Factor of the dice loss of both masks.
         keep_attention: Return the attention stack with each prediction.
@@ -59,7 +67,9 @@ class PhraseGroundingHead(Head):
     ) -> None:
         super().__init__()
         if target_resolution not in TARGET_RESOLUTIONS:
-            raise ConfigError(f"target_resolution {target_resolution!r} is none of {', '.join(TARGET_RESOLUTIONS)}")
+            raise ConfigError(
+                f"target_resolution {target_resolution!r} is none of {', '.join(TARGET_RESOLUTIONS)}"
+            )
         self.mask_head = mask_head
         self.sam = sam
         self.target_resolution = target_resolution
@@ -67,7 +77,9 @@ class PhraseGroundingHead(Head):
         self.mask_loss = MaskLoss(loss_mask_weight, loss_dice_weight)
         if self.uses_text:
             if text_dim != sam.prompt_dim:
-                raise ConfigError(f"text_dim={text_dim}, but the SAM model's prompts have {sam.prompt_dim} channels")
+                raise ConfigError(
+                    f"text_dim={text_dim}, but the SAM model's prompts have {sam.prompt_dim} channels"
+                )
             self.text_layer_weights = nn.Parameter(torch.ones(num_layers))
             self.text_proj = nn.Linear(hidden_size, text_dim)
 
@@ -85,7 +97,8 @@ class PhraseGroundingHead(Head):
         """Losses on coarse and refined masks.
 
         Returns:
-            ``loss_mask``, ``loss_dice``, ``accuracy``, ``aiou``, and the same with prefix ``sam_`` for refined masks.
+            ``loss_mask``, ``loss_dice``, ``accuracy``, ``aiou``, and the same with prefix ``sam_`` for
+            refined masks.
 
         Raises:
             DataError: A sample has no masks, or not one per phrase.
@@ -157,7 +170,9 @@ class PhraseGroundingHead(Head):
         for sample, inputs, maps in zip(batch.samples, batch.inputs, logits):
             if sample.masks is None or len(sample.masks) != len(maps):
                 count = "no" if sample.masks is None else len(sample.masks)
-                raise DataError(f"{sample.record_id}: {count} target masks for {len(maps)} phrases; training needs one each")
+                raise DataError(
+                    f"{sample.record_id}: {count} target masks, {len(maps)} phrases; training needs one each"
+                )
             masks = torch.from_numpy(sample.masks).to(maps.device)
             if self.target_resolution == "processor":
                 masks = resize_masks(masks, inputs.grid.resized_size)

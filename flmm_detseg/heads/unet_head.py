@@ -101,9 +101,10 @@ class UNetHead(UNet):
     def forward_grouped(self, stacks: Sequence[Tensor]) -> list[Tensor]:
         """Runs the stacks of a batch, those of equal size in one call.
 
-        Sizes are not padded to a common one: GroupNorm looks at the whole map, so padding would change every result.
-        Batches of square-padded images (LLaVA-1.5) have one size and so one call; where sizes differ (LLaVA-NeXT)
-        ranks may call the U-Net a different number of times, which ZeRO-3 does not allow (ZeRO-1 and -2 do).
+        Sizes are not padded to a common one: GroupNorm looks at the whole map, so padding would change every
+        result. Batches of square-padded images (LLaVA-1.5) have one size and so one call; where sizes differ
+        (LLaVA-NeXT) ranks may call the U-Net a different number of times, which ZeRO-3 does not allow (ZeRO-1
+        and -2 do).
 
         Args:
             stacks: Per sample ``[K_i, C, h_i, w_i]``; K_i may be 0.

@@ -51,15 +51,18 @@ class LMMAdapter(nn.Module, ABC):
 
     @abstractmethod
     def encode(
-        self, inputs: Sequence[LMMInputs], capture: CaptureSpec, image_keys: Sequence[str | None] | None = None
+        self,
+        inputs: Sequence[LMMInputs],
+        capture: CaptureSpec,
+        image_keys: Sequence[str | None] | None = None,
     ) -> LMMStates:
         """Runs the LMM once over a padded batch and captures what is asked, nothing else.
 
         Args:
             inputs: Prepared samples, any mixture of lengths and image sizes.
             capture: What to keep.
-            image_keys: Per sample; samples with equal non-None keys show the same image. Where their prefixes are
-                equal too, the image prefix runs once and its keys and values serve them all.
+            image_keys: Per sample; samples with equal non-None keys show the same image. Where their prefixes
+                are equal too, the image prefix runs once and its keys and values serve them all.
 
         Returns:
             States in the order of ``inputs``; equal to one call per sample up to rounding.

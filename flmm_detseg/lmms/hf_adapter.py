@@ -1,4 +1,4 @@
-"""The mechanics that transformers' LLaVA families share: one forward pass, and only what was asked is kept."""
+"""What transformers' LLaVA families share: one forward pass, and only what was asked is kept."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flmm_detseg.errors import ConfigError
@@ -18,30 +17,31 @@ from flmm_detseg.lmms.loading import load_model, load_normalisation, load_tokeni
 from flmm_detseg.lmms.prefix import PackedBatch, PhraseRows, distinct_images, pack, phrase_rows
 from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, ProcessorSettings
 from flmm_detseg.lmms.row_tap import ROW_TAP, RowSettings, RowTap
-from flmm_detseg.ops.rows import take_tokens
-from flmm_detseg.structures import CaptureSpec, HiddenRows, LMMInputs, LMMStates, PatchGrid, Sample
+from flmm_detseg.lmms.unpack import hidden_rows, split_attention, split_hidden
+from flmm_detseg.structures import CaptureSpec, LMMInputs, LMMStates, PatchGrid, Sample
 
 
 class HFLlavaAdapter(LMMAdapter):
-    """A LLaVA of transformers; a family adds its classes, its processor and how it turns pixels into image tokens.
+    """A LLaVA of transformers; a family adds its classes, its processor and how it turns pixels into image
+    tokens.
 
     Args:
-        model: The family's ``...ForConditionalGeneration``. Its language model's attention function is exchanged for
-            :mod:`flmm_detseg.lmms.row_tap`, which is sdpa outside of :meth:`encode`.
-        processor: The family's processor; None where only shapes matter (then :meth:`prepare` and :meth:`generate`
-            raise).
+        model: The family's ``...ForConditionalGeneration``. Its language model's attention function is
+            exchanged for :mod:`flmm_detseg.lmms.row_tap`, which is sdpa outside of :meth:`encode`.
+        processor: The family's processor; None where only shapes matter (then :meth:`prepare` and
+            :meth:`generate` raise).
         merge: Merge of the attention rows of a phrase's tokens, ``"mean"`` or ``"max"``.
         layers: Decoder layers whose attention is read, None for all.
         heads: Heads whose attention is read, None for all.
         attention: ``"rows"`` or ``"eager"`` (parity checks).
-        frozen: No parameter of the LMM gets a gradient, it stays in eval mode, :meth:`encode` runs without autograd.
-            False leaves ``requires_grad`` as it is.
-        share_prefix: Samples with equal image and prompt run as answers behind one prefix. Also with a trainable
-            LMM; the pass stays differentiable.
+        frozen: No parameter of the LMM gets a gradient, it stays in eval mode, :meth:`encode` runs without
+            autograd. False leaves ``requires_grad`` as it is.
+        share_prefix: Samples with equal image and prompt run as answers behind one prefix. Also with a
+            trainable LMM; the pass stays differentiable.
 
     Raises:
-        ConfigError: Row settings that do not fit the model, or a model that keeps the class token among its image
-            tokens.
+        ConfigError: Row settings that do not fit the model, or a model that keeps the class token among its
+            image tokens.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]
@@ -63,9 +63,13 @@ class HFLlavaAdapter(LMMAdapter):
         super().__init__()
         text_config = model.config.text_config
         self.rows = RowSettings(merge, layers, heads, attention)
-        self._layers, self._heads = self.rows.resolve(text_config.num_hidden_layers, text_config.num_attention_heads)
+        self._layers, self._heads = self.rows.resolve(
+            text_config.num_hidden_layers, text_config.num_attention_heads
+        )
         if model.config.vision_feature_select_strategy != "default":
-            raise ConfigError("vision_feature_select_strategy must be 'default': the class token is no image patch")
+            raise ConfigError(
+                "vision_feature_select_strategy must be 'default': the class token is no image patch"
+            )
         self.model = model
         self.processor = processor
         self.frozen = frozen
@@ -134,11 +138,13 @@ class HFLlavaAdapter(LMMAdapter):
         frozen: bool = True,
         share_prefix: bool = True,
     ) -> HFLlavaAdapter:
-        """Builds the adapter with random weights, on the default device (``with torch.device("meta")``: shapes only).
+        """Builds the adapter with random weights, on the default device (``with torch.device("meta")``:
+        shapes only).
 
         Args:
             config: Model config or its fields.
-            tokenizer: Fast tokenizer, or the folder or hub name of one; None for an adapter that only has shapes.
+            tokenizer: Fast tokenizer, or the folder or hub name of one; None for an adapter that only has
+                shapes.
             dtype: Of the weights.
             prompt_template: See :meth:`from_pretrained`, as for all that follow.
             description_prompt: Question for samples without a prompt.
@@ -223,14 +229,20 @@ class HFLlavaAdapter(LMMAdapter):
 
     def _processor(self) -> LMMProcessor:
         if self.processor is None:
-            raise ConfigError("the adapter was built without a tokenizer: it cannot prepare samples; pass `tokenizer`")
+            raise ConfigError(
+                "the adapter was built without a tokenizer: it cannot prepare samples; pass `tokenizer`"
+            )
         return self.processor
 
     def encode(
-        self, inputs: Sequence[LMMInputs], capture: CaptureSpec, image_keys: Sequence[str | None] | None = None
+        self,
+        inputs: Sequence[LMMInputs],
+        capture: CaptureSpec,
+        image_keys: Sequence[str | None] | None = None,
     ) -> LMMStates:
         """See :class:`LMMAdapter`."""
-        assert len(inputs) > 0 and (image_keys is None or len(image_keys) == len(inputs))
+        assert len(inputs) > 0
+        assert image_keys is None or len(image_keys) == len(inputs)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             owners = distinct_images(inputs, image_keys)
             features, vision = self._see(inputs, owners, capture.vision_layers)
@@ -240,8 +252,8 @@ class HFLlavaAdapter(LMMAdapter):
             places = phrase_rows(inputs, batch)
             stack, hidden, last = self._read(batch, self._embed(batch, owners, features), places, capture)
             return LMMStates(
-                attention=self._split_attention(stack, inputs, places) if stack is not None else None,
-                hidden=self._split_hidden(hidden, places) if hidden is not None else None,
+                attention=split_attention(stack, inputs, places) if stack is not None else None,
+                hidden=split_hidden(hidden, places) if hidden is not None else None,
                 vision=vision,
                 logits=self._logits(last, inputs, batch) if capture.logits else None,
                 logits_start=[item.prefix_length - 1 for item in inputs] if capture.logits else None,
@@ -258,7 +270,9 @@ class HFLlavaAdapter(LMMAdapter):
             if layers:
                 self._check_vision_layers(layers)
                 tower = self.model.model.vision_tower
-                hook = tower.register_forward_hook(lambda _, __, output: tower_states.extend(output.hidden_states))
+                hook = tower.register_forward_hook(
+                    lambda _, __, output: tower_states.extend(output.hidden_states)
+                )
                 stack.callback(hook.remove)
             tokens = self.image_tokens(pixels, [inputs[index].grid for index in images])
         features = dict(zip(images, tokens, strict=True))
@@ -296,33 +310,25 @@ class HFLlavaAdapter(LMMAdapter):
     ) -> tuple[Tensor | None, list[Tensor] | None, Tensor]:
         """One pass of the language model: attention rows, hidden rows per layer, last hidden states."""
         device = embeds.device
-        eager = capture.attention and self.rows.attention == "eager"
-        if batch.visible is None:
-            # All ones, not None: transformers then keeps sdpa's causal kernel and builds no mask.
-            mask = torch.ones(batch.input_ids.shape, dtype=torch.bool, device=device)
-        else:
-            mask = batch.visible.to(device)
-            if eager:
-                mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
-        arguments: dict[str, Any] = {"attention_mask": mask, "use_cache": False}
-        if batch.position_ids is not None:
-            arguments["position_ids"] = batch.position_ids.to(device)
+        eager = self.rows.attention == "eager"
+        if eager and torch.is_grad_enabled() and self.model.is_gradient_checkpointing:
+            raise ConfigError(
+                "rows `attention`='eager' is for parity checks: not with gradient checkpointing"
+            )
+        arguments = _mask_and_positions(batch, embeds, additive=eager)
         tap = self._tap(places, device) if capture.attention else None
         if tap is not None:
             arguments |= {"output_attentions": True} if eager else {"row_tap": tap}
+        language_model = self.model.model.language_model
         with ExitStack() as stack:
-            if tap is not None:
-                stack.enter_context(self._text_attention("eager" if eager else ROW_TAP))
-            hidden = stack.enter_context(self._hidden_rows(places.positions.to(device))) if capture.hidden else None
-            output = self.model.model.language_model(inputs_embeds=embeds, **arguments)
-        if eager:
+            stack.enter_context(self._text_attention("eager" if eager else ROW_TAP))
+            hidden = None
+            if capture.hidden:
+                hidden = stack.enter_context(hidden_rows(language_model, places.positions.to(device)))
+            output = language_model(inputs_embeds=embeds, use_cache=False, **arguments)
+        if eager and tap is not None:
             for layer, attention in enumerate(output.attentions):
                 tap.collect_eager(layer, attention)
-        if hidden is not None:
-            # With autograd the layers' own outputs were kept: cutting them inside of a layer that is repeated by
-            # gradient checkpointing would change what the repetition saves.
-            positions = places.positions.to(device)
-            hidden = [take_tokens(states, positions) if states.requires_grad else states for states in hidden]
         return tap.finish() if tap is not None else None, hidden, output.last_hidden_state
 
     def _tap(self, places: PhraseRows, device: torch.device) -> RowTap:
@@ -337,21 +343,6 @@ class HFLlavaAdapter(LMMAdapter):
         )
 
     @contextmanager
-    def _hidden_rows(self, positions: Tensor) -> Iterator[list[Tensor]]:
-        """Collects the states after every layer, the last after the final norm."""
-        collected: list[Tensor] = []
-
-        def keep(_: nn.Module, __: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            states = output[0] if isinstance(output, tuple) else output
-            collected.append(states if states.requires_grad else take_tokens(states, positions))
-
-        language_model = self.model.model.language_model
-        with ExitStack() as stack:
-            for module in (*language_model.layers[:-1], language_model.norm):
-                stack.callback(module.register_forward_hook(keep).remove)
-            yield collected
-
-    @contextmanager
     def _text_attention(self, name: str) -> Iterator[None]:
         """Makes sure of the language model's attention function, and puts it back."""
         before = self.model.config.text_config._attn_implementation
@@ -364,31 +355,15 @@ class HFLlavaAdapter(LMMAdapter):
         finally:
             self.model.set_attn_implementation({"text_config": before})
 
-    def _split_attention(self, stack: Tensor, inputs: Sequence[LMMInputs], places: PhraseRows) -> list[Tensor]:
-        """``[R, K, C, N]`` -> per sample ``[K, C, rows, cols]``, coarser levels resized to the finest one."""
-        maps = []
-        for item, (row, _, phrases) in zip(inputs, places.row_slices, strict=True):
-            sizes = [level.rows * level.cols for level in item.grid.levels]
-            parts = stack[row, phrases, :, : sum(sizes)].split(sizes, dim=-1)
-            levels = [part.unflatten(-1, (lev.rows, lev.cols)) for part, lev in zip(parts, item.grid.levels)]
-            resized = [_resize_maps(level, item.grid.output_grid) for level in levels[:-1]]
-            maps.append(torch.cat([*resized, levels[-1]], dim=1))
-        return maps
-
-    def _split_hidden(self, hidden: list[Tensor], places: PhraseRows) -> list[HiddenRows]:
-        stacked = torch.stack(hidden)
-        return [
-            HiddenRows(states=stacked[:, row, entries], phrase_ids=phrase_ids.to(stacked.device))
-            for (row, entries, _), phrase_ids in zip(places.row_slices, places.sample_phrase_ids, strict=True)
-        ]
-
     def _logits(self, last: Tensor, inputs: Sequence[LMMInputs], batch: PackedBatch) -> list[Tensor]:
         rows = {member: row for row, members in enumerate(batch.groups) for member in members}
         states = [
             last[rows[index], batch.token_index[index][item.prefix_length - 1 :].to(last.device)]
             for index, item in enumerate(inputs)
         ]
-        return list(self.model.get_output_embeddings()(torch.cat(states)).split([len(part) for part in states]))
+        return list(
+            self.model.get_output_embeddings()(torch.cat(states)).split([len(part) for part in states])
+        )
 
     @torch.no_grad()
     def generate(self, sample: Sample, *, max_new_tokens: int = 128) -> str:
@@ -431,6 +406,12 @@ class HFLlavaAdapter(LMMAdapter):
             yield
 
 
-def _resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    with torch.autocast(maps.device.type, enabled=False):
-        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+def _mask_and_positions(batch: PackedBatch, embeds: Tensor, *, additive: bool) -> dict[str, Any]:
+    """Arguments of the language model; ``additive`` for eager blocks, which add the mask to the scores."""
+    if batch.visible is None or batch.position_ids is None:
+        # All ones, not None: transformers then keeps sdpa's causal kernel and builds no mask.
+        return {"attention_mask": torch.ones(batch.input_ids.shape, dtype=torch.bool, device=embeds.device)}
+    mask = batch.visible.to(embeds.device)
+    if additive:
+        mask = torch.zeros_like(mask, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min)
+    return {"attention_mask": mask, "position_ids": batch.position_ids.to(embeds.device)}

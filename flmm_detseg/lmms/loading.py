@@ -6,7 +6,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoTokenizer, CLIPImageProcessor, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoTokenizer,
+    CLIPImageProcessor,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 
@@ -46,7 +52,10 @@ def check_folder(pretrained: str) -> None:
 
 
 def load_model(
-    model_class: type[PreTrainedModel], config_class: type[PretrainedConfig], pretrained: str, dtype: torch.dtype
+    model_class: type[PreTrainedModel],
+    config_class: type[PretrainedConfig],
+    pretrained: str,
+    dtype: torch.dtype,
 ) -> PreTrainedModel:
     """Loads a model from safetensors, strictly.
 
@@ -61,11 +70,16 @@ def load_model(
         raise ConfigError(f"{pretrained}: config.json cannot be read: {error}") from error
     if fields.get("model_type") != config_class.model_type:
         raise ConfigError(
-            f"{pretrained}: model_type is {fields.get('model_type')!r}, this adapter reads {config_class.model_type!r}"
+            f"{pretrained}: model_type is {fields.get('model_type')!r}, "
+            f"this adapter reads {config_class.model_type!r}"
         )
     try:
         model, info = model_class.from_pretrained(
-            pretrained, dtype=dtype, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            pretrained,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -76,7 +90,9 @@ def load_model(
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
     }
     if found := {kind: keys[:5] for kind, keys in wrong.items() if keys}:
-        raise CheckpointError(f"{pretrained}: weights do not fit config.json: {found}; fetch or make the model again")
+        raise CheckpointError(
+            f"{pretrained}: weights do not fit config.json: {found}; fetch or make the model again"
+        )
     return model
 
 

@@ -1,9 +1,9 @@
 """Several texts about one image in one sequence.
 
-Samples with the same image and prompt are packed into one row: the shared prefix once, then one answer after the other.
-A mask lets every answer see the prefix and itself only, and positions continue after the prefix for each of them, so
-each token gets what it would get alone. Nothing is cached or copied, the pass stays differentiable, and gradient
-checkpointing works as usual.
+Samples with the same image and prompt are packed into one row: the shared prefix once, then one answer after
+the other. A mask lets every answer see the prefix and itself only, and positions continue after the prefix
+for each of them, so each token gets what it would get alone. Nothing is cached or copied, the pass stays
+differentiable, and gradient checkpointing works as usual.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ class PackedBatch:
         groups: Per row the samples in it.
         token_index: Per sample the place of each of its tokens in its row, int64 ``[T_i]``.
         position_ids: int64 ``[R, T]``; None where they are simply 0..T-1.
-        visible: bool ``[R, 1, T, T]``, True where a query (third axis) may look; None for plain causal attention.
+        visible: bool ``[R, 1, T, T]``, True where a query (third axis) may look; None for plain causal
+            attention.
     """
 
     input_ids: Tensor
@@ -97,8 +98,8 @@ def pack(inputs: Sequence[LMMInputs], owners: Sequence[int] | None) -> PackedBat
 
     Args:
         inputs: Prepared samples.
-        owners: From :func:`distinct_images`: samples with equal owner and equal prefix share a row. None: one row
-            per sample.
+        owners: From :func:`distinct_images`: samples with equal owner and equal prefix share a row. None: one
+            row per sample.
 
     Returns:
         The batch; rows in order of their first sample.
@@ -153,7 +154,10 @@ def image_columns(item: LMMInputs) -> Tensor:
     assert len(tokens) == item.grid.num_tokens, (item.record_id, len(tokens), item.grid)
     levels = tokens.split([level.num_tokens for level in item.grid.levels])
     return torch.cat(
-        [part.view(level.rows, -1)[:, : level.cols].flatten() for part, level in zip(levels, item.grid.levels)]
+        [
+            part.view(level.rows, -1)[:, : level.cols].flatten()
+            for part, level in zip(levels, item.grid.levels)
+        ]
     )
 
 

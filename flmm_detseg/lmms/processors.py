@@ -1,4 +1,4 @@
-"""From a sample to the tensors of one LMM family: prompt, tokens, phrase membership, pixels and patch grid."""
+"""From a sample to the tensors of an LMM family: prompt, tokens, phrase membership, pixels, patch grid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError, PhraseWithoutTokensError
-from flmm_detseg.ops.letterbox import best_resolution, centre_padding, fit_inside, fit_longest_side, unpadded_grid
+from flmm_detseg.ops.letterbox import (
+    best_resolution,
+    centre_padding,
+    fit_inside,
+    fit_longest_side,
+    unpadded_grid,
+)
 from flmm_detseg.ops.spans import tokens_of_spans
 from flmm_detseg.structures import GridLevel, LMMInputs, PatchGrid, Sample
 
@@ -46,7 +52,9 @@ class ProcessorSettings:
 
     def __post_init__(self) -> None:
         if self.prompt_template not in PROMPT_TEMPLATES:
-            raise ConfigError(f"`prompt_template` is {self.prompt_template!r}; known: {sorted(PROMPT_TEMPLATES)}")
+            raise ConfigError(
+                f"`prompt_template` is {self.prompt_template!r}; known: {sorted(PROMPT_TEMPLATES)}"
+            )
         if self.max_length < 1:
             raise ConfigError(f"`max_length` is {self.max_length}; a positive number of tokens is needed")
 
@@ -75,7 +83,9 @@ class LMMProcessor(ABC):
         settings: ProcessorSettings = ProcessorSettings(),  # noqa: B008 (immutable)
     ) -> None:
         if not tokenizer.is_fast:
-            raise ConfigError("the tokenizer gives no character offsets; a fast one (tokenizer.json) is needed")
+            raise ConfigError(
+                "the tokenizer gives no character offsets; a fast one (tokenizer.json) is needed"
+            )
         image_token = tokenizer.added_tokens_decoder.get(image_token_id)
         if image_token is None:
             raise ConfigError(
@@ -109,15 +119,20 @@ class LMMProcessor(ABC):
         Raises:
             DataError: The image is no RGB uint8 array, or prompt or text contain the image token.
             PhraseNotFoundError: A span lies outside the text.
-            PhraseWithoutTokensError: A phrase has no token, or lost one because the text was cut at ``max_length``.
+            PhraseWithoutTokensError: A phrase has no token, or lost one because the text was cut at
+                ``max_length``.
         """
         image = sample.image
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise DataError(f"{sample.record_id}: image is {image.dtype} {image.shape}; uint8 (H, W, 3) RGB is needed")
+            raise DataError(
+                f"{sample.record_id}: image is {image.dtype} {image.shape}; uint8 (H, W, 3) RGB is needed"
+            )
         self._check_spans(sample)
         pixel_values, grid = self.process_image(image)
         if 0 in grid.output_grid:
-            raise DataError(f"{sample.record_id}: image of {grid.image_size} is too narrow: no image token is left of it")
+            raise DataError(
+                f"{sample.record_id}: image of {grid.image_size} is too narrow: no image token is left of it"
+            )
         prefix = self._prefix(sample)
         full_text = f"{prefix} {sample.text}" if sample.text else prefix
         encoding = self.tokenizer(full_text, return_offsets_mapping=True)
@@ -160,7 +175,8 @@ class LMMProcessor(ABC):
         prompt = self.settings.description_prompt if sample.prompt is None else sample.prompt
         if self.image_token in prompt or self.image_token in sample.text:
             raise DataError(
-                f"{sample.record_id}: prompt or text contain {self.image_token!r}; remove it, it is added for you"
+                f"{sample.record_id}: prompt or text contain {self.image_token!r}; "
+                "remove it, it is added for you"
             )
         return PROMPT_TEMPLATES[self.settings.prompt_template].format(image=self.image_token, prompt=prompt)
 
@@ -180,7 +196,9 @@ class LMMProcessor(ABC):
         for index in range(len(sample.phrases)):
             name = f"{sample.record_id}: phrase {index} {sample.phrase_text(index)!r}"
             if total[index] == 0:
-                raise PhraseWithoutTokensError(f"{name} has no token; its spans cover white space only, or nothing")
+                raise PhraseWithoutTokensError(
+                    f"{name} has no token; its spans cover white space only, or nothing"
+                )
             if kept[index] < total[index]:
                 raise PhraseWithoutTokensError(
                     f"{name} keeps {int(kept[index])} of its {int(total[index])} tokens after cutting at "
@@ -248,7 +266,9 @@ class LlavaNextProcessor(LMMProcessor):
             settings=settings,
         )
         self.pinpoints = tuple((int(height), int(width)) for height, width in pinpoints)
-        if not self.pinpoints or any(h < 1 or w < 1 or h % image_side or w % image_side for h, w in self.pinpoints):
+        if not self.pinpoints or any(
+            h < 1 or w < 1 or h % image_side or w % image_side for h, w in self.pinpoints
+        ):
             raise ConfigError(f"`pinpoints` {self.pinpoints} must be multiples of the tile side {image_side}")
 
     def process_image(self, image: np.ndarray) -> tuple[Tensor, PatchGrid]:

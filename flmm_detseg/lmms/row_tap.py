@@ -1,8 +1,9 @@
 """Attention rows out of a transformers model that runs its ordinary sdpa kernels.
 
 One attention function is registered under :data:`ROW_TAP`. It is sdpa, and where a forward pass carries a
-:class:`RowTap` (keyword ``row_tap`` of the language model, handed down to every attention block) it also computes the
-rows the tap wants. Without a tap it *is* sdpa, bit for bit. No state lives in modules or globals.
+:class:`RowTap` (keyword ``row_tap`` of the language model, handed down to every attention block) it also
+computes the rows the tap wants. Without a tap it *is* sdpa, bit for bit. No state lives in modules or
+globals.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class RowSettings:
                 continue
             chosen = tuple(chosen)
             if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0:
-                raise ConfigError(f"rows `{name}` is {chosen}; ascending indices from 0, without repetition, or None")
+                raise ConfigError(
+                    f"rows `{name}` is {chosen}; ascending indices from 0, without repetition, or None"
+                )
             object.__setattr__(self, name, chosen)
 
     @classmethod
@@ -116,7 +119,7 @@ class RowTap:
         self._merged: dict[int, Tensor] | None = {}
 
     def collect(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
-        """Computes and keeps the rows of one layer (arguments as in :func:`flmm_detseg.ops.rows.attention_rows`)."""
+        """Computes and keeps a layer's rows; arguments as in :func:`~flmm_detseg.ops.rows.attention_rows`."""
         if layer not in self.layers:
             return
         positions = self.positions.to(query.device)
@@ -135,7 +138,8 @@ class RowTap:
     def _keep(self, layer: int, rows: Tensor) -> None:
         rows = take_columns(rows, self.columns.to(rows.device))
         merged = merge_rows(rows, self.phrase_ids.to(rows.device), self.num_phrases, how=self.merge)
-        # Gradient checkpointing repeats the block in the backward pass: the same computation, but nothing to keep.
+        # Gradient checkpointing repeats the block in the backward pass: the same computation, but nothing to
+        # keep.
         if self._merged is not None:
             self._merged[layer] = merged
 
@@ -145,7 +149,8 @@ class RowTap:
         Returns:
             float32 ``[B, K, C, N]``, channel = layer * heads + head over the chosen ones.
         """
-        assert self._merged is not None and len(self._merged) == len(self.layers), "layers were not tapped"
+        assert self._merged is not None, "handed over before"
+        assert len(self._merged) == len(self.layers), "layers were not tapped"
         device = self._merged[self.layers[0]].device
         stack = torch.cat([self._merged[layer].to(device) for layer in self.layers], dim=2)
         self._merged = None
@@ -169,7 +174,15 @@ def row_tap_attention(
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         row_tap.collect(module.layer_idx, query, key, attention_mask, scale)
     return sdpa_attention_forward(
-        module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **kwargs
+        module,
+        query,
+        key,
+        value,
+        attention_mask,
+        dropout=dropout,
+        scaling=scaling,
+        is_causal=is_causal,
+        **kwargs,
     )
 
 

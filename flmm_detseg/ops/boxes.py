@@ -13,8 +13,8 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
         masks: bool ``[K, H, W]``; K may be 0.
 
     Returns:
-        float32 ``[K, 4]``, xyxy in pixels, half-open (``x1`` and ``y1`` are one past the last pixel); zeros for an
-        empty mask.
+        float32 ``[K, 4]``, xyxy in pixels, half-open (``x1`` and ``y1`` are one past the last pixel); zeros
+        for an empty mask.
     """
 
     def extent(occupied: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Sizes of resized and padded images: LLaVA's padded square and LLaVA-NeXT's tiles. All sizes are ``(H, W)``."""
+"""Sizes of resized and padded images, all ``(H, W)``: LLaVA's padded square and LLaVA-NeXT's tiles."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def fit_longest_side(image_size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Size of an image scaled so that its longest side is ``side``; the other side is floored, at least 1 pixel."""
+    """Size of an image scaled to ``side`` on its longest side; the other is floored, at least 1 pixel."""
     height, width = image_size
     longest = max(height, width)
     return max(1, height * side // longest), max(1, width * side // longest)

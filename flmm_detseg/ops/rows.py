@@ -1,6 +1,7 @@
 """Attention rows: a few query tokens against all keys, cut to the image columns and merged per phrase.
 
-Shape letters: B batch, H query heads, G key heads, h chosen heads, P rows, S keys, N columns, K phrases, D head size.
+Shape letters: B batch, H query heads, G key heads, h chosen heads, P rows, S keys, N columns, K phrases, D
+head size.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ def attention_rows(
     mask: Tensor | None = None,
     heads: Tensor | None = None,
 ) -> Tensor:
-    """Attention probabilities of some query tokens on all keys, as an eager attention block would return them.
+    """Attention probabilities of some query tokens on all keys, as an eager attention block would return
+    them.
 
-    The same roundings as transformers' eager block: scores in the model's dtype, softmax in float32 over all keys,
-    result in the model's dtype.
+    The same roundings as transformers' eager block: scores in the model's dtype, softmax in float32 over all
+    keys, result in the model's dtype.
 
     Args:
         query: ``[B, H, T, D]`` after rotary embedding.
@@ -81,9 +83,10 @@ def merge_rows(rows: Tensor, phrase_ids: Tensor, num_phrases: int, *, how: str =
     """Merges the attention rows of the tokens of each phrase.
 
     Args:
-        rows: Attention of phrase tokens on image tokens, ``[B, h, P, N]``, softmaxed over all keys, in [0, 1].
-        phrase_ids: Phrase of each row, int64 ``[B, P]``; -1 for padding rows, which are left out. The tokens of a
-            phrase need not be adjacent.
+        rows: Attention of phrase tokens on image tokens, ``[B, h, P, N]``, softmaxed over all keys, in [0,
+            1].
+        phrase_ids: Phrase of each row, int64 ``[B, P]``; -1 for padding rows, which are left out. The tokens
+            of a phrase need not be adjacent.
         num_phrases: K.
         how: ``"mean"`` (F-LMM) or ``"max"``.
 

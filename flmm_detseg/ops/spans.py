@@ -13,14 +13,15 @@ def tokens_of_spans(
 ) -> Tensor:
     """Finds the tokens of each phrase.
 
-    A token belongs to a phrase when it shares at least one character with one of its spans that is no white space
-    (tokenizers differ in which token holds the space before a word).
+    A token belongs to a phrase when it shares at least one character with one of its spans that is no white
+    space (tokenizers differ in which token holds the space before a word).
 
     Args:
-        offsets: Character range ``(start, end)`` of each token in ``text``, half-open; special tokens are empty
-            ranges. T of them.
+        offsets: Character range ``(start, end)`` of each token in ``text``, half-open; special tokens are
+            empty ranges. T of them.
         text: The tokenised text.
-        phrases: Per phrase its character spans ``(start, end)`` in ``text``, half-open, inside the text. K of them.
+        phrases: Per phrase its character spans ``(start, end)`` in ``text``, half-open, inside the text. K of
+            them.
 
     Returns:
         bool ``[K, T]``; a token can belong to several phrases. A phrase of white space has no token.

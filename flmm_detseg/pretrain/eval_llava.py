@@ -1,4 +1,4 @@
-"""Free-running evaluation of a tiny LLaVA on held-out scenes, and a cheap probe of how groundable its attention is."""
+"""Free-running evaluation of a tiny LLaVA on held-out scenes, and a cheap probe of its attention."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def collect_items(seed: int, items: int, side: int) -> tuple[list[Item], dict[in
                 counts[question.kind] += 1
                 chosen.append(Item(index, question))
                 scenes[index] = scene
-    raise DataError(f"{MAX_SCENES} validation scenes give only {counts} questions; ask for fewer than {items}")
+    raise DataError(f"{MAX_SCENES} scenes give only {counts} questions; ask for fewer than {items}")
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerFast, prompt: str, num_patches: int) -> list[int]:
@@ -148,7 +148,7 @@ def normalise_answer(text: str) -> str:
 
 
 def pair_mentions(text: str) -> set[tuple[str, str]]:
-    """(colour, kind) pairs a caption mentions: a colour and the next kind word within two words (plurals too)."""
+    """(colour, kind) pairs a caption mentions: a colour and a kind within the next two words."""
     words = text.replace(".", " ").replace(",", " ").split()
     singular = {f"{kind}{ending}": kind for kind in KINDS for ending in ("", "s", "es")}
     pairs = set()
@@ -189,8 +189,8 @@ def evaluate(
 ) -> dict[str, object]:
     """Free-running accuracy per question kind, mean box IoU and caption figures on the validation split.
 
-    A box is right at IoU >= 0.5; every other answer must equal the reference. With several processes each takes
-    its share and the sums are reduced over the default group.
+    A box is right at IoU >= 0.5; every other answer must equal the reference. With several processes each
+    takes its share and the sums are reduced over the default group.
 
     Args:
         model: Tiny LLaVA (any training mode; put in eval mode).
@@ -203,8 +203,8 @@ def evaluate(
 
     Returns:
         ``accuracy`` per kind, their ``mean``, ``box_mean_iou``, ``caption_word_accuracy`` (teacher-forced),
-        ``caption_pair_precision`` (share of the (colour, kind) pairs of free-running captions that the scene holds),
-        ``items``.
+        ``caption_pair_precision`` (share of the (colour, kind) pairs of free-running captions that the scene
+        holds), ``items``.
     """
     model.eval()
     side = image_side(model)
@@ -260,7 +260,10 @@ def format_figures(figures: dict[str, object]) -> str:
 
 @torch.no_grad()
 def phrase_maps(
-    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, scenes: Sequence[Scene], source: str
+    model: LlavaForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    scenes: Sequence[Scene],
+    source: str,
 ) -> tuple[Tensor, Tensor]:
     """Attention maps and masks of phrases, teacher-forced after the caption prompt.
 
@@ -268,11 +271,11 @@ def phrase_maps(
         model: Tiny LLaVA; its attention implementation is switched to eager and back.
         tokenizer: Its tokenizer.
         scenes: Scenes.
-        source: ``"caption"`` (phrases of the narrative that name things) or ``"refer"`` (two sentences per scene).
+        source: ``"caption"`` (phrases of the narrative that name things) or ``"refer"`` (two sentences a scene).
 
     Returns:
-        Maps ``[K, layers * heads, rows, cols]`` (mean over the phrase's tokens, softmax over all keys) and masks
-        ``[K, rows, cols]`` bool: patches at least half covered, or the best covered one if there is none.
+        Maps ``[K, layers * heads, rows, cols]`` (mean over the phrase's tokens, softmax over all keys) and
+        masks ``[K, rows, cols]`` bool: patches at least half covered, or the best covered one if there is none.
     """
     patches = model.config.image_seq_length
     side = int(patches**0.5)
@@ -290,7 +293,9 @@ def phrase_maps(
                 pixel_values=normalise_images(scene.image[None]),
                 output_attentions=True,
             )
-            rows = torch.cat([layer[0, :, len(head) :, first : first + patches] for layer in output.attentions])
+            rows = torch.cat(
+                [layer[0, :, len(head) :, first : first + patches] for layer in output.attentions]
+            )
             for spans, object_ids in phrases:
                 tokens = [
                     index
@@ -351,12 +356,13 @@ def groundability(
     source: str,
     num_scenes: int = 60,
 ) -> dict[str, float]:
-    """How well phrases can be read from single patches of the 32 attention maps, at the patch grid's resolution.
+    """How well phrases can be read from single patches of the attention maps, at the patch grid's resolution.
 
     The first half of the scenes fits the probe and chooses the thresholds, the second half is scored.
 
     Returns:
-        ``best_head_iou`` (maps divided by their maximum) and ``probe_iou`` (logistic regression on log-attention).
+        ``best_head_iou`` (maps divided by their maximum) and ``probe_iou`` (logistic regression on
+        log-attention).
     """
     model.eval()
     side = image_side(model)

@@ -1,8 +1,8 @@
-"""Training data of the tiny LLaVA: TinyWorld scenes as token turns, cached in chunks, packed behind one image prefix.
+"""Training data of the tiny LLaVA: TinyWorld scenes as token turns, cached, packed behind one image prefix.
 
-A scene becomes one sequence: the image prefix ``<s> USER : <image> x N`` followed by several turns (caption, caption
-with boxes, referring sentences, questions). The 4-D mask hides the turns from each other and the positions of every
-turn restart behind the prefix, so each turn is computed exactly as if it stood alone behind the image.
+A scene becomes one sequence: the image prefix ``<s> USER : <image> x N`` followed by several turns (caption,
+caption with boxes, referring sentences, questions). The 4-D mask hides the turns from each other and the positions
+of every turn restart behind the prefix, so each turn is computed exactly as if it stood alone behind the image.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from flmm_detseg.datasets.tinyworld import (
 from flmm_detseg.pretrain.tiny_llava import BOX_PROMPT, BOXED_CAPTION_PROMPT, CAPTION_PROMPT, TinyLlavaSizes
 
 QUESTION_KINDS = ("colour", "kind", "presence", "count", "position", "box", "comparison")
-TURN_KINDS = ("caption", "boxed_caption", "refer", "boxed_refer", "where", *QUESTION_KINDS)
+TURN_KINDS = ("caption", "boxed_caption", "refer", "where", *QUESTION_KINDS)
 SIZE_WORDS = ("small", "large")
 LABEL_GROUPS = ("name", "colour", "texture", "size", "x1", "y1", "x2", "y2", "is_centre")
 NUM_COORDINATES = 100
@@ -51,7 +51,8 @@ class Chunk:
 
     Attributes:
         images: ``[S, H, W, 3]`` uint8.
-        labels: ``[S, patches, len(LABEL_GROUPS)]`` int16; classes of the patch, -100 where a group does not apply.
+        labels: ``[S, patches, len(LABEL_GROUPS)]`` int16; classes of the patch, -100 where a group does not
+            apply.
         tokens: All turns one behind the other, int16.
         turns: ``[T, 4]`` int32: scene, start in ``tokens``, length, length of the prompt part.
         kinds: ``[T]`` int16, index into ``TURN_KINDS``.
@@ -72,8 +73,8 @@ class PackedBatch:
         pixel_values: ``[B, 3, H, W]`` float32, CLIP-normalised.
         text_ids: ``[B, L]`` int64, the packed turns (padded with ``pad``), without the prefix.
         position_ids: ``[B, P + L]`` int64; every turn restarts at P, the length of the prefix.
-        attention_bias: ``[B, 1, L, P + L]`` float32, 0 where a row of the turns may look, a large negative number
-            elsewhere; the rows of the prefix are plain causal.
+        attention_bias: ``[B, 1, L, P + L]`` float32, 0 where a row of the turns may look, a large negative
+            number elsewhere; the rows of the prefix are plain causal.
         targets: ``[B, L]`` int64, token that the position *before* should predict; -100 where not supervised.
         weights: ``[B, L]`` float32, weight of each target.
         labels: ``[B, patches, len(LABEL_GROUPS)]`` int64.
@@ -89,7 +90,7 @@ class PackedBatch:
 
 
 def turn_text(prompt: str, answer: str) -> tuple[str, str]:
-    """The two parts of a turn behind the image: ``{question} ASSISTANT:`` and the answer with its end token."""
+    """The two parts of a turn behind the image: ``{question} ASSISTANT:`` and the answer with ``</s>``."""
     return f"{prompt} ASSISTANT:", f"{answer}</s>"
 
 
@@ -127,14 +128,11 @@ def scene_turns(scene: Scene, seed: int) -> list[tuple[str, str, str]]:
     expressions = list(referring_expressions(scene, seed))
     rng.shuffle(expressions)
     for position, item in enumerate(expressions):
-        box = boxes[item.object_id]
-        turns.append(("where", BOX_PROMPT.format(expression=item.text), box))
-        turns.append(("boxed_refer", CAPTION_PROMPT, f"{item.text} {box}"))
-        if position % 4 == 0:
-            turns.append(("refer", CAPTION_PROMPT, f"{item.text}"))
-            other = expressions[(position + 1) % len(expressions)]
-            both = f"{item.text} {box} . {other.text} {boxes[other.object_id]}"
-            turns.append(("boxed_refer", CAPTION_PROMPT, both))
+        turns.append(("where", BOX_PROMPT.format(expression=item.text), boxes[item.object_id]))
+        told = [expressions[(position + step) % len(expressions)] for step in range(rng.choice((1, 1, 2, 3)))]
+        # Whether a box follows is left open, so the sentence's own tokens have to find the object either way.
+        parts = [f"{e.text} {boxes[e.object_id]}" if rng.random() < 0.65 else e.text for e in told]
+        turns.append(("refer", CAPTION_PROMPT, f"{' . '.join(parts)} ."))
     for question in make_questions(scene, seed, per_kind=3):
         turns.append((question.kind, question.text, question.answer))
     return turns
@@ -143,7 +141,7 @@ def scene_turns(scene: Scene, seed: int) -> list[tuple[str, str, str]]:
 def patch_labels(scene: Scene, patch_size: int) -> np.ndarray:
     """Classes of every patch from the masks (vision warm-up): ``[patches, len(LABEL_GROUPS)]`` int16.
 
-    A patch belongs to the object that covers most of it if that is at least 30 %, else to its most common stuff.
+    A patch belongs to the object that covers most of it if that is at least 30 %, else to its main stuff.
     """
     height, width = scene.image.shape[:2]
     rows, cols = height // patch_size, width // patch_size
@@ -210,9 +208,12 @@ def build_chunk(
     )
 
 
-def cache_folder(root: str | Path, tokenizer: PreTrainedTokenizerFast, seed: int, sizes: TinyLlavaSizes) -> Path:
+def cache_folder(
+    root: str | Path, tokenizer: PreTrainedTokenizerFast, seed: int, sizes: TinyLlavaSizes
+) -> Path:
     """Folder of the chunks that belong to this world version, vocabulary, seed and image size."""
-    key = f"{TINYWORLD_VERSION}|{seed}|{sizes.image_size}|{sizes.patch_size}|{sorted(tokenizer.get_vocab().items())}"
+    words = sorted(tokenizer.get_vocab().items())
+    key = f"{TINYWORLD_VERSION}|{seed}|{sizes.image_size}|{sizes.patch_size}|{words}"
     return Path(root) / f"llava_chunks_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
@@ -267,8 +268,8 @@ def read_chunk(path: Path) -> Chunk:
 def pick_turns(kinds: np.ndarray, rng: np.random.Generator, extra: Sequence[str]) -> np.ndarray:
     """Chooses the turns of one visit of a scene.
 
-    One caption (plain or with boxes), three referring sentences (mostly with their box), one question of every kind
-    and one more of the kinds in ``extra``.
+    One caption (plain or with boxes), three referring sentences (mostly with their box), one question of every
+    kind and one more of the kinds in ``extra``.
 
     Args:
         kinds: ``[T]`` turn kinds of the scene.
@@ -279,7 +280,7 @@ def pick_turns(kinds: np.ndarray, rng: np.random.Generator, extra: Sequence[str]
         Indices into ``kinds``.
     """
     plan = [("caption", 1) if rng.random() < 0.5 else ("boxed_caption", 1)]
-    plan += [("boxed_refer", 2), ("where" if rng.random() < 0.7 else "refer", 1)]
+    plan += [("refer", 2), ("where", 1)]
     plan += [(kind, 1 + (kind in extra)) for kind in QUESTION_KINDS]
     chosen = []
     for kind, wanted in plan:
@@ -289,19 +290,17 @@ def pick_turns(kinds: np.ndarray, rng: np.random.Generator, extra: Sequence[str]
     return np.concatenate(chosen)
 
 
-def turn_weights(kind: str, prompt_length: int, length: int) -> np.ndarray:
-    """Loss weight of every token of a turn, ``[length]`` float32; prompts have none.
+def turn_weights(kind: str, tokens: np.ndarray, prompt_length: int, is_coordinate: np.ndarray) -> np.ndarray:
+    """Loss weight of every token of a turn, ``[len(tokens)]`` float32; prompts have none.
 
-    Short answers count three-fold, or the long captions would drown them. The words of a bare referring sentence
-    count little and its first word nothing, so that a free-running description stays a caption.
+    Short answers count three-fold, or the long captions would drown them. The words of referring sentences count
+    little (their boxes fully) and the first word nothing, so that a free-running description stays a caption.
     """
-    weights = np.zeros(length, np.float32)
+    weights = np.zeros(len(tokens), np.float32)
     weights[prompt_length:] = 1.0
-    if kind in ("refer", "boxed_refer"):
-        weights[prompt_length:] = 0.2
+    if kind == "refer":
+        weights[prompt_length:] = np.where(is_coordinate[tokens[prompt_length:]], 1.0, 0.2)
         weights[prompt_length] = 0.0
-        if kind == "boxed_refer":
-            weights[-5:-1] = 1.0
     elif kind in QUESTION_KINDS and kind != "box":
         weights[prompt_length:-1] = 3.0
     weights[-1] = min(weights[-1], 0.3)
@@ -309,7 +308,7 @@ def turn_weights(kind: str, prompt_length: int, length: int) -> np.ndarray:
 
 
 def normalise_images(images: np.ndarray) -> Tensor:
-    """CLIP preprocessing of images that already have the model's size: ``[B, H, W, 3]`` uint8 to ``[B, 3, H, W]``."""
+    """CLIP preprocessing without resizing: ``[B, H, W, 3]`` uint8 to ``[B, 3, H, W]`` float32."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float().div_(255.0)
     return (pixels - CLIP_MEAN) / CLIP_STD
 
@@ -364,7 +363,7 @@ def pack(
 
 
 class PackedStream:
-    """Endless packed batches from the chunks that exist so far; new chunks join as the writer finishes them."""
+    """Endless packed batches from the chunks that exist; new chunks join as the writer finishes them."""
 
     def __init__(
         self,
@@ -373,12 +372,15 @@ class PackedStream:
         num_chunks: int,
         batch_size: int,
         prefix_length: int,
-        pad_id: int,
+        tokenizer: PreTrainedTokenizerFast,
         seed: int,
         extra: Sequence[str] = ("count", "comparison"),
     ) -> None:
         self.folder, self.num_chunks, self.batch_size = folder, num_chunks, batch_size
-        self.prefix_length, self.pad_id, self.extra = prefix_length, pad_id, tuple(extra)
+        self.prefix_length, self.pad_id, self.extra = prefix_length, tokenizer.pad_token_id, tuple(extra)
+        coordinates = [f"{10 * value:03d}" for value in range(NUM_COORDINATES)]
+        self.is_coordinate = np.zeros(len(tokenizer), bool)
+        self.is_coordinate[tokenizer.convert_tokens_to_ids(coordinates)] = True
         self.rng = np.random.default_rng(seed)
         self.chunks: list[Chunk] = []
 
@@ -397,7 +399,8 @@ class PackedStream:
         for index in low + pick_turns(chunk.kinds[low:high], self.rng, self.extra):
             _, start, length, prompt_length = chunk.turns[index]
             kind = TURN_KINDS[chunk.kinds[index]]
-            turns.append((chunk.tokens[start : start + length], turn_weights(kind, prompt_length, length)))
+            tokens = chunk.tokens[start : start + length]
+            turns.append((tokens, turn_weights(kind, tokens, prompt_length, self.is_coordinate)))
         return turns, chunk.images[scene], chunk.labels[scene]
 
     def __iter__(self) -> Iterator[PackedBatch]:

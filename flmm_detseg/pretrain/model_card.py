@@ -69,7 +69,9 @@ def figures_table(scores: Mapping[str, Mapping[str, object]]) -> str:
     """Markdown table of :data:`ROWS` by models."""
     lines = [f"| | {' | '.join(scores)} |", f"|---|{'---|' * len(scores)}"]
     for key, label in ROWS.items():
-        lines.append(f"| {label} | {' | '.join(f'{lookup(figures, key):.3f}' for figures in scores.values())} |")
+        lines.append(
+            f"| {label} | {' | '.join(f'{lookup(figures, key):.3f}' for figures in scores.values())} |"
+        )
     return "\n".join(lines)
 
 
@@ -186,7 +188,9 @@ def report_tiny_llava(model_dir: str | Path, work_dir: str | Path) -> dict[str, 
     """
     path = Path(work_dir) / "figures.json"
     if not path.is_file():
-        raise RunError(f"{path}: no finished run; run tools/pretrain_tiny_llava.py without --report-only first")
+        raise RunError(
+            f"{path}: no finished run; run tools/pretrain_tiny_llava.py without --report-only first"
+        )
     run = json.loads(path.read_text(encoding="utf-8"))
     settings = run["settings"]
     scores = score_with_controls(model_dir, settings["seed"], settings["final_eval_items"])

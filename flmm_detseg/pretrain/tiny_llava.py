@@ -1,4 +1,4 @@
-"""The tiny LLaVA: tokenizer, model and processor of a real ``LlavaForConditionalGeneration`` at a few million parameters."""
+"""The tiny LLaVA: tokenizer, model and processor of a real ``LlavaForConditionalGeneration``, a few MB small."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ BOXED_CAPTION_PROMPT = "Please give me a description of the image with boxes."
 BOX_PROMPT = "what is the box of {expression} ?"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}"
     "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
     "{{ content['text'] + (eos_token if message['role'] == 'assistant' else ' ') }}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
@@ -66,18 +67,20 @@ class TinyLlavaSizes:
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """Builds a word-level tokenizer with a character fallback.
 
-    Every word is one token; other text falls apart into printable ASCII characters (``c`` and ``##c``), so only
-    non-ASCII characters become ``<unk>``. Character offsets refer to the unchanged input text.
+    Every word is one token; other text falls apart into printable ASCII characters (``c`` and ``##c``), so
+    only non-ASCII characters become ``<unk>``. Character offsets refer to the unchanged input text.
 
     Args:
-        words: Closed vocabulary of the world; duplicates and single characters are welcome. Order decides the ids.
+        words: Closed vocabulary of the world; duplicates are welcome. Their order decides the ids.
 
     Returns:
         Fast tokenizer that prepends ``<s>`` and knows ``<image>``.
     """
     prompts = (CAPTION_PROMPT, BOXED_CAPTION_PROMPT, BOX_PROMPT.format(expression=""))
     splitter = pre_tokenizers.BertPreTokenizer()
-    extra = [piece for prompt in (*prompts, "USER: ASSISTANT:") for piece, _ in splitter.pre_tokenize_str(prompt)]
+    extra = [
+        piece for prompt in (*prompts, "USER: ASSISTANT:") for piece, _ in splitter.pre_tokenize_str(prompt)
+    ]
     pieces = [piece for word in words for piece, _ in splitter.pre_tokenize_str(word)]
     tokens = [*SPECIAL_TOKENS, *pieces, *extra, *PRINTABLE_ASCII, *(f"##{char}" for char in PRINTABLE_ASCII)]
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
@@ -142,7 +145,7 @@ def build_config(tokenizer: PreTrainedTokenizerFast, sizes: TinyLlavaSizes) -> L
 
 
 def sincos_positions(rows: int, cols: int, dim: int) -> Tensor:
-    """2-D sine-cosine position table, ``[rows * cols, dim]`` float32, half the channels for y and half for x."""
+    """2-D sine-cosine position table, ``[rows * cols, dim]`` float32, half of the channels for y."""
     frequencies = torch.exp(-math.log(100.0) * torch.arange(dim // 4) / (dim // 4))
     y, x = torch.meshgrid(torch.arange(rows), torch.arange(cols), indexing="ij")
     parts = [f(pos.reshape(-1, 1) * frequencies) for pos in (y, x) for f in (torch.sin, torch.cos)]
@@ -152,7 +155,7 @@ def sincos_positions(rows: int, cols: int, dim: int) -> Tensor:
 def build_model(
     tokenizer: PreTrainedTokenizerFast, sizes: TinyLlavaSizes, seed: int
 ) -> LlavaForConditionalGeneration:
-    """Builds the randomly initialised model (float32, CPU); position embeddings start as 2-D sine-cosine tables."""
+    """Builds the randomly initialised model (float32, CPU), tower positions from 2-D sine-cosine tables."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(build_config(tokenizer, sizes))
@@ -240,11 +243,12 @@ def load_tiny_llava(
     """
     model_dir = Path(model_dir)
     if not (model_dir / "config.json").is_file():
-        raise CheckpointError(f"{model_dir}: no config.json; make the model with tools/pretrain_tiny_llava.py")
+        raise CheckpointError(f"{model_dir}: no config.json; make it with tools/pretrain_tiny_llava.py")
     model, info = LlavaForConditionalGeneration.from_pretrained(
         model_dir, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
-    wrong = {key: sorted(info[key])[:5] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if info[key]}
+    checks = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = {key: sorted(info[key])[:5] for key in checks if info[key]}
     if wrong:
         raise CheckpointError(f"{model_dir}: weights do not fit the config: {wrong}; write the folder again")
     return model.eval(), AutoTokenizer.from_pretrained(model_dir, local_files_only=True)

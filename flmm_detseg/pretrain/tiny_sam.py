@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flmm_detseg.datasets.tinyworld.scene import Scene, make_scene
+from flmm_detseg.datasets.tinyworld import Scene, make_scene
 from flmm_detseg.ops.boxes import masks_to_boxes, scale_boxes
 from flmm_detseg.refiners import SAMRefiner
 
@@ -46,7 +46,12 @@ class PromptedMasks:
 
 
 def prompted_scene(
-    refiner: SAMRefiner, seed: int, index: int, split: str, generator: torch.Generator, max_masks: int | None = None
+    refiner: SAMRefiner,
+    seed: int,
+    index: int,
+    split: str,
+    generator: torch.Generator,
+    max_masks: int | None = None,
 ) -> PromptedMasks:
     """One scene with its masks and prompts.
 
@@ -78,7 +83,7 @@ def prompted_scene(
 
 
 def scene_masks(scene: Scene, generator: torch.Generator) -> Tensor:
-    """Objects, stuff regions, and (as for plural phrases) one union of several objects; bool ``[K, H, W]``."""
+    """Objects, stuff regions and (as for plural phrases) a union of objects; bool ``[K, H, W]``."""
     things = [torch.from_numpy(item.mask) for item in scene.objects]
     masks = [*things, *(torch.from_numpy(region.mask) for region in scene.stuff)]
     if len(things) > 1:
@@ -89,7 +94,8 @@ def scene_masks(scene: Scene, generator: torch.Generator) -> Tensor:
 
 
 def degrade(masks: Tensor, generator: torch.Generator, side: int = 64) -> Tensor:
-    """Coarse logits as from attention: a coarse grid, shifted, noisy, leaking into another mask, of random contrast.
+    """Coarse logits as from attention: a coarse grid, shifted, noisy, leaking into another mask, of random
+    contrast.
 
     Args:
         masks: bool ``[K, H, W]``.
@@ -117,7 +123,9 @@ def degrade(masks: Tensor, generator: torch.Generator, side: int = 64) -> Tensor
     return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
-def encode_prompts(refiner: SAMRefiner, scenes: Sequence[PromptedMasks], kinds: Sequence[str]) -> tuple[Tensor, ...]:
+def encode_prompts(
+    refiner: SAMRefiner, scenes: Sequence[PromptedMasks], kinds: Sequence[str]
+) -> tuple[Tensor, ...]:
     """Prompt embeddings of all masks of some scenes, in order.
 
     Args:

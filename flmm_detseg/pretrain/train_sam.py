@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from flmm_detseg.errors import CheckpointError
@@ -37,7 +37,8 @@ class SamTrainSettings:
         steps: Optimizer steps.
         batch_size: Scenes per step.
         max_masks: Most masks per scene and step.
-        lr: Peak learning rate (AdamW; linear warm-up, then a cosine to zero).
+        muon_lr: Peak learning rate of the transformers' matrices (Muon).
+        lr: Peak learning rate of everything else (AdamW). Both: linear warm-up, then a cosine to zero.
         warmup_steps: Steps of the warm-up.
         ema: Decay per step of the averaged weights, which are the stored ones.
         seed: Seed of weights, scenes and prompts.
@@ -52,7 +53,8 @@ class SamTrainSettings:
     steps: int = 2500
     batch_size: int = 8
     max_masks: int = 7
-    lr: float = 1.5e-3
+    muon_lr: float = 0.01
+    lr: float = 2e-3
     warmup_steps: int = 100
     ema: float = 0.99
     seed: int = 0
@@ -71,10 +73,7 @@ class SamTrainer:
         self.refiner = SAMRefiner(build_sam("tiny"), use_text=False)
         self.model = self.refiner.model.requires_grad_(True)
         self.average = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        decayed = [p for p in self.model.parameters() if p.ndim > 1]
-        others = [p for p in self.model.parameters() if p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
+        self.optimizers = build_optimizers(self.model, settings)
         self.step, self.seconds = 0, 0.0
         self.state_path = Path(settings.work_dir) / "state.pt"
         if settings.resume:
@@ -89,15 +88,19 @@ class SamTrainer:
             prompted_scene(self.refiner, settings.seed, first + i, "train", generator, settings.max_masks)
             for i in range(settings.batch_size)
         ]
-        for group in self.optimizer.param_groups:
-            group["lr"] = settings.lr * self._lr_factor()
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * self._lr_factor()
         kinds = choose_kinds(sum(len(scene.masks) for scene in scenes), generator)
         logits, quality = predict_prompts(self.refiner, scenes, kinds)
-        figures = sam_loss(logits, quality, _square_targets(self.refiner, scenes), _square_valid(self.refiner, scenes))
-        self.optimizer.zero_grad()
+        figures = sam_loss(
+            logits, quality, _square_targets(self.refiner, scenes), _square_valid(self.refiner, scenes)
+        )
+        self.model.zero_grad()
         figures["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         decay = min(settings.ema, self.step / (self.step + 10))
         for name, value in self.model.state_dict().items():
@@ -115,7 +118,7 @@ class SamTrainer:
         state = {
             "model": self.model.state_dict(),
             "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "seconds": self.seconds,
         }
@@ -128,7 +131,8 @@ class SamTrainer:
             raise CheckpointError(f"nothing to resume: {self.state_path} does not exist")
         state = torch.load(self.state_path, weights_only=True)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"]):
+            optimizer.load_state_dict(stored)
         self.average, self.step, self.seconds = state["average"], state["step"], state["seconds"]
 
     def _lr_factor(self) -> float:
@@ -138,16 +142,32 @@ class SamTrainer:
         return 0.5 * (1 + math.cos(math.pi * (self.step - warmup) / max(1, steps - warmup)))
 
 
+def build_optimizers(model: nn.Module, settings: SamTrainSettings) -> list[torch.optim.Optimizer]:
+    """Muon for the transformers' matrices, AdamW for tables, convolutions, norms and biases."""
+    linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        (matrices if name in linear else others).append(parameter)
+    muon = torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=0.05)
+    adamw = torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    for optimizer in (muon, adamw):
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return [muon, adamw]
+
+
 def predict_prompts(
     refiner: SAMRefiner, scenes: Sequence[PromptedMasks], kinds: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Mask logits over SAM's square ``[N, M, S, S]`` and quality estimates ``[N, M]`` of all masks of some scenes."""
+    """Mask logits over SAM's square ``[N, M, S, S]`` and quality estimates ``[N, M]``; N masks in all."""
     model = refiner.model
     pixels = torch.stack([refiner.preprocess(scene.image) for scene in scenes])
     counts = torch.tensor([len(scene.masks) for scene in scenes])
     embeddings = model.image_encoder(pixels).repeat_interleave(counts, dim=0)
     sparse, sparse_mask, dense = encode_prompts(refiner, scenes, kinds)
-    low_res, quality = decode_masks(model.mask_decoder, embeddings, refiner.dense_pe(), sparse, sparse_mask, dense)
+    low_res, quality = decode_masks(
+        model.mask_decoder, embeddings, refiner.dense_pe(), sparse, sparse_mask, dense
+    )
     side = model.image_encoder.img_size
     return F.interpolate(low_res, size=(side, side), mode="bilinear", align_corners=False), quality
 
@@ -162,7 +182,8 @@ def sam_loss(logits: Tensor, quality: Tensor, targets: Tensor, valid: Tensor) ->
         valid: bool ``[N, S, S]``, False on padding.
 
     Returns:
-        ``loss`` and, detached, ``single`` (its part of the single mask) and ``iou`` (mean IoU of the single mask).
+        ``loss`` and, detached, ``single`` (its part of the single mask) and ``iou`` (mean IoU of the single
+        mask).
     """
     weight = valid[:, None].float()
     target = targets[:, None].float().expand_as(logits)
@@ -211,8 +232,8 @@ def evaluate_sam(refiner: SAMRefiner, seed: int, num_scenes: int) -> dict[str, f
         num_scenes: Scenes of the split ``val``.
 
     Returns:
-        Per prompt kind the mean over all masks, and ``coarse``: the degraded masks themselves (what the kinds with
-        a mask prompt start from).
+        Per prompt kind the mean over all masks, and ``coarse``: the degraded masks themselves (what the kinds
+        with a mask prompt start from).
     """
     ious: dict[str, list[Tensor]] = {kind: [] for kind in (*PROMPT_KINDS, "coarse")}
     for index in tqdm(range(num_scenes), desc="evaluate", mininterval=10):

@@ -50,18 +50,19 @@ class MaskPrompt(NamedTuple):
 class SAMRefiner(nn.Module):
     """Coarse mask logits in, mask logits at original image size out.
 
-    The image encoder is frozen (evaluation mode, no gradient); prompt encoder and mask decoder are trained. Gradients
-    reach the coarse logits through the mask prompt. Ten trainable tensors never get one because their prompts and
-    outputs are not used (point embeddings 0 and 1, ``not_a_point_embed``, ``no_mask_embed``, the quality head): they
-    stay trainable because published checkpoints contain them, so plain DDP needs ``find_unused_parameters=True``.
+    The image encoder is frozen (evaluation mode, no gradient); prompt encoder and mask decoder are trained.
+    Gradients reach the coarse logits through the mask prompt. Ten trainable tensors never get one because
+    their prompts and outputs are not used (point embeddings 0 and 1, ``not_a_point_embed``,
+    ``no_mask_embed``, the quality head): they stay trainable because published checkpoints contain them, so
+    plain DDP needs ``find_unused_parameters=True``.
 
     Args:
         model: A segment-anything model, see :func:`build_sam`.
         use_text: Append the text tokens of a phrase to the sparse prompts.
         use_mask: Give the coarse logits as mask prompt.
         use_box: Give the box of the coarse mask (whole image where it is empty).
-        multimask_output: Decode three candidates and take the one that overlaps the coarse mask most; False takes
-            SAM's single mask.
+        multimask_output: Decode three candidates and take the one that overlaps the coarse mask most; False
+            takes SAM's single mask.
         images_per_call: Most images in one call of the image encoder (its attention maps are large).
 
     Raises:
@@ -102,7 +103,7 @@ class SAMRefiner(nn.Module):
         multimask_output: bool = False,
         images_per_call: int = 4,
     ) -> SAMRefiner:
-        """Builds the model and the refiner in one step; for configs. Arguments as in ``build_sam`` and the class."""
+        """Model and refiner in one step, for configs; arguments as in ``build_sam`` and the class."""
         model = build_sam(variant, checkpoint)
         return cls(model, use_text, use_mask, use_box, multimask_output, images_per_call)
 
@@ -118,8 +119,8 @@ class SAMRefiner(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SAMRefiner:
-        # Phases of the positional encoding reach tens of radians: half precision (a bf16 engine casts every buffer)
-        # would change them visibly, so these frequencies keep their precision.
+        # Phases of the positional encoding reach tens of radians: half precision (a bf16 engine casts every
+        # buffer) would change them visibly, so these frequencies keep their precision.
         layer = self.model.prompt_encoder.pe_layer
         before = layer.positional_encoding_gaussian_matrix
         super()._apply(fn, recurse)
@@ -149,7 +150,9 @@ class SAMRefiner(nn.Module):
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         counts = [len(logits) for logits in coarse_logits]
         if sum(counts) == 0:
-            return [logits.new_zeros(0, *size, dtype=torch.float32) for logits, size in zip(coarse_logits, sizes)]
+            return [
+                logits.new_zeros(0, *size, dtype=torch.float32) for logits, size in zip(coarse_logits, sizes)
+            ]
         embeddings, image_index = self.encode_images(images, image_keys)
         prompts = [self.make_prompt(logits, size) for logits, size in zip(coarse_logits, sizes)]
         sparse, sparse_mask, dense = self._encode_prompts(prompts, text, sum(counts))
@@ -184,14 +187,18 @@ class SAMRefiner(nn.Module):
         """
         keys = image_keys if image_keys is not None else [None] * len(images)
         rows: dict[object, int] = {}
-        index = [rows.setdefault(position if key is None else key, len(rows)) for position, key in enumerate(keys)]
+        index = [
+            rows.setdefault(position if key is None else key, len(rows)) for position, key in enumerate(keys)
+        ]
         first = [index.index(row) for row in range(len(rows))]
         pixels = torch.stack([self.preprocess(images[position]) for position in first])
         pixels = pixels.to(self.model.image_encoder.pos_embed.dtype)
-        return torch.cat([self.model.image_encoder(part) for part in pixels.split(self.images_per_call)]), index
+        return torch.cat(
+            [self.model.image_encoder(part) for part in pixels.split(self.images_per_call)]
+        ), index
 
     def preprocess(self, image: np.ndarray) -> Tensor:
-        """RGB uint8 ``[H, W, 3]`` to normalised, padded pixels, float32 ``[3, S, S]`` on the model's device."""
+        """RGB uint8 ``[H, W, 3]`` to normalised, padded pixels, float32 ``[3, S, S]``, model's device."""
         resized = torch.from_numpy(self.resize.apply_image(image)).to(self.model.device)
         return self.model.preprocess(resized.permute(2, 0, 1).float())
 
@@ -209,7 +216,8 @@ class SAMRefiner(nn.Module):
         side = self.resize.target_length
         input_size = self.input_size(image_size)
         logits = coarse_logits.float()
-        # Below every mask of the image and clearly background, so that the padding never looks like an object.
+        # Below every mask of the image and clearly background, so that the padding never looks like an
+        # object.
         lowest = min(-1.0, float(logits.detach().min())) if logits.numel() else -1.0
         padding = (0, side - input_size[1], 0, side - input_size[0])
         square = F.pad(resize_maps(logits, input_size), padding, value=lowest)
@@ -229,7 +237,7 @@ class SAMRefiner(nn.Module):
     def _encode_prompts(
         self, prompts: Sequence[MaskPrompt], text: Sequence[TextPrompt] | None, count: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sparse tokens ``[N, T, D]``, their mask ``[N, T]`` and dense prompts ``[N, D, e, e]``; N = ``count``."""
+        """Sparse tokens ``[N, T, D]``, their mask ``[N, T]``, dense prompts ``[N, D, e, e]``."""
         encoder = self.model.prompt_encoder
         boxes = torch.cat([prompt.boxes_xyxy for prompt in prompts]) if self.use_box else None
         masks = torch.cat([prompt.mask_logits for prompt in prompts]) if self.use_mask else None
@@ -264,7 +272,8 @@ def pad_text(text: Sequence[TextPrompt], counts: Sequence[int]) -> tuple[Tensor,
         counts: Phrases per sample, K_i.
 
     Returns:
-        Tokens ``[sum K_i, T, D]`` (zeros at padding; order of the tokens kept) and bool mask ``[sum K_i, T]``.
+        Tokens ``[sum K_i, T, D]`` (zeros at padding; order of the tokens kept) and bool mask ``[sum K_i,
+        T]``.
     """
     tokens = torch.cat([prompt.tokens for prompt in text])
     device = tokens.device

@@ -33,7 +33,8 @@ class SamSizes:
         num_heads: Its attention heads.
         global_attn_indexes: Blocks that attend to the whole image; the others attend inside windows.
         image_size: Side of the square input in pixels.
-        patch_size: Side of a patch in pixels; the embedding has ``image_size // patch_size`` rows and columns.
+        patch_size: Side of a patch in pixels; the embedding has ``image_size // patch_size`` rows and
+            columns.
         window_size: Side of an attention window in patches.
         prompt_dim: Width of prompts, image embedding and mask decoder.
         mask_in_chans: Hidden channels of the mask prompt's encoder.
@@ -82,8 +83,8 @@ def build_sam(variant: str | SamSizes | None = None, checkpoint: str | Path | No
     """Builds a segment-anything model in evaluation mode.
 
     Args:
-        variant: ``"vit_b"``, ``"vit_l"``, ``"vit_h"``, ``"tiny"`` or explicit sizes. May be None where ``checkpoint``
-            is a folder, whose config then decides.
+        variant: ``"vit_b"``, ``"vit_l"``, ``"vit_h"``, ``"tiny"`` or explicit sizes. May be None where
+            ``checkpoint`` is a folder, whose config then decides.
         checkpoint: An official ``.pth`` file, a ``.safetensors`` file, or a folder with ``config.json`` and
             ``model.safetensors``; None leaves random weights (also on the meta device).
 
@@ -95,7 +96,9 @@ def build_sam(variant: str | SamSizes | None = None, checkpoint: str | Path | No
     if path is not None and path.is_dir():
         stored = _read_sizes(path / CONFIG_NAME)
         if variant is not None and _sizes_of(variant) != stored:
-            raise ConfigError(f"SAM variant {variant!r} differs from the sizes in {path / CONFIG_NAME}; drop `variant`")
+            raise ConfigError(
+                f"SAM variant {variant!r} differs from the sizes in {path / CONFIG_NAME}; drop `variant`"
+            )
         variant, path = stored, path / WEIGHTS_NAME
     model = _assemble(_sizes_of(variant))
     if path is not None:
@@ -116,7 +119,9 @@ def save_sam(model: Sam, sizes: SamSizes, folder: str | Path, dtype: torch.dtype
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_type": "sam", "library": "segment-anything", **asdict(sizes)}
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in model.state_dict().items()}
+    weights = {
+        name: value.detach().cpu().to(dtype).contiguous() for name, value in model.state_dict().items()
+    }
     save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
 
 
@@ -169,7 +174,9 @@ def _sizes_of(variant: str | SamSizes | None) -> SamSizes:
     if isinstance(variant, SamSizes):
         return variant
     if variant not in VARIANTS:
-        raise ConfigError(f"unknown SAM variant {variant!r}; choose one of {', '.join(VARIANTS)} or give SamSizes")
+        raise ConfigError(
+            f"unknown SAM variant {variant!r}; choose one of {', '.join(VARIANTS)} or give SamSizes"
+        )
     return VARIANTS[variant]
 
 

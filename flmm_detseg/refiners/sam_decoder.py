@@ -1,8 +1,8 @@
 """segment-anything's mask decoder over a batch of prompts of many images.
 
-The decoder's own ``forward`` takes the prompts of one image, all with the same number of tokens. Here every prompt
-brings its own image embedding and padded tokens are masked, so that one call serves a whole batch. Only the order of
-operations is written anew: all weights are those of the ``MaskDecoder`` that is passed in.
+The decoder's own ``forward`` takes the prompts of one image, all with the same number of tokens. Here every
+prompt brings its own image embedding and padded tokens are masked, so that one call serves a whole batch.
+Only the order of operations is written anew: all weights are those of the ``MaskDecoder`` that is passed in.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from torch import Tensor
 
 
 def decode_masks(
-    decoder: MaskDecoder, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, sparse_mask: Tensor, dense: Tensor
+    decoder: MaskDecoder,
+    image_embeddings: Tensor,
+    image_pe: Tensor,
+    sparse: Tensor,
+    sparse_mask: Tensor,
+    dense: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Decodes N prompts.
 
@@ -28,8 +33,8 @@ def decode_masks(
         dense: Mask prompts, ``[N, D, e, e]``.
 
     Returns:
-        Mask logits ``[N, M, 4e, 4e]`` and quality estimates ``[N, M]`` of the M mask tokens (0: the single mask,
-        1..3: the three-way ambiguous ones). Equal to the decoder's own results without the padding.
+        Mask logits ``[N, M, 4e, 4e]`` and quality estimates ``[N, M]`` of the M mask tokens (0: the single
+        mask, 1..3: the three-way ambiguous ones). Equal to the decoder's own results without the padding.
     """
     count, width, rows, cols = image_embeddings.shape
     own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight]).expand(count, -1, -1)
@@ -55,7 +60,12 @@ def _two_way(
 
 
 def _two_way_block(
-    block: TwoWayAttentionBlock, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, token_mask: Tensor
+    block: TwoWayAttentionBlock,
+    queries: Tensor,
+    keys: Tensor,
+    query_pe: Tensor,
+    key_pe: Tensor,
+    token_mask: Tensor,
 ) -> tuple[Tensor, Tensor]:
     if block.skip_first_layer_pe:
         queries = _attend(block.self_attn, queries, queries, queries, token_mask)
@@ -66,11 +76,15 @@ def _two_way_block(
     queries = queries + _attend(block.cross_attn_token_to_image, queries + query_pe, keys + key_pe, keys)
     queries = block.norm2(queries)
     queries = block.norm3(queries + block.mlp(queries))
-    to_tokens = _attend(block.cross_attn_image_to_token, keys + key_pe, queries + query_pe, queries, token_mask)
+    to_tokens = _attend(
+        block.cross_attn_image_to_token, keys + key_pe, queries + query_pe, queries, token_mask
+    )
     return queries, block.norm4(keys + to_tokens)
 
 
-def _attend(attention: Attention, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None) -> Tensor:
+def _attend(
+    attention: Attention, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
+) -> Tensor:
     def heads(projected: Tensor) -> Tensor:
         return projected.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
 

@@ -16,10 +16,11 @@ class CaptureSpec:
     """What must be captured in one LMM forward; nothing else is kept.
 
     Attributes:
-        attention: Attention rows of phrase tokens on image tokens (the adapter's ``rows`` settings say which layers,
-            heads and which merge).
+        attention: Attention rows of phrase tokens on image tokens (the adapter's ``rows`` settings say which
+            layers, heads and which merge).
         hidden: Hidden rows of phrase tokens after every decoder layer 1..L (the last after the final norm).
-        vision_layers: Indices into the vision tower's hidden states (0 = embeddings) to return as feature maps.
+        vision_layers: Indices into the vision tower's hidden states (0 = embeddings) to return as feature
+            maps.
         logits: Logits of the language head over the text positions.
     """
 
@@ -46,8 +47,8 @@ class LMMInputs:
 
     Attributes:
         input_ids: int64 ``[T]``.
-        phrase_tokens: bool ``[K, T]``; True where the token belongs to the phrase. Phrases may overlap: a token can
-            belong to several.
+        phrase_tokens: bool ``[K, T]``; True where the token belongs to the phrase. Phrases may overlap: a
+            token can belong to several.
         labels: int64 ``[T]``; the token itself on the answer, -100 elsewhere.
         image_mask: bool ``[T]``; True at image tokens (newline tokens included).
         prefix_length: Number of leading tokens that depend on image and prompt only.
@@ -90,8 +91,8 @@ class HiddenRows:
     """Hidden states of the phrase tokens of one sample.
 
     Attributes:
-        states: ``[L, P, d]``: layers 1..L (embedding output excluded, last after the final norm), P phrase tokens in
-            sequence order (a token of two overlapping phrases has two rows); dtype of the LMM.
+        states: ``[L, P, d]``: layers 1..L (embedding output excluded, last after the final norm), P phrase
+            tokens in sequence order (a token of two overlapping phrases has two rows); dtype of the LMM.
         phrase_ids: int64 ``[P]``, phrase of each row.
     """
 
@@ -108,9 +109,10 @@ class LMMStates:
             channel = layer * heads + head, two-level families: all coarse channels, then all fine ones.
         hidden: Per sample :class:`HiddenRows`.
         vision: Per sample, per asked layer: ``[d_v, rows, cols]`` of the base (squared) image.
-        logits: Per sample ``[T - logits_start, V]``, dtype of the LMM: predictions of the answer's tokens. Row i
-            predicts token ``logits_start + i + 1``.
-        logits_start: Per sample, position in the sequence of row 0 of ``logits``: the last token of the prefix.
+        logits: Per sample ``[T - logits_start, V]``, dtype of the LMM: predictions of the answer's tokens.
+            Row i predicts token ``logits_start + i + 1``.
+        logits_start: Per sample, position in the sequence of row 0 of ``logits``: the last token of the
+            prefix.
     """
 
     attention: list[Tensor] | None = None
@@ -127,12 +129,14 @@ class Prediction:
     Attributes:
         record_id: Of the sample.
         image_size: Original ``(H, W)``.
-        coarse_logits: Mask head's logits, un-padded, ``[K, h, w]`` float32 (h, w are the mask head's own size).
+        coarse_logits: Mask head's logits, un-padded, ``[K, h, w]`` float32 (h, w are the mask head's own
+            size).
         refined_logits: Refiner's logits at original size ``[K, H, W]`` float32, None without refiner.
-        mask_logits: Logits the masks are cut from, original size ``[K, H, W]``: refined ones, else coarse ones
-            resized bilinearly.
+        mask_logits: Logits the masks are cut from, original size ``[K, H, W]``: refined ones, else coarse
+            ones resized bilinearly.
         masks: bool ``[K, H, W]``: ``mask_logits > 0`` (probability above 0.5).
-        boxes_xyxy: float32 ``[K, 4]``, half-open pixel box of each mask in the original image; zeros when empty.
+        boxes_xyxy: float32 ``[K, 4]``, half-open pixel box of each mask in the original image; zeros when
+            empty.
         scores: float32 ``[K]``: mean foreground probability inside the mask, 0 when it is empty.
         attention: The stack of :class:`LMMStates` when it was asked to be kept.
     """

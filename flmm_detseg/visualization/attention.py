@@ -25,7 +25,10 @@ def head_ious(stack: np.ndarray, target: np.ndarray) -> np.ndarray:
     order = np.argsort(-flat, axis=1, kind="stable")
     hits = np.cumsum(target.reshape(-1)[order], axis=1)
     union = np.arange(1, flat.shape[1] + 1) + target.sum() - hits
-    return (hits / union).max(axis=1)
+    values = np.take_along_axis(flat, order, axis=1)
+    # A threshold cannot part cells of equal value: only the last of them counts.
+    last = np.append(values[:, 1:] < values[:, :-1], np.ones((len(flat), 1), dtype=bool), axis=1)
+    return np.where(last, hits / union, 0.0).max(axis=1)
 
 
 def head_concentration(stack: np.ndarray) -> np.ndarray:

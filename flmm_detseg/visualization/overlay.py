@@ -154,10 +154,12 @@ def _draw_boxes(
 
 
 def _draw_number(pen: ImageDraw.ImageDraw, mask: np.ndarray, index: int, size: tuple[int, int]) -> None:
-    """Number of the phrase on a chip at the mask's most inner pixel row (centre of its widest row)."""
+    """Number of the phrase on a chip inside the mask: the middle of its widest rows."""
     if not mask.any():
         return
-    row = int(np.argmax(mask.sum(axis=1)))
+    widths = mask.sum(axis=1)
+    wide = np.flatnonzero(widths >= 0.9 * widths.max())
+    row = int(wide[len(wide) // 2])
     columns = np.flatnonzero(mask[row])
     column = int(columns[len(columns) // 2])
     text, height = str(index + 1), max(14, max(size) // 32)

@@ -13,7 +13,7 @@ from flmm_detseg.compat import mmcv_ext
 from flmm_detseg.errors import MissingDependencyError
 
 
-@pytest.fixture()
+@pytest.fixture
 def no_extension(monkeypatch):
     """As on a fresh interpreter with mmcv-lite: nothing is called mmcv._ext."""
     monkeypatch.delitem(sys.modules, "mmcv._ext", raising=False)
@@ -68,7 +68,9 @@ def test_nms_follows_the_offset(offset, kept):
     assert mmcv_ext.nms(boxes, scores, iou_threshold=0.4, offset=offset).tolist() == kept
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mmcv._ext") is not None and not compat.is_stand_in(), reason="full mmcv")
+@pytest.mark.skipif(
+    importlib.util.find_spec("mmcv._ext") is not None and not compat.is_stand_in(), reason="full mmcv"
+)
 def test_mmcv_ops_work_through_the_stand_in():
     compat.install()
     from mmcv.ops import batched_nms

@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny import make_batch, make_sample, mixed_samples, tiny_llava, tiny_llava_config, tiny_llava_next, tiny_tokenizer
+from tiny import (
+    make_batch,
+    make_sample,
+    mixed_samples,
+    tiny_llava,
+    tiny_llava_config,
+    tiny_llava_next,
+    tiny_tokenizer,
+)
 from transformers import LlavaForConditionalGeneration
 
 from flmm_detseg.errors import ConfigError, PhraseWithoutTokensError
@@ -21,12 +29,16 @@ def assert_same(ours: LMMStates, theirs: LMMStates, atol: float = 1e-5) -> None:
     """Attention to 1e-5 absolutely; other states, of size 1 to 10, to 1e-5 of their size."""
     for index in range(len(ours.attention)):
         torch.testing.assert_close(ours.attention[index], theirs.attention[index], rtol=0, atol=atol)
-        torch.testing.assert_close(ours.hidden[index].states, theirs.hidden[index].states, rtol=1e-5, atol=2 * atol)
+        torch.testing.assert_close(
+            ours.hidden[index].states, theirs.hidden[index].states, rtol=1e-5, atol=2 * atol
+        )
         assert torch.equal(ours.hidden[index].phrase_ids, theirs.hidden[index].phrase_ids)
         torch.testing.assert_close(ours.logits[index], theirs.logits[index], rtol=1e-5, atol=2 * atol)
         assert ours.logits_start[index] == theirs.logits_start[index]
         for layer in EVERYTHING.vision_layers:
-            torch.testing.assert_close(ours.vision[index][layer], theirs.vision[index][layer], rtol=0, atol=atol)
+            torch.testing.assert_close(
+                ours.vision[index][layer], theirs.vision[index][layer], rtol=0, atol=atol
+            )
 
 
 def plain_forward(adapter, item, attention: str):
@@ -63,15 +75,22 @@ def test_captures_equal_transformers_eager_forward(build, merge):
                 maps = torch.stack(theirs.attentions)[:, 0, :, own][..., places]
                 maps = maps.mean(2) if merge == "mean" else maps.amax(2)
                 maps = maps.flatten(0, 1).unflatten(-1, (level.rows, -1))[..., : level.cols]
-                per_level.append(torch.nn.functional.interpolate(maps[None], item.grid.output_grid, mode="bilinear")[0])
+                per_level.append(
+                    torch.nn.functional.interpolate(maps[None], item.grid.output_grid, mode="bilinear")[0]
+                )
             torch.testing.assert_close(states.attention[0][k], torch.cat(per_level), rtol=0, atol=1e-6)
         rows = states.hidden[0]
         for layer, hidden in enumerate(theirs.hidden_states[1:]):
             for k in range(item.num_phrases):
                 torch.testing.assert_close(
-                    rows.states[layer, rows.phrase_ids == k], hidden[0, item.phrase_tokens[k]], rtol=1e-5, atol=2e-5
+                    rows.states[layer, rows.phrase_ids == k],
+                    hidden[0, item.phrase_tokens[k]],
+                    rtol=1e-5,
+                    atol=2e-5,
                 )
-        torch.testing.assert_close(states.logits[0], theirs.logits[0, states.logits_start[0] :], rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(
+            states.logits[0], theirs.logits[0, states.logits_start[0] :], rtol=1e-5, atol=2e-5
+        )
 
 
 @BUILDERS
@@ -80,9 +99,7 @@ def test_batch_equals_one_by_one(build):
     batch = make_batch(adapter, mixed_samples())
     together = adapter.encode(batch.inputs, EVERYTHING)
     alone = [adapter.encode([item], EVERYTHING) for item in batch.inputs]
-    gathered = LMMStates(
-        **{name: [getattr(states, name)[0] for states in alone] for name in vars(together)}
-    )
+    gathered = LMMStates(**{name: [getattr(states, name)[0] for states in alone] for name in vars(together)})
     assert_same(together, gathered)
 
 
@@ -254,8 +271,8 @@ def gradients(adapter: LlavaAdapter, batch, keys) -> dict[str, torch.Tensor]:
     adapter.zero_grad()
     states = adapter.encode(batch.inputs, EVERYTHING, keys)
     loss = sum(
-        (a.square().sum() * 100 + h.states.square().mean() + l.square().mean() + v[2].mean())
-        for a, h, l, v in zip(states.attention, states.hidden, states.logits, states.vision)
+        (a.square().sum() * 100 + h.states.square().mean() + logits.square().mean() + v[2].mean())
+        for a, h, logits, v in zip(states.attention, states.hidden, states.logits, states.vision)
     )
     loss.backward()
     return {name: p.grad.clone() for name, p in adapter.named_parameters() if p.grad is not None}

@@ -92,10 +92,14 @@ def test_weights_that_do_not_fit_are_named(copy):
     save_file(changed, copy / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"missing_keys.*layers\.1\.mlp\.up_proj"):
         LlavaAdapter.from_pretrained(str(copy))
-    save_file({**weights, key: weights[key][:5].clone()}, copy / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**weights, key: weights[key][:5].clone()}, copy / "model.safetensors", metadata={"format": "pt"}
+    )
     with pytest.raises(CheckpointError, match=r"mismatched_keys.*layers\.1\.mlp\.up_proj"):
         LlavaAdapter.from_pretrained(str(copy))
-    save_file({**weights, "extra.weight": torch.ones(2)}, copy / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {**weights, "extra.weight": torch.ones(2)}, copy / "model.safetensors", metadata={"format": "pt"}
+    )
     with pytest.raises(CheckpointError, match=r"unexpected_keys.*extra\.weight"):
         LlavaAdapter.from_pretrained(str(copy))
 

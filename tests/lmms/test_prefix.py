@@ -18,7 +18,9 @@ BUILDERS = pytest.mark.parametrize("build", [tiny_llava, tiny_llava_next])
 def counted(adapter) -> dict[str, list]:
     """Records what the tower and the language model were given."""
     seen: dict[str, list] = {"tower": [], "text": []}
-    adapter.model.model.vision_tower.register_forward_pre_hook(lambda _, args: seen["tower"].append(len(args[0])))
+    adapter.model.model.vision_tower.register_forward_pre_hook(
+        lambda _, args: seen["tower"].append(len(args[0]))
+    )
     adapter.model.model.language_model.register_forward_pre_hook(
         lambda _, __, kwargs: seen["text"].append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
     )

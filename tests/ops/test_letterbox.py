@@ -5,15 +5,31 @@ import torch
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-from flmm_detseg.ops.letterbox import best_resolution, centre_padding, fit_inside, fit_longest_side, unpadded_grid
+from flmm_detseg.ops.letterbox import (
+    best_resolution,
+    centre_padding,
+    fit_inside,
+    fit_longest_side,
+    unpadded_grid,
+)
 
 PINPOINTS = [(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)]
-SIZES = [(h, w) for h in (1, 37, 333, 336, 480, 499, 640, 671, 1500) for w in (1, 41, 336, 427, 500, 640, 672, 1999)]
+SIZES = [
+    (h, w)
+    for h in (1, 37, 333, 336, 480, 499, 640, 671, 1500)
+    for w in (1, 41, 336, 427, 500, 640, 672, 1999)
+]
 
 
 @pytest.mark.parametrize(
     ("image_size", "expected"),
-    [((60, 90), (46, 70)), ((123, 77), (70, 43)), ((64, 64), (70, 70)), ((45, 140), (22, 70)), ((1, 900), (1, 70))],
+    [
+        ((60, 90), (46, 70)),
+        ((123, 77), (70, 43)),
+        ((64, 64), (70, 70)),
+        ((45, 140), (22, 70)),
+        ((1, 900), (1, 70)),
+    ],
 )
 def test_fit_longest_side_floors_and_keeps_a_pixel(image_size, expected):
     assert fit_longest_side(image_size, 70) == expected

@@ -16,7 +16,9 @@ class Block(torch.nn.Module):
 
 
 def eager(query, key, visible, scaling):
-    additive = torch.zeros(visible.shape, dtype=query.dtype).masked_fill(~visible, torch.finfo(query.dtype).min)
+    additive = torch.zeros(visible.shape, dtype=query.dtype).masked_fill(
+        ~visible, torch.finfo(query.dtype).min
+    )
     block = Block(query.shape[1] // key.shape[1]).eval()
     return eager_attention_forward(block, query, key, torch.zeros_like(key), additive, scaling)[1]
 
@@ -107,5 +109,12 @@ def test_merge_of_half_precision_is_float32_and_survives_autocast(how):
 def test_merge_is_differentiable_and_takes_no_rows(how):
     rows = torch.rand(1, 2, 3, 4, dtype=torch.float64, requires_grad=True)
     phrase_ids = torch.tensor([[1, 0, 1]])
-    assert torch.autograd.gradcheck(lambda x: merge_rows(x.float(), phrase_ids, 2, how=how).double(), rows, eps=1e-3, atol=1e-2)
-    assert merge_rows(torch.rand(2, 3, 0, 4), torch.zeros(2, 0, dtype=torch.int64), 0, how=how).shape == (2, 0, 3, 4)
+    assert torch.autograd.gradcheck(
+        lambda x: merge_rows(x.float(), phrase_ids, 2, how=how).double(), rows, eps=1e-3, atol=1e-2
+    )
+    assert merge_rows(torch.rand(2, 3, 0, 4), torch.zeros(2, 0, dtype=torch.int64), 0, how=how).shape == (
+        2,
+        0,
+        3,
+        4,
+    )

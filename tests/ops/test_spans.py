@@ -10,14 +10,19 @@ from flmm_detseg.ops.spans import tokens_of_spans
 def words_of(text: str, span_words: list[list[str]]) -> list[list[str]]:
     """Tokens (as text) of phrases given by their words, through a real tokenizer."""
     encoding = tiny_tokenizer()(text, return_offsets_mapping=True)
-    spans = [[(text.index(words), text.index(words) + len(words)) for words in phrase] for phrase in span_words]
+    spans = [
+        [(text.index(words), text.index(words) + len(words)) for words in phrase] for phrase in span_words
+    ]
     members = tokens_of_spans(encoding.offset_mapping, text, spans)
     tokens = tiny_tokenizer().convert_ids_to_tokens(encoding.input_ids)
     return [[token for token, member in zip(tokens, row) if member] for row in members]
 
 
 def test_whole_words_of_a_phrase():
-    assert words_of("a red star near a blue ring .", [["red star"], ["blue ring"]]) == [["red", "star"], ["blue", "ring"]]
+    assert words_of("a red star near a blue ring .", [["red star"], ["blue ring"]]) == [
+        ["red", "star"],
+        ["blue", "ring"],
+    ]
 
 
 def test_phrase_of_several_spans_and_overlapping_phrases():

@@ -27,7 +27,9 @@ from flmm_detseg.pretrain.tiny_llava import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = TinyLlavaSizes(vision_hidden=32, vision_layers=2, vision_heads=2, text_hidden=32, text_layers=2, text_heads=4)
+SMALL = TinyLlavaSizes(
+    vision_hidden=32, vision_layers=2, vision_heads=2, text_hidden=32, text_layers=2, text_heads=4
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,9 @@ def test_foreign_text_falls_apart_into_characters(tokenizer):
     covered = "".join(text[start:end] for start, end in encoded.offset_mapping)
     assert covered == "".join(text.split())
     pieces = tokenizer.convert_ids_to_tokens(encoded.input_ids)
-    assert [p.removeprefix("##") for p in pieces] == [text[start:end] for start, end in encoded.offset_mapping]
+    assert [p.removeprefix("##") for p in pieces] == [
+        text[start:end] for start, end in encoded.offset_mapping
+    ]
 
 
 def test_special_tokens_inside_a_conversation(tokenizer):
@@ -146,7 +150,9 @@ def test_control_differs_only_in_the_language_model(stored, tmp_path):
 
 def test_control_tool_prints_figures_and_names_a_missing_folder(stored, tmp_path):
     tool = [sys.executable, str(ROOT / "tools" / "make_control_lmm.py"), "--out", str(tmp_path / "c")]
-    bad = subprocess.run([*tool, "--src", str(tmp_path / "nowhere")], capture_output=True, text=True, cwd=ROOT)
+    bad = subprocess.run(
+        [*tool, "--src", str(tmp_path / "nowhere")], capture_output=True, text=True, cwd=ROOT
+    )
     assert bad.returncode == 2
     assert "nowhere" in bad.stderr
     assert "Traceback" not in bad.stderr

@@ -1,162 +1,206 @@
-"""Pixels of TinyWorld: textured stuff, and objects painted with antialiasing."""
+"""Draws scenes: antialiased colours by supersampling, exact visible masks."""
 
 from __future__ import annotations
 
 import math
-import random
-from functools import lru_cache
 
-import cv2
 import numpy as np
+from PIL import Image, ImageDraw
 
-from flmm_detseg.datasets.tinyworld.shapes import draw_shape
+from flmm_detseg.datasets.tinyworld.scene import (
+    COLOURS,
+    MIN_VISIBLE_PIXELS,
+    MIN_VISIBLE_SHARE,
+    STUFF,
+    Placement,
+    Scene,
+    SceneObject,
+    StuffRegion,
+    plan_objects,
+    scene_rng,
+)
 
-RGB = tuple[int, int, int]
-# Saturated, so that every colour differs clearly from the muted stuff.
-COLOURS: dict[str, RGB] = {
-    "red": (222, 24, 24),
-    "orange": (255, 136, 0),
-    "yellow": (252, 232, 20),
-    "green": (10, 160, 40),
-    "blue": (28, 60, 228),
-    "purple": (128, 24, 168),
-    "pink": (255, 128, 200),
-    "black": (26, 26, 30),
+_SUPERSAMPLE = 3
+_STUFF_BASE = {
+    "sky": (176, 206, 232),
+    "grass": (124, 158, 108),
+    "water": (92, 140, 166),
+    "sand": (216, 198, 156),
+    "wall": (176, 122, 104),
+    "road": (126, 126, 130),
 }
-TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
-STUFF: tuple[str, ...] = ("sky", "grass", "water", "sand", "wall")
-SUPERSAMPLING = 4
-_LIGHT_ACCENT, _DARK_ACCENT = (255, 255, 255), (50, 40, 40)
-_ACCENTS = {
-    name: _DARK_ACCENT if name in ("yellow", "orange", "pink") else _LIGHT_ACCENT for name in COLOURS
-}
 
 
-@lru_cache(maxsize=4)
-def stuff_tiles(side: int) -> dict[str, np.ndarray]:
-    """One ``[side, side, 3]`` uint8 picture per stuff; scenes cut their regions out of it. Always the same."""
-    rng = np.random.RandomState(20_240)  # the legacy generator: its stream is frozen across numpy versions
-    yy, xx = np.mgrid[:side, :side]
-    noise = rng.randint(-100, 101, (side, side)).astype(np.float64) / 100
-    soft = cv2.blur(noise, (5, 5)) * 3
-    clouds = cv2.blur(noise, (31, 31)) * 22
-    blades = np.where((xx + rng.randint(0, 6, (side // 6 + 1, 1)).repeat(6, 0)[:side]) % 4 == 0, -1.0, 0.35)
-    waves = np.sin((yy + 2.0 * np.sin(xx / 6.0)) * (2 * math.pi / 7.0))
-    joints = (yy % 10 == 0) | ((xx + 9 * (yy // 10 % 2)) % 18 == 0)
-    layers = {
-        "sky": ((186, 208, 226), 5 * clouds + 1.5 * noise),
-        "grass": ((128, 148, 100), 15 * blades + 8 * noise),
-        "water": ((96, 142, 158), 13 * waves + 3 * noise),
-        "sand": ((212, 197, 160), 15 * np.sign(noise) * (np.abs(noise) > 0.75) + 5 * soft),
-        "wall": ((168, 146, 136), np.where(joints, 34.0, 4 * noise)),
-    }
-    return {
-        name: np.clip(np.array(base) + shade[..., None], 0, 255).astype(np.uint8)
-        for name, (base, shade) in layers.items()
-    }
-
-
-def paint_stuff(
-    rng: random.Random, names: tuple[str, ...], masks: tuple[np.ndarray, ...], image_size: tuple[int, int]
-) -> np.ndarray:
-    """Paints every region with a random cut of its stuff and a small change of brightness.
+def make_scene(
+    seed: int, index: int, split: str = "train", image_size: tuple[int, int] = (112, 112)
+) -> Scene:
+    """Draws one scene; the same arguments and :data:`TINYWORLD_VERSION` give the same bytes.
 
     Args:
-        rng: Source of the cut and the brightness.
-        names: Stuff of every region.
-        masks: Their masks, ``[H, W]`` bool, which divide the image.
-        image_size: ``(H, W)``.
+        seed: Seed of the world.
+        index: Number of the scene in its split.
+        split: ``train``, ``val``, ``testA`` or ``testB``: disjoint random streams.
+        image_size: ``(H, W)`` in pixels.
 
     Returns:
-        ``[H, W, 3]`` uint8.
+        The scene with visible masks; objects that would be hidden too much are left out before drawing.
     """
+    rng = scene_rng(seed, index, split)
+    image, region_map, names = _draw_stuff(rng, image_size)
+    placements = plan_objects(rng, image_size, split)
+    shapes = [_shape_alpha(p, image_size) for p in placements]
+    keep = _visible_enough(shapes)
+    objects: list[SceneObject] = []
+    owner = np.zeros(image_size, dtype=np.int32)
+    for number, i in enumerate(keep, start=1):
+        alpha = shapes[i][..., None]
+        image = image * (1 - alpha) + _fill(placements[i], image_size) * alpha
+        owner[shapes[i] > 0.5] = number
+    for number, i in enumerate(keep, start=1):
+        mask = owner == number
+        rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        box = (int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
+        p = placements[i]
+        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
+        objects.append(SceneObject(number, p.kind, p.colour, p.size, p.texture, mask, box, centre))
+    stuff = []
+    for region, name in enumerate(names, start=1):
+        mask = (region_map == region) & (owner == 0)
+        if mask.any():
+            stuff.append(StuffRegion(region, name, mask))
+    pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    return Scene(index, split, pixels, tuple(objects), tuple(stuff))
+
+
+def _visible_enough(shapes: list[np.ndarray]) -> list[int]:
+    """Indices of shapes to draw: newest first keeps what it needs, an object hidden too much is dropped."""
+    keep: list[int] = []
+    covered = np.zeros(shapes[0].shape, dtype=bool) if shapes else np.zeros((0, 0), dtype=bool)
+    for i in reversed(range(len(shapes))):
+        whole = shapes[i] > 0.5
+        visible = int((whole & ~covered).sum())
+        if visible >= MIN_VISIBLE_PIXELS and visible >= MIN_VISIBLE_SHARE * int(whole.sum()):
+            keep.append(i)
+            covered |= whole
+    return sorted(keep)
+
+
+def _draw_stuff(
+    rng: np.random.Generator, image_size: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """One to three textured regions split by slightly tilted lines; returns image, 1-based region map and names."""
     height, width = image_size
-    tiles = stuff_tiles(2 * max(height, width))
-    image = np.zeros((height, width, 3), np.uint8)
-    for name, mask in zip(names, masks):
-        top, left = rng.randrange(height), rng.randrange(width)
-        cut = tiles[name][top : top + height, left : left + width].astype(np.int16) + rng.randint(-12, 12)
-        image[mask] = np.clip(cut, 0, 255).astype(np.uint8)[mask]
-    return image
+    num_regions = int(rng.choice([1, 2, 3], p=[0.25, 0.55, 0.2]))
+    names = [str(n) for n in rng.choice(STUFF, size=num_regions, replace=False)]
+    yy, xx = np.mgrid[0:height, 0:width].astype(np.float64)
+    vertical = rng.random() < 0.3
+    along, across, extent = (yy, xx, width) if vertical else (xx, yy, height)
+    cuts = [(i + 1) / num_regions * extent + rng.uniform(-0.1, 0.1) * extent for i in range(num_regions - 1)]
+    slopes = [rng.uniform(-0.15, 0.15) for _ in cuts]
+    region_map = np.ones(image_size, dtype=np.int32)
+    for cut, slope in zip(cuts, slopes):
+        region_map += (across > cut + slope * (along - extent / 2)).astype(np.int32)
+    image = np.zeros((height, width, 3))
+    for region, name in enumerate(names, start=1):
+        texture = _stuff_texture(name, yy, xx, rng)
+        image = np.where((region_map == region)[..., None], texture, image)
+    return image, region_map, names
 
 
-def _pattern(texture: str, size: tuple[int, int], period: float, phase: int) -> np.ndarray:
-    """Where the accent colour goes, ``[H, W]`` bool in supersampled pixels."""
-    if texture == "plain":
-        return np.zeros(size, bool)
-    yy, xx = np.ogrid[: size[0], : size[1]]
-    if texture == "striped":
-        return (xx + yy + phase) * 0.7071 % period < 0.42 * period
-    row = (yy + phase) // period
-    dx = (xx + phase + 0.5 * period * (row % 2)) % period - period / 2
-    dy = (yy + phase) % period - period / 2
-    return dx * dx + dy * dy < (0.36 * period) ** 2
+def _stuff_texture(name: str, yy: np.ndarray, xx: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    noise = rng.normal(0, 1, yy.shape)
+    phase = rng.uniform(0, 2 * np.pi)
+    if name == "sky":
+        shade = 10 * np.sin(yy / 30 + phase) + 1.5 * noise
+    elif name == "grass":
+        shade = 9 * noise + 8 * np.sin(xx * 1.3 + phase)
+    elif name == "water":
+        shade = 12 * np.sin(yy / 2.2 + 1.5 * np.sin(xx / 9 + phase)) + 2 * noise
+    elif name == "sand":
+        shade = 13 * noise
+    elif name == "wall":
+        row = np.floor(yy / 8)
+        joint = (yy % 8 < 1) | ((xx + 7 * (row % 2)) % 14 < 1)
+        shade = np.where(joint, 34.0, 0.0) + 3 * noise
+    else:  # road: grey with rare light dashes
+        dash = (np.abs((yy + 11 * phase) % 37 - 18) < 1.2) & ((xx % 16) < 9)
+        shade = np.where(dash, 70.0, 0.0) + 5 * noise
+    return np.asarray(_STUFF_BASE[name], dtype=np.float64) + shade[..., None]
 
 
-class Sticker:
-    """One object, drawn and downsampled, ready to be put on an image.
+def _fill(placement: Placement, image_size: tuple[int, int]) -> np.ndarray:
+    """Colour of every pixel of the image if the object covered it all, ``[H, W, 3]``."""
+    base = np.asarray(COLOURS[placement.colour], dtype=np.float64)
+    # Light colours get dark marks, dark ones light marks: the hue of the object stays readable.
+    marks = base * 0.62 if base.mean() > 90 else base * 0.6 + 95
+    yy, xx = np.mgrid[0 : image_size[0], 0 : image_size[1]].astype(np.float64)
+    yy, xx = yy - placement.centre_xy[1], xx - placement.centre_xy[0]
+    if placement.texture == "striped":
+        where = (xx + yy) % 6 < 2.2
+    elif placement.texture == "dotted":
+        where = np.hypot((xx % 5.5) - 2.75, (yy % 5.5) - 2.75) < 1.35
+    else:
+        where = np.zeros(image_size, dtype=bool)
+    return np.where(where[..., None], marks, base)
 
-    Attributes:
-        top: Row of its first line in the image (may be negative).
-        left: Column of its first pixel.
-        alpha: ``[h, w]`` float32 in 0..1, share of the pixel inside the shape.
-        colour: ``[h, w, 3]`` float32, 0..255, colour of that share.
-    """
 
-    def __init__(
-        self,
-        kind: str,
-        colour: str,
-        texture: str,
-        centre_xy: tuple[float, float],
-        radius: float,
-        angle: float,
-        phase: int,
-        scale: float,
-    ) -> None:
-        reach = math.ceil(radius * 1.3) + 1
-        self.left, self.top = int(centre_xy[0]) - reach, int(centre_xy[1]) - reach
-        side = 2 * reach + 1
-        factor = SUPERSAMPLING
-        inside = draw_shape(
-            kind,
-            (side * factor, side * factor),
-            ((centre_xy[0] - self.left) * factor, (centre_xy[1] - self.top) * factor),
-            radius * factor,
-            angle,
-        )
-        rim = max(1, round(0.8 * scale * factor))
-        core = cv2.erode(inside, np.ones((2 * rim + 1, 2 * rim + 1), np.uint8)) > 0
-        shape = inside > 0
-        base = np.array(COLOURS[colour], np.float32)
-        period = factor * scale * (4.2 if radius < 11 * scale else 6.0)
-        pixels = np.where(core[..., None], base, base * np.float32(0.5))
-        accent = core & _pattern(texture, inside.shape, period, phase)
-        pixels[accent] = _ACCENTS[colour]
-        pixels *= shape[..., None]
-        blocks = (side, factor, side, factor)
-        self.alpha = shape.reshape(blocks).mean((1, 3), dtype=np.float32)
-        total = pixels.reshape(*blocks, 3).mean((1, 3), dtype=np.float32)
-        self.colour = total / np.maximum(self.alpha, 1e-6)[..., None]
+def _shape_alpha(placement: Placement, image_size: tuple[int, int]) -> np.ndarray:
+    """Coverage of the shape, ``[H, W]`` in [0, 1]."""
+    s = _SUPERSAMPLE
+    canvas = Image.new("L", (image_size[1] * s, image_size[0] * s), 0)
+    draw = ImageDraw.Draw(canvas)
+    x, y = placement.centre_xy[0] * s, placement.centre_xy[1] * s
+    r = placement.radius * s
+    cos, sin = math.cos(placement.angle), math.sin(placement.angle)
 
-    def _windows(self, size: tuple[int, int]) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-        height, width = self.alpha.shape
-        top, left = max(self.top, 0), max(self.left, 0)
-        bottom, right = min(self.top + height, size[0]), min(self.left + width, size[1])
-        image = slice(top, bottom), slice(left, right)
-        own = slice(top - self.top, bottom - self.top), slice(left - self.left, right - self.left)
-        return image, own
+    def at(u: float, v: float) -> tuple[float, float]:
+        return x + r * (u * cos - v * sin), y + r * (u * sin + v * cos)
 
-    def mask(self, image_size: tuple[int, int]) -> np.ndarray:
-        """Pixels of which at least half lie inside the shape, ``[H, W]`` bool."""
-        result = np.zeros(image_size, bool)
-        window, own = self._windows(image_size)
-        result[window] = self.alpha[own] >= 0.5
-        return result
+    def polygon(points: list[tuple[float, float]], fill: int = 255) -> None:
+        draw.polygon([at(u, v) for u, v in points], fill=fill)
 
-    def put_on(self, image: np.ndarray) -> None:
-        """Blends itself over ``image`` (``[H, W, 3]`` uint8), in place."""
-        window, own = self._windows(image.shape[:2])
-        alpha = self.alpha[own][..., None]
-        blended = image[window] * (1 - alpha) + self.colour[own] * alpha
-        image[window] = np.rint(np.clip(blended, 0, 255)).astype(np.uint8)
+    def disc(u: float, v: float, radius: float, fill: int = 255) -> None:
+        cx, cy = at(u, v)
+        draw.ellipse([cx - radius * r, cy - radius * r, cx + radius * r, cy + radius * r], fill=fill)
+
+    def regular(corners: int, inner: float | None = None) -> list[tuple[float, float]]:
+        steps = corners * (2 if inner else 1)
+        radii = [1.0 if inner is None or k % 2 == 0 else inner for k in range(steps)]
+        angles = [2 * math.pi * k / steps - math.pi / 2 for k in range(steps)]
+        return [(radius * math.cos(a), radius * math.sin(a)) for radius, a in zip(radii, angles)]
+
+    kind = placement.kind
+    if kind == "circle":
+        disc(0, 0, 0.95)
+    elif kind == "square":
+        polygon([(-0.82, -0.82), (0.82, -0.82), (0.82, 0.82), (-0.82, 0.82)])
+    elif kind == "triangle":
+        polygon([(0, -1), (0.98, 0.78), (-0.98, 0.78)])
+    elif kind == "star":
+        polygon(regular(5, inner=0.45))
+    elif kind == "ring":
+        disc(0, 0, 1.0)
+        disc(0, 0, 0.52, fill=0)
+    elif kind == "cross":
+        polygon([(-0.34, -1), (0.34, -1), (0.34, 1), (-0.34, 1)])
+        polygon([(-1, -0.34), (1, -0.34), (1, 0.34), (-1, 0.34)])
+    elif kind == "heart":
+        disc(-0.47, -0.32, 0.52)
+        disc(0.47, -0.32, 0.52)
+        polygon([(-0.93, -0.08), (0.93, -0.08), (0, 0.98)])
+    elif kind == "diamond":
+        polygon([(0, -1), (0.66, 0), (0, 1), (-0.66, 0)])
+    elif kind == "crescent":
+        disc(0, 0, 1.0)
+        disc(0.5, 0, 0.8, fill=0)
+    elif kind == "arrow":
+        polygon([(-1, -0.26), (0.1, -0.26), (0.1, -0.8), (1, 0), (0.1, 0.8), (0.1, 0.26), (-1, 0.26)])
+    elif kind == "hexagon":
+        polygon(regular(6))
+    else:  # flower: five petals around a hole-free centre
+        for k in range(5):
+            angle = 2 * math.pi * k / 5 - math.pi / 2
+            disc(0.58 * math.cos(angle), 0.58 * math.sin(angle), 0.43)
+        disc(0, 0, 0.4)
+    small = np.asarray(canvas, dtype=np.float64).reshape(image_size[0], s, image_size[1], s).mean(axis=(1, 3))
+    return small / 255.0

@@ -1,41 +1,63 @@
-"""Scenes: what is where. One pure function from (seed, index, split) to an image with its exact masks."""
+"""TinyWorld scenes: what exists in the world and where it is placed. Drawing is in ``render.py``."""
 
 from __future__ import annotations
 
-import math
-import random
 from dataclasses import dataclass
 
 import numpy as np
 
-from flmm_detseg.datasets.tinyworld.render import COLOURS, STUFF, TEXTURES, Sticker, paint_stuff
-from flmm_detseg.datasets.tinyworld.shapes import KINDS
-from flmm_detseg.errors import ConfigError
-
 TINYWORLD_VERSION = "1"
-SPLITS: tuple[str, ...] = ("train", "val", "testA", "testB")
+
+KINDS: tuple[str, ...] = (
+    "circle",
+    "square",
+    "triangle",
+    "star",
+    "ring",
+    "cross",
+    "heart",
+    "diamond",
+    "crescent",
+    "arrow",
+    "hexagon",
+    "flower",
+)
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 28, 36),
+    "green": (18, 150, 44),
+    "blue": (28, 60, 214),
+    "yellow": (246, 222, 24),
+    "orange": (248, 128, 12),
+    "purple": (134, 30, 172),
+    "white": (250, 250, 250),
+    "black": (18, 18, 18),
+}
 SIZES: tuple[str, ...] = ("small", "large")
-SPLIT_SIZES = {"testA": ("large",), "testB": ("small",)}  # other splits: both
-BASE_SIDE = 112  # the side, in pixels, for which the lengths below are given
-RADII = {"small": (7.4, 8.8), "large": (13.5, 18.5)}
-NUM_OBJECTS_WEIGHTS = {1: 6, 2: 16, 3: 22, 4: 22, 5: 16, 6: 11, 7: 7}
-MIN_VISIBLE_SHARE, MIN_VISIBLE_PIXELS, MIN_STUFF_SHARE = 0.65, 80, 0.35
-IDS_PER_SPLIT = 10_000_000
+TEXTURES: tuple[str, ...] = ("plain", "striped", "dotted")
+STUFF: tuple[str, ...] = ("sky", "grass", "water", "sand", "wall", "road")
+
+SPLITS: tuple[str, ...] = ("train", "val", "testA", "testB")
+# Visible part an object must keep, in pixels and as a share of its whole shape.
+MIN_VISIBLE_PIXELS = 80
+MIN_VISIBLE_SHARE = 0.6
+_SMALL_RADIUS = (7.5, 9.0)
+_LARGE_RADIUS = (13.0, 18.5)
+_MAX_OBJECTS = 7
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class SceneObject:
-    """One thing of a scene.
+    """One object; masks and boxes describe its visible pixels.
 
     Attributes:
-        object_id: Position in ``Scene.objects``; later objects lie on top.
-        kind: One of ``KINDS``.
-        colour: Key of ``COLOURS``.
-        size: One of ``SIZES``.
-        texture: One of ``TEXTURES``.
-        mask: ``[H, W]`` bool, its visible pixels.
-        box_xyxy: Tight half-open box of ``mask``, pixels.
-        centre_xy: Centre of ``box_xyxy``, pixels.
+        object_id: 1-based, in drawing order (later objects cover earlier ones).
+        kind: One of :data:`KINDS`.
+        colour: Key of :data:`COLOURS`.
+        size: One of :data:`SIZES`.
+        texture: One of :data:`TEXTURES`.
+        mask: bool ``[H, W]``.
+        box_xyxy: Half-open pixel box of the mask.
+        centre_xy: Centre of the box in pixels.
     """
 
     object_id: int
@@ -48,177 +70,76 @@ class SceneObject:
     centre_xy: tuple[float, float]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class StuffRegion:
-    """One background region.
-
-    Attributes:
-        region_id: Position in ``Scene.stuff`` (top to bottom, or left to right).
-        name: One of ``STUFF``; no two regions of a scene share it.
-        mask: ``[H, W]`` bool, its visible pixels.
-    """
+    """One textured background region; ``mask`` (bool ``[H, W]``) excludes objects."""
 
     region_id: int
     name: str
     mask: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Scene:
-    """An image and all there is to know about it.
-
-    Attributes:
-        scene_id: Unique over all splits of a seed; also the COCO image id.
-        split: One of ``SPLITS``.
-        image: ``[H, W, 3]`` uint8, RGB.
-        objects: Things, bottom to top; their masks are disjoint.
-        stuff: Regions; together with the objects they cover the image exactly.
-        stuff_axis: ``"y"`` if the regions lie one below the other, ``"x"`` if side by side.
-    """
+    """One image and everything that is true of it. ``image`` is uint8 RGB ``[H, W, 3]``."""
 
     scene_id: int
     split: str
     image: np.ndarray
     objects: tuple[SceneObject, ...]
     stuff: tuple[StuffRegion, ...]
-    stuff_axis: str
 
 
-def tight_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Half-open ``(x1, y1, x2, y2)`` of the true pixels of a non-empty ``[H, W]`` mask."""
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
+@dataclass(frozen=True)
+class Placement:
+    """An object before drawing: attributes, centre ``(x, y)`` and radius in pixels, rotation in radians."""
+
+    kind: str
+    colour: str
+    size: str
+    texture: str
+    centre_xy: tuple[float, float]
+    radius: float
+    angle: float
 
 
-def make_scene(
-    seed: int, index: int, split: str = "train", image_size: tuple[int, int] = (BASE_SIDE, BASE_SIDE)
-) -> Scene:
-    """Makes one scene; the same arguments (and ``TINYWORLD_VERSION``) always give the same bytes.
+def scene_rng(seed: int, index: int, split: str, purpose: int = 0) -> np.random.Generator:
+    """Random stream of one scene; splits, scenes and purposes never share a stream."""
+    return np.random.default_rng([seed, SPLITS.index(split), index, purpose])
 
-    Args:
-        seed: Seed of the world.
-        index: Number of the scene in its split, ``0 .. IDS_PER_SPLIT - 1``.
-        split: ``train`` and ``val`` hold objects of both sizes, ``testA`` large ones only, ``testB`` small
-            ones only. Splits draw from disjoint random streams.
-        image_size: ``(H, W)``, at least 64 each; object sizes scale with the shorter side.
 
-    Returns:
-        The scene.
+def plan_objects(rng: np.random.Generator, image_size: tuple[int, int], split: str) -> list[Placement]:
+    """Draws 1 to 7 objects; large ones come first so that small ones lie on top.
 
-    Raises:
-        ConfigError: Unknown split, index out of range or image too small.
+    testA holds scenes of large objects only, testB of small objects mainly (the analogue of RefCOCO's people / others).
     """
-    if split not in SPLITS:
-        raise ConfigError(f"TinyWorld split {split!r}; allowed: {', '.join(SPLITS)}")
-    if not 0 <= index < IDS_PER_SPLIT:
-        raise ConfigError(f"TinyWorld scene index {index}; allowed: 0 .. {IDS_PER_SPLIT - 1}")
-    if min(image_size) < 64:
-        raise ConfigError(f"TinyWorld image size {image_size}; both sides must be at least 64 pixels")
-    rng = random.Random(f"tinyworld/{TINYWORLD_VERSION}/{seed}/{split}/{index}")
-    names, areas, axis = _lay_out_stuff(rng, image_size)
-    image = paint_stuff(rng, names, areas, image_size)
-    attributes = _choose_attributes(rng, SPLIT_SIZES.get(split, SIZES))
-    attributes, stickers, masks = _place(rng, attributes, areas, image_size)
-    for sticker in stickers:
-        sticker.put_on(image)
-    objects = []
-    for object_id, ((kind, colour, size, texture), mask) in enumerate(zip(attributes, masks)):
-        box = tight_box(mask)
-        centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
-        objects.append(SceneObject(object_id, kind, colour, size, texture, mask, box, centre))
-    covered = np.any(masks, axis=0)
-    stuff = tuple(StuffRegion(k, name, area & ~covered) for k, (name, area) in enumerate(zip(names, areas)))
-    scene_id = SPLITS.index(split) * IDS_PER_SPLIT + index + 1
-    return Scene(scene_id, split, image, tuple(objects), stuff, axis)
-
-
-def _lay_out_stuff(
-    rng: random.Random, image_size: tuple[int, int]
-) -> tuple[tuple[str, ...], tuple[np.ndarray, ...], str]:
-    """Divides the image into one to three bands with wavy borders: names, masks and axis."""
-    count = rng.choices((1, 2, 3), (3, 6, 2))[0]
-    axis = rng.choices("yx", (2, 1))[0]
-    names = tuple(rng.sample(STUFF, count))
     height, width = image_size
-    across, along = (height, width) if axis == "y" else (width, height)
-    steps = np.arange(along)
-    band = np.zeros((across, along), np.int8)
-    cuts = {1: (), 2: (rng.uniform(0.35, 0.65),), 3: (rng.uniform(0.27, 0.37), rng.uniform(0.63, 0.73))}[count]
-    for cut in cuts:
-        wave = rng.uniform(0, 0.03) * np.sin(steps * rng.uniform(4, 12) / along + rng.uniform(0, 6.28))
-        border = across * (cut + rng.uniform(-0.06, 0.06) * (steps / along - 0.5) + wave)
-        band += np.arange(across)[:, None] >= border[None]
-    if axis == "x":
-        band = band.T
-    return names, tuple(band == k for k in range(count)), axis
-
-
-def _choose_attributes(rng: random.Random, sizes: tuple[str, ...]) -> list[tuple[str, str, str, str]]:
-    """(kind, colour, size, texture) of every object; some repeat parts of an earlier one, so that words matter."""
-    weights = dict(NUM_OBJECTS_WEIGHTS)
-    if sizes == ("large",):
-        weights = {n: w for n, w in weights.items() if n <= 5}
-    count = rng.choices(tuple(weights), tuple(weights.values()))[0]
-    chosen: list[tuple[str, str, str, str]] = []
-    for _ in range(count):
-        kind, colour = rng.choice(KINDS), rng.choice(tuple(COLOURS))
-        if chosen and rng.random() < 0.5:
-            other = rng.choice(chosen)
-            same_kind, same_colour = rng.choice(((True, False), (True, False), (False, True), (True, True)))
-            kind = other[0] if same_kind else kind
-            colour = other[1] if same_colour else colour
-        texture = rng.choices(TEXTURES, (2, 1, 1))[0]
-        size = rng.choices(sizes, (3, 2) if len(sizes) == 2 else (1,))[0]
-        chosen.append((kind, colour, size, texture))
-    # Small objects are drawn last, on top.
-    return sorted(chosen, key=lambda item: -SIZES.index(item[2]))
-
-
-def _place(
-    rng: random.Random,
-    attributes: list[tuple[str, str, str, str]],
-    areas: tuple[np.ndarray, ...],
-    image_size: tuple[int, int],
-) -> tuple[list[tuple[str, str, str, str]], list[Sticker], list[np.ndarray]]:
-    """Finds a place for every object; one for which there is none after many trials is left out."""
-    scale = min(image_size) / BASE_SIDE
-    kept: list[tuple[str, str, str, str]] = []
-    stickers: list[Sticker] = []
-    visible: list[np.ndarray] = []
-    full: list[int] = []
-    boxes: list[tuple[float, float, float]] = []
-    for item in attributes:
-        kind, colour, size, texture = item
-        radius = scale * rng.uniform(*RADII[size])
-        angle, phase = math.radians(rng.uniform(-9, 9)), rng.randrange(64)
-        for _ in range(60):
-            margin = radius * 1.08 + 1
-            x, y = rng.uniform(margin, image_size[1] - margin), rng.uniform(margin, image_size[0] - margin)
-            # Cheap test first: the centres of two shapes never come so close that one hides the other's core.
-            if any(max(abs(x - bx), abs(y - by)) < 0.75 * max(radius, br) + 0.45 * min(radius, br) for bx, by, br in boxes):
-                continue
-            sticker = Sticker(kind, colour, texture, (x, y), radius, angle, phase, scale)
-            mask = sticker.mask(image_size)
-            left = [old & ~mask for old in visible]
-            if _all_visible(left, full, mask, areas, scale):
-                kept.append(item)
-                stickers.append(sticker)
-                visible = [*left, mask]
-                full.append(int(mask.sum()))
-                boxes.append((x, y, radius))
-                break
-    return kept, stickers, visible
-
-
-def _all_visible(
-    left: list[np.ndarray], full: list[int], mask: np.ndarray, areas: tuple[np.ndarray, ...], scale: float
-) -> bool:
-    floor = MIN_VISIBLE_PIXELS * scale * scale
-    for rest, area in zip(left, full):
-        pixels = int(rest.sum())
-        if pixels < MIN_VISIBLE_SHARE * area or pixels < floor:
-            return False
-    covered = np.any([*left, mask], axis=0)
-    return int(mask.sum()) >= floor and all(
-        int((area & ~covered).sum()) >= MIN_STUFF_SHARE * int(area.sum()) for area in areas
+    num_objects = int(
+        rng.choice(np.arange(1, _MAX_OBJECTS + 1), p=[0.06, 0.16, 0.22, 0.22, 0.17, 0.11, 0.06])
     )
+    share_large = {"testA": 1.0, "testB": 0.2}.get(split, 0.5)
+    kinds = list(rng.choice(KINDS, size=num_objects))
+    colours = list(rng.choice(list(COLOURS), size=num_objects))
+    # Twins make attribute expressions need a second thought: repeat a kind or a colour now and then.
+    for i in range(1, num_objects):
+        if rng.random() < 0.3:
+            kinds[i] = kinds[int(rng.integers(i))]
+        if rng.random() < 0.2:
+            colours[i] = colours[int(rng.integers(i))]
+    placed: list[Placement] = []
+    sizes = ["large" if rng.random() < share_large else "small" for _ in range(num_objects)]
+    for kind, colour, size in sorted(zip(kinds, colours, sizes), key=lambda item: item[2]):
+        low, high = _LARGE_RADIUS if size == "large" else _SMALL_RADIUS
+        texture = str(rng.choice(TEXTURES, p=[0.5, 0.25, 0.25]))
+        for _ in range(40):
+            radius = float(rng.uniform(low, high))
+            x = float(rng.uniform(radius, width - radius))
+            y = float(rng.uniform(radius, height - radius))
+            # Moderate overlap: centres keep 0.75 of the summed radii apart.
+            if all(
+                np.hypot(x - p.centre_xy[0], y - p.centre_xy[1]) > 0.75 * (radius + p.radius) for p in placed
+            ):
+                angle = float(rng.uniform(-0.3, 0.3)) if kind != "arrow" else float(rng.uniform(0, 2 * np.pi))
+                placed.append(Placement(str(kind), str(colour), str(size), texture, (x, y), radius, angle))
+                break
+    return placed

@@ -1,0 +1,207 @@
+"""What reading attention costs: plain sdpa, sdpa with the row tap, and eager blocks with
+``output_attentions``.
+
+One language model of LLaVA-7B's width (2 of its layers) reads one sequence three ways, taking turns. The
+sequence is shaped like a sample: image tokens in front, K phrases at the end. Reported per sequence length T:
+median seconds, bytes of attention that the caller holds afterwards, and the growth of the resident set at its
+peak (Linux only).
+
+Example: ``python benchmarks/attention_rows.py`` (about 3 minutes on 2 cores, 4 GB); ``--quick`` for a smoke
+test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaModel
+
+from flmm_detseg.lmms.row_tap import ROW_TAP, RowTap
+from flmm_detseg.utils.cli import run_tool
+
+NUM_PHRASES, TOKENS_PER_PHRASE = 8, 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sequence of ``length`` tokens, ``num_image_tokens`` of them patches, after ``lead`` others."""
+
+    length: int
+    num_image_tokens: int
+    lead: int = 5
+
+
+def build_model(config: LlamaConfig, dtype: torch.dtype, device: str) -> LlamaModel:
+    """A language model with random weights, made on the device in its dtype."""
+    with torch.device("meta"):
+        model = LlamaModel(config)
+    model = model.to(dtype).to_empty(device=device)
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.data.fill_(1.0)
+        else:
+            parameter.data.normal_(std=0.02)
+    # The rotary frequencies are buffers that the meta device has lost.
+    model.rotary_emb = type(model.rotary_emb)(config, device=device)
+    return model.eval().requires_grad_(False)
+
+
+def make_tap(case: Case, num_layers: int, device: str) -> RowTap:
+    """Taps K phrases at the end of the sequence."""
+    num_rows = NUM_PHRASES * TOKENS_PER_PHRASE
+    return RowTap(
+        torch.arange(case.length - num_rows, case.length, device=device)[None],
+        torch.arange(NUM_PHRASES, device=device).repeat_interleave(TOKENS_PER_PHRASE)[None],
+        torch.arange(case.lead, case.lead + case.num_image_tokens, device=device)[None],
+        NUM_PHRASES,
+        layers=range(num_layers),
+        heads=None,
+        merge="mean",
+    )
+
+
+def forward(model: LlamaModel, embeds: Tensor, case: Case, mode: str) -> list[Tensor]:
+    """One pass; returns the attention tensors its caller holds."""
+    model.set_attn_implementation({"sdpa": "sdpa", "rows": ROW_TAP, "eager": "eager"}[mode])
+    arguments: dict[str, Any] = {
+        "inputs_embeds": embeds,
+        "attention_mask": torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device),
+        "use_cache": False,
+    }
+    if mode == "rows":
+        tap = make_tap(case, len(model.layers), str(embeds.device))
+        model(**arguments, row_tap=tap)
+        return [tap.finish()]
+    output = model(**arguments, output_attentions=mode == "eager")
+    return list(output.attentions) if mode == "eager" else []
+
+
+def measure_peak(call: Callable[[], list[Tensor]], device: str) -> int | None:
+    """Bytes above the start that process (CPU) or GPU held at the peak; None where it cannot be read."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
+    gc.collect()
+    try:
+        # Resets the peak of the resident set.
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _status_bytes("VmRSS")
+        call()
+        return max(0, _status_bytes("VmHWM") - before)
+    except OSError:
+        return None
+
+
+def _status_bytes(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def measure(model: LlamaModel, case: Case, repeats: int, device: str, bar: tqdm) -> dict[str, dict[str, Any]]:
+    """Seconds and bytes of the three ways, interleaved so that a slow moment hits all of them."""
+    modes = ("sdpa", "rows", "eager")
+    embeds = torch.randn(1, case.length, model.config.hidden_size, device=device, dtype=model.dtype)
+    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+    held: dict[str, int] = {}
+    peak: dict[str, int | None] = {}
+    for mode in modes:
+        kept = forward(model, embeds, case, mode)
+        held[mode] = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+        del kept
+        peak[mode] = measure_peak(lambda mode=mode: forward(model, embeds, case, mode), device)
+        bar.update(2)
+    for _ in range(repeats):
+        for mode in modes:
+            _synchronise(device)
+            start = time.perf_counter()
+            forward(model, embeds, case, mode)
+            _synchronise(device)
+            seconds[mode].append(time.perf_counter() - start)
+            bar.set_postfix_str(f"T={case.length} {mode} {seconds[mode][-1]:.2f} s")
+            bar.update()
+    return {
+        mode: {
+            "seconds": round(statistics.median(seconds[mode]), 4),
+            "attention_bytes": held[mode],
+            "peak_growth_bytes": peak[mode],
+        }
+        for mode in modes
+    }
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+@torch.no_grad()
+def benchmark(repeats: int, quick: bool, device: str) -> dict[str, Any]:
+    """Runs all cases.
+
+    Args:
+        repeats: Timed passes per way and case.
+        quick: Small model and sequences: checks that the script works, its figures mean nothing.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        Figures, ready for JSON.
+    """
+    size = (
+        dict(hidden_size=128, intermediate_size=256, num_attention_heads=8)
+        if quick
+        else dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
+    )
+    cases = [Case(120, 64), Case(300, 240)] if quick else [Case(700, 576), Case(2900, 2840)]
+    model = build_model(LlamaConfig(**size, num_hidden_layers=2, vocab_size=64), torch.bfloat16, device)
+    with tqdm(total=len(cases) * (6 + 3 * repeats), desc="attention rows") as bar:
+        results = {str(case.length): measure(model, case, repeats, device, bar) for case in cases}
+
+    def ratio(upper: str, lower: str, field: str) -> dict[str, float]:
+        return {t: round(way[upper][field] / way[lower][field], 3) for t, way in results.items()}
+
+    return {
+        "benchmark": "attention_rows",
+        "device": torch.cuda.get_device_name()
+        if device == "cuda"
+        else f"cpu, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "dtype": "bfloat16",
+        "num_layers": 2,
+        "hidden_size": size["hidden_size"],
+        "num_phrases": NUM_PHRASES,
+        "repeats": repeats,
+        "time_ratio_rows_vs_sdpa": ratio("rows", "sdpa", "seconds"),
+        "time_ratio_eager_vs_rows": ratio("eager", "rows", "seconds"),
+        "attention_memory_ratio_eager_vs_rows": ratio("eager", "rows", "attention_bytes"),
+        "per_length": results,
+    }
+
+
+def main() -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=7, help="timed passes per way and length (median is taken)"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    arguments = parser.parse_args()
+    return benchmark(max(1, arguments.repeats), arguments.quick, arguments.device)
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,215 @@
+"""Writes a whole TinyWorld to disk in the layout of the real data sets.
+
+::
+
+    OUT/manifest.json, contact_sheet.png
+    OUT/coco/{train2017,val2017}/000000000001.png           images (val2017 holds val, testA and testB)
+    OUT/coco/annotations/instances_{train,val}2017.json     COCO instances
+    OUT/coco/annotations/panoptic_{train,val}2017.json      COCO panoptic, PNGs in the folder of the same name
+    OUT/coco/annotations/png_coco_{train,val}2017.json      Panoptic Narrative Grounding
+    OUT/refcoco/refs(unc).p, OUT/refcoco/instances.json     RefCOCO (image_dir = OUT/coco)
+    OUT/ade/annotations/{training,validation}/*.png         label maps of the images of the same name
+    OUT/llava/{train,val}.json                              LLaVA conversations (image folder = OUT/coco)
+    OUT/reasonseg/{train,val}/*.jpg, *.json                 ReasonSeg
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from flmm_detseg.datasets.tinyworld import formats
+from flmm_detseg.datasets.tinyworld.formats import ImageFile
+from flmm_detseg.datasets.tinyworld.reason_seg import reason_seg_record
+from flmm_detseg.datasets.tinyworld.render import make_scene
+from flmm_detseg.datasets.tinyworld.scene import SPLITS, TINYWORLD_VERSION, Scene
+from flmm_detseg.datasets.tinyworld.sheet import contact_sheet
+from flmm_detseg.errors import ConfigError
+
+MANIFEST = "manifest.json"
+# Share of the images in val, testA and testB; the rest is train.
+HELD_OUT_SHARE = {"val": 0.08, "testA": 0.05, "testB": 0.05}
+MIN_IMAGES = 20
+_FIRST_IMAGE_ID = {"train": 1, "val": 500_000, "testA": 600_000, "testB": 700_000}
+_REASON_EVERY = 4
+
+
+@dataclass(frozen=True)
+class WorldSpec:
+    """What decides the bytes of a world, beside :data:`TINYWORLD_VERSION`."""
+
+    num_images: int
+    seed: int
+
+    def counts(self) -> dict[str, int]:
+        """Images per split."""
+        held_out = {split: max(4, round(share * self.num_images)) for split, share in HELD_OUT_SHARE.items()}
+        return {"train": self.num_images - sum(held_out.values()), **held_out}
+
+
+def write_world(out: Path, spec: WorldSpec, workers: int = 1, progress: bool = True) -> dict[str, Any]:
+    """Draws the world and writes every format.
+
+    Args:
+        out: Folder to write; it must be new, empty, or hold this very world (then nothing is done).
+        spec: Number of images and seed.
+        workers: Processes that draw.
+        progress: Show a progress bar.
+
+    Returns:
+        The manifest: version, seed, counts and sha256 of the annotation files and of all images together; plus
+        ``"written"``: False when the world was there already.
+
+    Raises:
+        ConfigError: Too few images, or the folder holds something else.
+    """
+    if spec.num_images < MIN_IMAGES:
+        raise ConfigError(
+            f"`num_images` is {spec.num_images}; a world with all splits needs at least {MIN_IMAGES}"
+        )
+    wanted = {
+        "version": TINYWORLD_VERSION,
+        "seed": spec.seed,
+        "num_images": spec.num_images,
+        "counts": spec.counts(),
+    }
+    existing = _existing_manifest(out, wanted)
+    if existing is not None:
+        return {**existing, "written": False}
+    jobs = [(str(out), spec.seed, split, i) for split, count in spec.counts().items() for i in range(count)]
+    _make_folders(out)
+    results = tqdm(_map(jobs, workers), total=len(jobs), desc="TinyWorld", unit="image", disable=not progress)
+    files, image_hash = _write_annotations(out, results)
+    sheet = contact_sheet([make_scene(spec.seed, i, split) for split in SPLITS for i in range(4)], spec.seed)
+    sheet.save(out / "contact_sheet.png")
+    manifest = {**wanted, "files": files, "images_sha256": image_hash}
+    (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    return {**manifest, "written": True}
+
+
+def _existing_manifest(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
+    if not out.exists() or not any(out.iterdir()):
+        return None
+    path = out / MANIFEST
+    if not path.is_file():
+        raise ConfigError(
+            f"{out} is not empty and holds no finished TinyWorld (no {MANIFEST}): an interrupted run, or other "
+            "files. Choose another --out, or remove the folder."
+        )
+    found = json.loads(path.read_text())
+    different = {key: (found.get(key), value) for key, value in wanted.items() if found.get(key) != value}
+    if different:
+        listed = "; ".join(f"{key}: there {old}, asked {new}" for key, (old, new) in different.items())
+        raise ConfigError(
+            f"{out} holds another TinyWorld ({listed}). Choose another --out, or remove the folder."
+        )
+    for name, digest in found["files"].items():
+        if not (out / name).is_file() or _sha256((out / name).read_bytes()) != digest:
+            raise ConfigError(
+                f"{out / name} is missing or changed since it was written. Remove the folder, run again."
+            )
+    return found
+
+
+def _make_folders(out: Path) -> None:
+    for year in ("train2017", "val2017"):
+        (out / "coco" / year).mkdir(parents=True, exist_ok=True)
+        (out / "coco/annotations" / f"panoptic_{year}").mkdir(parents=True, exist_ok=True)
+    for name in ("refcoco", "ade/annotations/training", "ade/annotations/validation", "llava"):
+        (out / name).mkdir(parents=True, exist_ok=True)
+    for name in ("train", "val"):
+        (out / "reasonseg" / name).mkdir(parents=True, exist_ok=True)
+
+
+def _map(jobs: list[tuple[str, int, str, int]], workers: int) -> Iterator[dict[str, Any]]:
+    if workers <= 1:
+        yield from map(_write_scene, jobs)
+        return
+    with ProcessPoolExecutor(workers) as pool:
+        yield from pool.map(_write_scene, jobs, chunksize=16)
+
+
+def _write_scene(job: tuple[str, int, str, int]) -> dict[str, Any]:
+    """Draws one scene, writes its picture files and returns its annotation records."""
+    out, (_, seed, split, index) = Path(job[0]), job
+    scene = make_scene(seed, index, split)
+    year = "train2017" if split == "train" else "val2017"
+    image_id = _FIRST_IMAGE_ID[split] + index
+    image = ImageFile(image_id, year, f"{image_id:012d}.png")
+    path = out / "coco" / year / image.file_name
+    Image.fromarray(scene.image).save(path)
+    panoptic, rgb = formats.panoptic_annotation(scene, image)
+    Image.fromarray(rgb).save(out / "coco/annotations" / f"panoptic_{year}" / panoptic["file_name"])
+    labels = "training" if split == "train" else "validation"
+    Image.fromarray(formats.label_map(scene)).save(out / "ade/annotations" / labels / image.file_name)
+    if split in ("train", "val") and index % _REASON_EVERY == 0:
+        _write_reason_seg(out / "reasonseg" / split, scene, image)
+    return {
+        "split": split,
+        "sha256": _sha256(path.read_bytes()),
+        "image": image.record(scene),
+        "ref_image": image.record(scene, with_folder=True),
+        "instances": formats.instance_annotations(scene, image),
+        "panoptic": panoptic,
+        "narrative": formats.png_narrative(scene, image, seed),
+        "refs": formats.refcoco_refs(scene, image, seed),
+        "llava": formats.llava_conversation(scene, image, seed),
+    }
+
+
+def _write_reason_seg(folder: Path, scene: Scene, image: ImageFile) -> None:
+    record = reason_seg_record(scene)
+    if record is None:
+        return
+    name = f"{image.image_id:012d}"
+    Image.fromarray(scene.image).save(folder / f"{name}.jpg", quality=95)
+    (folder / f"{name}.json").write_text(json.dumps({**record, "imagePath": f"{name}.jpg"}))
+
+
+def _write_annotations(out: Path, results: Iterable[dict[str, Any]]) -> tuple[dict[str, str], str]:
+    """Writes the annotation files; returns their hashes and one hash over all images."""
+    rows = list(results)
+    contents: dict[str, bytes] = {}
+    things = [c for c in formats.CATEGORIES if c["isthing"]]
+    for year, train in (("train", True), ("val", False)):
+        mine = [row for row in rows if (row["split"] == "train") == train]
+        images = [row["image"] for row in mine]
+        instances = [a for row in mine for a in row["instances"]]
+        annotations = "coco/annotations"
+        contents[f"{annotations}/instances_{year}2017.json"] = _json(_coco(images, instances, things))
+        panoptic = _coco(images, [row["panoptic"] for row in mine], list(formats.CATEGORIES))
+        contents[f"{annotations}/panoptic_{year}2017.json"] = _json(panoptic)
+        # Narratives and conversations of val only: testA and testB belong to RefCOCO.
+        told = [row for row in mine if row["split"] in ("train", "val")]
+        contents[f"{annotations}/png_coco_{year}2017.json"] = _json([row["narrative"] for row in told])
+        contents[f"llava/{year}.json"] = _json([row["llava"] for row in told])
+    refs = [ref for row in rows for ref in row["refs"]]
+    contents["refcoco/refs(unc).p"] = pickle.dumps(refs, protocol=2)
+    every = [a for row in rows for a in row["instances"]]
+    contents["refcoco/instances.json"] = _json(_coco([row["ref_image"] for row in rows], every, things))
+    for name, content in contents.items():
+        (out / name).write_bytes(content)
+    digest = hashlib.sha256("".join(row["sha256"] for row in rows).encode()).hexdigest()
+    return {name: _sha256(content) for name, content in contents.items()}, digest
+
+
+def _coco(images: list[Any], annotations: list[Any], categories: list[Any]) -> dict[str, Any]:
+    info = {"description": "TinyWorld", "version": TINYWORLD_VERSION}
+    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

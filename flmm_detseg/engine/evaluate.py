@@ -1,0 +1,321 @@
+"""Evaluation of a config's data sets: sharded over processes, resumable, with one results file.
+
+Samples are cut into batches before they are dealt out to processes, so a batch never depends on the number of
+processes, and figures are computed from per-phrase pixel counts sorted by record id.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from mmengine.config import Config
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from flmm_detseg.datasets import ShuffledPhrases, collate_samples
+from flmm_detseg.errors import ConfigError, RunError
+from flmm_detseg.evaluation import phrase_records, png_figures, ref_seg_figures
+from flmm_detseg.evaluation.results import (
+    RecordStore,
+    file_hash,
+    fingerprint,
+    source_hash,
+    versions,
+    weights_hash,
+    write_json,
+)
+from flmm_detseg.models.from_config import model_from_config, read_config
+from flmm_detseg.registry import DATASETS
+from flmm_detseg.structures import Prediction, Sample
+
+
+class Predictor(Protocol):
+    """A module that predicts masks; what an evaluation needs of a model."""
+
+    def predict(self, samples: list[Sample]) -> list[Prediction]:
+        """One prediction per sample, in order."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Arguments of the evaluation tools; None leaves a choice to the config.
+
+    Attributes:
+        config: Config file.
+        checkpoint: Trained parts; None takes ``load_from`` of the config.
+        untrained: Evaluate heads as they were initialised when there is no checkpoint.
+        splits: Names (or splits) of the config's data sets to evaluate; empty: all.
+        sentences: RefCOCO: ``"first"`` | ``"all"``.
+        layout: RefCOCO: ``"split"`` | ``"concat"``.
+        phrases: ``"own"`` | ``"shuffled"`` (control: phrases of other images).
+        empty: Convention for empty targets, see :class:`~flmm_detseg.evaluation.RefSegMetric`.
+        threshold_sweep: Also report the best threshold and its cIoU.
+        batch_size: Samples per model call.
+        num_workers: Reading processes per evaluating process.
+        limit: Only the first samples of each data set.
+        work_dir: Folder of records and results; None: ``work_dirs/<config name>/eval``.
+        out: Results file; None: ``<work_dir>/<task>.json``.
+        fresh: Do not resume; evaluate everything again.
+    """
+
+    config: str
+    checkpoint: str | None = None
+    untrained: bool = False
+    splits: tuple[str, ...] = ()
+    sentences: str | None = None
+    layout: str | None = None
+    phrases: str = "own"
+    empty: str = "skip"
+    threshold_sweep: bool = False
+    batch_size: int = 4
+    num_workers: int = 0
+    limit: int | None = None
+    work_dir: str | None = None
+    out: str | None = None
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if self.phrases not in ("own", "shuffled"):
+            raise ConfigError(f"`phrases` is {self.phrases!r}; allowed: own, shuffled")
+        for key in ("batch_size", "limit"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"`{key}` is {value}; it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of evaluation.
+
+    Attributes:
+        name: ``"refcoco"`` or ``"png"``.
+        config_key: Key of the config that holds ``dict(name=dataset config, ...)``.
+        figures: Figures from per-phrase records.
+    """
+
+    name: str
+    config_key: str
+    figures: Callable[[Sequence[Mapping[str, Any]], EvaluationOptions], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """A data set to evaluate.
+
+    Attributes:
+        dataset: A reader or a mix.
+        protocol: ``sentences`` and ``layout`` where it has them, ``phrases``.
+        settings: All arguments it was built with, for the fingerprint.
+    """
+
+    dataset: Any
+    protocol: dict[str, Any]
+    settings: dict[str, Any]
+
+
+REFCOCO = Task(
+    "refcoco", "refcoco_eval", lambda records, options: ref_seg_figures(records, empty=options.empty)
+)
+PNG = Task("png", "png_eval", lambda records, options: png_figures(records))
+
+
+def evaluate(options: EvaluationOptions, task: Task) -> dict[str, Any] | None:
+    """Evaluates a config's model on its data sets; call it in every process of a launch.
+
+    Args:
+        options: What to evaluate and how.
+        task: :data:`REFCOCO` or :data:`PNG`.
+
+    Returns:
+        In the main process: ``{"task", "metrics": {data set: figures}, "results": path, ...}``; None in
+        others.
+
+    Raises:
+        ConfigError: Config or options cannot be used.
+        CheckpointError: No checkpoint, or one that does not fit.
+        DataError: A record cannot be used.
+    """
+    state = PartialState(cpu=not torch.cuda.is_available())
+    config = read_config(options.config)
+    datasets = build_datasets(config, options, task)
+    torch.manual_seed(0)  # untrained heads must be the same in every process and run
+    checkpoint = options.checkpoint or config.get("load_from")
+    model = model_from_config(config, checkpoint, untrained=options.untrained, device=state.device)
+    source = None if checkpoint is None else {"path": str(checkpoint), "sha256": file_hash(checkpoint)}
+    provenance = {"config": config.pretty_text, "checkpoint": source}
+    return evaluate_model(model, datasets, options, task, provenance)
+
+
+def evaluate_model(
+    model: Predictor,
+    datasets: Mapping[str, EvaluationSet],
+    options: EvaluationOptions,
+    task: Task,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any] | None:
+    """Evaluates a built model on built data sets (arguments, result as :func:`evaluate`).
+
+    Args:
+        model: A module with ``predict``.
+        datasets: By name, as :func:`build_datasets` gives them.
+        options: What to evaluate and how.
+        task: Kind of evaluation.
+        provenance: Facts to put into the results file.
+    """
+    state = PartialState(cpu=not torch.cuda.is_available())
+    work_dir = Path(options.work_dir or Path("work_dirs") / Path(options.config).stem / "eval")
+    started, weights, code, installed = time.time(), weights_hash(model), source_hash(), versions()
+    metrics: dict[str, dict[str, float]] = {}
+    reports: dict[str, dict[str, Any]] = {}
+    for name, item in datasets.items():
+        data = {str(path): file_hash(path) for path in item.dataset.annotation_files}
+        identity = {
+            "task": task.name, "data_set": name, "protocol": item.protocol, "settings": item.settings,
+            "data": data, "weights": weights, "source": code, "versions": installed,
+            "sweep": options.threshold_sweep,
+        }  # fmt: skip
+        # One process's hash for all: checksums of another device may differ in the last digit.
+        shared = [fingerprint(identity)]
+        broadcast_object_list(shared)
+        store = RecordStore(work_dir / f"{name}-{shared[0][:16]}", state.process_index)
+        records, num_resumed = _evaluate_dataset(model, item.dataset, store, options, state, name)
+        if state.is_main_process:
+            metrics[name] = task.figures(records, options)
+            reports[name] = {
+                "protocol": item.protocol, "empty_targets": options.empty, "fingerprint": shared[0],
+                "data_sha256": data, "data_report": item.dataset.report(), "records_file": str(store.file),
+                "num_samples": _num_samples(item.dataset, options), "num_resumed": num_resumed,
+            }  # fmt: skip
+    if not state.is_main_process:
+        return None
+    out = Path(options.out or work_dir / f"{task.name}.json")
+    facts = {"seconds": round(time.time() - started, 2), "num_processes": state.num_processes}
+    content = {
+        "task": task.name, "metrics": metrics, "data_sets": reports, "options": asdict(options), **provenance,
+        "weights_sha256": weights, "source_sha256": code, "versions": installed, **facts,
+    }  # fmt: skip
+    write_json(out, content)
+    num_resumed = sum(report["num_resumed"] for report in reports.values())
+    return {"task": task.name, "metrics": metrics, "results": str(out), "num_resumed": num_resumed, **facts}
+
+
+def build_datasets(config: Config, options: EvaluationOptions, task: Task) -> dict[str, EvaluationSet]:
+    """Builds the data sets a config lists for a task, with the protocol that the options ask for.
+
+    Returns:
+        By name.
+
+    Raises:
+        ConfigError: The config lists none, or not the ones asked for, or a data set has no such protocol.
+    """
+    listed = config.get(task.config_key)
+    if not listed:
+        raise ConfigError(
+            f"{options.config}: it has no `{task.config_key}`. "
+            f"Add {task.config_key} = dict(NAME=dict(type=...), ...)."
+        )
+    chosen = {
+        name: entry
+        for name, entry in listed.items()
+        if not options.splits or name in options.splits or entry.get("split") in options.splits
+    }
+    known = set(listed) | {entry.get("split") for entry in listed.values()}
+    unknown = [split for split in options.splits if split not in known]
+    if unknown:
+        raise ConfigError(
+            f"{options.config}: no data set or split {unknown[0]!r}; it has {', '.join(listed)}"
+        )
+    return {name: _build_dataset(name, entry, options) for name, entry in chosen.items()}
+
+
+def _build_dataset(
+    name: str, entry: Mapping[str, Any], options: EvaluationOptions
+) -> tuple[Any, dict[str, Any]]:
+    settings = dict(entry)
+    for key, value in (("sentences", options.sentences), ("layout", options.layout)):
+        if value is None:
+            continue
+        reader = settings["type"] if not isinstance(settings["type"], str) else DATASETS.get(settings["type"])
+        if key not in inspect.signature(reader).parameters:
+            raise ConfigError(f"data set {name!r} ({reader.__name__}) has no `{key}` to set to {value!r}")
+        settings[key] = value
+    dataset = DATASETS.build(settings)
+    protocol = {key: getattr(dataset, key) for key in ("sentences", "layout") if hasattr(dataset, key)}
+    if protocol.get("sentences") == "random":
+        raise ConfigError(f"data set {name!r}: evaluation needs sentences 'first' or 'all', not 'random'")
+    protocol["phrases"] = options.phrases
+    return EvaluationSet(dataset, protocol, {key: str(value) for key, value in settings.items()})
+
+
+def _num_samples(dataset: Any, options: EvaluationOptions) -> int:
+    return len(dataset) if options.limit is None else min(options.limit, len(dataset))
+
+
+def _evaluate_dataset(
+    model: Predictor,
+    dataset: Any,
+    store: RecordStore,
+    options: EvaluationOptions,
+    state: PartialState,
+    name: str,
+) -> tuple[list[dict[str, Any]], int]:
+    """Evaluates what is not done yet; the main process gets all records and the number of samples resumed."""
+    if state.is_main_process:
+        if options.fresh:
+            store.clear()
+        store.merge()
+    state.wait_for_everyone()
+    done = store.done()
+    num_samples = _num_samples(dataset, options)
+    ids = [dataset.record_id(index) for index in range(num_samples)]
+    if len(set(ids)) != num_samples:
+        raise RunError(f"data set {name!r}: record ids are not unique; records could not be told apart")
+    batches = [
+        list(range(start, min(start + options.batch_size, num_samples)))
+        for start in range(0, num_samples, options.batch_size)
+    ]
+    pending = [batch for batch in batches if any(ids[index] not in done for index in batch)]
+    shown = ShuffledPhrases(dataset) if options.phrases == "shuffled" else dataset
+    mine = pending[state.process_index :: state.num_processes]
+    for records in _predict_batches(model, shown, mine, options, name, show=state.is_main_process):
+        store.append(records)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return [], 0
+    found = store.merge()
+    missing = [record_id for record_id in ids if record_id not in found]
+    if missing:
+        raise RunError(
+            f"data set {name!r}: {len(missing)} samples have no record, first {missing[0]}; run it again"
+        )
+    num_resumed = num_samples - sum(len(batch) for batch in pending)
+    return [record for record_id in ids for record in found[record_id]], num_resumed
+
+
+def _predict_batches(
+    model: Predictor,
+    dataset: Any,
+    batches: list[list[int]],
+    options: EvaluationOptions,
+    name: str,
+    show: bool,
+) -> Iterator[list[tuple[str, list[dict[str, Any]]]]]:
+    loader = DataLoader(
+        dataset, batch_sampler=batches, collate_fn=collate_samples, num_workers=options.num_workers
+    )
+    with torch.no_grad():
+        for batch in tqdm(loader, desc=name, disable=not show, unit="batch"):
+            samples = batch["samples"]
+            predictions = model.predict(samples)
+            yield [
+                (sample.record_id, phrase_records(sample, prediction, sweep=options.threshold_sweep))
+                for sample, prediction in zip(samples, predictions, strict=True)
+            ]

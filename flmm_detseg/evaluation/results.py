@@ -1,0 +1,149 @@
+"""Result files that say where their numbers come from, and the records that make a run resumable."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import flmm_detseg
+
+_PACKAGES = (
+    "torch", "torchvision", "transformers", "mmengine", "mmdet", "mmsegmentation", "mmcv", "mmcv-lite",
+    "segment-anything", "peft", "accelerate", "numpy", "pycocotools", "pillow",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package and of the installed ones its numbers depend on."""
+    found = {"flmm_detseg": flmm_detseg.__version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def file_hash(path: str | Path) -> str:
+    """sha256 of a file, or of the names and contents of all files in a folder (hex)."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(str(file.relative_to(path)).encode() + b"\0")
+        with file.open("rb") as content:
+            while block := content.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def source_hash() -> str:
+    """sha256 of this package's Python files: records of older code are never mixed with new ones (hex)."""
+    root = Path(flmm_detseg.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(str(file.relative_to(root)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def weights_hash(model: nn.Module) -> str:
+    """Hash of names, shapes, dtypes and two float64 checksums of every parameter and buffer (hex).
+
+    Cheap enough for 7B weights, and changes with any training step or other base model.
+    """
+    digest = hashlib.sha256()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        values = tensor.double()
+        sums = (values.sum().item(), values.abs().sum().item())
+        digest.update(f"{name}|{tuple(tensor.shape)}|{tensor.dtype}|{sums[0]!r}|{sums[1]!r}\n".encode())
+    return digest.hexdigest()
+
+
+def fingerprint(facts: Mapping[str, Any]) -> str:
+    """sha256 of JSON-ready facts (hex)."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes a JSON file in one step: a reader sees the old file or the whole new one."""
+    _write_text(Path(path), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+class RecordStore:
+    """Per-phrase records of one evaluation, one line per sample; survives being killed at any point.
+
+    Every process appends to a file of its own; :meth:`merge` (one process, while no other writes) unites
+    them in ``records.jsonl``, sorted by record id. A line cut off by a kill is left out, so its sample is
+    done again.
+
+    Args:
+        folder: Belongs to one fingerprint: same model, data and protocol.
+        rank: Of this process.
+    """
+
+    def __init__(self, folder: str | Path, rank: int) -> None:
+        self.folder = Path(folder)
+        self.file = self.folder / "records.jsonl"
+        self._own_file = self.folder / f"part-{rank}.jsonl"
+
+    def append(self, samples: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
+        """Adds ``(record id, its phrase records)`` pairs and flushes them to the system."""
+        with self._own_file.open("a", encoding="utf-8") as file:
+            for record_id, phrases in samples:
+                line = json.dumps({"record_id": record_id, "phrases": list(phrases)}, ensure_ascii=False)
+                file.write(line + "\n")
+
+    def merge(self) -> dict[str, list[dict[str, Any]]]:
+        """Unites all files in ``records.jsonl``; returns the phrase records by record id."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        parts = sorted(self.folder.glob("part-*.jsonl"))
+        found: dict[str, list[dict[str, Any]]] = {}
+        for file in [self.file, *parts]:
+            found.update(self._read(file))
+        lines = (
+            json.dumps({"record_id": record_id, "phrases": found[record_id]}, ensure_ascii=False) + "\n"
+            for record_id in sorted(found)
+        )
+        _write_text(self.file, "".join(lines))
+        for part in parts:
+            part.unlink()
+        return found
+
+    def clear(self) -> None:
+        """Forgets all records."""
+        for file in [self.file, *self.folder.glob("part-*.jsonl")]:
+            file.unlink(missing_ok=True)
+
+    def done(self) -> set[str]:
+        """Record ids in ``records.jsonl``."""
+        return set(self._read(self.file))
+
+    @staticmethod
+    def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
+        found = {}
+        if file.is_file():
+            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:  # cut off by a kill; the sample counts as not done
+                    continue
+                found[entry["record_id"]] = entry["phrases"]
+        return found

@@ -1,0 +1,185 @@
+"""Steps as child processes: several at once, a log each, a truthful end, a display of what goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from flmm_detseg.errors import RunError
+
+# How often the display changes, on a terminal and in a log file.
+_TERMINAL_SECONDS, _LOG_SECONDS = 0.5, 30.0
+
+
+@dataclass(frozen=True)
+class Command:
+    """One child process.
+
+    Attributes:
+        name: For the display and the log's file name.
+        arguments: Command line, the program first.
+    """
+
+    name: str
+    arguments: Sequence[str]
+
+    def __str__(self) -> str:
+        shown = [Path(part).name if part == sys.executable else part for part in self.arguments]
+        return " ".join(shown)
+
+
+class Progress:
+    """Numbered steps with the time they took and an estimate of what is left.
+
+    Args:
+        expected_s: Seconds each step takes on two cores, in order.
+        stream: Where to write.
+    """
+
+    def __init__(self, expected_s: Sequence[float], stream: TextIO = sys.stderr) -> None:
+        self._expected = list(expected_s)
+        self._stream = stream
+        self._step = -1
+        self._title = ""
+        self._spent: list[float] = []
+        self._started = time.monotonic()
+        self._shown = 0.0
+        self.seconds: dict[str, float] = {}
+
+    def start(self, title: str) -> None:
+        """Begins the next step."""
+        self._step += 1
+        self._title, self._began = title, time.monotonic()
+        self._write(f"[{self._step + 1}/{len(self._expected)}] {title}", final=True)
+        self._shown = self._began
+
+    def tick(self, note: str) -> None:
+        """Shows that the step is alive; may be called as often as one likes."""
+        now = time.monotonic()
+        terminal = self._stream.isatty()
+        if now - self._shown < (_TERMINAL_SECONDS if terminal else _LOG_SECONDS):
+            return
+        self._shown = now
+        left = _clock(self.left_s(now - self._began))
+        self._write(
+            f"      {_clock(now - self._began)}, about {left} left in all | {note}", final=not terminal
+        )
+
+    def done(self) -> None:
+        """Ends the step."""
+        spent = time.monotonic() - self._began
+        self._spent.append(spent)
+        self.seconds[self._title] = round(spent, 1)
+        self._write(f"      done in {_clock(spent)}", final=True)
+
+    def left_s(self, current_s: float) -> float:
+        """Estimated seconds left; the steps that are over tell how fast this machine is."""
+        over = sum(self._expected[: len(self._spent)])
+        speed = sum(self._spent) / over if over else 1.0
+        current = max(0.0, self._expected[self._step] * speed - current_s)
+        return current + sum(self._expected[self._step + 1 :]) * speed
+
+    def _write(self, text: str, *, final: bool) -> None:
+        if self._stream.isatty():
+            columns = os.get_terminal_size(self._stream.fileno()).columns
+            self._stream.write("\r\x1b[K" + text[: columns - 1] + ("\n" if final else ""))
+        else:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+
+def run_commands(
+    commands: Sequence[Command], log_dir: Path, progress: Progress, *, slots: int, threads: int
+) -> dict[str, dict[str, Any]]:
+    """Runs commands, at most ``slots`` at a time; each must end with one line of JSON.
+
+    Args:
+        commands: With distinct names.
+        log_dir: ``NAME.log`` of each command goes here.
+        progress: Display.
+        slots: Processes at a time.
+        threads: Compute threads of each process.
+
+    Returns:
+        Per name the figures of the last line.
+
+    Raises:
+        RunError: A command failed or ended without figures (the others are stopped); names command and log.
+    """
+    log_dir.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    waiting, running = list(commands), dict[str, tuple[Command, subprocess.Popen[bytes]]]()
+    figures: dict[str, dict[str, Any]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < slots:
+                command = waiting.pop(0)
+                running[command.name] = (command, _start(command, _log(log_dir, command), environment))
+            time.sleep(0.1)
+            for name, (command, process) in list(running.items()):
+                if process.poll() is not None:
+                    del running[name]
+                    figures[name] = _result(command, process.returncode, _log(log_dir, command))
+            notes = [f"{name}: {_last_line(_log(log_dir, entry[0]))}" for name, entry in running.items()]
+            progress.tick(" | ".join(notes))
+    finally:
+        _stop([process for _, process in running.values()])
+    return figures
+
+
+def _log(log_dir: Path, command: Command) -> Path:
+    return log_dir / f"{command.name}.log"
+
+
+def _start(command: Command, log: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    with log.open("wb") as stream:
+        stream.write(f"$ {command}\n".encode())
+        stream.flush()
+        return subprocess.Popen(
+            list(command.arguments), stdout=stream, stderr=subprocess.STDOUT, env=dict(environment)
+        )
+
+
+def _result(command: Command, status: int, log: Path) -> dict[str, Any]:
+    lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    tail = "\n".join(line for line in lines[-12:] if line.strip())
+    if status != 0:
+        raise RunError(f"{command.name} failed with status {status}: {command}\n{tail}\n(all of it: {log})")
+    # Libraries may still say something on stderr at exit, behind the figures.
+    for line in reversed(lines[-30:]):
+        if line.startswith("{"):
+            try:
+                return json.loads(line)
+            except json.JSONDecodeError:
+                continue
+    raise RunError(f"{command.name} ended without its line of figures: {command}\n{tail}\n(all of it: {log})")
+
+
+def _last_line(log: Path, tail: int = 2000) -> str:
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - tail))
+        text = stream.read().decode("utf-8", errors="replace")
+    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
+    return lines[-1][:100] if lines else "starting"
+
+
+def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        try:
+            process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

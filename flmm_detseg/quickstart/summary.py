@@ -1,0 +1,209 @@
+"""What the quickstart's figures mean: the table, the acceptance checks, results.json and report.html."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flmm_detseg.visualization import Report
+
+MIN_COARSE_CIOU, MIN_REFINED_CIOU, MIN_GAP = 0.68, 0.75, 0.25
+KINDS = ("coarse", "refined")
+PACKAGES = (
+    "flmm_detseg",
+    "torch",
+    "transformers",
+    "mmengine",
+    "mmdet",
+    "mmsegmentation",
+    "segment-anything",
+    "xtuner",
+)
+_STORY = """A tiny LLaVA (trained on questions and captions of a synthetic world, then frozen) reads a
+caption. While it reads the words of a phrase, its attention heads look at image patches. A U-Net turns these
+maps into a coarse mask, a SAM refines it. Only the U-Net, SAM's decoder and a text projection are trained.
+
+The control has the same vision tower but a language model with random weights, and heads trained in the same
+way; it is scored at its best threshold. Wrong phrases: the trained model reads a phrase of another image."""
+_GROUPS = ("all", "thing", "stuff", "singular", "plural")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One acceptance line: ``value`` must be at least ``limit``."""
+
+    name: str
+    value: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether it holds."""
+        return self.value >= self.limit
+
+
+@dataclass
+class Summary:
+    """All figures of a quickstart.
+
+    Attributes:
+        fast: A trial with few iterations and images; nothing is demanded of its figures.
+        refcoco: Per run (``trained``, ``control``, ``wrong phrases``) and split the figures of
+            ``RefSegMetric``.
+        png: Per run the figures of ``PNGMetric``.
+        trainings: Per run the last line of ``tools/train.py``.
+        seconds: Per step.
+        commands: What was run, in order.
+    """
+
+    fast: bool
+    refcoco: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    png: dict[str, dict[str, float]] = field(default_factory=dict)
+    trainings: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    commands: list[str] = field(default_factory=list)
+
+    def checks(self) -> list[Check]:
+        """The acceptance lines, on RefCOCO val."""
+        trained, control = self.refcoco["trained"]["val"], self.refcoco["control"]["val"]
+        wrong = self.refcoco["wrong phrases"]["val"]
+        checks = [
+            Check("coarse cIoU", trained["coarse_cIoU"], MIN_COARSE_CIOU),
+            Check("refined cIoU", trained["refined_cIoU"], MIN_REFINED_CIOU),
+        ]
+        for kind in KINDS:
+            own = trained[f"{kind}_cIoU"]
+            best = control[f"{kind}_best_threshold_cIoU"]
+            checks.append(Check(f"{kind} cIoU above the control at its best threshold", own - best, MIN_GAP))
+            other = wrong[f"{kind}_cIoU"]
+            checks.append(Check(f"{kind} cIoU above wrong phrases", own - other, MIN_GAP))
+        for run, figures in self.trainings.items():
+            same = figures["lmm_sha256_before"] == figures["lmm_sha256_after"]
+            checks.append(Check(f"LMM weights unchanged by the training ({run})", float(same), 1.0))
+        return checks
+
+    def failures(self) -> list[str]:
+        """Acceptance lines that do not hold, in words; empty for a trial except for a changed LMM."""
+        failed = [check for check in self.checks() if not check.ok]
+        if self.fast:
+            failed = [check for check in failed if check.name.startswith("LMM")]
+        return [f"{check.name} is {check.value:.3f}, at least {check.limit:.2f} is asked" for check in failed]
+
+    def table(self) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows of the referring table (RefCOCO)."""
+        header = [
+            "run",
+            "split",
+            "masks",
+            "threshold",
+            "cIoU",
+            "gIoU",
+            "P@0.5",
+            "P@0.7",
+            "P@0.9",
+            "box acc@0.5",
+        ]
+        rows: list[list[Any]] = []
+        for run, splits in self.refcoco.items():
+            for split, figures in splits.items():
+                for kind in KINDS:
+                    rows.append(_row(run, split, kind, figures))
+                    if f"{kind}_best_threshold_cIoU" in figures:
+                        best = [figures[f"{kind}_best_threshold"], figures[f"{kind}_best_threshold_cIoU"]]
+                        rows.append([run, split, kind, *best, None, None, None, None, None])
+        return header, rows
+
+    def png_table(self) -> tuple[list[str], list[list[Any]]]:
+        """Header and rows of the PNG table."""
+        rows = [
+            [run, kind, *(figures.get(f"{kind}_average_recall_{group}") for group in _GROUPS)]
+            for run, figures in self.png.items()
+            for kind in KINDS
+        ]
+        return ["run", "masks", *_GROUPS], rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, JSON-ready."""
+        checks = [asdict(check) | {"ok": check.ok} for check in self.checks()]
+        return asdict(self) | {
+            "passed": not self.failures(),
+            "failures": self.failures(),
+            "checks": checks,
+            "versions": versions(),
+            "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        }
+
+    def write_json(self, path: Path) -> None:
+        """Writes :meth:`to_json` to ``path``."""
+        path.write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and the main packages; "absent" where one is not installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def write_report(
+    summary: Summary,
+    path: Path,
+    pictures: Mapping[str, Mapping[str, np.ndarray]],
+    configs: Mapping[str, str],
+) -> Path:
+    """Writes the report.
+
+    Args:
+        summary: The figures.
+        path: Where to.
+        pictures: Per section title its pictures (caption -> RGB uint8).
+        configs: Name -> text of the effective configs.
+
+    Returns:
+        ``path``.
+    """
+    minutes = sum(summary.seconds.values()) / 60
+    title = "flmm_detseg quickstart" + (" (fast trial)" if summary.fast else "")
+    report = Report(
+        title, f"A frozen tiny LLaVA points at what it talks about. {minutes:.1f} minutes in all."
+    )
+    if summary.fast:
+        report.paragraph("This was a trial with a few iterations and images. Its figures mean nothing.")
+    report.section("What was done", _STORY)
+    report.section("Checks", "On RefCOCO val of TinyWorld.")
+    report.table(
+        ["check", "value", "at least", "holds"], [[c.name, c.value, c.limit, c.ok] for c in summary.checks()]
+    )
+    report.section("Referring expressions (RefCOCO)")
+    report.table(
+        *summary.table(), "Fractions. Threshold: probability above which a pixel belongs to the mask."
+    )
+    report.section("Panoptic narrative grounding (PNG)")
+    report.table(*summary.png_table(), "Average recall on val (mean IoU of the phrases).")
+    for name, entries in pictures.items():
+        report.section(name)
+        report.pictures(entries)
+    report.section("How it was made")
+    report.table(["step", "seconds"], [[name, seconds] for name, seconds in summary.seconds.items()])
+    report.table(["package", "version"], list(versions().items()))
+    report.code("\n".join(summary.commands), "commands")
+    for name, text in configs.items():
+        report.code(text, f"config {name}")
+    return report.write(path)
+
+
+def _row(run: str, split: str, kind: str, figures: Mapping[str, float]) -> list[Any]:
+    names: Sequence[str] = ("cIoU", "gIoU", "P@0.5", "P@0.7", "P@0.9", "box_acc@0.5")
+    return [run, split, kind, 0.5, *(figures.get(f"{kind}_{name}") for name in names)]

@@ -1,0 +1,47 @@
+"""Command-line arguments that the evaluation tools share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of every evaluation tool."""
+    parser.add_argument("config", help="config file")
+    parser.add_argument("--checkpoint", help="trained parts (default: `load_from` of the config)")
+    parser.add_argument(
+        "--untrained", action="store_true", help="evaluate heads as initialised if there is no checkpoint"
+    )
+    parser.add_argument(
+        "--splits", nargs="+", default=(), help="data sets or splits (default: all of the config)"
+    )
+    parser.add_argument("--batch-size", type=int, default=4, help="samples per model call")
+    parser.add_argument("--num-workers", type=int, default=0, help="reading processes per evaluating process")
+    parser.add_argument("--limit", type=int, help="only the first samples of each data set")
+    parser.add_argument(
+        "--phrases",
+        choices=("own", "shuffled"),
+        default="own",
+        help="shuffled: control with other images' phrases",
+    )
+    parser.add_argument("--work-dir", help="records and results (default: work_dirs/<config name>/eval)")
+    parser.add_argument("--out", help="results file (default: in the work dir)")
+    parser.add_argument("--fresh", action="store_true", help="evaluate again what an earlier run has done")
+
+
+def common_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The shared part of the evaluation options."""
+    return {
+        "config": args.config,
+        "checkpoint": args.checkpoint,
+        "untrained": args.untrained,
+        "splits": tuple(args.splits),
+        "batch_size": args.batch_size,
+        "num_workers": args.num_workers,
+        "limit": args.limit,
+        "phrases": args.phrases,
+        "work_dir": args.work_dir,
+        "out": args.out,
+        "fresh": args.fresh,
+    }

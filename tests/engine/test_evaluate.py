@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dataset_files import write_png, write_refcoco
+from fake_evaluation import StandIn, run
+from mmengine.config import Config
+
+from flmm_detseg.datasets import PNGDataset, RefCOCODataset
+from flmm_detseg.engine.evaluate import PNG, REFCOCO, EvaluationOptions, build_datasets, evaluate_model
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.evaluation.results import RecordStore, file_hash
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("refcoco")
+    write_refcoco(root, num_images=8, num_test=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(folder, tmp_path_factory) -> dict:
+    return run(folder, tmp_path_factory.mktemp("expected"), batch_size=1)["metrics"]
+
+
+def launch(*arguments: str, processes: int = 1) -> subprocess.CompletedProcess:
+    starter = [sys.executable]
+    if processes > 1:
+        starter += ["-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+        starter += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    command = [*starter, str(TESTS / "fake_evaluation.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+
+
+@pytest.mark.parametrize("batch_size", [2, 5, 100])
+def test_figures_do_not_depend_on_the_batch_size(folder, expected, tmp_path, batch_size):
+    assert run(folder, tmp_path, batch_size=batch_size)["metrics"] == expected
+    assert 0.2 < expected["refcoco_val"]["refined_cIoU"] < 0.95
+
+
+@pytest.mark.e2e
+def test_two_processes_give_the_same_figures(folder, expected, tmp_path):
+    done = launch(str(folder), str(tmp_path), "--batch-size=3", processes=2)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == 1
+    last = json.loads(lines[0])
+    assert last["metrics"] == expected
+    assert last["num_processes"] == 2
+
+
+@pytest.mark.e2e
+def test_killed_run_resumes_with_the_same_figures(folder, expected, tmp_path):
+    killed = launch(str(folder), str(tmp_path), "--batch-size=3", "--kill-after=4")
+    assert killed.returncode == -signal.SIGKILL
+    (part,) = tmp_path.glob("refcoco_val-*/part-0.jsonl")
+    assert len(part.read_text().splitlines()) == 12
+    with part.open("a") as file:
+        file.write('{"record_id": "refcoco/val/ref-60')  # a line cut off by the kill
+    model = StandIn()
+    again = run(folder, tmp_path, model, batch_size=3)
+    assert again["num_resumed"] == 12
+    assert again["metrics"] == expected
+    seen = [record_id for batch in model.batches for record_id in batch]
+    assert len(seen) == len(set(seen)) == 48 - 12
+
+
+def test_a_finished_run_is_not_repeated_unless_asked(folder, tmp_path):
+    first = run(folder, tmp_path)
+    model = StandIn()
+    second = run(folder, tmp_path, model)
+    assert model.batches == []
+    assert second["num_resumed"] == 48
+    assert second["metrics"] == first["metrics"]
+    assert run(folder, tmp_path, model, fresh=True)["num_resumed"] == 0
+    assert len(model.batches) == 12
+
+
+def test_records_of_another_model_or_protocol_are_not_used(folder, tmp_path):
+    run(folder, tmp_path)
+    assert run(folder, tmp_path, StandIn(weight=1.0001))["num_resumed"] == 0
+    assert run(folder, tmp_path, sentences="first")["num_resumed"] == 0
+    assert run(folder, tmp_path, phrases="shuffled")["num_resumed"] == 0
+    assert run(folder, tmp_path)["num_resumed"] == 48
+
+
+def test_limit_then_everything(folder, expected, tmp_path):
+    limited = run(folder, tmp_path, limit=7)
+    assert limited["metrics"]["refcoco_val"]["num_phrases"] == 7
+    complete = run(folder, tmp_path)
+    assert complete["metrics"] == expected
+    assert complete["num_resumed"] == 4 + 4  # whole batches of 4
+
+
+def test_wrong_phrases_do_worse(folder, expected, tmp_path):
+    shuffled = run(folder, tmp_path, phrases="shuffled")["metrics"]
+    for name in expected:
+        assert shuffled[name]["refined_cIoU"] < expected[name]["refined_cIoU"] - 0.1
+
+
+def test_results_file_says_where_the_numbers_come_from(folder, tmp_path):
+    figures = run(folder, tmp_path, splits=("testA",), threshold_sweep=True, out=str(tmp_path / "r.json"))
+    content = json.loads((tmp_path / "r.json").read_text())
+    assert content["metrics"] == figures["metrics"]
+    assert list(content["metrics"]) == ["refcoco_testA"]
+    assert "coarse_best_threshold_cIoU" in content["metrics"]["refcoco_testA"]
+    report = content["data_sets"]["refcoco_testA"]
+    assert report["protocol"] == {"sentences": "all", "layout": "split", "phrases": "own"}
+    assert report["empty_targets"] == "skip"
+    assert report["data_sha256"][str(folder / "refs(unc).p")] == file_hash(folder / "refs(unc).p")
+    assert report["num_samples"] == 12
+    records = [json.loads(line) for line in Path(report["records_file"]).read_text().splitlines()]
+    assert sorted(r["record_id"] for r in records) == [r["record_id"] for r in records]
+    assert records[0]["phrases"][0]["text"].startswith("object")
+    assert {"torch", "transformers", "flmm_detseg"} <= content["versions"].keys()
+    assert content["options"]["threshold_sweep"] is True
+    assert len(content["weights_sha256"]) == len(content["source_sha256"]) == 64
+
+
+def test_png_figures_by_category(tmp_path):
+    config = Config({"png_eval": {"png_val": dict(type=PNGDataset, **write_png(tmp_path))}})
+    options = EvaluationOptions(config="fake.py", work_dir=str(tmp_path / "work"))
+    datasets = build_datasets(config, options, PNG)
+    metrics = evaluate_model(StandIn(), datasets, options, PNG, {})["metrics"]["png_val"]
+    assert metrics["num_phrases"] == 9
+    groups = ("all", "thing", "stuff", "singular", "plural")
+    assert all(0 < metrics[f"refined_average_recall_{group}"] < 1 for group in groups)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        (dict(splits=("test",)), "no data set or split 'test'; it has refcoco_val, refcoco_testA"),
+        (dict(phrases="none"), "`phrases` is 'none'; allowed: own, shuffled"),
+        (dict(batch_size=0), "`batch_size` is 0"),
+        (dict(limit=-1), "`limit` is -1"),
+        (dict(sentences="random"), "data set 'refcoco_val': evaluation needs sentences 'first' or 'all'"),
+    ],
+)
+def test_wrong_options(folder, tmp_path, options, match):
+    with pytest.raises(ConfigError, match=match):
+        run(folder, tmp_path, **options)
+
+
+def test_configs_without_the_data_sets_or_the_protocol(tmp_path):
+    options = EvaluationOptions(config="fake.py", sentences="all")
+    with pytest.raises(ConfigError, match="fake.py: it has no `refcoco_eval`"):
+        build_datasets(Config({"model": 1}), options, REFCOCO)
+    config = Config({"refcoco_eval": {"own": dict(type="PNGDataset", **write_png(tmp_path))}})
+    with pytest.raises(ConfigError, match=r"data set 'own' \(PNGDataset\) has no `sentences`"):
+        build_datasets(config, options, REFCOCO)
+    files = write_refcoco(tmp_path)
+    config = Config({"refcoco_eval": {"val": dict(type=RefCOCODataset, split="val", **files)}})
+    with pytest.raises(ConfigError, match="data set 'val': evaluation needs sentences 'first' or 'all'"):
+        build_datasets(config, EvaluationOptions(config="fake.py"), REFCOCO)
+
+
+def test_record_store_unites_parts_of_several_processes(tmp_path):
+    stores = [RecordStore(tmp_path, rank) for rank in range(2)]
+    stores[0].merge()
+    stores[1].append([("b", [{"record_id": "b", "phrase": 0}])])
+    stores[0].append([("a", [{"record_id": "a", "phrase": 0}])])
+    assert set(stores[0].merge()) == {"a", "b"}
+    assert stores[1].done() == {"a", "b"}
+    assert [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
+    stores[0].clear()
+    assert stores[0].done() == set()

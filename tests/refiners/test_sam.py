@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sam_parts import COUNTS, IMAGE_SIZES, SIZES, make_inputs, make_refiner
+
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.ops.boxes import masks_to_boxes
+from flmm_detseg.refiners import SAMRefiner, TextPrompt, build_sam
+from flmm_detseg.refiners.sam import pad_text
+from flmm_detseg.refiners.sam_decoder import decode_masks
+
+SWITCHES = [
+    {},
+    {"use_text": False},
+    {"use_mask": False},
+    {"use_box": False},
+    {"use_box": False, "use_mask": False},
+    {"use_text": False, "use_box": False},
+    {"multimask_output": True},
+]
+
+
+def one_phrase(text: TextPrompt, phrase: int) -> TextPrompt:
+    tokens = text.tokens[text.phrase_ids == phrase]
+    return TextPrompt(tokens, torch.zeros(len(tokens), dtype=torch.long))
+
+
+@torch.no_grad()
+def loop_with_sams_own_decoder(refiner, images, coarse, text):
+    """One decoder call per phrase, through segment-anything's own forward."""
+    sam, results = refiner.model, []
+    for image, logits, prompt in zip(images, coarse, text):
+        size = image.shape[:2]
+        embedding, _ = refiner.encode_images([image])
+        made = refiner.make_prompt(logits, size)
+        rows = []
+        for phrase in range(len(logits)):
+            sparse, dense = sam.prompt_encoder(
+                points=None,
+                boxes=made.boxes_xyxy[phrase : phrase + 1] if refiner.use_box else None,
+                masks=made.mask_logits[phrase : phrase + 1] if refiner.use_mask else None,
+            )
+            if refiner.use_text:
+                sparse = torch.cat([sparse, one_phrase(prompt, phrase).tokens[None]], dim=1)
+            low_res, _ = sam.mask_decoder(
+                embedding, sam.prompt_encoder.get_dense_pe(), sparse, dense, refiner.multimask_output
+            )
+            candidates = sam.postprocess_masks(low_res, refiner.input_size(size), size)[0]
+            overlap = [
+                float((made.masks[phrase] & (c > 0)).sum() / (made.masks[phrase] | (c > 0)).sum())
+                for c in candidates
+            ]
+            rows.append(candidates[int(np.argmax(overlap))])
+        results.append(torch.stack(rows))
+    return results
+
+
+@pytest.mark.parametrize("switches", SWITCHES, ids=str)
+def test_batch_equals_the_loop_over_phrases(switches):
+    refiner = make_refiner(**switches)
+    images, coarse, text = make_inputs()
+    with torch.no_grad():
+        batched = refiner(images, coarse, text)
+    looped = loop_with_sams_own_decoder(refiner, images, coarse, text)
+    for ours, expected, size, count in zip(batched, looped, IMAGE_SIZES, COUNTS, strict=True):
+        assert ours.shape == (count, *size)
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    assert batched[1].std() > 0.01  # the comparison is about something
+
+
+@torch.no_grad()
+def test_every_prompt_changes_the_result():
+    images, coarse, text = make_inputs()
+    everything = make_refiner()(images, coarse, text)[0]
+    for switches in SWITCHES[1:4]:
+        assert not torch.allclose(everything, make_refiner(**switches)(images, coarse, text)[0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_quality_estimates_equal_sams_own():
+    refiner = make_refiner()
+    sam = refiner.model
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(1, 16, 8, 8, generator=generator)
+    sparse, dense = torch.randn(2, 3, 16, generator=generator), torch.randn(2, 16, 8, 8, generator=generator)
+    masks, quality = sam.mask_decoder.predict_masks(embedding, refiner.dense_pe(), sparse, dense)
+    ours = decode_masks(
+        sam.mask_decoder,
+        embedding.expand(2, -1, -1, -1),
+        refiner.dense_pe(),
+        sparse,
+        torch.ones(2, 3, dtype=torch.bool),
+        dense,
+    )
+    torch.testing.assert_close(ours[0], masks, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours[1], quality, rtol=1e-5, atol=1e-5)
+
+
+def test_each_image_is_encoded_once():
+    refiner = make_refiner(images_per_call=2)
+    images, coarse, text = make_inputs()
+    images, coarse, text = [*images, images[0]], [*coarse, coarse[0]], [*text, text[0]]
+    sizes = []
+    refiner.model.image_encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    keys = ["a", None, "b", "a"]
+    embeddings, index = refiner.encode_images(images, keys)
+    assert (len(embeddings), index, sizes) == (3, [0, 1, 2, 0], [2, 1])
+    with torch.no_grad():
+        shared = refiner(images, coarse, text, keys)
+        separate = refiner(images, coarse, text)
+    for ours, expected in zip(shared, separate, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_samples_without_phrases():
+    refiner = make_refiner()
+    counts = [0, 2, 0]
+    images, coarse, text = make_inputs(counts)
+    results = refiner(images, coarse, text)
+    assert [tuple(result.shape) for result in results] == [(k, *s) for k, s in zip(counts, IMAGE_SIZES)]
+    nothing = refiner(*make_inputs([0, 0, 0]))
+    assert [tuple(result.shape) for result in nothing] == [(0, *size) for size in IMAGE_SIZES]
+
+
+def test_prompt_of_an_empty_mask_is_the_whole_image():
+    prompt = make_refiner().make_prompt(torch.full((1, 10, 16), -9.0), (40, 64))
+    assert prompt.boxes_xyxy.tolist() == [[0, 0, 64, 40]]
+    assert not prompt.masks.any()
+
+
+def test_prompt_padding_is_the_lowest_logit_of_the_image():
+    refiner = make_refiner()
+    logits = torch.zeros(2, 10, 16)
+    assert refiner.make_prompt(logits, (40, 64)).mask_logits.min() == -1
+    logits[1, 0, 0] = -7
+    padded = refiner.make_prompt(logits, (40, 64)).mask_logits
+    assert padded.shape == (2, 1, 32, 32)
+    # Rows 40..63 of the 64-pixel square are padding: also for the mask that has no low logit itself.
+    torch.testing.assert_close(padded[0, 0, 21:], torch.full((11, 32), -7.0))
+
+
+def test_box_is_in_sams_frame():
+    refiner = make_refiner()
+    logits = torch.full((1, 20, 32), -5.0)
+    logits[0, 5:10, 8:16] = 5.0
+    prompt = refiner.make_prompt(logits, (80, 128))  # SAM sees it at half size
+    torch.testing.assert_close(prompt.boxes_xyxy, masks_to_boxes(prompt.masks) / 2)
+
+
+def test_gradients_reach_prompts_and_decoder_but_not_the_encoder():
+    refiner = make_refiner().train()
+    images, coarse, text = make_inputs()
+    coarse = [logits.requires_grad_() for logits in coarse]
+    text = [TextPrompt(prompt.tokens.requires_grad_(), prompt.phrase_ids) for prompt in text]
+    sum(logits.square().mean() for logits in refiner(images, coarse, text)).backward()
+    assert all(logits.grad.abs().sum() > 0 for logits in coarse)
+    assert all(prompt.tokens.grad.abs().sum() > 0 for prompt in text)
+    assert not refiner.model.image_encoder.training
+    encoder = [p for name, p in refiner.named_parameters() if "image_encoder" in name]
+    assert not any(p.requires_grad for p in encoder)
+    without = {name for name, p in refiner.named_parameters() if p.requires_grad and p.grad is None}
+    unused = ("point_embeddings.0", "point_embeddings.1", "not_a_point", "no_mask", "iou_prediction_head")
+    assert len(without) == 10
+    assert all(any(part in name for part in unused) for name in without)
+
+
+def test_half_precision_keeps_the_positional_frequencies():
+    refiner = make_refiner()
+    frequencies = refiner.model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix.clone()
+    images, coarse, text = make_inputs()
+    with torch.no_grad():
+        expected = refiner(images, coarse, text)
+        low = refiner.to(torch.bfloat16)(images, coarse, text)
+    kept = refiner.model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix
+    assert torch.equal(kept, frequencies)
+    assert refiner.model.mask_decoder.mask_tokens.weight.dtype == torch.bfloat16
+    for ours, reference in zip(low, expected, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - reference).norm() < 0.1 * reference.norm()
+
+
+def test_autocast_runs():
+    refiner = make_refiner()
+    images, coarse, text = make_inputs()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        low = refiner(images, coarse, text)
+    with torch.no_grad():
+        expected = refiner(images, coarse, text)
+    for ours, reference in zip(low, expected, strict=True):
+        assert (ours - reference).norm() < 0.1 * reference.norm()
+
+
+def test_pad_text_keeps_order_and_marks_padding():
+    tokens = torch.arange(5.0)[:, None]
+    first = TextPrompt(tokens, torch.tensor([1, 0, 1, 1, 0]))
+    padded, mask = pad_text([first, TextPrompt(tokens[:1] + 10, torch.tensor([0]))], [2, 1])
+    assert padded[..., 0].tolist() == [[1, 4, 0], [0, 2, 3], [10, 0, 0]]
+    assert mask.tolist() == [[True, True, False], [True, True, True], [True, False, False]]
+
+
+def test_at_least_one_prompt():
+    with pytest.raises(ConfigError, match="at least one"):
+        SAMRefiner(build_sam(SIZES), use_text=False, use_mask=False, use_box=False)
