@@ -1,13 +1,13 @@
-"""What reading attention costs: plain sdpa, sdpa with the row tap, and eager blocks with
-``output_attentions``.
+"""What reading attention costs: plain sdpa, sdpa with the row tap, eager with ``output_attentions``.
 
 One language model of LLaVA-7B's width (2 of its layers) reads one sequence three ways, taking turns. The
 sequence is shaped like a sample: image tokens in front, K phrases at the end. Reported per sequence length T:
-median seconds, bytes of attention that the caller holds afterwards, and the growth of the resident set at its
-peak (Linux only).
+median wall-clock and processor seconds, bytes of attention that the caller holds afterwards, and the growth
+of the resident set at its peak (Linux only). A time ratio is the median over the turns of the ratio within a
+turn, so that a machine that is busy for a while disturbs both sides.
 
-Example: ``python benchmarks/attention_rows.py`` (about 3 minutes on 2 cores, 4 GB); ``--quick`` for a smoke
-test.
+Example: ``python benchmarks/attention_rows.py`` (about 5 minutes on 2 idle cores, 4 GB); ``--quick`` for a
+smoke test.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def measure(model: LlamaModel, case: Case, repeats: int, device: str, bar: tqdm)
     modes = ("sdpa", "rows", "eager")
     embeds = torch.randn(1, case.length, model.config.hidden_size, device=device, dtype=model.dtype)
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+    processor: dict[str, list[float]] = {mode: [] for mode in modes}
     held: dict[str, int] = {}
     peak: dict[str, int | None] = {}
     for mode in modes:
@@ -126,20 +127,27 @@ def measure(model: LlamaModel, case: Case, repeats: int, device: str, bar: tqdm)
     for _ in range(repeats):
         for mode in modes:
             _synchronise(device)
-            start = time.perf_counter()
+            start, processor_start = time.perf_counter(), time.process_time()
             forward(model, embeds, case, mode)
             _synchronise(device)
             seconds[mode].append(time.perf_counter() - start)
+            processor[mode].append(time.process_time() - processor_start)
             bar.set_postfix_str(f"T={case.length} {mode} {seconds[mode][-1]:.2f} s")
             bar.update()
     return {
         mode: {
             "seconds": round(statistics.median(seconds[mode]), 4),
+            "processor_seconds": round(statistics.median(processor[mode]), 4),
             "attention_bytes": held[mode],
             "peak_growth_bytes": peak[mode],
+            "turns": {"seconds": seconds[mode], "processor_seconds": processor[mode]},
         }
         for mode in modes
     }
+
+
+def _cpu_name() -> str:
+    return f"cpu, {torch.get_num_threads()} threads"
 
 
 def _synchronise(device: str) -> None:
@@ -169,8 +177,12 @@ def benchmark(repeats: int, quick: bool, device: str) -> dict[str, Any]:
     with tqdm(total=len(cases) * (6 + 3 * repeats), desc="attention rows") as bar:
         results = {str(case.length): measure(model, case, repeats, device, bar) for case in cases}
 
-    def ratio(upper: str, lower: str, field: str) -> dict[str, float]:
-        return {t: round(way[upper][field] / way[lower][field], 3) for t, way in results.items()}
+    turns = {t: {mode: way.pop("turns") for mode, way in ways.items()} for t, ways in results.items()}
+
+    def ratio(upper: str, lower: str, clock: str) -> dict[str, float]:
+        """Per length the median over the turns of the ratio of two ways."""
+        pairs = {t: zip(ways[upper][clock], ways[lower][clock], strict=True) for t, ways in turns.items()}
+        return {t: round(statistics.median(a / b for a, b in pair), 3) for t, pair in pairs.items()}
 
     return {
         "benchmark": "attention_rows",
@@ -184,8 +196,12 @@ def benchmark(repeats: int, quick: bool, device: str) -> dict[str, Any]:
         "num_phrases": NUM_PHRASES,
         "repeats": repeats,
         "time_ratio_rows_vs_sdpa": ratio("rows", "sdpa", "seconds"),
+        "processor_time_ratio_rows_vs_sdpa": ratio("rows", "sdpa", "processor_seconds"),
         "time_ratio_eager_vs_rows": ratio("eager", "rows", "seconds"),
-        "attention_memory_ratio_eager_vs_rows": ratio("eager", "rows", "attention_bytes"),
+        "attention_memory_ratio_eager_vs_rows": {
+            t: round(ways["eager"]["attention_bytes"] / ways["rows"]["attention_bytes"], 1)
+            for t, ways in results.items()
+        },
         "per_length": results,
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
@@ -28,8 +29,9 @@ DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=_SCOPE, locations
 TRANSFORMS = Registry("transform", parent=MMENGINE_TRANSFORMS, scope=_SCOPE, locations=["flmm_detseg.datasets"])
 # Metrics of referring segmentation, PNG, ...
 METRICS = Registry("metric", parent=MMENGINE_METRICS, scope=_SCOPE, locations=["flmm_detseg.evaluation"])
-# Training hooks, optimizer wrappers and strategies.
+# Training hooks, loops, optimizer wrappers and strategies.
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope=_SCOPE, locations=["flmm_detseg.engine"])
+LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=_SCOPE, locations=["flmm_detseg.engine"])
 OPTIM_WRAPPERS = Registry(
     "optim_wrapper", parent=MMENGINE_OPTIM_WRAPPERS, scope=_SCOPE, locations=["flmm_detseg.engine"]
 )

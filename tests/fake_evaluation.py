@@ -1,6 +1,6 @@
 """Evaluates a stand-in for the model in this process; also a program, for launches of several processes.
 
-python fake_evaluation.py FOLDER WORK_DIR [--batch-size N] [--phrases P] [--kill-after BATCHES] [--weight X]
+python fake_evaluation.py FOLDER WORK_DIR [--batch-size N]
 """
 
 from __future__ import annotations
@@ -79,10 +79,5 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("work_dir", type=Path)
     parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--phrases", default="own")
-    parser.add_argument("--kill-after", type=int)
     args = parser.parse_args()
-    stand_in = StandIn(kill_after=args.kill_after)
-    run_tool(
-        lambda: run(args.folder, args.work_dir, stand_in, batch_size=args.batch_size, phrases=args.phrases)
-    )
+    run_tool(lambda: run(args.folder, args.work_dir, batch_size=args.batch_size))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS, FUNCTIONS
@@ -31,7 +32,19 @@ class EpochSampler(DefaultSampler):
     mix) per epoch need it too. Works with persistent worker processes.
     """
 
-    def set_epoch(self, epoch: int) -> None:
-        """Selects the epoch of the order and of the dataset's random choices."""
+    _start = 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Selects the epoch of the order and of the dataset's random choices.
+
+        Args:
+            epoch: Number of the pass over the data.
+            start: Indices of this process to leave out at the beginning of the next pass (a resumed run).
+        """
         super().set_epoch(epoch)
         self.dataset.set_epoch(epoch)
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        start, self._start = self._start, 0
+        return islice(super().__iter__(), start, None)

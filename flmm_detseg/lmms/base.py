@@ -37,6 +37,16 @@ class LMMAdapter(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def attention_layers(self) -> tuple[int, ...]:
+        """Indices of the decoder layers in the attention stack, in channel order."""
+
+    @property
+    @abstractmethod
+    def attention_heads(self) -> tuple[int, ...]:
+        """Indices of the heads of each of these layers in the attention stack, in channel order."""
+
+    @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Where the model's parameters are."""
 

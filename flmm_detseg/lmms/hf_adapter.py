@@ -212,6 +212,16 @@ class HFLlavaAdapter(LMMAdapter):
         return len(self._layers) * len(self._heads) * self.num_levels
 
     @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """See :class:`LMMAdapter`."""
+        return tuple(self._layers)
+
+    @property
+    def attention_heads(self) -> tuple[int, ...]:
+        """See :class:`LMMAdapter`."""
+        return tuple(self._heads)
+
+    @property
     def device(self) -> torch.device:
         """See :class:`LMMAdapter`."""
         return self.model.device

@@ -1,1 +1,7 @@
-"""See docs/architecture.md, section Rooms."""
+"""The assembly of LMM and heads, and the only place that builds parts from config."""
+
+from flmm_detseg.models.checkpoint import load_checkpoint
+from flmm_detseg.models.from_config import model_from_config, read_config
+from flmm_detseg.models.grounding_lmm import GroundingLMM
+
+__all__ = ["GroundingLMM", "load_checkpoint", "model_from_config", "read_config"]

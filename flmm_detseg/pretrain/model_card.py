@@ -112,9 +112,9 @@ Other text falls apart into characters and is outside what the model has learned
 ```
 {command}
 ```
-{minutes:.0f} minutes on {threads} CPU threads ({step} steps of {batch_size} images, {scenes} different scenes, seed {seed};
-torch {torch}, transformers {transformers}, {machine}); evaluation time not counted. The schedule follows the clock, so
-another machine makes another number of steps.
+{minutes:.0f} minutes on {threads} CPU threads ({step} steps of {batch_size} images, up to {scenes} different scenes,
+seed {seed}; torch {torch}, transformers {transformers}, {machine}); evaluation time not counted. The schedule follows
+the clock, so another machine makes another number of steps.
 
 **Masks were seen.** The first {warmup_minutes:g} minutes train the tower and the projector alone on per-patch labels
 that are derived from the masks: name, colour, texture and size of what covers the patch (by dot product with the

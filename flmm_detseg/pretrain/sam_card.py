@@ -26,8 +26,8 @@ It has seen masks of objects, background regions and unions of objects of TinyWo
 of the held-out splits and no other picture. It is made for TinyWorld and of no use on photographs.
 
 Made by `{command}` in {minutes} minutes on {threads} CPU thread(s): {steps} steps of {batch_size} scenes,
-seed {seed}, Muon at {muon_lr} (matrices of the transformers) and AdamW at {lr} (the rest); averaged weights are
-stored.
+seed {seed}, Muon at {muon_lr} (matrices of the transformers) and AdamW at {lr} (the rest); averaged weights
+are stored.
 
 Mean IoU over all masks of {eval_scenes} held-out scenes (split `val`), single mask output, threshold 0.5:
 

@@ -19,7 +19,7 @@ PROMPT_KINDS = ("box", "mask", "point", "box+mask")
 KIND_SHARES = (0.2, 0.25, 0.15, 0.4)
 NUM_POINTS = 3
 # Most scenes are square as in the data sets; the others teach the model about padding.
-IMAGE_SIZES = ((112, 112), (112, 112), (112, 112), (112, 84), (80, 112))
+IMAGE_SIZES = ((112, 112), (112, 112), (112, 112), (112, 84), (84, 112))
 
 
 @dataclass(frozen=True)

@@ -50,12 +50,12 @@ class SamTrainSettings:
 
     out_dir: str
     work_dir: str
-    steps: int = 2500
+    steps: int = 1500
     batch_size: int = 8
     max_masks: int = 7
     muon_lr: float = 0.01
     lr: float = 2e-3
-    warmup_steps: int = 100
+    warmup_steps: int = 60
     ema: float = 0.99
     seed: int = 0
     threads: int = 1
@@ -93,9 +93,7 @@ class SamTrainer:
                 group["lr"] = group["peak_lr"] * self._lr_factor()
         kinds = choose_kinds(sum(len(scene.masks) for scene in scenes), generator)
         logits, quality = predict_prompts(self.refiner, scenes, kinds)
-        figures = sam_loss(
-            logits, quality, _square_targets(self.refiner, scenes), _square_valid(self.refiner, scenes)
-        )
+        figures = sam_loss(logits, quality, *square_targets(self.refiner, scenes))
         self.model.zero_grad()
         figures["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -159,67 +157,55 @@ def build_optimizers(model: nn.Module, settings: SamTrainSettings) -> list[torch
 def predict_prompts(
     refiner: SAMRefiner, scenes: Sequence[PromptedMasks], kinds: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
-    """Mask logits over SAM's square ``[N, M, S, S]`` and quality estimates ``[N, M]``; N masks in all."""
+    """Mask logits over SAM's square ``[N, M, m, m]`` and quality estimates ``[N, M]``; N masks in all."""
     model = refiner.model
     pixels = torch.stack([refiner.preprocess(scene.image) for scene in scenes])
     counts = torch.tensor([len(scene.masks) for scene in scenes])
     embeddings = model.image_encoder(pixels).repeat_interleave(counts, dim=0)
     sparse, sparse_mask, dense = encode_prompts(refiner, scenes, kinds)
-    low_res, quality = decode_masks(
-        model.mask_decoder, embeddings, refiner.dense_pe(), sparse, sparse_mask, dense
-    )
-    side = model.image_encoder.img_size
-    return F.interpolate(low_res, size=(side, side), mode="bilinear", align_corners=False), quality
+    return decode_masks(model.mask_decoder, embeddings, refiner.dense_pe(), sparse, sparse_mask, dense)
 
 
 def sam_loss(logits: Tensor, quality: Tensor, targets: Tensor, valid: Tensor) -> dict[str, Tensor]:
     """SAM's objective: the single mask, the best of the three others, and the quality estimates.
 
     Args:
-        logits: ``[N, 4, S, S]``.
+        logits: ``[N, 4, m, m]``.
         quality: ``[N, 4]``.
-        targets: bool ``[N, S, S]``.
-        valid: bool ``[N, S, S]``, False on padding.
+        targets: Covered share of each cell, ``[N, m, m]`` in [0, 1]: borders keep their place below a pixel.
+        valid: bool ``[N, m, m]``, False on padding.
 
     Returns:
         ``loss`` and, detached, ``single`` (its part of the single mask) and ``iou`` (mean IoU of the single
         mask).
     """
     weight = valid[:, None].float()
-    target = targets[:, None].float().expand_as(logits)
+    target = targets[:, None].expand_as(logits)
     entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    # Border pixels decide the quality of small shapes, but are few: the focal factor lets them count.
-    focal = (1 - torch.exp(-entropy)).square() * entropy
-    pixels = weight.sum((-2, -1))
-    area = (target * weight).sum((-2, -1))
+    entropy = (entropy * weight).sum((-2, -1)) / weight.sum((-2, -1))
     probability = logits.sigmoid() * weight
-    dice = 1 - (2 * (probability * target).sum((-2, -1)) + 1) / (probability.sum((-2, -1)) + area + 1)
-    terms = ((entropy + 5 * focal) * weight).sum((-2, -1)) / pixels + dice
+    overlap = (probability * target).sum((-2, -1))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((-2, -1)) + (target * weight).sum((-2, -1)) + 1)
+    terms = 3 * entropy + dice
     single, best = terms[:, 0].mean(), terms[:, 1:].amin(dim=1).mean()
-    iou = mask_iou((logits.detach() > 0) & valid[:, None], targets[:, None])
+    iou = mask_iou((logits.detach() > 0) & valid[:, None], targets[:, None] > 0.5)
     loss = single + 0.5 * best + F.mse_loss(quality, iou)
     return {"loss": loss, "single": single.detach(), "iou": iou[:, 0].mean()}
 
 
-def _square_targets(refiner: SAMRefiner, scenes: Sequence[PromptedMasks]) -> Tensor:
-    side = refiner.model.image_encoder.img_size
-    squares = []
+def square_targets(refiner: SAMRefiner, scenes: Sequence[PromptedMasks]) -> tuple[Tensor, Tensor]:
+    """Targets over SAM's padded square, as large as its logits: coverage and bool validity ``[N, m, m]``."""
+    side = refiner.model.prompt_encoder.mask_input_size[0]
+    targets, valid = [], []
     for scene in scenes:
-        height, width = refiner.input_size(scene.image.shape[:2])
-        resized = resize_maps(scene.masks.float(), (height, width)) > 0.5
-        squares.append(F.pad(resized, (0, side - width, 0, side - height)))
-    return torch.cat(squares)
-
-
-def _square_valid(refiner: SAMRefiner, scenes: Sequence[PromptedMasks]) -> Tensor:
-    side = refiner.model.image_encoder.img_size
-    squares = []
-    for scene in scenes:
-        height, width = refiner.input_size(scene.image.shape[:2])
-        square = torch.zeros(side, side, dtype=torch.bool)
-        square[:height, :width] = True
-        squares.append(square.expand(len(scene.masks), -1, -1))
-    return torch.cat(squares)
+        count, height, width = scene.masks.shape
+        longer = max(height, width)
+        size = (round(side * height / longer), round(side * width / longer))
+        padding = (0, side - size[1], 0, side - size[0])
+        coverage = F.interpolate(scene.masks[:, None].float(), size=size, mode="area")[:, 0]
+        targets.append(F.pad(coverage, padding))
+        valid.append(F.pad(torch.ones(count, *size, dtype=torch.bool), padding))
+    return torch.cat(targets), torch.cat(valid)
 
 
 @torch.no_grad()

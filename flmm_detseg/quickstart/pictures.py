@@ -13,7 +13,7 @@ from PIL import Image
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Prediction, Sample
 from flmm_detseg.visualization import draw_attention_heads, draw_comparison, draw_grounding, draw_loss_curves
-from flmm_detseg.visualization.canvas import hstack, with_title
+from flmm_detseg.visualization.canvas import hstack, readable_size, resize_image, vstack, with_title
 
 
 def draw_all(
@@ -45,7 +45,7 @@ def draw_all(
     }
     comparisons = {s.record_id: comparison(s, p) for s, p in (found["png"][:2] + found["refcoco"][:1])}
     beside = {
-        sample.record_id: hstack(
+        sample.record_id: vstack(
             [
                 with_title(overlay(sample, prediction), "trained language model"),
                 with_title(overlay(sample, other), "random language model (control)"),
@@ -81,8 +81,8 @@ def predict(model: GroundingLMM, samples: Sequence[Sample]) -> list[Prediction]:
 
 
 def overlay(sample: Sample, prediction: Prediction) -> np.ndarray:
-    """Predicted masks and the caption."""
-    return draw_grounding(
+    """The image; beside it the predicted masks and the caption."""
+    drawn = draw_grounding(
         sample.image,
         prediction.masks.numpy(),
         _phrases(sample),
@@ -90,6 +90,8 @@ def overlay(sample: Sample, prediction: Prediction) -> np.ndarray:
         caption=sample.text,
         spans=[phrase.spans for phrase in sample.phrases],
     )
+    size = readable_size(sample.image_size, min_side=448, max_side=1024)
+    return hstack([resize_image(sample.image, size), drawn])
 
 
 def comparison(sample: Sample, prediction: Prediction) -> np.ndarray:

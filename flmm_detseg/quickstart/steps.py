@@ -151,7 +151,7 @@ STEPS: tuple[tuple[str, float, Callable[[Quickstart], None]], ...] = (
     ("pictures", 30, draw),
 )
 # A trial shrinks these values of the recipe.
-FAST_TRAINING: tuple[str, ...] = ("train_cfg.max_iters=4",)
+FAST_TRAINING: tuple[str, ...] = ("train_cfg.max_iters=6", "default_hooks.logger.interval=2")
 
 
 def quickstart(*, fast: bool = False) -> dict[str, Any]:

@@ -63,8 +63,9 @@ def draw_grounding(
     pen = ImageDraw.Draw(drawn)
     if boxes_xyxy is not None:
         _draw_boxes(pen, np.asarray(boxes_xyxy, dtype=np.float64), size, image.shape[:2])
+    taken: list[tuple[int, int]] = []
     for index in order:
-        _draw_number(pen, shown[index], index, size)
+        _draw_number(pen, shown[index], index, size, taken)
     legend = draw_legend(phrases, size[1], scores=scores, caption=caption, spans=spans)
     return canvas.vstack([np.asarray(drawn), legend], gap=0)
 
@@ -153,8 +154,14 @@ def _draw_boxes(
         pen.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=canvas.phrase_colour(index), width=2)
 
 
-def _draw_number(pen: ImageDraw.ImageDraw, mask: np.ndarray, index: int, size: tuple[int, int]) -> None:
-    """Number of the phrase on a chip inside the mask: the middle of its widest rows."""
+def _draw_number(
+    pen: ImageDraw.ImageDraw,
+    mask: np.ndarray,
+    index: int,
+    size: tuple[int, int],
+    taken: list[tuple[int, int]],
+) -> None:
+    """Number of the phrase on a chip inside the mask, in the middle of its widest rows, beside others."""
     if not mask.any():
         return
     widths = mask.sum(axis=1)
@@ -166,6 +173,9 @@ def _draw_number(pen: ImageDraw.ImageDraw, mask: np.ndarray, index: int, size: t
     width = canvas.text_width(text, height) + 6
     left = min(max(column - width // 2, 0), size[1] - width)
     top = min(max(row - height // 2, 0), size[0] - height - 4)
+    while any(abs(left - x) < width and abs(top - y) < height + 4 for x, y in taken):
+        left += width + 2
+    taken.append((left, top))
     colour = canvas.phrase_colour(index)
     pen.rounded_rectangle(
         (left, top, left + width, top + height + 4), radius=4, fill=colour, outline=canvas.PAPER

@@ -17,7 +17,7 @@ from tiny import (
 from transformers import LlavaForConditionalGeneration
 
 from flmm_detseg.errors import ConfigError, PhraseWithoutTokensError
-from flmm_detseg.lmms import LlavaAdapter
+from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter
 from flmm_detseg.lmms.row_tap import ROW_TAP
 from flmm_detseg.structures import CaptureSpec, LMMStates
 
@@ -317,6 +317,20 @@ def test_seven_billion_shapes_on_the_meta_device():
         adapter.prepare(make_sample())
     with pytest.raises(ConfigError, match="without a tokenizer"):
         adapter.generate(make_sample())
+
+
+def test_next_shapes_on_the_meta_device():
+    with torch.device("meta"):
+        adapter = LlavaNextAdapter.from_config({}, dtype="bfloat16", rows=dict(layers=range(8, 24)))
+    assert (adapter.num_layers, adapter.hidden_size, adapter.attention_channels) == (32, 4096, 2 * 16 * 32)
+
+
+def test_eager_mode_refuses_gradient_checkpointing():
+    adapter = tiny_llava(frozen=False, rows=dict(attention="eager"))
+    adapter.model.gradient_checkpointing_enable({"use_reentrant": False})
+    item = adapter.prepare(make_sample())
+    with pytest.raises(ConfigError, match="parity checks"):
+        adapter.encode([item], CaptureSpec(attention=True))
 
 
 def test_class_token_among_the_image_tokens_is_refused():

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 from safetensors.torch import load_file, save_file
 from tiny import make_sample, tiny_llava, tiny_llava_next
 from transformers import CLIPImageProcessor
 
 from flmm_detseg.errors import CheckpointError, ConfigError
-from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter
+from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter, RowSettings
+from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec
 
 
@@ -144,6 +146,35 @@ def test_config_fields_may_be_a_plain_dict(folder):
     adapter = LlavaAdapter.from_config(fields, tokenizer=str(folder))
     assert adapter.attention_channels == 12
     assert adapter.prepare(make_sample()).grid.output_grid == (4, 4)
+
+
+CONFIG = """
+from mmengine.config import read_base
+from flmm_detseg.lmms import LlavaAdapter
+model = dict(lmm=dict(type=LlavaAdapter.from_pretrained, pretrained="{folder}", rows=dict(merge="mean", layers=[0])))
+"""
+CHILD = """
+from mmengine.config import read_base
+with read_base():
+    from .parent import *
+model.update(lmm=dict(rows=dict(merge="max")))
+"""
+
+
+def test_built_from_a_lazy_config_and_its_dump(folder, tmp_path):
+    (tmp_path / "parent.py").write_text(CONFIG.format(folder=folder))
+    (tmp_path / "child.py").write_text(CHILD)
+    config = Config.fromfile(tmp_path / "child.py")
+    config.dump(tmp_path / "dumped.py")
+    for loaded in (config, Config.fromfile(tmp_path / "dumped.py")):
+        adapter = MODELS.build(loaded.model.lmm)
+        assert type(adapter) is LlavaAdapter
+        assert adapter.rows == RowSettings(merge="max", layers=[0])
+
+
+def test_registered_by_name():
+    assert MODELS.get("LlavaAdapter") is LlavaAdapter
+    assert MODELS.get("LlavaNextAdapter") is LlavaNextAdapter
 
 
 def test_constructors_name_every_argument():

@@ -66,6 +66,23 @@ def test_samples_that_share_nothing_take_the_plain_path():
     assert packed.groups == [[0], [1], [2]]
 
 
+@BUILDERS
+def test_only_a_shared_prefix_needs_a_mask(build):
+    """Right-padded batches keep sdpa's mask-free causal kernel."""
+    adapter = build()
+    batch = make_batch(adapter, mixed_samples())
+    masks = []
+    first_layer = adapter.model.model.language_model.layers[0]
+    first_layer.register_forward_pre_hook(
+        lambda _, __, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    adapter.encode(batch.inputs, CaptureSpec(attention=True))
+    adapter.encode(batch.inputs[:1], CaptureSpec(attention=True), ["alone"])
+    adapter.encode(batch.inputs, CaptureSpec(attention=True), [sample.image_id for sample in batch.samples])
+    assert masks[:2] == [None, None]
+    assert masks[2].shape[:2] == (3, 1)
+
+
 def test_other_prompts_or_pixels_do_not_share_a_prefix():
     adapter = tiny_llava()
     first = make_sample(0, image_id="x")

@@ -32,6 +32,7 @@ from flmm_detseg.pretrain.llava_data import (
     turn_weights,
     write_chunks,
 )
+from flmm_detseg.pretrain.llava_objective import Trainee
 from flmm_detseg.pretrain.model_card import report_tiny_llava
 from flmm_detseg.pretrain.tiny_llava import (
     TinyLlavaSizes,
@@ -43,7 +44,6 @@ from flmm_detseg.pretrain.tiny_llava import (
 from flmm_detseg.pretrain.train_llava import (
     LlavaTrainer,
     LlavaTrainSettings,
-    Trainee,
     lr_factor,
     train_tiny_llava,
 )

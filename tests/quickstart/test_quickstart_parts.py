@@ -1,4 +1,4 @@
-"""The quickstart's own machinery: child processes, acceptance lines, report (whole runs: test_quickstart_e2e)."""
+"""The quickstart's own machinery: child processes, acceptance lines, report."""
 
 from __future__ import annotations
 

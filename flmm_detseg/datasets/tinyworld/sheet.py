@@ -28,7 +28,7 @@ def contact_sheet(scenes: list[Scene], seed: int) -> Image.Image:
         tile = Image.new("RGB", (width, height + _TEXT_HEIGHT), "white")
         tile.paste(Image.fromarray(picture), (0, 0))
         expressions = referring_expressions(scene, seed)
-        lines = textwrap.wrap(narrate(scene, seed).text, width=42)[:5]
+        lines = textwrap.wrap(narrate(scene, seed).text, width=36)[:6]
         lines += [f"> {expressions[-1].text}"] if expressions else []
         ImageDraw.Draw(tile).multiline_text((4, height + 3), "\n".join(lines), fill="black", font=font)
         tiles.append(tile)

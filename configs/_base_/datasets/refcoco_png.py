@@ -1,0 +1,95 @@
+"""RefCOCO, RefCOCO+, RefCOCOg and PNG: the training mix and the evaluation sets of F-LMM. Layout: data/README.md."""
+
+from mmengine.dataset import DefaultSampler
+
+from flmm_detseg.datasets import ConcatMix, EpochSampler, PNGDataset, RefCOCODataset, collate_samples
+
+refcoco_train = dict(
+    type=RefCOCODataset,
+    refs_file="data/refcoco/refs(unc).p",
+    instances_file="data/refcoco/instances.json",
+    image_dir="data/coco/train2014",
+    split="train",
+    sentences="random",
+    layout="concat",
+    name="refcoco",
+)
+refcoco_plus_train = dict(
+    type=RefCOCODataset,
+    refs_file="data/refcoco+/refs(unc).p",
+    instances_file="data/refcoco+/instances.json",
+    image_dir="data/coco/train2014",
+    split="train",
+    sentences="random",
+    layout="concat",
+    name="refcoco+",
+)
+refcocog_train = dict(
+    type=RefCOCODataset,
+    refs_file="data/refcocog/refs(umd).p",
+    instances_file="data/refcocog/instances.json",
+    image_dir="data/coco/train2014",
+    split="train",
+    sentences="random",
+    layout="concat",
+    name="refcocog",
+)
+png_train = dict(
+    type=PNGDataset,
+    narratives_file="data/coco/annotations/png_coco_train2017.json",
+    panoptic_json="data/coco/annotations/panoptic_train2017.json",
+    panoptic_dir="data/coco/annotations/panoptic_train2017",
+    image_dir="data/coco/train2017",
+)
+train_dataloader = dict(
+    batch_size=1,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type=EpochSampler, shuffle=True),
+    collate_fn=dict(type=collate_samples),
+    dataset=dict(type=ConcatMix, datasets=[png_train, refcoco_train, refcoco_plus_train, refcocog_train]),
+)
+
+_refcoco = dict(
+    type=RefCOCODataset,
+    refs_file="data/refcoco/refs(unc).p",
+    instances_file="data/refcoco/instances.json",
+    image_dir="data/coco/train2014",
+    sentences="first",
+    layout="split",
+)
+_refcoco_plus = dict(
+    type=RefCOCODataset,
+    refs_file="data/refcoco+/refs(unc).p",
+    instances_file="data/refcoco+/instances.json",
+    image_dir="data/coco/train2014",
+    sentences="first",
+    layout="split",
+)
+_refcocog = dict(
+    type=RefCOCODataset,
+    refs_file="data/refcocog/refs(umd).p",
+    instances_file="data/refcocog/instances.json",
+    image_dir="data/coco/train2014",
+    sentences="first",
+    layout="split",
+)
+refcoco_eval = dict(
+    refcoco_val=dict(**_refcoco, split="val", name="refcoco"),
+    refcoco_testA=dict(**_refcoco, split="testA", name="refcoco"),
+    refcoco_testB=dict(**_refcoco, split="testB", name="refcoco"),
+    refcoco_plus_val=dict(**_refcoco_plus, split="val", name="refcoco+"),
+    refcoco_plus_testA=dict(**_refcoco_plus, split="testA", name="refcoco+"),
+    refcoco_plus_testB=dict(**_refcoco_plus, split="testB", name="refcoco+"),
+    refcocog_val=dict(**_refcocog, split="val", name="refcocog"),
+    refcocog_test=dict(**_refcocog, split="test", name="refcocog"),
+)
+png_eval = dict(
+    png_val=dict(
+        type=PNGDataset,
+        narratives_file="data/coco/annotations/png_coco_val2017.json",
+        panoptic_json="data/coco/annotations/panoptic_val2017.json",
+        panoptic_dir="data/coco/annotations/panoptic_val2017",
+        image_dir="data/coco/val2017",
+    )
+)

@@ -1,0 +1,74 @@
+"""TinyWorld's RefCOCO and PNG (python tools/make_tinyworld.py --out data/tinyworld --images 2500 --seed 0)."""
+
+from mmengine.dataset import DefaultSampler
+
+from flmm_detseg.datasets import ConcatMix, EpochSampler, PNGDataset, RefCOCODataset, collate_samples
+from flmm_detseg.evaluation import RefSegMetric
+
+refcoco_train = dict(
+    type=RefCOCODataset,
+    refs_file="data/tinyworld/refcoco/refs(unc).p",
+    instances_file="data/tinyworld/refcoco/instances.json",
+    image_dir="data/tinyworld/coco",
+    split="train",
+    sentences="random",
+    layout="concat",
+    name="refcoco",
+)
+png_train = dict(
+    type=PNGDataset,
+    narratives_file="data/tinyworld/coco/annotations/png_coco_train2017.json",
+    panoptic_json="data/tinyworld/coco/annotations/panoptic_train2017.json",
+    panoptic_dir="data/tinyworld/coco/annotations/panoptic_train2017",
+    image_dir="data/tinyworld/coco/train2017",
+)
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type=EpochSampler, shuffle=True),
+    collate_fn=dict(type=collate_samples),
+    dataset=dict(type=ConcatMix, datasets=[png_train, refcoco_train]),
+)
+
+_refcoco = dict(
+    type=RefCOCODataset,
+    refs_file="data/tinyworld/refcoco/refs(unc).p",
+    instances_file="data/tinyworld/refcoco/instances.json",
+    image_dir="data/tinyworld/coco",
+    sentences="first",
+    layout="split",
+    name="refcoco",
+)
+refcoco_eval = dict(
+    refcoco_val=dict(**_refcoco, split="val"),
+    refcoco_testA=dict(**_refcoco, split="testA"),
+    refcoco_testB=dict(**_refcoco, split="testB"),
+)
+png_eval = dict(
+    png_val=dict(
+        type=PNGDataset,
+        narratives_file="data/tinyworld/coco/annotations/png_coco_val2017.json",
+        panoptic_json="data/tinyworld/coco/annotations/panoptic_val2017.json",
+        panoptic_dir="data/tinyworld/coco/annotations/panoptic_val2017",
+        image_dir="data/tinyworld/coco/val2017",
+    )
+)
+
+# Validation while training: one text per image is enough to see whether the run is on its way.
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    sampler=dict(type=DefaultSampler, shuffle=False),
+    collate_fn=dict(type=collate_samples),
+    dataset=dict(
+        type=RefCOCODataset,
+        refs_file="data/tinyworld/refcoco/refs(unc).p",
+        instances_file="data/tinyworld/refcoco/instances.json",
+        image_dir="data/tinyworld/coco",
+        split="val",
+        sentences="first",
+        layout="concat",
+        name="refcoco",
+    ),
+)
+val_evaluator = dict(type=RefSegMetric)

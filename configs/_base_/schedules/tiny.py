@@ -1,0 +1,20 @@
+"""A few minutes on two CPU cores, fp32."""
+
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+from mmengine.runner import ValLoop
+from torch.optim import AdamW
+from xtuner.engine.runner import TrainLoop
+
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(type=AdamW, lr=2e-3, betas=(0.9, 0.999), weight_decay=0.01),
+    clip_grad=dict(max_norm=1.0, error_if_nonfinite=False),
+    accumulative_counts=1,
+)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.1, by_epoch=False, begin=0, end=30),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=30, end=600),
+]
+train_cfg = dict(type=TrainLoop, max_iters=600, val_interval=300)
+val_cfg = dict(type=ValLoop)
+model_wrapper_cfg = dict(type="MMDistributedDataParallel", find_unused_parameters=True)

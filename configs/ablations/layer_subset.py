@@ -1,0 +1,8 @@
+"""Is the upper half of the layers enough? Baseline: tiny/frozen_tiny_llava_refcoco_png."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ..tiny.frozen_tiny_llava_refcoco_png import *
+
+model.update(lmm=dict(rows=dict(layers=[2, 3])))

@@ -1,0 +1,14 @@
+"""F-LMM on LLaVA-1.5-7B: U-Net + SAM ViT-L on RefCOCO/+/g and PNG. Expected: RefCOCO val cIoU about 75 (paper)."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.datasets.refcoco_png import *
+    from .._base_.default_runtime import *
+    from .._base_.models.llava15_7b import lmm
+    from .._base_.models.unet_sam_l import phrase_grounding
+    from .._base_.schedules.adamw_8ep import *
+
+from flmm_detseg.models import GroundingLMM
+
+model = dict(type=GroundingLMM, lmm=lmm, heads=dict(phrase=phrase_grounding))

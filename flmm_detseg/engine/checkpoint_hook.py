@@ -1,0 +1,209 @@
+"""Checkpoints while training: trainable tensors only, plain containers only, never half written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.hooks import CheckpointHook
+from mmengine.logging import HistoryBuffer
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from flmm_detseg.models.checkpoint import check_tensors, load_checkpoint, read_file, states_file
+from flmm_detseg.models.grounding_lmm import GroundingLMM
+from flmm_detseg.registry import HOOKS
+
+# Entry of the message hub with the fingerprint of the frozen LMM.
+LMM_INFO = "lmm_fingerprint"
+_PLAIN = (str, int, float, bool, type(None))
+
+
+@HOOKS.register_module()
+class GroundingCheckpointHook(CheckpointHook):
+    """MMEngine's ``CheckpointHook`` for models with a frozen part.
+
+    Differences: the file holds the trainable tensors and, for resuming, optimizer, schedules and log history as plain
+    containers, so that it loads with ``torch.load(weights_only=True)``; it is written under another name and renamed,
+    and older ones are removed only after that, so a killed run always leaves a usable checkpoint; loading is strict.
+
+    Args:
+        interval: Save every so many iterations (epochs with ``by_epoch``).
+        by_epoch: Unit of ``interval``.
+        max_keep_ckpts: Checkpoints to keep, -1 for all.
+        save_last: Save at the end of training too.
+        save_best: Metric to keep the best checkpoint for, None for none.
+        rule: ``"greater"`` or ``"less"`` for ``save_best``.
+        save_optimizer: Store optimizer and schedules (needed to resume).
+    """
+
+    def __init__(
+        self,
+        interval: int = -1,
+        by_epoch: bool = False,
+        max_keep_ckpts: int = -1,
+        save_last: bool = True,
+        save_best: str | None = None,
+        rule: str | None = None,
+        save_optimizer: bool = True,
+    ) -> None:
+        super().__init__(
+            interval=interval,
+            by_epoch=by_epoch,
+            max_keep_ckpts=max_keep_ckpts,
+            save_last=save_last,
+            save_best=save_best,
+            rule=rule,
+            save_optimizer=save_optimizer,
+            save_param_scheduler=save_optimizer,
+        )
+
+    def before_train(self, runner: Runner) -> None:
+        """Checks what a DeepSpeed folder gave: MMEngine's strategy shows it to no hook and loads it leniently.
+
+        Raises:
+            CheckpointError: The trainable tensors do not fit the model; lists the keys.
+        """
+        super().before_train(runner)
+        source = None if runner._load_from is None else Path(runner._load_from)
+        if source is not None and source.is_dir():
+            check_tensors(unwrap(runner.model), load_checkpoint(source), str(source))
+            if runner._resume:
+                stored = read_file(states_file(source))
+                runner.message_hub.load_state_dict(_restore_message_hub(stored["message_hub"]))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Turns everything but tensors into plain containers."""
+        for key in ("meta", "param_schedulers", "optimizer"):
+            if key in checkpoint:
+                checkpoint[key] = _plain(checkpoint[key])
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Checks names and shapes, and restores what :meth:`before_save_checkpoint` made plain.
+
+        Raises:
+            CheckpointError: The trainable tensors do not fit the model; lists the keys.
+        """
+        model = unwrap(runner.model)
+        given = check_tensors(model, checkpoint.get("state_dict", checkpoint), "the checkpoint to load")
+        # MMEngine loads a whole state dict: frozen tensors stand for themselves.
+        checkpoint["state_dict"] = {**nn.Module.state_dict(model), **given}
+        if "message_hub" in checkpoint:
+            checkpoint["message_hub"] = _restore_message_hub(checkpoint["message_hub"])
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        if self.save_best:
+            with _plain_and_trainable(runner):
+                super()._save_best_checkpoint(runner, metrics)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        name = self.filename_tmpl.format(step)
+        final = Path(self.out_dir) / name
+        self.last_ckpt = str(final)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
+        expired: list[int] = []
+        if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
+            kept = [*self.keep_ckpt_ids, step]
+            expired = kept[: -self.max_keep_ckpts]
+            self.keep_ckpt_ids.append(step)
+            runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+        with _plain_and_trainable(runner):
+            runner.save_checkpoint(
+                self.out_dir,
+                f"saving_{name}",
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+            )
+        barrier()
+        if is_main_process():
+            remove(final)
+            os.replace(Path(self.out_dir) / f"saving_{name}", final)
+            pointer = Path(runner.work_dir) / "last_checkpoint"
+            pointer.with_suffix(".new").write_text(self.last_ckpt)
+            os.replace(pointer.with_suffix(".new"), pointer)
+            for old in expired:
+                remove(Path(self.out_dir) / self.filename_tmpl.format(old))
+        barrier()
+
+
+def unwrap(model: nn.Module) -> GroundingLMM:
+    """The model inside DDP or a DeepSpeed engine."""
+    while is_model_wrapper(model) or not isinstance(model, GroundingLMM):
+        model = model.module if hasattr(model, "module") else model.model
+    return model
+
+
+def remove(path: Path) -> None:
+    """Deletes a checkpoint file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _plain_and_trainable(runner: Runner) -> Iterator[None]:
+    """MMEngine's savers call ``state_dict()`` of model and message hub; inside they get the small, plain ones.
+
+    The model's frozen parameters would be copied to the CPU at every checkpoint to be thrown away, and the hub's
+    objects keep a file from loading with ``weights_only``. DeepSpeed's strategy offers no hook for it.
+    """
+    model, hub = unwrap(runner.model), runner.message_hub
+    plain = _plain_message_hub(hub.state_dict())
+    deepspeed = hasattr(runner, "strategy")  # drops frozen parameters itself, and looks for buffers too
+    if not deepspeed:
+        model.state_dict = model.trainable_state_dict  # type: ignore[method-assign]
+    hub.state_dict = lambda: plain  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del hub.state_dict
+        if not deepspeed:
+            del model.state_dict
+
+
+def _plain(value: Any) -> Any:
+    """Containers of tensors and plain values; anything else becomes its text."""
+    if isinstance(value, torch.Tensor) or isinstance(value, _PLAIN):
+        return value
+    if isinstance(value, Mapping):
+        return {key if isinstance(key, _PLAIN) else str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, set)):
+        return [_plain(item) for item in value]
+    if isinstance(value, tuple):
+        return tuple(_plain(item) for item in value)
+    if hasattr(value, "item") and getattr(value, "size", None) == 1:  # numpy scalars
+        return value.item()
+    return str(value)
+
+
+def _plain_message_hub(state: Mapping[str, Any]) -> dict[str, Any]:
+    scalars = {}
+    for name, buffer in state["log_scalars"].items():
+        values, counts = buffer.data
+        scalars[name] = {
+            "values": torch.tensor([float(v) for v in values], dtype=torch.float64),
+            "counts": torch.tensor([int(c) for c in counts], dtype=torch.int64),
+        }
+    # Only what a resumed run reads; the rest (config text, loop stage) is set again when it starts.
+    kept = ("keep_ckpt_ids", "last_ckpt", LMM_INFO)
+    info = {k: v for k, v in state["runtime_info"].items() if k in kept or k.startswith("best_")}
+    resumed = {k: v for k, v in state["resumed_keys"].items() if k in scalars or k in info}
+    return {"log_scalars": scalars, "runtime_info": _plain(info), "resumed_keys": resumed}
+
+
+def _restore_message_hub(state: Mapping[str, Any]) -> dict[str, Any]:
+    scalars = {
+        name: HistoryBuffer(item["values"].tolist(), item["counts"].tolist())
+        for name, item in state["log_scalars"].items()
+    }
+    return {**state, "log_scalars": scalars}

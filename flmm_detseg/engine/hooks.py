@@ -1,0 +1,181 @@
+"""Hooks that show what a run does and guard what it must not do."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
+from mmengine.dist import all_reduce_dict, get_rank, get_world_size, is_main_process, master_only
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from flmm_detseg.engine.checkpoint_hook import LMM_INFO, unwrap
+from flmm_detseg.errors import CheckpointError, RunError
+from flmm_detseg.registry import HOOKS
+from flmm_detseg.visualization import draw_grounding
+
+
+@HOOKS.register_module()
+class SampleInfoHook(Hook):
+    """Logs, before training, how much data there is, one record as the model sees it, and what is trained."""
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        """See the class."""
+        dataset = runner.train_dataloader.dataset
+        runner.logger.info(f"Training data: {len(dataset)} samples. {dataset.report()}")
+        sample = dataset[0]
+        model = unwrap(runner.model)
+        inputs = model.lmm.prepare(sample)
+        phrases = "; ".join(sample.phrase_text(k) for k in range(len(sample.phrases)))
+        runner.logger.info(
+            f"Sample {sample.record_id}: image {sample.image_size}, {len(inputs.input_ids)} tokens of which "
+            f"{int(inputs.image_mask.sum())} image, grid {inputs.grid.output_grid}, text {sample.text!r}, phrases: {phrases}"
+        )
+        groups: dict[str, int] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                group = ".".join(name.split(".")[:3])
+                groups[group] = groups.get(group, 0) + parameter.numel()
+        total = sum(parameter.numel() for parameter in model.parameters())
+        parts = ", ".join(f"{name} {count:,}" for name, count in groups.items())
+        runner.logger.info(f"Trainable: {sum(groups.values()):,} of {total:,} parameters ({parts})")
+
+
+@HOOKS.register_module()
+class VisualizationHook(Hook):
+    """Draws predictions on a few fixed samples into the run's log (files and TensorBoard).
+
+    Args:
+        interval: Iterations between pictures; the last iteration is always drawn.
+        num_images: Samples, spread evenly over the validation data (training data where there is none).
+    """
+
+    priority = "LOW"
+
+    def __init__(self, interval: int = 500, num_images: int = 4) -> None:
+        self.interval = interval
+        self.num_images = num_images
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict[str, Any] | None = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Draws on every ``interval``-th iteration, in the main process."""
+        if is_main_process() and (
+            self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner)
+        ):
+            self.draw(runner)
+
+    def draw(self, runner: Runner) -> None:
+        """Predicts and draws; leaves the model in training mode."""
+        loader = runner.val_dataloader if runner.val_loop is not None else runner.train_dataloader
+        dataset = loader.dataset
+        indices = np.unique(np.linspace(0, len(dataset) - 1, self.num_images).astype(int))
+        samples = [dataset[int(i)] for i in indices]
+        model = unwrap(runner.model)
+        was_training = model.training
+        model.eval()
+        for index, sample in enumerate(samples):
+            prediction = model.predict([sample])[0].cpu()
+            phrases = [sample.phrase_text(k) for k in range(len(sample.phrases))]
+            picture = draw_grounding(
+                sample.image, prediction.masks.numpy(), phrases, scores=prediction.scores.tolist()
+            )
+            runner.visualizer.add_image(f"grounding_{index}", picture, step=runner.iter + 1)
+        model.train(was_training)
+
+
+@HOOKS.register_module()
+class FrozenGuardHook(Hook):
+    """Compares the frozen LMM's bits before and after training; writes the fingerprint into the log.
+
+    The fingerprint travels with the checkpoints, and a run can only be resumed on the LMM it began with.
+
+    Raises:
+        RunError: After training, when a single bit differs.
+        CheckpointError: Before, when the checkpoint to resume from was trained on another LMM.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Takes the fingerprint."""
+        self._model = unwrap(runner.model)
+        self._before = self._model.frozen_fingerprint()
+        runner.logger.info(f"Frozen LMM before training: sha256 {self._before}")
+        resumed = runner.message_hub.runtime_info.get(LMM_INFO)
+        if resumed is not None and resumed["before"] != self._before:
+            raise CheckpointError(
+                f"the checkpoint to resume from was trained on another LMM (sha256 {resumed['before']}, now "
+                f"{self._before}); its losses would not go on. Restore that LMM, or start without --resume"
+            )
+        runner.message_hub.update_info(LMM_INFO, {"before": self._before})
+
+    def after_train(self, runner: Runner) -> None:
+        """Takes it again and compares."""
+        after = self._model.frozen_fingerprint()
+        runner.logger.info(f"Frozen LMM after training: sha256 {after}")
+        runner.message_hub.update_info(LMM_INFO, {"before": self._before, "after": after})
+        if after != self._before:
+            raise RunError(
+                f"the frozen LMM changed while training: sha256 {self._before} before, {after} after"
+            )
+
+
+@HOOKS.register_module()
+class IterationSeedHook(Hook):
+    """Seeds every iteration by (seed, iteration, process), so that a resumed run draws what the first would have.
+
+    Nothing about random generators has to be stored, and validation or pictures in between change nothing.
+    """
+
+    priority = "HIGHEST"
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None
+    ) -> None:
+        """Seeds torch (all devices), numpy and Python."""
+        entropy = np.random.SeedSequence((runner.seed, runner.iter, get_rank()))
+        value = int(entropy.generate_state(1)[0])
+        torch.manual_seed(value)
+        np.random.seed(value)
+        random.seed(value)
+
+
+@HOOKS.register_module()
+class GlobalLossHook(Hook):
+    """Replaces the logged figures of this process by their mean over all processes: those of the global batch."""
+
+    priority = "HIGHEST"
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: dict[str, Any] | None = None,
+        outputs: dict[str, Any] | None = None,
+    ) -> None:
+        """Runs before MMEngine's own hook stores the figures."""
+        if outputs and get_world_size() > 1:
+            figures = {name: value.detach().float().clone() for name, value in outputs.items()}
+            all_reduce_dict(figures, op="mean")
+            outputs.update(figures)
+
+
+@HOOKS.register_module()
+class DeepSpeedStepHook(Hook):
+    """Runs DeepSpeed's optimizer step outside autograd; does nothing without DeepSpeed.
+
+    MMEngine's wrapper leaves autograd on, and torch >= 2.9 then refuses DeepSpeed's in-place update ("Output 0 of
+    SplitBackward0 is a view"). A hook, because ``xtuner train --deepspeed`` replaces any wrapper a config names.
+    """
+
+    def before_train(self, runner: Runner) -> None:
+        """Wraps ``step`` of this run's optimizer wrapper."""
+        if isinstance(runner.optim_wrapper, DeepSpeedOptimWrapper):
+            runner.optim_wrapper.step = torch.no_grad()(runner.optim_wrapper.step)

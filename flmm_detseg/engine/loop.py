@@ -1,0 +1,90 @@
+"""The training loop: XTuner's, which goes on after an interruption as if there had been none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader
+from xtuner.engine.runner import TrainLoop
+
+from flmm_detseg.datasets import EpochSampler
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.registry import LOOPS
+
+
+@LOOPS.register_module()
+class ResumableTrainLoop(TrainLoop):
+    """XTuner's iteration-based ``TrainLoop`` whose data position survives a restart.
+
+    A resumed run gets exactly the batches that the interrupted one would have got, without reading the ones it had.
+
+    Args:
+        runner: The run.
+        dataloader: Training data, or its config.
+        max_iters: Iterations to train; either this or ``max_epochs``.
+        max_epochs: Passes over the data to train; may be a fraction.
+        val_begin: First iteration that may be followed by a validation.
+        val_interval: Iterations between validations; the last iteration is always followed by one.
+
+    Raises:
+        ConfigError: Neither or both of ``max_iters`` and ``max_epochs``, or a sampler whose position cannot be set.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: DataLoader | dict[str, Any],
+        max_iters: int | None = None,
+        max_epochs: float | None = None,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+    ) -> None:
+        if (max_iters is None) == (max_epochs is None):
+            raise ConfigError("`train_cfg` needs either `max_iters` or `max_epochs`")
+        super().__init__(
+            runner,
+            dataloader,
+            max_iters=max_iters,
+            max_epochs=max_epochs,
+            val_begin=val_begin,
+            val_interval=val_interval,
+        )
+        if not isinstance(self.dataloader.sampler, EpochSampler):
+            raise ConfigError(
+                f"`train_dataloader.sampler` is a {type(self.dataloader.sampler).__name__}; use EpochSampler, "
+                "whose position a resumed run can take up"
+            )
+
+    def run(self) -> Any:
+        """Trains to the last iteration; returns the model."""
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self.dataloader_iterator = endless(self.dataloader, self._iter)
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            validate = self._iter % self.val_interval == 0 or self._iter == self._max_iters
+            if self.runner.val_loop is not None and self._iter >= self.val_begin and validate:
+                self.runner.val_loop.run()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+
+def endless(loader: DataLoader, start: int) -> Iterator[Any]:
+    """Batches of epoch after epoch, from a batch number on.
+
+    Args:
+        loader: With an :class:`~flmm_detseg.datasets.EpochSampler`.
+        start: Number of the first batch, counted from the first epoch's first.
+
+    Yields:
+        Batches as the loader makes them.
+    """
+    epoch, skipped = divmod(start, len(loader))
+    while True:
+        loader.sampler.set_epoch(epoch, start=skipped * loader.batch_sampler.batch_size)
+        yield from loader
+        epoch, skipped = epoch + 1, 0

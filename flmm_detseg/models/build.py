@@ -1,0 +1,112 @@
+"""Builds parts from config. The only place of the package that does."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.config import ConfigDict
+from mmengine.registry import Registry
+from torch import nn
+
+from flmm_detseg.errors import ConfigError, FlmmError
+from flmm_detseg.lmms.base import LMMAdapter
+from flmm_detseg.registry import MODELS
+
+# Arguments that follow from the LMM, wherever a part has an argument of that name.
+_DERIVED = {"in_channels": "attention_channels", "num_layers": "num_layers", "hidden_size": "hidden_size"}
+
+
+def build_lmm(config: Mapping[str, Any] | LMMAdapter) -> LMMAdapter:
+    """Builds an LMM adapter; a built one is returned as it is.
+
+    Raises:
+        ConfigError: The config cannot be built, or builds something else.
+    """
+    lmm = _build(config, "model.lmm", {}) if isinstance(config, Mapping) else config
+    if not isinstance(lmm, LMMAdapter):
+        raise ConfigError(f"`model.lmm` is a {type(lmm).__name__}; an LMMAdapter is needed")
+    return lmm
+
+
+def build_part(config: Mapping[str, Any] | nn.Module, lmm: LMMAdapter, where: str) -> nn.Module:
+    """Builds a head with all its parts; a built one is returned as it is.
+
+    Sizes that follow from the LMM (``in_channels``, ``num_layers``, ``hidden_size``) are filled in where the config
+    leaves them out, and compared where it states them.
+
+    Args:
+        config: ``dict(type=..., ...)``, with nested parts of the same form.
+        lmm: The LMM the part will read.
+        where: Config key of the part, for errors.
+
+    Raises:
+        ConfigError: Unknown type or argument, or a stated size that the LMM contradicts; names the key.
+    """
+    if not isinstance(config, Mapping):
+        return config
+    return _build(config, where, {name: getattr(lmm, source) for name, source in _DERIVED.items()})
+
+
+def _build(config: Mapping[str, Any], where: str, derived: Mapping[str, int]) -> Any:
+    arguments = dict(config)
+    if "type" not in arguments:
+        raise ConfigError(f"`{where}` has no `type` (keys: {', '.join(map(str, arguments)) or 'none'})")
+    factory = _resolve(arguments.pop("type"), where)
+    signature = inspect.signature(factory)
+    for name, value in arguments.items():
+        if isinstance(value, Mapping) and "type" in value:
+            arguments[name] = _build(value, f"{where}.{name}", derived)
+        elif isinstance(value, ConfigDict):
+            arguments[name] = value.to_dict()
+    _check_names(signature, arguments, where)
+    for name, value in derived.items():
+        if name not in signature.parameters:
+            continue
+        stated = arguments.setdefault(name, value)
+        if stated != value:
+            raise ConfigError(
+                f"`{where}.{name}` is {stated}, but the LMM gives {value}; leave the key out, or change the LMM"
+            )
+    try:
+        return factory(**arguments)
+    except FlmmError as error:
+        raise type(error)(f"`{where}`: {error}") from error
+
+
+def _resolve(kind: Any, where: str) -> Any:
+    if not isinstance(kind, str):
+        return kind
+    found = MODELS.get(kind)
+    if found is None:
+        raise ConfigError(
+            f"`{where}.type` is {kind!r}, which is not registered{_suggest(kind, _names(MODELS))}"
+        )
+    return found
+
+
+def _names(registry: Registry) -> list[str]:
+    return list(registry.module_dict)
+
+
+def _check_names(signature: inspect.Signature, arguments: Mapping[str, Any], where: str) -> None:
+    known = signature.parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        return
+    for name in arguments:
+        if name not in known:
+            raise ConfigError(f"`{where}` has no argument `{name}`{_suggest(name, list(known))}")
+    missing = [
+        name
+        for name, p in known.items()
+        if p.default is inspect.Parameter.empty and name not in arguments and name not in _DERIVED
+    ]
+    if missing:
+        raise ConfigError(f"`{where}` lacks {', '.join(f'`{name}`' for name in missing)}")
+
+
+def _suggest(name: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean `{close[0]}`?" if close else f" (known: {', '.join(known)})"

@@ -1,0 +1,154 @@
+"""Checkpoints of trainable tensors: read safely, load strictly."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from flmm_detseg.errors import CheckpointError
+
+PHRASE_PREFIX = "heads.phrase."
+# First parts of the names in published F-LMM files (reference: wusize/F-LMM state dicts); ours add PHRASE_PREFIX.
+_FLMM_GROUPS = ("text_layer_weights", "text_proj.", "mask_head.", "sam.model.")
+# A buffer that DeepSpeed's saver leaves in published files.
+_OPTIONAL_SUFFIX = "sam.model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
+_ZERO_STATES = "mp_rank_00_model_states.pt"
+_LISTED = 8
+
+
+def trainable_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
+    """Parameters with ``requires_grad`` by name, detached (storage shared)."""
+    # An OrderedDict because MMEngine attaches metadata to a state dict.
+    return OrderedDict((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Reads the tensors of a checkpoint without running code from it.
+
+    Args:
+        path: A ``.pth`` of ours, a bare state dict, ``{"state_dict": ...}``, or a DeepSpeed folder (``iter_N.pth/``,
+            or the folder inside it).
+
+    Returns:
+        Tensors by name, on the CPU, names as stored.
+
+    Raises:
+        CheckpointError: No such file, damaged, holds code, or holds no tensors.
+    """
+    path = Path(path)
+    content = read_file(states_file(path))
+    for key in ("state_dict", "module"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    if not isinstance(content, Mapping) or not content:
+        raise CheckpointError(f"{path}: no state dict in it (found {type(content).__name__})")
+    other = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
+    if other:
+        raise CheckpointError(f"{path}: not a state dict, these entries are no tensors: {_list(other)}")
+    return dict(content)
+
+
+def read_file(path: Path) -> object:
+    """``torch.load`` with ``weights_only=True`` on the CPU, failures named.
+
+    Raises:
+        CheckpointError: See :func:`load_checkpoint`.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path} does not exist (seen from {Path.cwd()})")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{path} was refused: it holds more than tensors and plain containers, and loading it could run code "
+            f"({reason}). Save it again as a plain state dict from a place you trust."
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read, it is damaged or no checkpoint ({error})") from error
+
+
+def states_file(path: Path) -> Path:
+    """The file itself, or the one with the model states in a DeepSpeed folder.
+
+    Raises:
+        CheckpointError: The folder holds none, or several.
+    """
+    if not path.is_dir():
+        return path
+    found = sorted(path.rglob(_ZERO_STATES))
+    if not found:
+        raise CheckpointError(f"{path} is a folder without {_ZERO_STATES}: not a DeepSpeed checkpoint")
+    if len(found) > 1:
+        raise CheckpointError(
+            f"{path} holds several checkpoints ({_list([str(f) for f in found])}); name one"
+        )
+    return found[0]
+
+
+def to_our_names(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published F-LMM names become ours; ours stay as they are."""
+    return {
+        f"{PHRASE_PREFIX}{name}" if name.startswith(_FLMM_GROUPS) else name: value
+        for name, value in state_dict.items()
+    }
+
+
+def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Compares names and shapes with the model's trainable tensors, without touching the model.
+
+    Args:
+        model: May be on the meta device.
+        state_dict: Tensors by our names or published F-LMM names.
+        source: Named in errors.
+
+    Returns:
+        Exactly the tensors to load, by our names.
+
+    Raises:
+        CheckpointError: Lists missing, unexpected and wrongly shaped keys.
+    """
+    given = to_our_names(state_dict)
+    wanted = trainable_tensors(model)
+    given = {k: v for k, v in given.items() if k in wanted or not k.endswith(_OPTIONAL_SUFFIX)}
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    shapes = [
+        f"{name} {tuple(given[name].shape)} (model: {tuple(wanted[name].shape)})"
+        for name in wanted
+        if name in given and given[name].shape != wanted[name].shape
+    ]
+    problems = [
+        f"{len(names)} {what}: {_list(names)}"
+        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{source} does not fit the model; {'; '.join(problems)}. Use the config the checkpoint was trained with."
+        )
+    return given
+
+
+@torch.no_grad()
+def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
+    """Copies checked tensors into the model's trainable parameters.
+
+    Raises:
+        CheckpointError: See :func:`check_tensors`; nothing is changed then.
+    """
+    given = check_tensors(model, state_dict, source)
+    for name, parameter in model.named_parameters():
+        if name in given:
+            parameter.copy_(given[name])
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

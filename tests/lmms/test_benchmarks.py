@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def last_line(name: str, arguments: list[str], monkeypatch, capsys) -> dict:
+    module = load(name)
+    monkeypatch.setattr(sys, "argv", [name, "--quick", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        module.run_tool(module.main)
+    assert stop.value.code == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_attention_rows_reports_its_ratios(monkeypatch, capsys):
+    figures = last_line("attention_rows", ["--repeats", "1"], monkeypatch, capsys)
+    lengths = {"120", "300"}
+    for name in (
+        "time_ratio_rows_vs_sdpa",
+        "time_ratio_eager_vs_rows",
+        "attention_memory_ratio_eager_vs_rows",
+    ):
+        assert set(figures[name]) == lengths
+        assert all(value > 0 for value in figures[name].values())
+    # Exact by arithmetic: L H T^2 in bf16 against K L H N in float32.
+    assert figures["attention_memory_ratio_eager_vs_rows"]["300"] == round(300**2 * 2 / (8 * 240 * 4), 1)
+    assert figures["per_length"]["300"]["sdpa"]["attention_bytes"] == 0
+
+
+def test_prefix_reuse_gives_equal_rows(monkeypatch, capsys):
+    figures = last_line("prefix_reuse", ["--repeats", "1", "--expressions", "3"], monkeypatch, capsys)
+    assert figures["max_abs_difference"] < 1e-5
+    assert figures["speedup_packed_vs_loop"] > 0
+    assert set(figures["seconds"]) == {"loop", "batch", "packed"}

@@ -1,0 +1,76 @@
+"""Reads every record of a data set and reports each one that cannot be used, with file and record.
+
+python tools/check_data.py jsonl FILE [--image-dir DIR] [--preview picture.png]
+python tools/check_data.py refcoco REFS INSTANCES IMAGE_DIR [--splits train val]
+python tools/check_data.py png NARRATIVES PANOPTIC_JSON PANOPTIC_DIR IMAGE_DIR
+python tools/check_data.py config CONFIG
+
+Ends with one line of JSON; exit status 2 if there is any problem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from flmm_detseg.datasets import JSONLDataset, PNGDataset, RefCOCODataset
+from flmm_detseg.errors import DataError
+from flmm_detseg.utils.cli import run_tool
+from flmm_detseg.visualization.data_check import check_data, datasets_of_config
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--preview", metavar="PNG", help="picture of some samples with masks and phrases")
+    common.add_argument("--num-preview", type=int, default=6, help="samples of each data set in the picture")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    jsonl = kinds.add_parser("jsonl", parents=[common], help="own data (docs/own_data.md)")
+    jsonl.add_argument("file")
+    jsonl.add_argument("--image-dir", help="start of relative paths (default: the file's folder)")
+    jsonl.add_argument("--allow-empty", action="store_true", help="phrases without an object are no problem")
+    refcoco = kinds.add_parser("refcoco", parents=[common], help="RefCOCO, RefCOCO+, RefCOCOg")
+    for name in ("refs_file", "instances_file", "image_dir"):
+        refcoco.add_argument(name)
+    refcoco.add_argument("--splits", nargs="+", default=["train"])
+    png = kinds.add_parser("png", parents=[common], help="panoptic narrative grounding")
+    for name in ("narratives_file", "panoptic_json", "panoptic_dir", "image_dir"):
+        png.add_argument(name)
+    config = kinds.add_parser("config", parents=[common], help="all data sets of a config file")
+    config.add_argument("file")
+    return parser.parse_args()
+
+
+def chosen_datasets(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
+    if args.kind == "jsonl":
+        entry = dict(
+            type=JSONLDataset, file=args.file, image_dir=args.image_dir, allow_empty=args.allow_empty
+        )
+        return {args.file: entry}
+    if args.kind == "refcoco":
+        files = {name: getattr(args, name) for name in ("refs_file", "instances_file", "image_dir")}
+        return {f"refcoco {split}": dict(type=RefCOCODataset, split=split, **files) for split in args.splits}
+    if args.kind == "png":
+        names = ("narratives_file", "panoptic_json", "panoptic_dir", "image_dir")
+        return {"png": dict(type=PNGDataset, **{name: getattr(args, name) for name in names})}
+    return datasets_of_config(args.file)
+
+
+def run(args: argparse.Namespace) -> None:
+    figures, num_problems = check_data(chosen_datasets(args), args.preview, args.num_preview)
+    print(json.dumps(figures, ensure_ascii=False), flush=True)
+    if num_problems:
+        raise DataError(f"{num_problems} problems, listed above")
+
+
+def main() -> None:
+    args = parse_arguments()
+    run_tool(lambda: run(args))
+
+
+if __name__ == "__main__":
+    main()
