@@ -1,6 +1,9 @@
 """Panoptic narrative grounding: average recall on the data sets of the config's `png_eval`.
 
 accelerate launch tools/eval_png.py CONFIG --checkpoint FILE
+
+Plain `python` runs one process. Several on a machine without GPUs: `accelerate launch --multi_gpu --num_processes 2`
+(accelerate's own --cpu needs MPI) or `torchrun --nproc_per_node 2`. The figures are the same.
 """
 
 from __future__ import annotations

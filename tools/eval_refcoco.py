@@ -1,6 +1,9 @@
 """Referring segmentation: cIoU, gIoU, P@IoU and box accuracy on the data sets of the config's `refcoco_eval`.
 
 accelerate launch tools/eval_refcoco.py CONFIG --checkpoint FILE [--sentences first|all] [--mode split|concat]
+
+Plain `python` runs one process. Several on a machine without GPUs: `accelerate launch --multi_gpu --num_processes 2`
+(accelerate's own --cpu needs MPI) or `torchrun --nproc_per_node 2`. The figures are the same.
 """
 
 from __future__ import annotations

@@ -4,7 +4,15 @@ from mmengine.hooks import DistSamplerSeedHook, IterTimerHook, LoggerHook, Param
 from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 
-from flmm_detseg.engine import FrozenGuardHook, GroundingCheckpointHook, SampleInfoHook, VisualizationHook
+from flmm_detseg.engine import (
+    DeepSpeedStepHook,
+    FrozenGuardHook,
+    GlobalLossHook,
+    GroundingCheckpointHook,
+    IterationSeedHook,
+    SampleInfoHook,
+    VisualizationHook,
+)
 
 default_hooks = dict(
     timer=dict(type=IterTimerHook),
@@ -16,11 +24,23 @@ default_hooks = dict(
 sample_info_hook = dict(type=SampleInfoHook)
 visualization_hook = dict(type=VisualizationHook, interval=500, num_images=4)
 frozen_guard_hook = dict(type=FrozenGuardHook)
-custom_hooks = [sample_info_hook, visualization_hook, frozen_guard_hook]
+iteration_seed_hook = dict(type=IterationSeedHook)
+global_loss_hook = dict(type=GlobalLossHook)
+deepspeed_step_hook = dict(type=DeepSpeedStepHook)
+custom_hooks = [
+    sample_info_hook,
+    visualization_hook,
+    frozen_guard_hook,
+    iteration_seed_hook,
+    global_loss_hook,
+    deepspeed_step_hook,
+]
 
 log_processor = dict(type=LogProcessor, by_epoch=False)
 log_level = "INFO"
-visualizer = dict(type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)])
+visualizer = dict(
+    type=Visualizer, vis_backends=[dict(type=LocalVisBackend), dict(type=TensorboardVisBackend)]
+)
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),

@@ -1,6 +1,25 @@
 """Training and evaluation runs: hooks, the in-process trainer, DeepSpeed on gloo, the sharded evaluation driver."""
 
 from flmm_detseg.engine.checkpoint_hook import GroundingCheckpointHook
-from flmm_detseg.engine.hooks import FrozenGuardHook, SampleInfoHook, VisualizationHook
+from flmm_detseg.engine.deepspeed_cpu import GlooDeepSpeedStrategy
+from flmm_detseg.engine.hooks import (
+    DeepSpeedStepHook,
+    FrozenGuardHook,
+    GlobalLossHook,
+    IterationSeedHook,
+    SampleInfoHook,
+    VisualizationHook,
+)
+from flmm_detseg.engine.loop import ResumableTrainLoop
 
-__all__ = ["FrozenGuardHook", "GroundingCheckpointHook", "SampleInfoHook", "VisualizationHook"]
+__all__ = [
+    "DeepSpeedStepHook",
+    "FrozenGuardHook",
+    "GlobalLossHook",
+    "GlooDeepSpeedStrategy",
+    "GroundingCheckpointHook",
+    "IterationSeedHook",
+    "ResumableTrainLoop",
+    "SampleInfoHook",
+    "VisualizationHook",
+]

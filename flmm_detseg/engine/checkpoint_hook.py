@@ -125,7 +125,8 @@ class GroundingCheckpointHook(CheckpointHook):
             )
         barrier()
         if is_main_process():
-            remove(final)
+            if final.is_dir():
+                remove(final)
             os.replace(Path(self.out_dir) / f"saving_{name}", final)
             pointer = Path(runner.work_dir) / "last_checkpoint"
             pointer.with_suffix(".new").write_text(self.last_ckpt)
@@ -158,17 +159,20 @@ def _plain_and_trainable(runner: Runner) -> Iterator[None]:
     objects keep a file from loading with ``weights_only``. DeepSpeed's strategy offers no hook for it.
     """
     model, hub = unwrap(runner.model), runner.message_hub
-    plain = _plain_message_hub(hub.state_dict())
-    deepspeed = hasattr(runner, "strategy")  # drops frozen parameters itself, and looks for buffers too
-    if not deepspeed:
-        model.state_dict = model.trainable_state_dict  # type: ignore[method-assign]
-    hub.state_dict = lambda: plain  # type: ignore[method-assign]
+    overrides: list[tuple[object, Any]] = [(hub, lambda: _plain_message_hub(type(hub).state_dict(hub)))]
+    if not hasattr(runner, "strategy"):  # DeepSpeed drops frozen parameters itself
+        overrides.append((model, model.trainable_state_dict))
+    before = [vars(owner).get("state_dict") for owner, _ in overrides]
+    for owner, function in overrides:
+        vars(owner)["state_dict"] = function
     try:
         yield
     finally:
-        del hub.state_dict
-        if not deepspeed:
-            del model.state_dict
+        for (owner, _), function in zip(overrides, before):
+            if function is None:
+                del vars(owner)["state_dict"]
+            else:
+                vars(owner)["state_dict"] = function
 
 
 def _plain(value: Any) -> Any:

@@ -1,31 +1,40 @@
-"""DeepSpeed on machines without a GPU: gloo processes, no CUDA calls. For tests and small experiments."""
+"""Several processes, and DeepSpeed, on machines without a GPU: gloo, no CUDA calls. For tests and small experiments."""
 
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any
 
-import deepspeed
 import torch
 from mmengine._strategy import DeepSpeedStrategy
-from mmengine.optim import DeepSpeedOptimWrapper
+from torch import nn
 
-from flmm_detseg.registry import OPTIM_WRAPPERS, STRATEGIES
+from flmm_detseg.registry import STRATEGIES
 
-_SINGLE_PROCESS = {
-    "RANK": "0",
-    "LOCAL_RANK": "0",
-    "WORLD_SIZE": "1",
-    "MASTER_ADDR": "127.0.0.1",
-    "MASTER_PORT": "29531",
-}
+
+def set_single_process_environment() -> None:
+    """Says what a launcher would say to a single process; without it DeepSpeed looks for MPI."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+
+
+def start_gloo() -> None:
+    """Joins the process group on gloo; MMEngine, which would call ``torch.cuda.set_device``, then leaves it alone."""
+    if not torch.distributed.is_initialized():
+        set_single_process_environment()
+        torch.distributed.init_process_group("gloo")
 
 
 @STRATEGIES.register_module()
 class GlooDeepSpeedStrategy(DeepSpeedStrategy):
     """MMEngine's strategy on the gloo backend.
-
-    MMEngine's own calls ``torch.cuda.set_device``; DeepSpeed's own looks for MPI. Both are avoided here.
 
     Args:
         config: DeepSpeed's options (every ``enabled`` explicit: "auto" asks the GPU).
@@ -70,28 +79,11 @@ class GlooDeepSpeedStrategy(DeepSpeedStrategy):
     def _setup_distributed(  # type: ignore[override]
         self, launcher: str | None = None, backend: str = "gloo", timeout: int | None = None
     ) -> None:
-        for name, value in _SINGLE_PROCESS.items():
-            os.environ.setdefault(name, value)
-        if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("gloo")
+        start_gloo()
+
+    def _wrap_model(self, model: nn.Module) -> nn.Module:
+        import deepspeed
+
+        start_gloo()  # MMEngine sets nothing up for a single process, DeepSpeed needs it
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
-
-
-@OPTIM_WRAPPERS.register_module()
-class NoGradDeepSpeedOptimWrapper(DeepSpeedOptimWrapper):
-    """MMEngine's wrapper whose step runs outside autograd.
-
-    DeepSpeed writes the updated flat buffer through views; with autograd on, torch >= 2.9 refuses ("Output 0 of
-    SplitBackward0 is a view").
-
-    Args:
-        optimizer: Built by MMEngine from the config.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        super().__init__(optimizer)
-
-    def step(self) -> None:  # type: ignore[override]
-        """One DeepSpeed step (zeroes gradients itself)."""
-        with torch.no_grad():
-            self.model.step()
+        return super()._wrap_model(model)

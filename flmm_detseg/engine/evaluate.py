@@ -1,7 +1,9 @@
 """Evaluation of a config's data sets: sharded over processes, resumable, with one results file.
 
-Samples are cut into batches before they are dealt out to processes, so a batch never depends on the number of
-processes, and figures are computed from per-phrase pixel counts sorted by record id.
+A model call holds samples of one image, always the same ones, on a fixed number of CPU threads: floating-point
+sums depend on both, and one pixel on the wrong side of a threshold would already change a figure. So figures, made
+from per-phrase pixel counts in a fixed order, do not depend on the number of processes or on the batch size. It costs
+little: the samples of an image share its prefix, and one image's tokens keep a large model busy.
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from flmm_detseg.datasets import ShuffledPhrases, collate_samples
-from flmm_detseg.errors import ConfigError, RunError
+from flmm_detseg.errors import CheckpointError, ConfigError, RunError
 from flmm_detseg.evaluation import phrase_records, png_figures, ref_seg_figures
 from flmm_detseg.evaluation.results import (
     RecordStore,
@@ -35,6 +39,9 @@ from flmm_detseg.evaluation.results import (
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Prediction, Sample
+
+# Samples of one image in one model call; fixed, see above. Bounds the memory of images with many expressions.
+_MAX_SAMPLES_PER_CALL = 16
 
 
 class Predictor(Protocol):
@@ -58,11 +65,12 @@ class EvaluationOptions:
         phrases: ``"own"`` | ``"shuffled"`` (control: phrases of other images).
         empty: Convention for empty targets, see :class:`~flmm_detseg.evaluation.RefSegMetric`.
         threshold_sweep: Also report the best threshold and its cIoU.
-        batch_size: Samples per model call.
+        batch_size: Samples read and recorded per step (what a kill can lose); not what one model call holds.
+        num_threads: CPU threads of each process; figures are equal for equal numbers.
         num_workers: Reading processes per evaluating process.
         limit: Only the first samples of each data set.
         work_dir: Folder of records and results; None: ``work_dirs/<config name>/eval``.
-        out: Results file; None: ``<work_dir>/<task>.json``.
+        out: Results file; None: ``<work_dir>/<task>.json`` (``<task>-shuffled.json`` for the control).
         fresh: Do not resume; evaluate everything again.
     """
 
@@ -75,7 +83,8 @@ class EvaluationOptions:
     phrases: str = "own"
     empty: str = "skip"
     threshold_sweep: bool = False
-    batch_size: int = 4
+    batch_size: int = 16
+    num_threads: int = 1
     num_workers: int = 0
     limit: int | None = None
     work_dir: str | None = None
@@ -85,7 +94,7 @@ class EvaluationOptions:
     def __post_init__(self) -> None:
         if self.phrases not in ("own", "shuffled"):
             raise ConfigError(f"`phrases` is {self.phrases!r}; allowed: own, shuffled")
-        for key in ("batch_size", "limit"):
+        for key in ("batch_size", "num_threads", "limit"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ConfigError(f"`{key}` is {value}; it must be at least 1")
@@ -145,13 +154,19 @@ def evaluate(options: EvaluationOptions, task: Task) -> dict[str, Any] | None:
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     config = read_config(options.config)
+    checkpoint = options.checkpoint or config.get("load_from")
+    source = None if checkpoint is None else _checkpoint_source(checkpoint)
     datasets = build_datasets(config, options, task)
     torch.manual_seed(0)  # untrained heads must be the same in every process and run
-    checkpoint = options.checkpoint or config.get("load_from")
     model = model_from_config(config, checkpoint, untrained=options.untrained, device=state.device)
-    source = None if checkpoint is None else {"path": str(checkpoint), "sha256": file_hash(checkpoint)}
     provenance = {"config": config.pretty_text, "checkpoint": source}
     return evaluate_model(model, datasets, options, task, provenance)
+
+
+def _checkpoint_source(path: str) -> dict[str, str]:
+    if not Path(path).exists():  # before minutes are spent on reading data and the LMM
+        raise CheckpointError(f"checkpoint {path} does not exist (seen from {Path.cwd()})")
+    return {"path": str(path), "sha256": file_hash(path)}
 
 
 def evaluate_model(
@@ -180,13 +195,14 @@ def evaluate_model(
         identity = {
             "task": task.name, "data_set": name, "protocol": item.protocol, "settings": item.settings,
             "data": data, "weights": weights, "source": code, "versions": installed,
-            "sweep": options.threshold_sweep,
+            "sweep": options.threshold_sweep, "num_threads": options.num_threads,
         }  # fmt: skip
         # One process's hash for all: checksums of another device may differ in the last digit.
         shared = [fingerprint(identity)]
         broadcast_object_list(shared)
         store = RecordStore(work_dir / f"{name}-{shared[0][:16]}", state.process_index)
-        records, num_resumed = _evaluate_dataset(model, item.dataset, store, options, state, name)
+        with _cpu_threads(options.num_threads):
+            records, num_resumed = _evaluate_dataset(model, item.dataset, store, options, state, name)
         if state.is_main_process:
             metrics[name] = task.figures(records, options)
             reports[name] = {
@@ -196,7 +212,8 @@ def evaluate_model(
             }  # fmt: skip
     if not state.is_main_process:
         return None
-    out = Path(options.out or work_dir / f"{task.name}.json")
+    suffix = "-shuffled" if options.phrases == "shuffled" else ""
+    out = Path(options.out or work_dir / f"{task.name}{suffix}.json")
     facts = {"seconds": round(time.time() - started, 2), "num_processes": state.num_processes}
     content = {
         "task": task.name, "metrics": metrics, "data_sets": reports, "options": asdict(options), **provenance,
@@ -274,48 +291,77 @@ def _evaluate_dataset(
         store.merge()
     state.wait_for_everyone()
     done = store.done()
-    num_samples = _num_samples(dataset, options)
-    ids = [dataset.record_id(index) for index in range(num_samples)]
-    if len(set(ids)) != num_samples:
+    ids = [dataset.record_id(index) for index in range(len(dataset))]
+    if len(set(ids)) != len(ids):
         raise RunError(f"data set {name!r}: record ids are not unique; records could not be told apart")
-    batches = [
-        list(range(start, min(start + options.batch_size, num_samples)))
-        for start in range(0, num_samples, options.batch_size)
-    ]
-    pending = [batch for batch in batches if any(ids[index] not in done for index in batch)]
+    num_samples = _num_samples(dataset, options)
+    calls = [call for call in _model_calls(dataset) if call[0] < num_samples]
+    pending = [call for call in calls if any(ids[index] not in done for index in call)]
     shown = ShuffledPhrases(dataset) if options.phrases == "shuffled" else dataset
     mine = pending[state.process_index :: state.num_processes]
-    for records in _predict_batches(model, shown, mine, options, name, show=state.is_main_process):
+    for records in _predict_calls(model, shown, mine, options, name, show=state.is_main_process):
         store.append(records)
     state.wait_for_everyone()
     if not state.is_main_process:
         return [], 0
     found = store.merge()
-    missing = [record_id for record_id in ids if record_id not in found]
+    missing = [record_id for record_id in ids[:num_samples] if record_id not in found]
     if missing:
         raise RunError(
             f"data set {name!r}: {len(missing)} samples have no record, first {missing[0]}; run it again"
         )
-    num_resumed = num_samples - sum(len(batch) for batch in pending)
-    return [record for record_id in ids for record in found[record_id]], num_resumed
+    num_resumed = sum(len(call) for call in calls) - sum(len(call) for call in pending)
+    return [record for record_id in ids[:num_samples] for record in found[record_id]], num_resumed
 
 
-def _predict_batches(
-    model: Predictor,
-    dataset: Any,
-    batches: list[list[int]],
-    options: EvaluationOptions,
-    name: str,
-    show: bool,
+@contextmanager
+def _cpu_threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _model_calls(dataset: Any) -> list[list[int]]:
+    """Indices of each model call: neighbouring samples of one image. A function of the data set alone."""
+    calls: list[list[int]] = []
+    last = None
+    for index in range(len(dataset)):
+        image_id = dataset.phrase_texts(index)[0]
+        if image_id != last or len(calls[-1]) == _MAX_SAMPLES_PER_CALL:
+            calls.append([])
+        calls[-1].append(index)
+        last = image_id
+    return calls
+
+
+def _predict_calls(
+    model: Predictor, dataset: Any, calls: list[list[int]], options: EvaluationOptions, name: str, show: bool
 ) -> Iterator[list[tuple[str, list[dict[str, Any]]]]]:
+    """Runs the model calls in steps of about ``batch_size`` samples; yields record ids and phrase records."""
+    steps: list[list[list[int]]] = []
+    for call in calls:
+        if not steps or sum(map(len, steps[-1])) + len(call) > options.batch_size:
+            steps.append([])
+        steps[-1].append(call)
     loader = DataLoader(
-        dataset, batch_sampler=batches, collate_fn=collate_samples, num_workers=options.num_workers
+        dataset,
+        batch_sampler=[[index for call in step for index in call] for step in steps],
+        collate_fn=collate_samples,
+        num_workers=options.num_workers,
     )
-    with torch.no_grad():
-        for batch in tqdm(loader, desc=name, disable=not show, unit="batch"):
-            samples = batch["samples"]
-            predictions = model.predict(samples)
-            yield [
-                (sample.record_id, phrase_records(sample, prediction, sweep=options.threshold_sweep))
-                for sample, prediction in zip(samples, predictions, strict=True)
-            ]
+    with torch.no_grad(), tqdm(total=sum(map(len, calls)), desc=name, disable=not show, unit="sample") as bar:
+        for step, batch in zip(steps, loader, strict=True):
+            samples = iter(batch["samples"])
+            records = []
+            for call in step:
+                shown = list(islice(samples, len(call)))
+                predictions = model.predict(shown)
+                records += [
+                    (sample.record_id, phrase_records(sample, prediction, sweep=options.threshold_sweep))
+                    for sample, prediction in zip(shown, predictions, strict=True)
+                ]
+                bar.update(len(call))
+            yield records

@@ -33,7 +33,8 @@ class SampleInfoHook(Hook):
         phrases = "; ".join(sample.phrase_text(k) for k in range(len(sample.phrases)))
         runner.logger.info(
             f"Sample {sample.record_id}: image {sample.image_size}, {len(inputs.input_ids)} tokens of which "
-            f"{int(inputs.image_mask.sum())} image, grid {inputs.grid.output_grid}, text {sample.text!r}, phrases: {phrases}"
+            f"{int(inputs.image_mask.sum())} image, grid {inputs.grid.output_grid}, text {sample.text!r}, "
+            f"phrases: {phrases}"
         )
         groups: dict[str, int] = {}
         for name, parameter in model.named_parameters():

@@ -7,19 +7,22 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict
-from mmengine.config.utils import ConfigParsingError
+from mmengine.config import ConfigDict
+from mmengine.dist import get_rank
 from mmengine.logging import MessageHub
 
-from flmm_detseg.errors import ConfigError, RunError
-
-_GLOO_ENVIRONMENT = {"DS_ACCELERATOR": "cpu", "DS_BUILD_OPS": "0"}
+from flmm_detseg.engine.checkpoint_hook import LMM_INFO
+from flmm_detseg.engine.config_check import check_config, parse_overrides
+from flmm_detseg.engine.deepspeed_cpu import set_single_process_environment, start_gloo
+from flmm_detseg.errors import CheckpointError, ConfigError, RunError
+from flmm_detseg.models.checkpoint import load_checkpoint, read_file, states_file
+from flmm_detseg.models.from_config import read_config
 
 
 @dataclass(frozen=True)
@@ -63,59 +66,57 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
     """
     started = time.perf_counter()
     path = Path(options.config)
-    if not path.is_file():
-        raise ConfigError(f"config {path} does not exist (seen from {Path.cwd()})")
-    work_dir = Path(options.work_dir or _config_work_dir(path))
+    config = read_config(path)
+    overrides = parse_overrides(options.cfg_options, config)
+    work_dir = Path(options.work_dir or config.get("work_dir") or f"work_dirs/{path.stem}")
+    resume = _resume_from(options.resume, work_dir)
+    config.merge_from_dict(overrides)
+    check_config(config, options.config)
+    if resume is None and config.get("load_from"):
+        load_checkpoint(config.load_from)  # a refusal here is clearer than one from within MMEngine
+
     config_file = path
     arguments = ["--work-dir", str(work_dir), "--launcher", options.launcher]
-    if options.deepspeed and not torch.cuda.is_available():
-        os.environ.update(_GLOO_ENVIRONMENT)
-        config_file = write_gloo_config(path, Path(options.deepspeed), work_dir)
+    if options.deepspeed:
+        os.environ.setdefault("DS_BUILD_OPS", "0")
+        set_single_process_environment()
+    if torch.cuda.is_available():
+        arguments += ["--deepspeed", options.deepspeed] if options.deepspeed else []
     elif options.deepspeed:
-        arguments += ["--deepspeed", options.deepspeed]
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        config_file = write_gloo_config(path, Path(options.deepspeed), work_dir, overrides)
+    if not torch.cuda.is_available() and options.launcher != "none":
+        start_gloo()
     if options.seed is not None:
         arguments += ["--seed", str(options.seed)]
-    resume = _resume_from(options.resume, work_dir)
     if resume is not None:
         arguments += ["--resume", str(resume)]
     if options.cfg_options:
         arguments += ["--cfg-options", *options.cfg_options]
     _run_xtuner([str(config_file), *arguments])
-    if int(os.environ.get("RANK", "0")) != 0:
-        return None
+    return _figures(work_dir, time.perf_counter() - started) if get_rank() == 0 else None
+
+
+def _figures(work_dir: Path, seconds: float) -> dict[str, Any]:
     checkpoint = _last_checkpoint(work_dir)
     if checkpoint is None:
         raise RunError(f"training ended without a checkpoint in {work_dir}")
-    losses, iterations = last_losses(work_dir)
-    frozen = MessageHub.get_current_instance().get_info("lmm_fingerprint", {})
+    hub = MessageHub.get_current_instance()
+    losses = {
+        name.removeprefix("train/"): round(float(buffer.current()), 6)
+        for name, buffer in hub.log_scalars.items()
+        if name.startswith("train/") and "loss" in name
+    }
+    fingerprint = hub.get_info(LMM_INFO, {})
     return {
         "work_dir": str(work_dir),
         "checkpoint": str(checkpoint),
-        "iterations": iterations,
+        "iterations": hub.get_info("iter", -1) + 1,
         "losses": losses,
-        "lmm_sha256_before": frozen.get("before"),
-        "lmm_sha256_after": frozen.get("after"),
-        "seconds": round(time.perf_counter() - started, 1),
+        "lmm_sha256_before": fingerprint.get("before"),
+        "lmm_sha256_after": fingerprint.get("after"),
+        "seconds": round(seconds, 1),
     }
-
-
-def _config_work_dir(path: Path) -> str:
-    return _read(path).get("work_dir") or f"work_dirs/{path.stem}"
-
-
-def _read(path: Path) -> Config:
-    try:
-        return Config.fromfile(path)
-    except (
-        ConfigParsingError,
-        SyntaxError,
-        NameError,
-        ImportError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:
-        raise ConfigError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _run_xtuner(arguments: list[str]) -> None:
@@ -123,13 +124,7 @@ def _run_xtuner(arguments: list[str]) -> None:
     from xtuner.tools.train import main
 
     with _argv(["xtuner train", *arguments]):
-        try:
-            main()
-        except (ConfigParsingError, KeyError, FileNotFoundError) as error:
-            raise ConfigError(f"{arguments[0]}: {type(error).__name__}: {error}") from error
-        except SystemExit as error:
-            if error.code not in (0, None):
-                raise ConfigError(f"xtuner train refused its arguments: {' '.join(arguments)}") from error
+        main()
 
 
 @contextlib.contextmanager
@@ -142,13 +137,14 @@ def _argv(arguments: list[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def write_gloo_config(path: Path, deepspeed: Path, work_dir: Path) -> Path:
+def write_gloo_config(path: Path, deepspeed: Path, work_dir: Path, overrides: Mapping[str, Any]) -> Path:
     """Writes the config with strategy and optimizer wrapper for gloo beside the run.
 
     Args:
         path: Config file.
         deepspeed: DeepSpeed JSON with explicit ``enabled`` values.
         work_dir: Folder of the run.
+        overrides: Config values to change, by dotted key; XTuner applies them again, to no effect.
 
     Returns:
         The file to train from (same base name as ``path``).
@@ -170,7 +166,8 @@ def write_gloo_config(path: Path, deepspeed: Path, work_dir: Path) -> Path:
             raise ConfigError(
                 f"--deepspeed {deepspeed}: `{key}.enabled` must be false on a machine without a GPU"
             )
-    config = _read(path)
+    config = read_config(path)
+    config.merge_from_dict(dict(overrides))
     wrapper = config.optim_wrapper
     clip = (wrapper.get("clip_grad") or {}).get("max_norm", 1.0)
     for key in ("gradient_clipping", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu"):
@@ -182,9 +179,7 @@ def write_gloo_config(path: Path, deepspeed: Path, work_dir: Path) -> Path:
         gradient_accumulation_steps=wrapper.get("accumulative_counts", 1),
         train_micro_batch_size_per_gpu=config.train_dataloader.batch_size,
     )
-    config.optim_wrapper = ConfigDict(
-        type="flmm_detseg.engine.deepspeed_cpu.NoGradDeepSpeedOptimWrapper", optimizer=wrapper.optimizer
-    )
+    config.optim_wrapper = ConfigDict(type="DeepSpeedOptimWrapper", optimizer=wrapper.optimizer)
     config.runner_type = "FlexibleRunner"
     config.env_cfg.dist_cfg = dict(backend="gloo")
     config.pop("model_wrapper_cfg", None)
@@ -201,10 +196,17 @@ def _resume_from(resume: str | None, work_dir: Path) -> Path | None:
     if resume is None:
         return None
     if resume == "auto":
-        return _last_checkpoint(work_dir)
-    if not Path(resume).exists():
-        raise RunError(f"--resume {resume}: no such checkpoint")
-    return Path(resume)
+        checkpoint = _last_checkpoint(work_dir)
+    else:
+        checkpoint = Path(resume)
+    if checkpoint is not None:
+        content = read_file(states_file(checkpoint))
+        if not isinstance(content, Mapping) or "meta" not in content or "message_hub" not in content:
+            raise CheckpointError(
+                f"{checkpoint} holds tensors only, no state of a run to go on with; to start from its tensors use "
+                f"--cfg-options load_from={checkpoint}"
+            )
+    return checkpoint
 
 
 def _last_checkpoint(work_dir: Path) -> Path | None:
@@ -213,15 +215,3 @@ def _last_checkpoint(work_dir: Path) -> Path | None:
         return None
     path = Path(pointer.read_text().strip())
     return path if path.exists() else None
-
-
-def last_losses(work_dir: Path) -> tuple[dict[str, float], int]:
-    """Losses of the last logged training step of a run, and its iteration."""
-    logs = sorted(work_dir.glob("*/vis_data/scalars.json"))
-    for log in reversed(logs):
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
-        rows = [row for row in rows if "loss" in row]
-        if rows:
-            row = rows[-1]
-            return {k: v for k, v in row.items() if "loss" in k}, int(row.get("iter", row.get("step", 0)))
-    return {}, 0

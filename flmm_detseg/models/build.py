@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from flmm_detseg.errors import ConfigError, FlmmError
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.registry import MODELS
+from flmm_detseg.utils.names import suggest
 
 # Arguments that follow from the LMM, wherever a part has an argument of that name.
 _DERIVED = {"in_channels": "attention_channels", "num_layers": "num_layers", "hidden_size": "hidden_size"}
@@ -82,7 +82,7 @@ def _resolve(kind: Any, where: str) -> Any:
     found = MODELS.get(kind)
     if found is None:
         raise ConfigError(
-            f"`{where}.type` is {kind!r}, which is not registered{_suggest(kind, _names(MODELS))}"
+            f"`{where}.type` is {kind!r}, which is not registered{suggest(kind, _names(MODELS))}"
         )
     return found
 
@@ -97,7 +97,7 @@ def _check_names(signature: inspect.Signature, arguments: Mapping[str, Any], whe
         return
     for name in arguments:
         if name not in known:
-            raise ConfigError(f"`{where}` has no argument `{name}`{_suggest(name, list(known))}")
+            raise ConfigError(f"`{where}` has no argument `{name}`{suggest(name, list(known))}")
     missing = [
         name
         for name, p in known.items()
@@ -105,8 +105,3 @@ def _check_names(signature: inspect.Signature, arguments: Mapping[str, Any], whe
     ]
     if missing:
         raise ConfigError(f"`{where}` lacks {', '.join(f'`{name}`' for name in missing)}")
-
-
-def _suggest(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean `{close[0]}`?" if close else f" (known: {', '.join(known)})"

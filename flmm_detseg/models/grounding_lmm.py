@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import all_reduce, get_world_size
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
@@ -78,14 +79,26 @@ class GroundingLMM(BaseModel):
         raise ConfigError(f"mode {mode!r} is none of loss, predict, tensor")
 
     def loss(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """Losses and logged figures of every head, as ``HEAD.NAME``."""
+        """Losses and logged figures of every head, as ``HEAD.NAME``.
+
+        With several processes a head's figures are scaled by the process's share of the global batch's targets, so
+        that their mean over processes, and the gradient, is that of one process with the whole batch.
+        """
         batch = self.prepare(samples)
         states = self.encode(batch)
-        return {
-            f"{name}.{key}": value
-            for name, head in self.heads.items()
-            for key, value in head.loss(states, batch).items()
-        }
+        losses: dict[str, Tensor] = {}
+        for name, head in self.heads.items():
+            share = self._share(head.num_targets(batch))
+            losses.update({f"{name}.{key}": share * value for key, value in head.loss(states, batch).items()})
+        return losses
+
+    def _share(self, num_targets: int) -> float:
+        """This process's number of targets, divided by the mean over processes."""
+        if get_world_size() == 1:
+            return 1.0
+        total = torch.tensor(float(num_targets), device=self.lmm.device)
+        all_reduce(total, op="mean")
+        return num_targets / max(float(total), 1e-6)
 
     @torch.no_grad()
     def predict(self, samples: list[Sample], *, keep_attention: bool = False) -> list[Prediction]:

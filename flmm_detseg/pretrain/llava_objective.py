@@ -15,6 +15,10 @@ from flmm_detseg.pretrain.tiny_llava import image_features
 WORD_GROUPS = ((*KINDS, *STUFF), tuple(COLOURS), TEXTURES, SIZE_WORDS)
 
 
+# Shape is by far the hardest label of a patch: it needs the patch's surroundings.
+KIND_WEIGHT = 4.0
+
+
 class PatchLabelLoss(nn.Module):
     """Cross-entropy of per-patch labels on the projected image tokens.
 
@@ -39,11 +43,15 @@ class PatchLabelLoss(nn.Module):
         """
         flat, labels = features.flatten(0, 1), labels.flatten(0, 1)
         normed = F.rms_norm(flat, flat.shape[-1:])
+        things = labels[:, 1] >= 0
+        stuff = (labels[:, 0] >= 0) & ~things
         losses = []
         for group, ids in enumerate(self.word_ids):
-            target = labels[:, group]
-            losses += [F.cross_entropy(normed @ table[ids].T, target, ignore_index=-100) for table in tables]
-        things = labels[:, 1] >= 0
+            # Apart: nine of ten patches are stuff, in one mean they would silence the kinds of the objects.
+            for chosen, weight in ((things, KIND_WEIGHT if group == 0 else 1.0), (stuff, float(group == 0))):
+                if weight:
+                    target = labels[chosen, group]
+                    losses += [weight * F.cross_entropy(normed[chosen] @ t[ids].T, target) for t in tables]
         edges = self.box(normed[things]).unflatten(1, (4, NUM_COORDINATES))
         box_loss = F.cross_entropy(edges.flatten(0, 1), labels[things][:, len(WORD_GROUPS) : -1].flatten())
         centre_loss = F.cross_entropy(self.centre(normed), labels[:, -1])

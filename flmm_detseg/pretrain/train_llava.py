@@ -56,7 +56,7 @@ class LlavaTrainSettings:
         muon_lr: Peak learning rate of the 2-D hidden weights (Muon).
         adamw_lr: Peak learning rate of everything else (AdamW).
         decay_start: Share of the run after which the learning rates fall to zero along a cosine.
-        label_weight: Weight of the patch labels after the warm-up, fading to zero at half of the run.
+        label_weight: Weight of the patch labels after the warm-up, fading to zero at the end of the run.
         ema: Decay per step of the averaged weights, which are the exported ones.
         export_minutes: Minutes between exports.
         num_chunks: Chunks of scenes in the cache.
@@ -204,7 +204,7 @@ class LlavaTrainer:
         settings = self.settings
         share = self.elapsed / (60 * settings.minutes)
         language = self.elapsed >= 60 * settings.warmup_minutes
-        label_weight = settings.label_weight * max(0.0, 1 - 2 * share) if language else 1.0
+        label_weight = settings.label_weight * (1 - share) if language else 1.0
         factor = lr_factor(self.step, share, settings.decay_start)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:

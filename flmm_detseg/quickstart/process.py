@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from typing import Any, TextIO
 
 from flmm_detseg.errors import RunError
 
+# What MMEngine writes before each message.
+_LOG_HEAD = re.compile(r"^\S+ \S+ - mmengine - INFO - ")
 # How often the display changes, on a terminal and in a log file.
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.5, 30.0
 
@@ -167,7 +170,7 @@ def _last_line(log: Path, tail: int = 2000) -> str:
         stream.seek(max(0, log.stat().st_size - tail))
         text = stream.read().decode("utf-8", errors="replace")
     lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return lines[-1][:100] if lines else "starting"
+    return _LOG_HEAD.sub("", lines[-1])[:70] if lines else "starting"
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -193,9 +193,8 @@ class SAMRefiner(nn.Module):
         first = [index.index(row) for row in range(len(rows))]
         pixels = torch.stack([self.preprocess(images[position]) for position in first])
         pixels = pixels.to(self.model.image_encoder.pos_embed.dtype)
-        return torch.cat(
-            [self.model.image_encoder(part) for part in pixels.split(self.images_per_call)]
-        ), index
+        parts = pixels.split(self.images_per_call)
+        return torch.cat([self.model.image_encoder(part) for part in parts]), index
 
     def preprocess(self, image: np.ndarray) -> Tensor:
         """RGB uint8 ``[H, W, 3]`` to normalised, padded pixels, float32 ``[3, S, S]``, model's device."""
@@ -210,14 +209,16 @@ class SAMRefiner(nn.Module):
         """Prompts from the coarse masks of one image, on their device.
 
         Args:
-            coarse_logits: ``[K, h, w]``, K > 0 or 0.
+            coarse_logits: ``[K, h, w]`` covering the image; K may be 0.
             image_size: Original ``(H, W)``.
+
+        Returns:
+            The mask prompts (gradients flow back to the logits), boxes, and the coarse masks themselves.
         """
         side = self.resize.target_length
         input_size = self.input_size(image_size)
         logits = coarse_logits.float()
-        # Below every mask of the image and clearly background, so that the padding never looks like an
-        # object.
+        # Not above any mask of the image, and clearly background: the padding never looks like an object.
         lowest = min(-1.0, float(logits.detach().min())) if logits.numel() else -1.0
         padding = (0, side - input_size[1], 0, side - input_size[0])
         square = F.pad(resize_maps(logits, input_size), padding, value=lowest)

@@ -16,7 +16,10 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--splits", nargs="+", default=(), help="data sets or splits (default: all of the config)"
     )
-    parser.add_argument("--batch-size", type=int, default=4, help="samples per model call")
+    parser.add_argument("--batch-size", type=int, default=16, help="samples read and recorded per step")
+    parser.add_argument(
+        "--num-threads", type=int, default=1, help="CPU threads per process; sums depend on it"
+    )
     parser.add_argument("--num-workers", type=int, default=0, help="reading processes per evaluating process")
     parser.add_argument("--limit", type=int, help="only the first samples of each data set")
     parser.add_argument(
@@ -38,6 +41,7 @@ def common_options(args: argparse.Namespace) -> dict[str, Any]:
         "untrained": args.untrained,
         "splits": tuple(args.splits),
         "batch_size": args.batch_size,
+        "num_threads": args.num_threads,
         "num_workers": args.num_workers,
         "limit": args.limit,
         "phrases": args.phrases,

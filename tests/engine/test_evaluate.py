@@ -13,11 +13,21 @@ import torch
 from dataset_files import write_png, write_refcoco
 from fake_evaluation import StandIn, run
 from mmengine.config import Config
+from tiny import tiny_llava
 
 from flmm_detseg.datasets import PNGDataset, RefCOCODataset
-from flmm_detseg.engine.evaluate import PNG, REFCOCO, EvaluationOptions, build_datasets, evaluate_model
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.engine.evaluate import (
+    PNG,
+    REFCOCO,
+    EvaluationOptions,
+    build_datasets,
+    evaluate,
+    evaluate_model,
+)
+from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.evaluation.results import RecordStore, file_hash
+from flmm_detseg.heads import PhraseGroundingHead, UNetHead
+from flmm_detseg.models import GroundingLMM
 
 TESTS = Path(__file__).parents[1]
 
@@ -49,6 +59,24 @@ def test_figures_do_not_depend_on_the_batch_size(folder, expected, tmp_path, bat
     assert 0.2 < expected["refcoco_val"]["refined_cIoU"] < 0.95
 
 
+@pytest.mark.parametrize(
+    "options", [dict(batch_size=2), dict(batch_size=7), dict(batch_size=100), dict(limit=8)]
+)
+def test_model_calls_hold_one_image_whatever_the_options(folder, tmp_path, options):
+    model = StandIn()
+    run(folder, tmp_path, model, splits=("val",), **options)
+    assert [len(batch) for batch in model.batches] == [6] * (2 if "limit" in options else 6)
+    for number, batch in enumerate(model.batches):
+        assert {record_id.split("-")[1][:3] for record_id in batch} == {f"60{number}"}
+
+
+def test_images_with_many_expressions_are_divided(tmp_path):
+    write_refcoco(tmp_path, num_images=2, num_sentences=20)
+    model = StandIn()
+    run(tmp_path, tmp_path / "work", model, splits=("val",))
+    assert [len(batch) for batch in model.batches] == [16, 16, 8]
+
+
 @pytest.mark.e2e
 def test_two_processes_give_the_same_figures(folder, expected, tmp_path):
     done = launch(str(folder), str(tmp_path), "--batch-size=3")
@@ -70,15 +98,15 @@ def test_killed_run_resumes_with_the_same_figures(folder, expected, tmp_path):
     process.join(timeout=300)
     assert process.exitcode == -signal.SIGKILL
     (part,) = tmp_path.glob("refcoco_val-*/part-0.jsonl")
-    assert len(part.read_text().splitlines()) == 12
+    assert len(part.read_text().splitlines()) == 24  # four images of six samples
     with part.open("a") as file:
         file.write('{"record_id": "refcoco/val/ref-60')  # a line cut off by the kill
     model = StandIn()
     again = run(folder, tmp_path, model, batch_size=3)
-    assert again["num_resumed"] == 12
+    assert again["num_resumed"] == 24
     assert again["metrics"] == expected
     seen = [record_id for batch in model.batches for record_id in batch]
-    assert len(seen) == len(set(seen)) == 48 - 12
+    assert len(seen) == len(set(seen)) == 48 - 24
 
 
 def test_a_finished_run_is_not_repeated_unless_asked(folder, tmp_path):
@@ -89,7 +117,7 @@ def test_a_finished_run_is_not_repeated_unless_asked(folder, tmp_path):
     assert second["num_resumed"] == 48
     assert second["metrics"] == first["metrics"]
     assert run(folder, tmp_path, model, fresh=True)["num_resumed"] == 0
-    assert len(model.batches) == 12
+    assert len(model.batches) == 8
 
 
 def test_records_of_another_model_or_protocol_are_not_used(folder, tmp_path):
@@ -105,11 +133,13 @@ def test_limit_then_everything(folder, expected, tmp_path):
     assert limited["metrics"]["refcoco_val"]["num_phrases"] == 7
     complete = run(folder, tmp_path)
     assert complete["metrics"] == expected
-    assert complete["num_resumed"] == 4 + 4  # whole batches of 4
+    assert complete["num_resumed"] == 12 + 12  # whole images
 
 
 def test_wrong_phrases_do_worse(folder, expected, tmp_path):
-    shuffled = run(folder, tmp_path, phrases="shuffled")["metrics"]
+    control = run(folder, tmp_path, phrases="shuffled")
+    assert Path(control["results"]).name == "refcoco-shuffled.json"
+    shuffled = control["metrics"]
     for name in expected:
         assert shuffled[name]["refined_cIoU"] < expected[name]["refined_cIoU"] - 0.1
 
@@ -181,3 +211,42 @@ def test_record_store_unites_parts_of_several_processes(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["records.jsonl"]
     stores[0].clear()
     assert stores[0].done() == set()
+
+
+def test_real_model_gives_equal_records_for_any_batch_size(folder, tmp_path):
+    torch.manual_seed(0)
+    adapter = tiny_llava()
+    head = PhraseGroundingHead(
+        UNetHead(in_channels=adapter.attention_channels, base_channels=4, upsample_input=16),
+        None,
+        num_layers=adapter.num_layers,
+        hidden_size=adapter.hidden_size,
+    )
+    model = GroundingLMM(adapter, {"phrase": head}).eval()
+    results = [
+        run(folder, tmp_path / str(size), model, splits=("val",), sentences="first", batch_size=size)
+        for size in (1, 100)
+    ]
+    assert results[0]["metrics"] == results[1]["metrics"]
+    assert results[0]["metrics"]["refcoco_val"]["num_phrases"] == 12
+    files = [next((tmp_path / size).glob("refcoco_val-*/records.jsonl")) for size in ("1", "100")]
+    assert files[0].read_text() == files[1].read_text()
+    assert files[0].parent.name == files[1].parent.name
+
+
+def test_untrained_heads_only_when_asked_for(folder, tmp_path):
+    files = {"refs_file": "refs(unc).p", "instances_file": "instances.json", "image_dir": "images"}
+    arguments = {key: str(folder / value) for key, value in files.items()}
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from flmm_detseg.datasets import RefCOCODataset\n"
+        "model = dict()\n"
+        f"refcoco_eval = dict(val=dict(type=RefCOCODataset, split='val', sentences='first', **{arguments!r}))\n"
+    )
+    with pytest.raises(CheckpointError, match="no checkpoint for .*config.py"):
+        evaluate(EvaluationOptions(config=str(config), work_dir=str(tmp_path)), REFCOCO)
+    missing = EvaluationOptions(
+        config=str(config), checkpoint=str(tmp_path / "gone.pth"), work_dir=str(tmp_path)
+    )
+    with pytest.raises(CheckpointError, match="gone.pth does not exist"):
+        evaluate(missing, REFCOCO)

@@ -1,8 +1,10 @@
 """F-LMM's schedule: AdamW 1e-4, 3 % warm-up, cosine to 0, 8 epochs of about 190 k samples on 8 GPUs, bf16."""
 
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR
 from torch.optim import AdamW
-from xtuner.engine.runner import TrainLoop
+
+from flmm_detseg.engine import ResumableTrainLoop
 
 optim_wrapper = dict(
     type=AmpOptimWrapper,
@@ -16,6 +18,6 @@ param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=True, begin=0, end=0.24, convert_to_iter_based=True),
     dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=True, begin=0.24, end=8, convert_to_iter_based=True),
 ]
-train_cfg = dict(type=TrainLoop, max_epochs=8)
+train_cfg = dict(type=ResumableTrainLoop, max_epochs=8)
 # Ten tensors of SAM never get a gradient and stay trainable (published checkpoints hold them).
-model_wrapper_cfg = dict(type="MMDistributedDataParallel", find_unused_parameters=True)
+model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)

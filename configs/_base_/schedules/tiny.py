@@ -1,9 +1,11 @@
 """A few minutes on two CPU cores, fp32."""
 
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
 from mmengine.runner import ValLoop
 from torch.optim import AdamW
-from xtuner.engine.runner import TrainLoop
+
+from flmm_detseg.engine import ResumableTrainLoop
 
 optim_wrapper = dict(
     type=OptimWrapper,
@@ -15,6 +17,6 @@ param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=False, begin=0, end=30),
     dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=30, end=600),
 ]
-train_cfg = dict(type=TrainLoop, max_iters=600, val_interval=300)
+train_cfg = dict(type=ResumableTrainLoop, max_iters=600, val_interval=300)
 val_cfg = dict(type=ValLoop)
-model_wrapper_cfg = dict(type="MMDistributedDataParallel", find_unused_parameters=True)
+model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)

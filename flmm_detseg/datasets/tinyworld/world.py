@@ -193,7 +193,8 @@ def _write_annotations(out: Path, results: Iterable[dict[str, Any]]) -> tuple[di
         contents[f"{annotations}/png_coco_{year}2017.json"] = _json([row["narrative"] for row in told])
         contents[f"llava/{year}.json"] = _json([row["llava"] for row in told])
     refs = [ref for row in rows for ref in row["refs"]]
-    contents["refcoco/refs(unc).p"] = pickle.dumps(refs, protocol=2)
+    # Through JSON: a pickle's bytes depend on which strings are one object, which workers change.
+    contents["refcoco/refs(unc).p"] = pickle.dumps(json.loads(json.dumps(refs)), protocol=2)
     every = [a for row in rows for a in row["instances"]]
     contents["refcoco/instances.json"] = _json(_coco([row["ref_image"] for row in rows], every, things))
     for name, content in contents.items():

@@ -1,0 +1,106 @@
+"""A config's model as shapes only, and checkpoints of other projects checked against it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.utils import get_object_from_string
+
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.models.checkpoint import check_tensors, load_checkpoint
+from flmm_detseg.models.from_config import read_config
+from flmm_detseg.models.grounding_lmm import GroundingLMM
+from flmm_detseg.registry import MODELS
+
+
+def model_on_meta(config: Config, lmm_config: str | Path | None = None) -> GroundingLMM:
+    """Builds the model of a config on the meta device: names, shapes and ``requires_grad``, no weights read.
+
+    Args:
+        config: Loaded config; its LMM and its SAM are named by ``from_pretrained``.
+        lmm_config: ``config.json`` of the LMM, or its folder; None looks where ``pretrained`` points.
+
+    Raises:
+        ConfigError: The LMM's sizes are not to be had, or the config cannot be built.
+    """
+    model = copy.deepcopy(config.model.to_dict())
+    lmm = model["lmm"]
+    kind = get_object_from_string(lmm["type"]) if isinstance(lmm["type"], str) else lmm["type"]
+    if not inspect.ismethod(kind) or kind.__name__ != "from_pretrained":
+        raise ConfigError(
+            "`model.lmm.type` is no `from_pretrained`; cannot tell the LMM's sizes without building it"
+        )
+    adapter = kind.__self__
+    source = lmm.pop("pretrained")
+    lmm.update(type=adapter.from_config, config=_lmm_sizes(adapter, source, lmm_config))
+    _drop_sam_weights(model["heads"])
+    with torch.device("meta"):
+        return MODELS.build(model)
+
+
+def import_flmm_checkpoint(
+    source: str | Path, config: str | Path, out: str | Path, lmm_config: str | Path | None = None
+) -> dict[str, Any]:
+    """Checks a published F-LMM checkpoint against a config's model and stores it in our form.
+
+    Args:
+        source: Plain file, or DeepSpeed folder.
+        config: Config the checkpoint belongs to.
+        out: File to write: ``{"meta": ..., "state_dict": ...}``, our names.
+        lmm_config: See :func:`model_on_meta`.
+
+    Returns:
+        ``out``, ``num_tensors``, ``num_parameters``.
+
+    Raises:
+        CheckpointError: Unsafe or damaged, or keys or shapes do not fit; lists them.
+        ConfigError: The config cannot be used.
+    """
+    read = read_config(config)
+    given = check_tensors(model_on_meta(read, lmm_config), load_checkpoint(source), str(source))
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(out.name + ".part")
+    torch.save({"meta": {"source": str(source), "config": str(config)}, "state_dict": given}, part)
+    os.replace(part, out)
+    count = sum(value.numel() for value in given.values())
+    return {"out": str(out), "num_tensors": len(given), "num_parameters": count}
+
+
+def _lmm_sizes(adapter: type, pretrained: str, lmm_config: str | Path | None) -> dict[str, Any]:
+    """Fields of the LMM's config."""
+    try:
+        if lmm_config is None:
+            fields, _ = adapter.config_class.get_config_dict(pretrained)
+        else:
+            path = Path(lmm_config)
+            fields = json.loads((path / "config.json" if path.is_dir() else path).read_text())
+    except (OSError, ValueError) as error:
+        where = pretrained if lmm_config is None else lmm_config
+        raise ConfigError(
+            f"sizes of the LMM are needed, and {where} gives no config.json ({str(error).splitlines()[0]}); "
+            "name a local one (--lmm-config FILE)"
+        ) from error
+    wanted = adapter.config_class.model_type
+    if fields.get("model_type") != wanted:
+        raise ConfigError(
+            f"the LMM's config.json is of type {fields.get('model_type')!r}, the recipe needs {wanted!r}"
+        )
+    return fields
+
+
+def _drop_sam_weights(node: Any) -> None:
+    """Parts that name their size need no weight file to have shapes."""
+    if isinstance(node, Mapping):
+        if node.get("variant") is not None and "checkpoint" in node:
+            node["checkpoint"] = None
+        for value in node.values():
+            _drop_sam_weights(value)

@@ -1,0 +1,175 @@
+"""TinyWorld on disk: real readers read it, and it is never overwritten by another world."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from flmm_detseg.compat import install
+from flmm_detseg.datasets import PNGDataset, RefCOCODataset
+from flmm_detseg.datasets.tinyworld import make_scene, narrate
+from flmm_detseg.datasets.tinyworld.formats import CATEGORY_ID
+from flmm_detseg.datasets.tinyworld.world import WorldSpec, write_world
+from flmm_detseg.errors import ConfigError
+
+SPEC = WorldSpec(num_images=28, seed=11)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("world")
+    assert write_world(out, SPEC, progress=False)["written"]
+    return out
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_same_seed_same_bytes_with_any_number_of_workers(world: Path, tmp_path: Path) -> None:
+    write_world(tmp_path / "again", SPEC, workers=2, progress=False)
+    assert hashes(tmp_path / "again") == hashes(world)
+
+
+def test_an_equal_world_is_kept_and_another_one_refused(world: Path, tmp_path: Path) -> None:
+    assert not write_world(world, SPEC, progress=False)["written"]
+    with pytest.raises(ConfigError, match="another TinyWorld.*seed: there 11, asked 12"):
+        write_world(world, WorldSpec(28, 12), progress=False)
+    (tmp_path / "mine.txt").write_text("notes")
+    with pytest.raises(ConfigError, match="is not empty"):
+        write_world(tmp_path, SPEC, progress=False)
+    with pytest.raises(ConfigError, match="at least"):
+        write_world(tmp_path / "new", WorldSpec(3, 0), progress=False)
+
+
+def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
+    write_world(tmp_path / "w", SPEC, progress=False)
+    (tmp_path / "w/llava/val.json").write_text("[]")
+    with pytest.raises(ConfigError, match="val.json is missing or changed"):
+        write_world(tmp_path / "w", SPEC, progress=False)
+
+
+def test_refcoco_reads_as_scenes(world: Path) -> None:
+    splits = {}
+    for split in ("train", "val", "testA", "testB"):
+        dataset = RefCOCODataset(
+            refs_file=str(world / "refcoco/refs(unc).p"),
+            instances_file=str(world / "refcoco/instances.json"),
+            image_dir=str(world / "coco"),
+            split=split,
+            sentences="first",
+            layout="split",
+        )
+        splits[split] = {dataset[i].image_id for i in range(len(dataset))}
+    names = [name for members in splits.values() for name in members]
+    assert len(names) == len(set(names))  # splits share no image
+    scene = make_scene(SPEC.seed, 0, "val")
+    sample = next(s for s in (dataset_item(world, "val", i) for i in range(50)) if "500000" in s.image_id)
+    assert np.array_equal(sample.image, scene.image)
+    assert any(np.array_equal(sample.masks[0], o.mask) for o in scene.objects)
+
+
+def dataset_item(world: Path, split: str, index: int):  # noqa: ANN201
+    dataset = RefCOCODataset(
+        refs_file=str(world / "refcoco/refs(unc).p"),
+        instances_file=str(world / "refcoco/instances.json"),
+        image_dir=str(world / "coco"),
+        split=split,
+        sentences="all",
+        layout="split",
+    )
+    return dataset[index]
+
+
+def test_mmdet_reads_refcoco(world: Path) -> None:
+    install()
+    from mmdet.datasets import RefCocoDataset
+
+    dataset = RefCocoDataset(
+        data_root=str(world) + "/",
+        ann_file="refcoco/instances.json",
+        split_file="refcoco/refs(unc).p",
+        data_prefix=dict(img_path="coco/"),
+        split="val",
+        text_mode="select_first",
+    )
+    ours = RefCOCODataset(
+        refs_file=str(world / "refcoco/refs(unc).p"),
+        instances_file=str(world / "refcoco/instances.json"),
+        image_dir=str(world / "coco"),
+        split="val",
+        sentences="first",
+        layout="split",
+    )
+    theirs = sorted(text for i in range(len(dataset)) for text in dataset.get_data_info(i)["text"])
+    assert theirs == sorted(ours[i].phrase_text(0) for i in range(len(ours)))
+
+
+def test_png_reads_as_narratives(world: Path) -> None:
+    dataset = PNGDataset(
+        narratives_file=str(world / "coco/annotations/png_coco_val2017.json"),
+        panoptic_json=str(world / "coco/annotations/panoptic_val2017.json"),
+        panoptic_dir=str(world / "coco/annotations/panoptic_val2017"),
+        image_dir=str(world / "coco/val2017"),
+    )
+    sample, scene = dataset[0], make_scene(SPEC.seed, 0, "val")
+    text = narrate(scene, SPEC.seed)
+    assert sample.text == text.text
+    for phrase, told, mask in zip(sample.phrases, text.phrases, sample.masks, strict=True):
+        assert phrase.spans == told.spans
+        assert (phrase.is_plural, phrase.is_thing) == (told.is_plural, told.is_thing)
+        parts = [o.mask for o in scene.objects if o.object_id in told.object_ids]
+        parts += [r.mask for r in scene.stuff if r.region_id in told.region_ids]
+        assert np.array_equal(mask, np.any(parts, axis=0))
+
+
+def test_coco_instances_and_label_maps(world: Path) -> None:
+    coco = COCO(str(world / "coco/annotations/instances_train2017.json"))
+    scene = make_scene(SPEC.seed, 2, "train")
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=[3]))
+    for annotation, obj in zip(annotations, scene.objects, strict=True):
+        assert np.array_equal(coco.annToMask(annotation).astype(bool), obj.mask)
+        assert annotation["category_id"] == CATEGORY_ID[obj.kind]
+    labels = np.array(Image.open(world / "ade/annotations/training/000000000003.png"))
+    for obj in scene.objects:
+        assert (labels[obj.mask] == CATEGORY_ID[obj.kind]).all()
+    for region in scene.stuff:
+        assert (labels[region.mask] == CATEGORY_ID[region.name]).all()
+
+
+def test_llava_conversations(world: Path) -> None:
+    records = json.loads((world / "llava/train.json").read_text())
+    for record in records:
+        assert (world / "coco" / record["image"]).is_file()
+        turns = record["conversations"]
+        assert turns[0]["value"].startswith("<image>\n")
+        assert [t["from"] for t in turns] == ["human", "gpt"] * (len(turns) // 2)
+
+
+def test_reason_seg_polygons_fill_to_the_target(world: Path) -> None:
+    files = sorted((world / "reasonseg/train").glob("*.json"))
+    assert files
+    for file in files:
+        record = json.loads(file.read_text())
+        assert (file.parent / record["imagePath"]).is_file()
+        assert record["text"]
+        assert record["is_sentence"]
+        mask = np.zeros((record["imageHeight"], record["imageWidth"]), np.uint8)
+        for shape in record["shapes"]:
+            # as LISA's reader does
+            cv2.fillPoly(mask, [np.array([shape["points"]], np.int32).reshape(-1, 2)], 1)
+        scene = make_scene(SPEC.seed, int(file.stem) - 1, "train")
+        best = max(iou(mask.astype(bool), o.mask) for o in scene.objects)
+        assert best > 0.85, file
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    return float((a & b).sum() / (a | b).sum())

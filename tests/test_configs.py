@@ -1,0 +1,169 @@
+"""Every config of the repository: loads, reloads, its types resolve and its arguments bind."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+from flmm_detseg.engine.config_check import argument_names, check_config, parse_overrides, resolve, walk
+from flmm_detseg.engine.config_diff import base_files, diff_to_base
+from flmm_detseg.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1] / "configs"
+FILES = sorted(ROOT.rglob("*.py"))
+RECIPES = [path for path in FILES if "_base_" not in path.parts]
+ABLATIONS = [path for path in RECIPES if "ablations" in path.parts]
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def load():
+    loaded: dict[Path, Config] = {}
+
+    def once(path: Path) -> Config:
+        if path not in loaded:
+            loaded[path] = Config.fromfile(path)
+        return loaded[path]
+
+    return once
+
+
+def test_there_are_configs():
+    assert len(RECIPES) >= 15
+    assert len(ABLATIONS) >= 10
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_dump_and_reload_are_equal(path, load, tmp_path):
+    config = load(path)
+    config.dump(tmp_path / "dumped.py")
+    assert Config.fromfile(tmp_path / "dumped.py").to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_types_resolve_and_arguments_bind(path, load):
+    check_config(load(path), name_of(path))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipe_has_what_training_and_evaluation_read(path, load):
+    config = load(path).to_dict()
+    needed = {"model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "default_hooks"}
+    assert needed | {"refcoco_eval", "png_eval", "log_processor", "randomness"} <= set(config)
+    assert config["optim_wrapper"]["clip_grad"]["max_norm"] == 1.0
+    for where, node in walk(config):  # every type outside of type strings was resolved above; these must be callable
+        if "type" in node:
+            assert callable(resolve(node["type"], where))
+
+
+def test_basenames_are_unique():
+    names = [path.stem for path in RECIPES]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_no_child_rebinds_a_scalar_of_a_base(path, load):
+    inherited: dict = {}
+    for base in base_files(path):
+        inherited.update(load(base).to_dict())
+    tree = ast.parse(path.read_text())
+    for node in tree.body:
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                name = getattr(target, "id", None)
+                assert not isinstance(inherited.get(name), (int, float, str, bool)), (
+                    f"{name} is a plain value of a base: what was built from it keeps the old one"
+                )
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=name_of)
+def test_a_recipe_is_short_and_says_what_it_is(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+    assert len(path.read_text().splitlines()) < 80
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=name_of)
+def test_an_ablation_is_its_question(path):
+    tree = ast.parse(path.read_text())
+    assert "?" in ast.get_docstring(tree)
+    assert sum(isinstance(node, ast.stmt) for node in ast.walk(tree)) <= 15
+    assert any("_base_" not in base.parts for base in base_files(path)), "an ablation changes a recipe"
+
+
+@pytest.mark.parametrize("path", ABLATIONS, ids=name_of)
+def test_an_ablation_changes_the_model_and_nothing_else(path):
+    changed = diff_to_base(path)
+    assert changed
+    assert all(key.startswith("model.") for key in changed), changed
+
+
+@pytest.mark.parametrize("question", [p.stem for p in ABLATIONS if not p.stem.endswith("_7b")])
+def test_every_question_can_be_asked_of_the_tiny_and_the_7b_recipe(question):
+    def changes(name: str) -> set[str]:
+        return set(diff_to_base(ROOT / "ablations" / f"{name}.py"))
+
+    assert changes(question) == changes(f"{question}_7b")
+
+
+def test_the_control_differs_from_the_tiny_recipe_in_the_lmm_folder_only():
+    changed = diff_to_base(ROOT / "tiny" / "frozen_tiny_llava_refcoco_png_control.py")
+    assert changed == {
+        "model.lmm.pretrained": ("data/models/tiny_llava", "work_dirs/quickstart/control_lmm")
+    }
+
+
+def test_a_wrong_argument_is_named_with_its_place_and_a_suggestion(load):
+    config = load(ROOT / "tiny" / "frozen_tiny_llava_refcoco_png.py")
+    broken = Config(config.to_dict())
+    broken.merge_from_dict({"model.heads.phrase.mask_head.base_chanels": 8})
+    with pytest.raises(ConfigError, match=r"`model\.heads\.phrase\.mask_head` has no argument.*`base_channels`"):
+        check_config(broken, "broken.py")
+    broken = Config(config.to_dict())
+    broken.merge_from_dict({"train_dataloader.batchsize": 8})
+    with pytest.raises(ConfigError, match=r"broken.py: `train_dataloader`.*`batch_size`"):
+        check_config(broken, "broken.py")
+    broken = Config(config.to_dict())
+    broken.merge_from_dict({"model.heads.phrase.sam.type": "SAMRefinr"})
+    with pytest.raises(ConfigError, match="SAMRefinr"):
+        check_config(broken, "broken.py")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("modl.lmm.dtype=float32", "`model`"),
+        ("model.lm.dtype=float32", "`lmm`"),
+        ("lr=0.1", "does not read `lr`"),
+        ("visualization_hook.interval=3", "custom_hooks"),
+        ("train_cfg.max_iters", "KEY=VALUE"),
+    ],
+)
+def test_an_override_that_would_change_nothing_is_refused(option, message, load):
+    with pytest.raises(ConfigError, match=message):
+        parse_overrides([option], load(ROOT / "tiny" / "frozen_tiny_llava_refcoco_png.py"))
+
+
+def test_overrides_are_read_as_python_values(load):
+    config = load(ROOT / "tiny" / "frozen_tiny_llava_refcoco_png.py")
+    assert parse_overrides(["train_cfg.max_iters=6", "custom_hooks.1.interval=2"], config) == {
+        "train_cfg.max_iters": 6,
+        "custom_hooks.1.interval": 2,
+    }
+
+
+def test_argument_names_follow_keyword_arguments_to_the_parent():
+    class Parent:
+        def __init__(self, a, b=1):
+            pass
+
+    class Child(Parent):
+        def __init__(self, c, **kwargs):
+            super().__init__(**kwargs)
+
+    assert set(argument_names(Child)) == {"a", "b", "c"}
