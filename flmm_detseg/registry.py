@@ -26,7 +26,9 @@ MODELS = Registry(
 )
 # Readers of annotation formats, mixes and samplers' datasets.
 DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=_SCOPE, locations=["flmm_detseg.datasets"])
-TRANSFORMS = Registry("transform", parent=MMENGINE_TRANSFORMS, scope=_SCOPE, locations=["flmm_detseg.datasets"])
+TRANSFORMS = Registry(
+    "transform", parent=MMENGINE_TRANSFORMS, scope=_SCOPE, locations=["flmm_detseg.datasets"]
+)
 # Metrics of referring segmentation, PNG, ...
 METRICS = Registry("metric", parent=MMENGINE_METRICS, scope=_SCOPE, locations=["flmm_detseg.evaluation"])
 # Training hooks, loops, optimizer wrappers and strategies.

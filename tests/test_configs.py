@@ -57,7 +57,9 @@ def test_a_recipe_has_what_training_and_evaluation_read(path, load):
     needed = {"model", "train_dataloader", "optim_wrapper", "param_scheduler", "train_cfg", "default_hooks"}
     assert needed | {"refcoco_eval", "png_eval", "log_processor", "randomness"} <= set(config)
     assert config["optim_wrapper"]["clip_grad"]["max_norm"] == 1.0
-    for where, node in walk(config):  # every type outside of type strings was resolved above; these must be callable
+    for where, node in walk(
+        config
+    ):  # every type outside of type strings was resolved above; these must be callable
         if "type" in node:
             assert callable(resolve(node["type"], where))
 
@@ -113,16 +115,16 @@ def test_every_question_can_be_asked_of_the_tiny_and_the_7b_recipe(question):
 
 def test_the_control_differs_from_the_tiny_recipe_in_the_lmm_folder_only():
     changed = diff_to_base(ROOT / "tiny" / "frozen_tiny_llava_refcoco_png_control.py")
-    assert changed == {
-        "model.lmm.pretrained": ("data/models/tiny_llava", "work_dirs/quickstart/control_lmm")
-    }
+    assert changed == {"model.lmm.pretrained": ("data/models/tiny_llava", "work_dirs/quickstart/control_lmm")}
 
 
 def test_a_wrong_argument_is_named_with_its_place_and_a_suggestion(load):
     config = load(ROOT / "tiny" / "frozen_tiny_llava_refcoco_png.py")
     broken = Config(config.to_dict())
     broken.merge_from_dict({"model.heads.phrase.mask_head.base_chanels": 8})
-    with pytest.raises(ConfigError, match=r"`model\.heads\.phrase\.mask_head` has no argument.*`base_channels`"):
+    with pytest.raises(
+        ConfigError, match=r"`model\.heads\.phrase\.mask_head` has no argument.*`base_channels`"
+    ):
         check_config(broken, "broken.py")
     broken = Config(config.to_dict())
     broken.merge_from_dict({"train_dataloader.batchsize": 8})

@@ -1,4 +1,4 @@
-"""Checks a published F-LMM checkpoint (plain file or DeepSpeed folder), every key and shape, and stores it in our form."""
+"""Checks every key and shape of a published F-LMM checkpoint (file or DeepSpeed folder) and stores it in our form."""
 
 from __future__ import annotations
 

@@ -34,10 +34,14 @@ def main() -> dict[str, object]:
             kind = type(field.default)
             parser.add_argument(flag, type=kind, default=field.default, help=HELP.get(field.name))
     parser.add_argument("--report-only", action="store_true", help="score a finished run and write its card")
+    parser.add_argument(
+        "--history", default="", help="sentence for the card, such as what a resumed run was before"
+    )
     args = vars(parser.parse_args())
+    history = args.pop("history")
     if not args.pop("report_only"):
         train_tiny_llava(LlavaTrainSettings(**args))
-    return report_tiny_llava(args["out_dir"], args["work_dir"])
+    return report_tiny_llava(args["out_dir"], args["work_dir"], history)
 
 
 if __name__ == "__main__":

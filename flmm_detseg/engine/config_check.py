@@ -23,6 +23,8 @@ _RUNNER_KEYS = (
     "strategy",
     "model_wrapper_cfg",
 )
+# Read by MMEngine before it builds the part.
+_CONSUMED = ("convert_to_iter_based",)
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 _LOADER_KEYS = (*inspect.signature(DataLoader.__init__).parameters, "worker_init_fn", "num_batch_per_epoch")
 
@@ -47,7 +49,7 @@ def check_config(config: Config, source: str) -> None:
         if "type" in node:
             known = argument_names(resolve(node["type"], f"{source}: `{where}.type`"))
             for key in node:
-                if key != "type" and known is not None and key not in known:
+                if key not in ("type", *_CONSUMED) and known is not None and key not in known:
                     raise ConfigError(f"{source}: `{where}` has no argument `{key}`{suggest(key, known)}")
 
 

@@ -187,7 +187,9 @@ def evaluate_model(
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     work_dir = Path(options.work_dir or Path("work_dirs") / Path(options.config).stem / "eval")
-    started, weights, code, installed = time.time(), weights_hash(model), source_hash(), versions()
+    started, code, installed = time.time(), source_hash(), versions()
+    with _cpu_threads(options.num_threads):
+        weights = weights_hash(model)
     metrics: dict[str, dict[str, float]] = {}
     reports: dict[str, dict[str, Any]] = {}
     for name, item in datasets.items():
@@ -253,9 +255,7 @@ def build_datasets(config: Config, options: EvaluationOptions, task: Task) -> di
     return {name: _build_dataset(name, entry, options) for name, entry in chosen.items()}
 
 
-def _build_dataset(
-    name: str, entry: Mapping[str, Any], options: EvaluationOptions
-) -> tuple[Any, dict[str, Any]]:
+def _build_dataset(name: str, entry: Mapping[str, Any], options: EvaluationOptions) -> EvaluationSet:
     settings = dict(entry)
     for key, value in (("sentences", options.sentences), ("layout", options.layout)):
         if value is None:

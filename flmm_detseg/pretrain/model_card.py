@@ -114,12 +114,12 @@ Other text falls apart into characters and is outside what the model has learned
 ```
 {minutes:.0f} minutes on {threads} CPU threads ({step} steps of {batch_size} images, up to {scenes} different scenes,
 seed {seed}; torch {torch}, transformers {transformers}, {machine}); evaluation time not counted. The schedule follows
-the clock, so another machine makes another number of steps.
+the clock, so another machine makes another number of steps.{history}
 
 **Masks were seen.** The first {warmup_minutes:g} minutes train the tower and the projector alone on per-patch labels
 that are derived from the masks: name, colour, texture and size of what covers the patch (by dot product with the
 language model's own word embeddings), the edges of its object's box, and whether an object's centre lies in it. These
-losses stay on with weight {label_weight:g}, fading to zero at half of the run. The language model is trained by text
+losses stay on with weight {label_weight:g}, fading to zero at the end. The language model is trained by text
 alone (captions, captions with boxes, referring sentences with their box, questions); no attention map is ever
 supervised. Muon (torch.optim) on the 2-D hidden weights, AdamW on the rest, exported weights are a running average.
 
@@ -137,13 +137,16 @@ One seed; no claim beyond TinyWorld.
 """
 
 
-def write_llava_card(model_dir: str | Path, run: Mapping[str, object], scores: Mapping[str, dict]) -> Path:
+def write_llava_card(
+    model_dir: str | Path, run: Mapping[str, object], scores: Mapping[str, dict], history: str = ""
+) -> Path:
     """Writes ``README.md`` (the model card) and ``figures.json`` beside the weights.
 
     Args:
         model_dir: Hub-layout folder.
         run: Settings and last figures of the run (``work_dir/figures.json``).
         scores: Result of :func:`score_with_controls`.
+        history: What the settings of the last start do not tell (for example earlier starts it resumed from).
 
     Returns:
         Path of the card.
@@ -167,6 +170,7 @@ def write_llava_card(model_dir: str | Path, run: Mapping[str, object], scores: M
         channels=sizes.text_layers * sizes.text_heads,
         version=TINYWORLD_VERSION,
         command=command_line(settings),
+        history=f"\n{history}" if history else "",
         torch=torch.__version__,
         transformers=transformers.__version__,
         machine=platform.machine(),
@@ -180,8 +184,8 @@ def write_llava_card(model_dir: str | Path, run: Mapping[str, object], scores: M
     return path
 
 
-def report_tiny_llava(model_dir: str | Path, work_dir: str | Path) -> dict[str, object]:
-    """Scores a finished run with its controls and writes the card.
+def report_tiny_llava(model_dir: str | Path, work_dir: str | Path, history: str = "") -> dict[str, object]:
+    """Scores a finished run with its controls and writes the card (arguments as in :func:`write_llava_card`).
 
     Raises:
         RunError: If ``work_dir`` holds no finished run.
@@ -194,7 +198,7 @@ def report_tiny_llava(model_dir: str | Path, work_dir: str | Path) -> dict[str, 
     run = json.loads(path.read_text(encoding="utf-8"))
     settings = run["settings"]
     scores = score_with_controls(model_dir, settings["seed"], settings["final_eval_items"])
-    card = write_llava_card(model_dir, run, scores)
+    card = write_llava_card(model_dir, run, scores, history)
     trained = scores["trained"]
     return {
         "card": str(card),

@@ -228,6 +228,7 @@ def save_hub_layout(
     tokenizer.save_pretrained(staging)
     # A reader that opens the folder meanwhile sees whole files only.
     for path in sorted(staging.iterdir()):
+        path.chmod(0o644)
         path.replace(out_dir / path.name)
     shutil.rmtree(staging)
     return out_dir

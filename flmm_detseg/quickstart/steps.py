@@ -150,8 +150,14 @@ STEPS: tuple[tuple[str, float, Callable[[Quickstart], None]], ...] = (
     ("evaluation: RefCOCO, PNG, wrong phrases, control", 240, evaluate),
     ("pictures", 30, draw),
 )
-# A trial shrinks these values of the recipe.
-FAST_TRAINING: tuple[str, ...] = ("train_cfg.max_iters=6", "default_hooks.logger.interval=2")
+# A trial shrinks these values of the recipe: few iterations, no validation on the way.
+FAST_TRAINING: tuple[str, ...] = (
+    "train_cfg.max_iters=6",
+    "default_hooks.logger.interval=2",
+    "val_cfg=None",
+    "val_dataloader=None",
+    "val_evaluator=None",
+)
 
 
 def quickstart(*, fast: bool = False) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """TinyWorld: a small synthetic world in which everything is real but small.
 
-``make_scene`` draws a scene, ``narrate``, ``referring_expressions`` and ``make_questions`` say what is true of it, and the
-writers store it in the real formats of the field.
+``make_scene`` draws a scene, ``narrate``, ``referring_expressions`` and ``make_questions`` say what is true of it,
+and ``world.write_world`` stores it in the real formats of the field.
 """
 
 from flmm_detseg.datasets.tinyworld.language import (

@@ -1,0 +1,214 @@
+"""Whole training runs: frozen stays frozen, kill -9 and resume, DeepSpeed on two processes, truthful endings."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from train_parts import ROOT, environment, losses, train_command, write_config
+
+from flmm_detseg.engine.trainer import TrainOptions, train
+from flmm_detseg.models.checkpoint import load_checkpoint
+
+DEEPSPEED = str(ROOT / "configs" / "deepspeed" / "zero2_cpu.json")
+ITERATIONS = 10
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory, one_thread):
+    """An uninterrupted run in this process."""
+    folder = tmp_path_factory.mktemp("training")
+    config = write_config(folder, max_iters=ITERATIONS)
+    figures = train(TrainOptions(config=str(config), work_dir=str(folder / "baseline")))
+    return folder, config, figures
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=850)
+
+
+def test_the_run_says_where_and_how_it_ended(baseline):
+    folder, _, figures = baseline
+    assert figures["iterations"] == ITERATIONS
+    assert Path(figures["checkpoint"]) == folder / "baseline" / f"iter_{ITERATIONS}.pth"
+    assert set(figures["losses"]) == {
+        "loss", "phrase.loss_mask", "phrase.loss_dice", "phrase.sam_loss_mask", "phrase.sam_loss_dice"
+    }  # fmt: skip
+    assert figures["losses"]["loss"] == pytest.approx(losses(folder / "baseline")[ITERATIONS], abs=1e-4)
+    assert figures["seconds"] > 0
+
+
+def test_the_loss_falls_and_the_frozen_lmm_keeps_every_bit(baseline):
+    folder, _, figures = baseline
+    curve = losses(folder / "baseline")
+    assert sorted(curve) == list(range(1, ITERATIONS + 1))
+    assert min(curve[9], curve[10]) < curve[1]
+    assert figures["lmm_sha256_before"] == figures["lmm_sha256_after"]
+    assert len(figures["lmm_sha256_before"]) == 64
+
+
+def test_checkpoints_hold_trainable_tensors_and_plain_containers_only(baseline):
+    folder, _, figures = baseline
+    content = torch.load(figures["checkpoint"], weights_only=True)
+    assert all(name.startswith("heads.phrase.") for name in content["state_dict"])
+    assert not any("image_encoder" in name for name in content["state_dict"])
+    assert {"optimizer", "param_schedulers", "message_hub", "meta"} <= set(content)
+    assert content["meta"]["iter"] == ITERATIONS
+    assert (folder / "baseline" / "last_checkpoint").read_text() == figures["checkpoint"]
+    assert not list((folder / "baseline").glob("saving_*"))
+
+
+def test_pictures_and_validation_are_in_the_log(baseline):
+    folder, _, _ = baseline
+    (run_folder,) = [path for path in (folder / "baseline").iterdir() if (path / "vis_data").is_dir()]
+    assert list((run_folder / "vis_data" / "vis_image").glob("grounding_0_*.png"))
+    assert list((run_folder / "vis_data").glob("events.out.tfevents*"))
+    rows = [json.loads(line) for line in (run_folder / "vis_data" / "scalars.json").read_text().splitlines()]
+    assert any("refseg/refined_cIoU" in row for row in rows)
+    log = next(run_folder.glob("*.log")).read_text()
+    assert "Training data:" in log
+    assert "Trainable:" in log
+
+
+@pytest.mark.e2e
+def test_kill_and_resume_gives_the_same_loss_curve(baseline):
+    folder, config, figures = baseline
+    work_dir = folder / "killed"
+    process = subprocess.Popen(
+        train_command(config, work_dir),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 800
+    while 5 not in losses(work_dir) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (work_dir / f"iter_{ITERATIONS}.pth").exists(), "killed too late to show anything"
+    resumed = train(TrainOptions(config=str(config), work_dir=str(work_dir), resume="auto"))
+    assert resumed["iterations"] == ITERATIONS
+    assert resumed["lmm_sha256_before"] == figures["lmm_sha256_before"]
+    expected, found = losses(folder / "baseline"), losses(work_dir)
+    assert found == pytest.approx(expected, abs=1e-6)
+    ours, theirs = load_checkpoint(resumed["checkpoint"]), load_checkpoint(figures["checkpoint"])
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.e2e
+def test_two_deepspeed_processes_agree_with_one_plain_process_and_resume(baseline):
+    """Tolerance 1e-3 of a loss of about 2.5: sums in another order, and ten steps to grow."""
+    folder, _, _ = baseline
+    config = write_config(folder, max_iters=ITERATIONS, batch_size=2, name="two_processes")
+    arguments = ["--deepspeed", DEEPSPEED]
+    done = run(train_command(config, folder / "zero2", *arguments, processes=2))
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["iterations"] == ITERATIONS
+    expected, found = losses(folder / "baseline"), losses(folder / "zero2")
+    assert found == pytest.approx(expected, abs=1e-3)
+    assert max(expected.values()) - min(expected.values()) > 0.01, "a curve that is flat shows nothing"
+    stored = load_checkpoint(figures["checkpoint"])
+    assert {name for name in stored if not name.endswith("gaussian_matrix")} == set(
+        load_checkpoint(folder / "baseline" / f"iter_{ITERATIONS}.pth")
+    )
+
+    first = folder / "zero2" / "iter_8.pth"
+    resumed = run(
+        train_command(config, folder / "zero2_again", *arguments, "--resume", str(first), processes=2)
+    )
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    again = losses(folder / "zero2_again")
+    assert sorted(again) == [9, 10]
+    assert again == pytest.approx({step: found[step] for step in (9, 10)}, abs=1e-5)
+
+
+@pytest.mark.e2e
+def test_one_deepspeed_process_and_xtuner_verbatim(baseline):
+    folder, config, _ = baseline
+    single = run(
+        train_command(
+            config,
+            folder / "zero2_single",
+            "--deepspeed",
+            DEEPSPEED,
+            "--cfg-options",
+            "train_cfg.max_iters=3",
+        )
+    )
+    assert single.returncode == 0, single.stderr[-3000:]
+    expected = losses(folder / "baseline")
+    assert losses(folder / "zero2_single") == pytest.approx({s: expected[s] for s in (1, 2, 3)}, abs=1e-3)
+
+    xtuner = Path(sys.executable).with_name("xtuner")
+    verbatim = [str(xtuner), "train", str(config), "--work-dir", str(folder / "verbatim")]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        [*verbatim, "--cfg-options", "train_cfg.max_iters=3"],
+        env={**environment(), "PATH": path}, capture_output=True, timeout=850,
+    )  # fmt: skip
+    assert losses(folder / "verbatim") == pytest.approx({s: expected[s] for s in (1, 2, 3)}, abs=1e-6)
+
+
+def tool(monkeypatch, capsys, *arguments: str) -> tuple[int, str]:
+    """Exit code and error of ``tools/train.py`` in this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "tools" / "train.py"), run_name="__main__")
+    return ended.value.code, capsys.readouterr().err.strip()
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("/tmp/flmm_detseg_checkpoint_ran_code",))
+
+
+def test_user_errors_end_with_one_clear_line_and_a_truthful_exit_code(
+    baseline, tmp_path, monkeypatch, capsys
+):
+    _, config, figures = baseline
+    work = ["--work-dir", str(tmp_path / "work")]
+    torch.save({"state_dict": {"x": Bomb()}}, tmp_path / "bomb.pth")
+    content = torch.load(figures["checkpoint"], weights_only=True)
+    content["state_dict"]["heads.phrase.text_projj.bias"] = content["state_dict"].pop(
+        "heads.phrase.text_proj.bias"
+    )
+    torch.save(content, tmp_path / "renamed.pth")
+    torch.save(content["state_dict"], tmp_path / "bare.pth")
+    sizes = "`model.heads.phrase.mask_head.in_channels` is 7, but the LMM gives 12"
+    keys = "1 missing: heads.phrase.text_proj.bias; 1 unexpected: heads.phrase.text_projj.bias"
+    cases = [
+        (["nowhere.py"], "nowhere.py does not exist"),
+        (["--cfg-options", "model.heads.phrase.text_dimm=16"], "did you mean `text_dim`"),
+        (["--cfg-options", "train_cfg.max_itres=3"], "did you mean `max_iters`"),
+        (["--cfg-options", "model.heads.phrase.mask_head.in_channels=7"], sizes),
+        (["--resume", str(tmp_path / "none.pth")], "none.pth does not exist"),
+        (["--resume", str(tmp_path / "bomb.pth")], "was refused"),
+        (["--resume", str(tmp_path / "bare.pth")], "no state of a run"),
+        (["--resume", str(tmp_path / "renamed.pth")], keys),
+        (["--deepspeed", "deepspeed_zero2"], "configs/deepspeed/zero2_cpu.json"),
+    ]
+    for arguments, message in cases:
+        first = [] if arguments[0].endswith(".py") else [str(config)]
+        code, error = tool(monkeypatch, capsys, *first, *arguments, *work)
+        assert code == 2, (arguments, error)
+        assert message in error.splitlines()[-1], (arguments, error)
+        assert "Traceback" not in error
+    assert not Path("/tmp/flmm_detseg_checkpoint_ran_code").exists()
