@@ -108,7 +108,8 @@ def test_an_ablation_changes_the_model_and_nothing_else(path):
 @pytest.mark.parametrize("question", [p.stem for p in ABLATIONS if not p.stem.endswith("_7b")])
 def test_every_question_can_be_asked_of_the_tiny_and_the_7b_recipe(question):
     def changes(name: str) -> set[str]:
-        return set(diff_to_base(ROOT / "ablations" / f"{name}.py"))
+        keys = set(diff_to_base(ROOT / "ablations" / f"{name}.py"))
+        return keys - {"model.heads.phrase.sam.variant"}  # the tiny SAM's folder says its sizes itself
 
     assert changes(question) == changes(f"{question}_7b")
 

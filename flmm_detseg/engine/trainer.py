@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.dist import get_rank
 from mmengine.logging import MessageHub
 
@@ -62,7 +62,8 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
 
     Raises:
         ConfigError: The config or an override cannot be used.
-        RunError: There is nothing to resume from, or no checkpoint came out.
+        CheckpointError: What to start or to go on from cannot be used.
+        RunError: No checkpoint came out.
     """
     started = time.perf_counter()
     path = Path(options.config)
@@ -75,24 +76,22 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
     if resume is None and config.get("load_from"):
         load_checkpoint(config.load_from)  # a refusal here is clearer than one from within MMEngine
 
-    config_file = path
+    config_file, cfg_options = path, options.cfg_options
     arguments = ["--work-dir", str(work_dir), "--launcher", options.launcher]
     if options.deepspeed:
-        os.environ.setdefault("DS_BUILD_OPS", "0")
         set_single_process_environment()
     if torch.cuda.is_available():
         arguments += ["--deepspeed", options.deepspeed] if options.deepspeed else []
     elif options.deepspeed:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-        config_file = write_gloo_config(path, Path(options.deepspeed), work_dir, overrides)
+        config_file, cfg_options = write_gloo_config(config, Path(options.deepspeed), work_dir), ()
     if not torch.cuda.is_available() and options.launcher != "none":
         start_gloo()
     if options.seed is not None:
         arguments += ["--seed", str(options.seed)]
     if resume is not None:
         arguments += ["--resume", str(resume)]
-    if options.cfg_options:
-        arguments += ["--cfg-options", *options.cfg_options]
+    if cfg_options:
+        arguments += ["--cfg-options", *cfg_options]
     _run_xtuner([str(config_file), *arguments])
     return _figures(work_dir, time.perf_counter() - started) if get_rank() == 0 else None
 
@@ -137,17 +136,16 @@ def _argv(arguments: list[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def write_gloo_config(path: Path, deepspeed: Path, work_dir: Path, overrides: Mapping[str, Any]) -> Path:
+def write_gloo_config(config: Config, deepspeed: Path, work_dir: Path) -> Path:
     """Writes the config with strategy and optimizer wrapper for gloo beside the run.
 
     Args:
-        path: Config file.
+        config: Loaded config, overrides applied.
         deepspeed: DeepSpeed JSON with explicit ``enabled`` values.
         work_dir: Folder of the run.
-        overrides: Config values to change, by dotted key; XTuner applies them again, to no effect.
 
     Returns:
-        The file to train from (same base name as ``path``).
+        The file to train from (same base name as the config's).
 
     Raises:
         ConfigError: The JSON is missing, damaged, or asks for what only a GPU can tell.
@@ -166,8 +164,6 @@ def write_gloo_config(path: Path, deepspeed: Path, work_dir: Path, overrides: Ma
             raise ConfigError(
                 f"--deepspeed {deepspeed}: `{key}.enabled` must be false on a machine without a GPU"
             )
-    config = read_config(path)
-    config.merge_from_dict(dict(overrides))
     wrapper = config.optim_wrapper
     clip = (wrapper.get("clip_grad") or {}).get("max_norm", 1.0)
     for key in ("gradient_clipping", "gradient_accumulation_steps", "train_micro_batch_size_per_gpu"):
@@ -183,7 +179,7 @@ def write_gloo_config(path: Path, deepspeed: Path, work_dir: Path, overrides: Ma
     config.runner_type = "FlexibleRunner"
     config.env_cfg.dist_cfg = dict(backend="gloo")
     config.pop("model_wrapper_cfg", None)
-    written = work_dir / "gloo" / path.name
+    written = work_dir / "gloo" / Path(config.filename).name
     written.parent.mkdir(parents=True, exist_ok=True)
     # Every process writes the same bytes; the rename keeps readers from seeing half a file.
     part = written.with_suffix(f".{os.getpid()}.part")

@@ -25,7 +25,8 @@ segment-anything's parameter names. Load: `SAMRefiner.from_pretrained(checkpoint
 It has seen masks of objects, background regions and unions of objects of TinyWorld's training split; nothing
 of the held-out splits and no other picture. It is made for TinyWorld and of no use on photographs.
 
-Made by `{command}` in {minutes} minutes on {threads} CPU thread(s): {steps} steps of {batch_size} scenes,
+Made by `{command}` in {minutes} minutes (wall clock) on {threads} CPU
+thread(s): {steps} steps of {batch_size} scenes,
 seed {seed}, Muon at {muon_lr} (matrices of the transformers) and AdamW at {lr} (the rest); averaged weights
 are stored.
 

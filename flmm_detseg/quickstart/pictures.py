@@ -13,7 +13,7 @@ from PIL import Image
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Prediction, Sample
 from flmm_detseg.visualization import draw_attention_heads, draw_comparison, draw_grounding, draw_loss_curves
-from flmm_detseg.visualization.canvas import hstack, readable_size, resize_image, vstack, with_title
+from flmm_detseg.visualization.canvas import hstack, readable_size, resize_image, with_title
 
 
 def draw_all(
@@ -32,7 +32,7 @@ def draw_all(
     trained, control = models["trained"], models["control"]
     found = {kind: list(zip(entries, predict(trained, entries))) for kind, entries in samples.items()}
     overlays = {
-        f"{kind}: {sample.record_id}": overlay(sample, prediction)
+        f"{kind}: {sample.record_id}": hstack([enlarged(sample), overlay(sample, prediction)])
         for kind, pairs in found.items()
         for sample, prediction in pairs
     }
@@ -44,14 +44,15 @@ def draw_all(
         for s, p in zip(samples["refcoco"][:1], predict(control, samples["refcoco"][:1]))
     }
     comparisons = {s.record_id: comparison(s, p) for s, p in (found["png"][:2] + found["refcoco"][:1])}
+    others = predict(control, samples["png"][-2:])
     beside = {
-        sample.record_id: vstack(
+        sample.record_id: hstack(
             [
                 with_title(overlay(sample, prediction), "trained language model"),
                 with_title(overlay(sample, other), "random language model (control)"),
             ]
         )
-        for (sample, prediction), other in zip(found["png"][-2:], predict(control, samples["png"][-2:]))
+        for (sample, prediction), other in zip(found["png"][-2:], others)
     }
     return {
         "Phrases and their masks": overlays,
@@ -81,8 +82,8 @@ def predict(model: GroundingLMM, samples: Sequence[Sample]) -> list[Prediction]:
 
 
 def overlay(sample: Sample, prediction: Prediction) -> np.ndarray:
-    """The image; beside it the predicted masks and the caption."""
-    drawn = draw_grounding(
+    """Predicted masks and the caption."""
+    return draw_grounding(
         sample.image,
         prediction.masks.numpy(),
         _phrases(sample),
@@ -90,8 +91,11 @@ def overlay(sample: Sample, prediction: Prediction) -> np.ndarray:
         caption=sample.text,
         spans=[phrase.spans for phrase in sample.phrases],
     )
-    size = readable_size(sample.image_size, min_side=448, max_side=1024)
-    return hstack([resize_image(sample.image, size), drawn])
+
+
+def enlarged(sample: Sample) -> np.ndarray:
+    """The image at the size of its overlay."""
+    return resize_image(sample.image, readable_size(sample.image_size, min_side=448, max_side=1024))
 
 
 def comparison(sample: Sample, prediction: Prediction) -> np.ndarray:

@@ -130,7 +130,7 @@ def draw(state: Quickstart) -> None:
     samples = {}
     for kind, key, count in (("png", "png_eval", 4), ("refcoco", "refcoco_eval", 2)):
         dataset = DATASETS.build(next(iter(config[key].values())))
-        chosen = np.linspace(0, len(dataset) - 1, count).astype(int)
+        chosen = np.linspace(0, len(dataset) - 1, count + 2)[1:-1].astype(int)
         samples[kind] = [dataset[int(index)] for index in chosen]
     models = {run: model_from_config(config_path(run), state.checkpoints[run]) for run in CONFIGS}
     state.pictures = draw_all(models, samples, {run: WORK_DIR / folder(run) for run in CONFIGS})

@@ -140,10 +140,10 @@ def _mask_cell(base: np.ndarray, mask: np.ndarray | None, measure: str) -> np.nd
 
 
 def _map_on_image(base: np.ndarray, values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """Grey image under the map's colours; each map is scaled to its own maximum."""
+    """Grey image under the map's colours; each map is scaled to its own range."""
     grey = np.repeat(base.mean(axis=2, keepdims=True), 3, axis=2)
     scaled = canvas.resize_map(values, base.shape[:2], smooth=False)
-    colours = canvas.heat(scaled, low=0.0, high=float(values.max())).astype(np.float32)
+    colours = canvas.heat(scaled, low=float(values.min()), high=float(values.max())).astype(np.float32)
     picture = 0.35 * grey + 0.65 * colours
     if mask is not None:
         _ring(picture, canvas.resize_mask(mask.astype(bool), base.shape[:2]))

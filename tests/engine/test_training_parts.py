@@ -1,0 +1,226 @@
+"""Parts of the training engine: data position, seeds, checkpoints that survive a kill, config differences."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import HistoryBuffer, MessageHub
+from mmengine.runner import Runner
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from train_parts import write_config
+
+from flmm_detseg.datasets import EpochSampler
+from flmm_detseg.engine import GlobalLossHook, GroundingCheckpointHook, IterationSeedHook, checkpoint_hook
+from flmm_detseg.engine.config_diff import diff_to_base
+from flmm_detseg.engine.loop import endless
+from flmm_detseg.engine.trainer import write_gloo_config
+from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.models import load_checkpoint
+
+
+class Counting(Dataset):
+    """Gives (epoch, index) and remembers what was read."""
+
+    def __init__(self) -> None:
+        self.epoch, self.reads = 0, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        self.reads += 1
+        return self.epoch, index
+
+
+def loader(batch_size: int = 4) -> DataLoader:
+    dataset = Counting()
+    return DataLoader(dataset, batch_size, sampler=EpochSampler(dataset, seed=3), collate_fn=list)
+
+
+def take(batches, count: int) -> list:
+    return [next(batches) for _ in range(count)]
+
+
+@pytest.mark.parametrize("start", [0, 1, 2, 3, 5, 7])
+def test_a_resumed_run_gets_the_batches_the_interrupted_one_would_have_got(start):
+    expected = take(endless(loader(), 0), 9)[start:]
+    resumed = loader()
+    batches = endless(resumed, start)
+    first = next(batches)
+    assert resumed.dataset.reads == len(first), "consumed records must not be read again"
+    assert [first, *take(batches, 8 - start)] == expected
+
+
+def test_an_epoch_is_a_permutation_and_epochs_differ():
+    batches = take(endless(loader(), 0), 6)
+    first, second = sum(batches[:3], []), sum(batches[3:], [])
+    assert sorted(index for _, index in first) == sorted(index for _, index in second) == list(range(10))
+    assert [index for _, index in first] != [index for _, index in second]
+    assert ({epoch for epoch, _ in first}, {epoch for epoch, _ in second}) == ({0}, {1})
+
+
+def draws() -> tuple[float, float, float]:
+    return float(torch.rand(1)), float(np.random.rand()), random.random()
+
+
+def test_every_iteration_has_its_own_seed():
+    hook = IterationSeedHook()
+
+    def at(iteration: int, seed: int = 1) -> tuple[float, float, float]:
+        hook.before_train_iter(SimpleNamespace(seed=seed, iter=iteration), iteration)
+        return draws()
+
+    first = at(5)
+    at(6)
+    assert at(5) == first
+    assert len({at(5), at(6), at(5, seed=2)}) == 3
+
+
+def test_logged_figures_are_the_mean_over_processes(monkeypatch):
+    module = "flmm_detseg.engine.hooks"
+    monkeypatch.setattr(f"{module}.get_world_size", lambda: 2)
+    monkeypatch.setattr(
+        f"{module}.all_reduce_dict", lambda figures, op: figures.update(loss=torch.tensor(3.0))
+    )
+    outputs = {"loss": torch.tensor(2.0, requires_grad=True)}
+    GlobalLossHook().after_train_iter(SimpleNamespace(), 0, outputs=outputs)
+    assert float(outputs["loss"]) == 3.0
+
+
+@pytest.fixture
+def runner(tmp_path) -> Runner:
+    """A run on tiny parts, stopped before its first iteration."""
+    config = Config.fromfile(write_config(tmp_path, max_iters=4))
+    config.work_dir = str(tmp_path / "work")
+    config.custom_hooks = []
+    made = Runner.from_cfg(config)
+    made._train_loop = made.build_train_loop(made._train_loop)
+    made.optim_wrapper = made.build_optim_wrapper(made.optim_wrapper)
+    made.param_schedulers = made.build_param_scheduler(made.param_schedulers)
+    hook_of(made).before_train(made)
+    return made
+
+
+def hook_of(runner: Runner) -> GroundingCheckpointHook:
+    return next(hook for hook in runner.hooks if isinstance(hook, GroundingCheckpointHook))
+
+
+def save(runner: Runner, step: int) -> None:
+    hook_of(runner)._save_checkpoint_with_step(runner, step, {"iter": step, "epoch": 0})
+
+
+def test_a_kill_while_saving_leaves_the_last_checkpoint_usable(runner, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    hook_of(runner).max_keep_ckpts = 1
+    save(runner, 1)
+    expected = load_checkpoint(work / "iter_1.pth")
+
+    def killed(*args, **kwargs):
+        (work / "saving_iter_2.pth").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(runner, 2)
+    assert (work / "last_checkpoint").read_text() == str(work / "iter_1.pth")
+    assert load_checkpoint(work / "iter_1.pth").keys() == expected.keys()
+    assert not (work / "iter_2.pth").exists()
+    assert "state_dict" not in vars(runner.model), "the model's own state_dict must be back"
+
+
+def test_old_checkpoints_go_only_after_the_new_one_is_there(runner, tmp_path):
+    hook = hook_of(runner)
+    hook.max_keep_ckpts, hook.keep_ckpt_ids = 2, deque([], 2)
+    for step in (1, 2, 3):
+        save(runner, step)
+    names = sorted(path.name for path in (tmp_path / "work").glob("iter_*"))
+    assert names == ["iter_2.pth", "iter_3.pth"]
+    assert (tmp_path / "work" / "last_checkpoint").read_text().endswith("iter_3.pth")
+
+
+def test_log_history_and_tensors_come_back_on_resume(runner, tmp_path):
+    runner.message_hub.update_scalars({"train/loss": 1.5})
+    runner.message_hub.update_scalars({"train/loss": 0.5})
+    save(runner, 2)
+    stored = torch.load(tmp_path / "work" / "iter_2.pth", weights_only=True)
+    assert stored["message_hub"]["log_scalars"]["train/loss"]["values"].tolist() == [1.5, 0.5]
+
+    before = {name: value.clone() for name, value in runner.model.trainable_state_dict().items()}
+    with torch.no_grad():
+        for parameter in runner.model.parameters():
+            if parameter.requires_grad:
+                parameter.zero_()
+    runner.message_hub.log_scalars.clear()
+    runner.resume(str(tmp_path / "work" / "iter_2.pth"))
+    assert runner.iter == 2
+    history = runner.message_hub.get_scalar("train/loss")
+    assert isinstance(history, HistoryBuffer)
+    assert history.data[0].tolist() == [1.5, 0.5]
+    for name, value in runner.model.trainable_state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_a_checkpoint_with_a_missing_tensor_is_refused_on_resume(runner, tmp_path):
+    save(runner, 1)
+    path = tmp_path / "work" / "iter_1.pth"
+    content = torch.load(path, weights_only=True)
+    del content["state_dict"]["heads.phrase.text_layer_weights"]
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"1 missing: heads\.phrase\.text_layer_weights"):
+        runner.resume(str(path))
+
+
+def test_plain_turns_objects_into_text_and_keeps_containers():
+    value = {
+        "a": (1, 2.5, None),
+        "b": [np.float32(0.5), np.int64(3)],
+        3: {"c": nn.ReLU()},
+        "t": torch.ones(2),
+    }
+    plain = checkpoint_hook._plain(value)
+    assert plain["a"] == (1, 2.5, None)
+    assert plain["b"] == [0.5, 3]
+    assert plain[3] == {"c": "ReLU()"}
+    assert torch.equal(plain["t"], torch.ones(2))
+
+
+def test_the_message_hub_survives_the_round_trip():
+    hub = MessageHub("round_trip")
+    hub.update_scalar("train/loss", 2.0)
+    hub.update_info("keep_ckpt_ids", [4, 8])
+    hub.update_info("cfg", "long text that a resumed run sets again")
+    plain = checkpoint_hook._plain_message_hub(hub.state_dict())
+    assert plain["runtime_info"] == {"keep_ckpt_ids": [4, 8]}
+    other = MessageHub("round_trip_back")
+    other.load_state_dict(checkpoint_hook._restore_message_hub(plain))
+    assert other.get_scalar("train/loss").current() == 2.0
+
+
+def test_deepspeed_json_with_auto_values_is_refused_without_a_gpu(tmp_path):
+    config = Config.fromfile(write_config(tmp_path))
+    auto = tmp_path / "auto.json"
+    auto.write_text('{"bf16": {"enabled": "auto"}}')
+    with pytest.raises(ConfigError, match=r"auto\.json: `bf16.enabled` must be false"):
+        write_gloo_config(config, auto, tmp_path / "work")
+    auto.write_text("{")
+    with pytest.raises(ConfigError, match=r"auto\.json is no JSON"):
+        write_gloo_config(config, auto, tmp_path / "work")
+
+
+def test_differences_to_the_imported_configs(tmp_path):
+    (tmp_path / "base.py").write_text("model = dict(head=dict(a=1, b=2), parts=[dict(c=3)])\nother = 4\n")
+    (tmp_path / "child.py").write_text(
+        "from mmengine.config import read_base\n\nwith read_base():\n    from .base import *\n\n"
+        "model.update(head=dict(a=5))\nmodel['parts'][0].update(d=6)\n"
+    )
+    assert diff_to_base(tmp_path / "child.py") == {"model.head.a": (1, 5), "model.parts.0.d": (None, 6)}
