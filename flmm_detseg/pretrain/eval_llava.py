@@ -185,7 +185,7 @@ def evaluate(
     items: int,
     rank: int = 0,
     world: int = 1,
-    num_captions: int = 50,
+    num_captions: int | None = None,
 ) -> dict[str, object]:
     """Free-running accuracy per question kind, mean box IoU and caption figures on the validation split.
 
@@ -199,7 +199,7 @@ def evaluate(
         items: Questions of every kind.
         rank: This process.
         world: Number of processes.
-        num_captions: Validation scenes whose caption is scored.
+        num_captions: Validation scenes whose caption is scored; 50, or ``items`` if that is less, by default.
 
     Returns:
         ``accuracy`` per kind, their ``mean``, ``box_mean_iou``, ``caption_word_accuracy`` (teacher-forced),
@@ -226,6 +226,7 @@ def evaluate(
                 sums[len(QUESTION_KINDS)] += iou
             else:
                 sums[kind_index] += normalise_answer(given) == normalise_answer(item.question.answer)
+    num_captions = min(50, items) if num_captions is None else num_captions
     captioned = [val_scene(seed, index, side) for index in range(rank, num_captions, world)]
     sums[-4], sums[-3] = caption_word_accuracy(model, tokenizer, captioned)
     images = [scene.image for scene in captioned]

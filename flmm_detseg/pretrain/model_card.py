@@ -43,7 +43,9 @@ def score_model(model_dir: str | Path, seed: int, items: int) -> dict[str, objec
     model, tokenizer = load_tiny_llava(model_dir)
     figures = evaluate(model, tokenizer, seed=seed, items=items)
     for source in ("caption", "refer"):
-        figures[source] = groundability(model, tokenizer, seed=seed, source=source)
+        figures[source] = groundability(
+            model, tokenizer, seed=seed, source=source, num_scenes=max(6, min(60, items))
+        )
     return figures
 
 

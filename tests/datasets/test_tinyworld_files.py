@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from flmm_detseg.compat import install
@@ -173,3 +174,19 @@ def test_reason_seg_polygons_fill_to_the_target(world: Path) -> None:
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / (a | b).sum())
+
+
+def test_screens_keep_their_wallpaper(world: Path) -> None:
+    records = json.loads((world / "screens/train.json").read_text())
+    sequence = [r for r in records if r["sequence_id"] == records[0]["sequence_id"]]
+    assert len(sequence) >= 10
+    images = [np.array(Image.open(world / "screens" / r["image"])).astype(int) for r in sequence]
+    foregrounds = [np.any([coco_mask.decode(e["mask"]) for e in r["elements"]], axis=0) for r in sequence]
+    for image, foreground in zip(images[1:], foregrounds[1:], strict=True):
+        shared = ~(foreground | foregrounds[0])
+        assert shared.mean() > 0.5
+        assert np.array_equal(image[shared], images[0][shared])
+    clocks = [e["text"] for r in sequence for e in r["elements"] if e["name"] == "clock"]
+    assert len(set(clocks)) == len(sequence)
+    for record, clock in zip(sequence, clocks, strict=True):
+        assert record["questions"][0] == {"question": "what time is it ?", "answer": clock}

@@ -72,6 +72,12 @@ def make_scene(
     return Scene(index, split, pixels, tuple(objects), tuple(stuff))
 
 
+def draw_object(image: np.ndarray, placement: Placement) -> None:
+    """Draws one object into a float image ``[H, W, 3]``, in place."""
+    alpha = _shape_alpha(placement, image.shape[:2])[..., None]
+    image[:] = image * (1 - alpha) + _fill(placement, image.shape[:2]) * alpha
+
+
 def _visible_enough(shapes: list[np.ndarray]) -> list[int]:
     """Indices of shapes to draw: newest first keeps what it needs, an object hidden too much is dropped."""
     keep: list[int] = []

@@ -11,6 +11,7 @@
     OUT/ade/annotations/{training,validation}/*.png         label maps of the images of the same name
     OUT/llava/{train,val}.json                              LLaVA conversations (image folder = OUT/coco)
     OUT/reasonseg/{train,val}/*.jpg, *.json                 ReasonSeg
+    OUT/screens/{train,val}.json, SEQUENCE/FRAME.png        phone screens: same wallpaper, other foreground
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from flmm_detseg.datasets.tinyworld.formats import ImageFile
 from flmm_detseg.datasets.tinyworld.reason_seg import reason_seg_record
 from flmm_detseg.datasets.tinyworld.render import make_scene
 from flmm_detseg.datasets.tinyworld.scene import SPLITS, TINYWORLD_VERSION, Scene
+from flmm_detseg.datasets.tinyworld.screens import make_screens
 from flmm_detseg.datasets.tinyworld.sheet import contact_sheet
 from flmm_detseg.errors import ConfigError
 
@@ -41,6 +43,7 @@ HELD_OUT_SHARE = {"val": 0.08, "testA": 0.05, "testB": 0.05}
 MIN_IMAGES = 20
 _FIRST_IMAGE_ID = {"train": 1, "val": 500_000, "testA": 600_000, "testB": 700_000}
 _REASON_EVERY = 4
+SCREEN_FRAMES = 12
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def write_world(out: Path, spec: WorldSpec, workers: int = 1, progress: bool = T
     _make_folders(out)
     results = tqdm(_map(jobs, workers), total=len(jobs), desc="TinyWorld", unit="image", disable=not progress)
     files, image_hash = _write_annotations(out, results)
+    files.update(_write_screens(out, spec))
     sheet = contact_sheet([make_scene(spec.seed, i, split) for split in SPLITS for i in range(4)], spec.seed)
     sheet.save(out / "contact_sheet.png")
     manifest = {**wanted, "files": files, "images_sha256": image_hash}
@@ -201,6 +205,42 @@ def _write_annotations(out: Path, results: Iterable[dict[str, Any]]) -> tuple[di
         (out / name).write_bytes(content)
     digest = hashlib.sha256("".join(row["sha256"] for row in rows).encode()).hexdigest()
     return {name: _sha256(content) for name, content in contents.items()}, digest
+
+
+def _write_screens(out: Path, spec: WorldSpec) -> dict[str, str]:
+    """Writes phone-screen sequences; returns the hashes of their lists."""
+    hashes = {}
+    for split, share in (("train", 80), ("val", 400)):
+        records = []
+        for sequence in range(max(1, spec.num_images // share)):
+            folder = out / "screens" / f"{split}_{sequence:04d}"
+            folder.mkdir(parents=True, exist_ok=True)
+            for screen in make_screens(spec.seed, sequence, SCREEN_FRAMES, split):
+                name = f"{folder.name}/{screen.frame:03d}.png"
+                Image.fromarray(screen.image).save(out / "screens" / name)
+                elements = [
+                    {
+                        "name": e.name,
+                        "text": e.text,
+                        "box_xyxy": e.box_xyxy,
+                        "mask": formats.encode_rle(e.mask),
+                    }
+                    for e in screen.elements
+                ]
+                questions = [{"question": q, "answer": a} for q, a in screen.questions]
+                records.append(
+                    {
+                        "image": name,
+                        "sequence_id": folder.name,
+                        "frame": screen.frame,
+                        "elements": elements,
+                        "questions": questions,
+                    }
+                )
+        content = _json(records)
+        (out / "screens" / f"{split}.json").write_bytes(content)
+        hashes[f"screens/{split}.json"] = _sha256(content)
+    return hashes
 
 
 def _coco(images: list[Any], annotations: list[Any], categories: list[Any]) -> dict[str, Any]:
