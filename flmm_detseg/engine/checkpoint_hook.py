@@ -92,7 +92,8 @@ class GroundingCheckpointHook(CheckpointHook):
             CheckpointError: The trainable tensors do not fit the model; lists the keys.
         """
         model = unwrap(runner.model)
-        given = check_tensors(model, checkpoint.get("state_dict", checkpoint), "the checkpoint to load")
+        source = str(getattr(runner, "_load_from", None) or "the checkpoint to load")
+        given = check_tensors(model, checkpoint.get("state_dict", checkpoint), source)
         # MMEngine loads a whole state dict: frozen tensors stand for themselves.
         checkpoint["state_dict"] = {**nn.Module.state_dict(model), **given}
         if "message_hub" in checkpoint:

@@ -84,6 +84,8 @@ class GlooDeepSpeedStrategy(DeepSpeedStrategy):
     def _wrap_model(self, model: nn.Module) -> nn.Module:
         import deepspeed
 
+        # A shared-memory operator that DeepSpeed would compile on first use, for minutes; gloo needs none.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         start_gloo()  # MMEngine sets nothing up for a single process, DeepSpeed needs it
         deepspeed.init_distributed("gloo", auto_mpi_discovery=False, verbose=False)
         return super()._wrap_model(model)

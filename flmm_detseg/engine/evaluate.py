@@ -9,6 +9,7 @@ little: the samples of an image share its prefix, and one image's tokens keep a 
 from __future__ import annotations
 
 import inspect
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -159,7 +160,8 @@ def evaluate(options: EvaluationOptions, task: Task) -> dict[str, Any] | None:
     datasets = build_datasets(config, options, task)
     torch.manual_seed(0)  # untrained heads must be the same in every process and run
     model = model_from_config(config, checkpoint, untrained=options.untrained, device=state.device)
-    provenance = {"config": config.pretty_text, "checkpoint": source}
+    settings = json.dumps(config.model.to_dict(), sort_keys=True, default=str)
+    provenance = {"config": config.pretty_text, "model": settings, "checkpoint": source}
     return evaluate_model(model, datasets, options, task, provenance)
 
 
@@ -198,6 +200,8 @@ def evaluate_model(
             "task": task.name, "data_set": name, "protocol": item.protocol, "settings": item.settings,
             "data": data, "weights": weights, "source": code, "versions": installed,
             "sweep": options.threshold_sweep, "num_threads": options.num_threads,
+            # Settings that keep every tensor (merge, prompts, sizes) change the figures all the same.
+            "model": provenance.get("model"),
         }  # fmt: skip
         # One process's hash for all: checksums of another device may differ in the last digit.
         shared = [fingerprint(identity)]

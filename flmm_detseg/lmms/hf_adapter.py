@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar
 
@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.loading import load_model, load_normalisation, load_tokenizer, torch_dtype
+from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
 from flmm_detseg.lmms.prefix import PackedBatch, PhraseRows, distinct_images, pack, phrase_rows
 from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, ProcessorSettings
 from flmm_detseg.lmms.row_tap import ROW_TAP, RowSettings, RowTap
@@ -159,7 +160,10 @@ class HFLlavaAdapter(LMMAdapter):
         settings = RowSettings.from_dict(rows)
         if isinstance(config, dict):
             config = cls.config_class.from_dict(dict(config))
-        model = cls.model_class(config).to(torch_dtype(dtype))
+        model = cls.model_class(config)
+        frequencies = float32_buffers(model)
+        model.to(torch_dtype(dtype))
+        restore_buffers(model, frequencies)
         processor = None
         if tokenizer is not None:
             processor = cls.build_processor(
@@ -195,6 +199,12 @@ class HFLlavaAdapter(LMMAdapter):
     @abstractmethod
     def base_views(self, pixel_values: Sequence[Tensor]) -> list[int]:
         """Per image the place of its squared whole view in the tower's batch."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HFLlavaAdapter:
+        before = float32_buffers(self)
+        super()._apply(fn, recurse)
+        restore_buffers(self, before)
+        return self
 
     @property
     def num_layers(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError
+from flmm_detseg.models.zero_folder import read_model_states
 
 PHRASE_PREFIX = "heads.phrase."
 # First parts of the names in published F-LMM files (reference: wusize/F-LMM state dicts); ours add PHRASE_PREFIX.
@@ -41,7 +42,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: No such file, damaged, holds code, or holds no tensors.
     """
     path = Path(path)
-    content = read_file(states_file(path))
+    content = read_file(states_file(path), zero=path.is_dir())
     for key in ("state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -54,8 +55,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return dict(content)
 
 
-def read_file(path: Path) -> object:
+def read_file(path: Path, *, zero: bool = False) -> object:
     """``torch.load`` with ``weights_only=True`` on the CPU, failures named.
+
+    Args:
+        path: The file.
+        zero: It is DeepSpeed's, see :mod:`flmm_detseg.models.zero_folder`.
 
     Raises:
         CheckpointError: See :func:`load_checkpoint`.
@@ -63,7 +68,7 @@ def read_file(path: Path) -> object:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist (seen from {Path.cwd()})")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_model_states(path) if zero else torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(

@@ -141,12 +141,10 @@ class GroundingLMM(BaseModel):
         load_tensors(self, state_dict, source)
 
     def frozen_fingerprint(self) -> str:
-        """sha256 over the LMM's frozen parameters: equal if and only if every bit is."""
+        """sha256 over the LMM's frozen parameters and its buffers: equal if and only if every bit is."""
         digest = hashlib.sha256()
-        for name, parameter in sorted(self.lmm.named_parameters()):
-            if not parameter.requires_grad:
-                digest.update(name.encode())
-                digest.update(
-                    parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                )
+        frozen = [(name, p.detach()) for name, p in self.lmm.named_parameters() if not p.requires_grad]
+        for name, tensor in sorted([*frozen, *self.lmm.named_buffers()], key=lambda item: item[0]):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()

@@ -86,7 +86,8 @@ class Summary:
             other = wrong[f"{kind}_cIoU"]
             checks.append(Check(f"{kind} cIoU above wrong phrases", own - other, MIN_GAP))
         for run, figures in self.trainings.items():
-            same = figures["lmm_sha256_before"] == figures["lmm_sha256_after"]
+            before = figures["lmm_sha256_before"]
+            same = before is not None and before == figures["lmm_sha256_after"]
             checks.append(Check(f"LMM weights unchanged by the training ({run})", float(same), 1.0))
         return checks
 

@@ -12,7 +12,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
 
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.ops.boxes import masks_to_boxes, scale_boxes
 from flmm_detseg.ops.masks import mask_iou, resize_maps
 from flmm_detseg.refiners.sam_build import SamSizes, build_sam
@@ -121,12 +121,19 @@ class SAMRefiner(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SAMRefiner:
         # Phases of the positional encoding reach tens of radians: half precision (a bf16 engine casts every
         # buffer) would change them visibly, so these frequencies keep their precision.
+        # The pixel mean and standard deviation (123.675 would become 123.5) keep theirs too.
         layer = self.model.prompt_encoder.pe_layer
-        before = layer.positional_encoding_gaussian_matrix
+        owners = {
+            "positional_encoding_gaussian_matrix": layer,
+            "pixel_mean": self.model,
+            "pixel_std": self.model,
+        }
+        before = {name: getattr(owner, name) for name, owner in owners.items()}
         super()._apply(fn, recurse)
-        after = layer.positional_encoding_gaussian_matrix
-        if after.dtype != before.dtype and not before.is_meta:
-            layer.positional_encoding_gaussian_matrix = before.to(after.device)
+        for name, owner in owners.items():
+            old, device = before[name], getattr(owner, name).device
+            if getattr(owner, name).dtype != old.dtype and not old.is_meta:
+                setattr(owner, name, old.to(device))
         return self
 
     def forward(
@@ -185,7 +192,15 @@ class SAMRefiner(nn.Module):
         Returns:
             ``[U, D, e, e]`` and, per sample, the row that belongs to it.
         """
-        keys = image_keys if image_keys is not None else [None] * len(images)
+        keys: Sequence[str | None] = image_keys if image_keys is not None else [None] * len(images)
+        # A key alone is not trusted: two pictures under one name would share an embedding.
+        owner: dict[str | None, int] = {}
+        for position, key in enumerate(keys):
+            first_position = owner.setdefault(key, position)
+            if key is not None and not np.array_equal(images[first_position], images[position]):
+                raise DataError(
+                    f"two different images share the image id {key!r} in one batch; ids must be unique"
+                )
         rows: dict[object, int] = {}
         index = [
             rows.setdefault(position if key is None else key, len(rows)) for position, key in enumerate(keys)

@@ -15,6 +15,17 @@ refcoco_train = dict(
     layout="concat",
     name="refcoco",
 )
+# One expression a text as well, as it is evaluated.
+refcoco_split_train = dict(
+    type=RefCOCODataset,
+    refs_file="data/tinyworld/refcoco/refs(unc).p",
+    instances_file="data/tinyworld/refcoco/instances.json",
+    image_dir="data/tinyworld/coco",
+    split="train",
+    sentences="random",
+    layout="split",
+    name="refcoco_split",
+)
 png_train = dict(
     type=PNGDataset,
     narratives_file="data/tinyworld/coco/annotations/png_coco_train2017.json",
@@ -23,11 +34,11 @@ png_train = dict(
     image_dir="data/tinyworld/coco/train2017",
 )
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=12,
     num_workers=0,
     sampler=dict(type=EpochSampler, shuffle=True),
     collate_fn=dict(type=collate_samples),
-    dataset=dict(type=ConcatMix, datasets=[png_train, refcoco_train]),
+    dataset=dict(type=ConcatMix, datasets=[png_train, refcoco_train, refcoco_split_train]),
 )
 
 _refcoco = dict(
