@@ -281,7 +281,7 @@ def _deepspeed() -> str:
     deepspeed = importlib.import_module("deepspeed")
     accelerator = importlib.import_module("deepspeed.accelerator").get_accelerator()
     # A command for the CPU needs the project's own JSON; the presets of xtuner ask for a GPU.
-    presets = "deepspeed_zero2 and the like" if _has_gpu() else "configs/deepspeed/*_cpu.json"
+    presets = "deepspeed_zero2 and the like" if _has_gpu() else "configs/deepspeed/zero2_cpu.json"
     return f"{deepspeed.__version__} imports, accelerator {accelerator.device_name()}; use {presets}"
 
 

@@ -194,6 +194,8 @@ def _sample(
     spans: Sequence[Span | Sequence[Span]] | None,
     prompt: str | None,
 ) -> Sample:
+    if not isinstance(caption, str):
+        raise DataError(f"{record}: the caption is a {type(caption).__name__}; one image takes one text")
     if isinstance(phrases, str):
         raise DataError(f"{record}: phrases is one text ({phrases!r}); pass a list of texts")
     located: tuple[Phrase, ...] = (

@@ -1,7 +1,7 @@
 """Reads the model states of a DeepSpeed folder without running code from it.
 
-MMEngine keeps its log history in the same file, as objects that ``torch.load(weights_only=True)`` refuses. Here tensors are
-rebuilt, and every other class or function of the file becomes an inert stand-in that does nothing when it is called.
+MMEngine keeps its log history in the same file, as objects that ``torch.load(weights_only=True)`` refuses. Here
+tensors are rebuilt, and every other class or function of the file becomes an inert stand-in that does nothing.
 """
 
 from __future__ import annotations
