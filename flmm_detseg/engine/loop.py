@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 from xtuner.engine.runner import TrainLoop
@@ -43,14 +44,17 @@ class ResumableTrainLoop(TrainLoop):
     ) -> None:
         if (max_iters is None) == (max_epochs is None):
             raise ConfigError("`train_cfg` needs either `max_iters` or `max_epochs`")
-        super().__init__(
-            runner,
-            dataloader,
-            max_iters=max_iters,
-            max_epochs=max_epochs,
-            val_begin=val_begin,
-            val_interval=val_interval,
-        )
+        # A data loader draws from torch's generator. MMEngine's two runners build the model before and after this
+        # point; either way its first weights must follow from the seed alone.
+        with torch.random.fork_rng():
+            super().__init__(
+                runner,
+                dataloader,
+                max_iters=max_iters,
+                max_epochs=max_epochs,
+                val_begin=val_begin,
+                val_interval=val_interval,
+            )
         if not isinstance(self.dataloader.sampler, EpochSampler):
             raise ConfigError(
                 f"`train_dataloader.sampler` is a {type(self.dataloader.sampler).__name__}; use EpochSampler, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from mmengine.config import ConfigDict
 from mmengine.registry import Registry
@@ -59,6 +59,10 @@ def _build(config: Mapping[str, Any], where: str, derived: Mapping[str, int]) ->
     for name, value in arguments.items():
         if isinstance(value, Mapping) and "type" in value:
             arguments[name] = _build(value, f"{where}.{name}", derived)
+        elif isinstance(value, Mapping) and _wants_part(factory, name):
+            raise ConfigError(
+                f"`{where}.{name}` has no `type` (keys: {', '.join(map(str, value)) or 'none'})"
+            )
         elif isinstance(value, ConfigDict):
             arguments[name] = value.to_dict()
     _check_names(signature, arguments, where)
@@ -74,6 +78,12 @@ def _build(config: Mapping[str, Any], where: str, derived: Mapping[str, int]) ->
         return factory(**arguments)
     except FlmmError as error:
         raise type(error)(f"`{where}`: {error}") from error
+
+
+def _wants_part(factory: Any, name: str) -> bool:
+    """Whether an argument is annotated as a module (or one of several types, a module among them)."""
+    hint = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory).get(name)
+    return any(inspect.isclass(kind) and issubclass(kind, nn.Module) for kind in (hint, *get_args(hint)))
 
 
 def _resolve(kind: Any, where: str) -> Any:

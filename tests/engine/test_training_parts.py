@@ -121,7 +121,7 @@ def save(runner: Runner, step: int) -> None:
 
 def test_a_kill_while_saving_leaves_the_last_checkpoint_usable(runner, tmp_path, monkeypatch):
     work = tmp_path / "work"
-    hook_of(runner).max_keep_ckpts = 1
+    hook_of(runner).max_keep_ckpts, hook_of(runner).keep_ckpt_ids = 1, deque([], 1)
     save(runner, 1)
     expected = load_checkpoint(work / "iter_1.pth")
 

@@ -3,6 +3,7 @@
 from mmengine.dataset import DefaultSampler
 
 from flmm_detseg.datasets import ConcatMix, EpochSampler, PNGDataset, RefCOCODataset, collate_samples
+from flmm_detseg.evaluation import RefSegMetric
 
 refcoco_train = dict(
     type=RefCOCODataset,
@@ -93,3 +94,23 @@ png_eval = dict(
         image_dir="data/coco/val2017",
     )
 )
+
+# Validation while training: one text per image is enough to see whether the run is on its way.
+val_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type=DefaultSampler, shuffle=False),
+    collate_fn=dict(type=collate_samples),
+    dataset=dict(
+        type=RefCOCODataset,
+        refs_file="data/refcoco/refs(unc).p",
+        instances_file="data/refcoco/instances.json",
+        image_dir="data/coco/train2014",
+        split="val",
+        sentences="first",
+        layout="concat",
+        name="refcoco",
+    ),
+)
+val_evaluator = dict(type=RefSegMetric)

@@ -2,6 +2,7 @@
 
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR
+from mmengine.runner import ValLoop
 from torch.optim import AdamW
 
 from flmm_detseg.engine import ResumableTrainLoop
@@ -18,6 +19,7 @@ param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=True, begin=0, end=0.24, convert_to_iter_based=True),
     dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=True, begin=0.24, end=8, convert_to_iter_based=True),
 ]
-train_cfg = dict(type=ResumableTrainLoop, max_epochs=8)
+train_cfg = dict(type=ResumableTrainLoop, max_epochs=8, val_interval=10000)
+val_cfg = dict(type=ValLoop)
 # Ten tensors of SAM never get a gradient and stay trainable (published checkpoints hold them).
 model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)

@@ -15,8 +15,8 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=False, begin=0, end=30),
-    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=30, end=600),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=30, end=700),
 ]
-train_cfg = dict(type=ResumableTrainLoop, max_iters=600, val_interval=300)
+train_cfg = dict(type=ResumableTrainLoop, max_iters=700, val_interval=350)
 val_cfg = dict(type=ValLoop)
 model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)
