@@ -15,26 +15,27 @@ from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
-_SCOPE = "flmm_detseg"
+# Name it when building from a string type: a runner in the same process sets MMEngine's default scope to its own.
+SCOPE = "flmm_detseg"
 
 # LMM adapters, heads, refiners and the assembled models.
 MODELS = Registry(
     "model",
     parent=MMENGINE_MODELS,
-    scope=_SCOPE,
+    scope=SCOPE,
     locations=["flmm_detseg.lmms", "flmm_detseg.heads", "flmm_detseg.refiners", "flmm_detseg.models"],
 )
 # Readers of annotation formats, mixes and samplers' datasets.
-DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=_SCOPE, locations=["flmm_detseg.datasets"])
+DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=SCOPE, locations=["flmm_detseg.datasets"])
 TRANSFORMS = Registry(
-    "transform", parent=MMENGINE_TRANSFORMS, scope=_SCOPE, locations=["flmm_detseg.datasets"]
+    "transform", parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=["flmm_detseg.datasets"]
 )
 # Metrics of referring segmentation, PNG, ...
-METRICS = Registry("metric", parent=MMENGINE_METRICS, scope=_SCOPE, locations=["flmm_detseg.evaluation"])
+METRICS = Registry("metric", parent=MMENGINE_METRICS, scope=SCOPE, locations=["flmm_detseg.evaluation"])
 # Training hooks, loops, optimizer wrappers and strategies.
-HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope=_SCOPE, locations=["flmm_detseg.engine"])
-LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=_SCOPE, locations=["flmm_detseg.engine"])
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope=SCOPE, locations=["flmm_detseg.engine"])
+LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=SCOPE, locations=["flmm_detseg.engine"])
 OPTIM_WRAPPERS = Registry(
-    "optim_wrapper", parent=MMENGINE_OPTIM_WRAPPERS, scope=_SCOPE, locations=["flmm_detseg.engine"]
+    "optim_wrapper", parent=MMENGINE_OPTIM_WRAPPERS, scope=SCOPE, locations=["flmm_detseg.engine"]
 )
-STRATEGIES = Registry("strategy", parent=MMENGINE_STRATEGIES, scope=_SCOPE, locations=["flmm_detseg.engine"])
+STRATEGIES = Registry("strategy", parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=["flmm_detseg.engine"])

@@ -47,12 +47,12 @@ def write_config(
     )
     png = dict(
         type="flmm_detseg.datasets.PNGDataset",
-        **(write_png(data / "png", num_images=6) if not (data / "png").exists() else _png_files(data)),
+        **(write_png(data / "png", num_images=7) if not (data / "png").exists() else _png_files(data)),
     )
     config = Config.fromfile(RECIPE)
     config.model = MODEL
     config.train_dataloader.batch_size = batch_size
-    # Samples of two and of three phrases: processes get unequal shares of a batch.
+    # 9 + 7 samples of two and of three phrases: whole batches of four, of which processes get unequal shares.
     config.train_dataloader.dataset = dict(type="flmm_detseg.datasets.ConcatMix", datasets=[refcoco, png])
     config.val_dataloader.dataset = dict(refcoco, split="testA", sentences="first")
     config.train_cfg.update(max_iters=max_iters, val_interval=max_iters)

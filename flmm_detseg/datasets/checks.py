@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from flmm_detseg.datasets.policy import Problem
 from flmm_detseg.errors import DataError
-from flmm_detseg.registry import DATASETS
+from flmm_detseg.registry import DATASETS, SCOPE
 from flmm_detseg.structures import Sample
 
 # Settings that make a reader list each fault on its own: one reference per record, nothing raised on the way.
@@ -71,7 +71,7 @@ def check_dataset(name: str, config: Mapping[str, Any], *, num_examples: int = 0
     settings = dict(config) | {key: value for key, value in _CHECK_SETTINGS.items() if key in known}
     check = DataCheck(name)
     try:
-        dataset = DATASETS.build(settings)
+        dataset = DATASETS.build({"_scope_": SCOPE, **settings})
     except DataError as error:
         check.problems.append(Problem(name, "", str(error), "", "unusable data set"))
         return check

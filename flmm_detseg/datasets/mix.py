@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.policy import Problem
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.registry import DATASETS
+from flmm_detseg.registry import DATASETS, SCOPE
 from flmm_detseg.structures import Sample
 
 
@@ -25,7 +25,10 @@ class _Mix(Dataset[Sample], ABC):
     def __init__(self, datasets: Sequence[GroundingDataset | _Mix | Mapping[str, Any]]) -> None:
         if not datasets:
             raise ConfigError("`datasets` is empty; a mix needs at least one dataset")
-        self.datasets = [DATASETS.build(item) if isinstance(item, Mapping) else item for item in datasets]
+        self.datasets = [
+            DATASETS.build({"_scope_": SCOPE, **item}) if isinstance(item, Mapping) else item
+            for item in datasets
+        ]
 
     @property
     def annotation_files(self) -> tuple[Path, ...]:

@@ -38,7 +38,7 @@ from flmm_detseg.evaluation.results import (
     write_json,
 )
 from flmm_detseg.models.from_config import model_from_config, read_config
-from flmm_detseg.registry import DATASETS
+from flmm_detseg.registry import DATASETS, SCOPE
 from flmm_detseg.structures import Prediction, Sample
 
 # Samples of one image in one model call; fixed, see above. Bounds the memory of images with many expressions.
@@ -268,7 +268,7 @@ def _build_dataset(name: str, entry: Mapping[str, Any], options: EvaluationOptio
         if key not in inspect.signature(reader).parameters:
             raise ConfigError(f"data set {name!r} ({reader.__name__}) has no `{key}` to set to {value!r}")
         settings[key] = value
-    dataset = DATASETS.build(settings)
+    dataset = DATASETS.build({"_scope_": SCOPE, **settings})
     protocol = {key: getattr(dataset, key) for key in ("sentences", "layout") if hasattr(dataset, key)}
     if protocol.get("sentences") == "random":
         raise ConfigError(f"data set {name!r}: evaluation needs sentences 'first' or 'all', not 'random'")

@@ -46,7 +46,7 @@ class ResumableTrainLoop(TrainLoop):
             raise ConfigError("`train_cfg` needs either `max_iters` or `max_epochs`")
         # A data loader draws from torch's generator. MMEngine's two runners build the model before and after this
         # point; either way its first weights must follow from the seed alone.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             super().__init__(
                 runner,
                 dataloader,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -247,6 +248,20 @@ def evaluate(
         "caption_pair_precision": round(figures[-2] / figures[-1], 4),
         "items": items,
     }
+
+
+def constant_answer_accuracy(seed: int, items: int, side: int) -> dict[str, float]:
+    """Accuracy of always giving a kind's most frequent answer, on the items of :func:`evaluate`.
+
+    Returns:
+        Accuracy per question kind (the most frequent answer is taken from the scored items themselves).
+    """
+    chosen, _ = collect_items(seed, items, side)
+    answers = {
+        kind: [item.question.answer for item in chosen if item.question.kind == kind]
+        for kind in QUESTION_KINDS
+    }
+    return {kind: round(Counter(given).most_common(1)[0][1] / items, 4) for kind, given in answers.items()}
 
 
 def format_figures(figures: dict[str, object]) -> str:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from flmm_detseg.datasets.tinyworld import TINYWORLD_VERSION
 from flmm_detseg.errors import RunError
-from flmm_detseg.pretrain.eval_llava import evaluate, groundability
+from flmm_detseg.pretrain.eval_llava import constant_answer_accuracy, evaluate, groundability
 from flmm_detseg.pretrain.llava_data import QUESTION_KINDS
 from flmm_detseg.pretrain.tiny_llava import (
     build_model,
@@ -57,23 +57,29 @@ def score_with_controls(model_dir: str | Path, seed: int, items: int) -> dict[st
         save_hub_layout(build_model(tokenizer, sizes_of(model.config), seed), tokenizer, random_dir)
         make_control_lmm(model_dir, control_dir, seed)
         folders = dict(zip(COLUMNS, (model_dir, random_dir, control_dir)))
-        return {name: score_model(path, seed, items) for name, path in tqdm(folders.items(), desc="scoring")}
+        scores = {
+            name: score_model(path, seed, items) for name, path in tqdm(folders.items(), desc="scoring")
+        }
+    constant = constant_answer_accuracy(seed, items, model.config.vision_config.image_size)
+    return {
+        **scores,
+        "most frequent answer": {"mean": sum(constant.values()) / len(constant), "accuracy": constant},
+    }
 
 
-def lookup(figures: Mapping[str, object], key: str) -> float:
-    """Value of a dotted key."""
+def lookup(figures: Mapping[str, object], key: str) -> str:
+    """Value of a dotted key with three decimals, a dash where there is none."""
+    value: object = figures
     for part in key.split("."):
-        figures = figures[part]
-    return float(figures)
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return "-" if value is None else f"{value:.3f}"
 
 
 def figures_table(scores: Mapping[str, Mapping[str, object]]) -> str:
     """Markdown table of :data:`ROWS` by models."""
     lines = [f"| | {' | '.join(scores)} |", f"|---|{'---|' * len(scores)}"]
     for key, label in ROWS.items():
-        lines.append(
-            f"| {label} | {' | '.join(f'{lookup(figures, key):.3f}' for figures in scores.values())} |"
-        )
+        lines.append(f"| {label} | {' | '.join(lookup(figures, key) for figures in scores.values())} |")
     return "\n".join(lines)
 
 
@@ -118,7 +124,7 @@ Other text falls apart into characters and is outside what the model has learned
 seed {seed}; torch {torch}, transformers {transformers}, {machine}); evaluation time not counted. The schedule follows
 the clock, so another machine makes another number of steps.{history}
 
-**Masks were seen.** The first {warmup_minutes:g} minutes train the tower and the projector alone on per-patch labels
+**Masks were seen.** A warm-up (`--warmup-minutes`) trains the tower and the projector alone on per-patch labels
 that are derived from the masks: name, colour, texture and size of what covers the patch (by dot product with the
 language model's own word embeddings), the edges of its object's box, and whether an object's centre lies in it. These
 losses stay on with weight {label_weight:g}, fading to zero at the end. The language model is trained by text
@@ -129,7 +135,8 @@ supervised. Muon (torch.optim) on the 2-D hidden weights, AdamW on the rest, exp
 Validation split (no training scene), {items} questions of every kind, greedy free-running answers of the stored float16
 weights computed in float32. An answer must equal the reference; a box counts at IoU >= 0.5. Controls: the same model
 with random weights; the trained tower and projector with a newly initialised language model
-(`tools/make_control_lmm.py`). Groundability: attention rows of a phrase, averaged over its tokens, teacher-forced
+(`tools/make_control_lmm.py`); neither can produce an answer, so always giving the most frequent answer of a kind is
+listed as well. Groundability: attention rows of a phrase, averaged over its tokens, teacher-forced
 behind the caption prompt; thresholds, best head and probe are chosen on other validation scenes than those scored,
 for each model separately.
 

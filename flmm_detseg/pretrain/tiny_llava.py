@@ -101,6 +101,7 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
         additional_special_tokens=["<image>"],
         extra_special_tokens={"image_token": "<image>"},
         model_max_length=2048,
+        model_input_names=["input_ids", "attention_mask"],
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )

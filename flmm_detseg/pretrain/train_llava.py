@@ -71,14 +71,14 @@ class LlavaTrainSettings:
     out_dir: str
     work_dir: str
     minutes: float
-    warmup_minutes: float = 5.0
+    warmup_minutes: float = 12.0
     threads: int = 2
     seed: int = 0
     batch_size: int = 16
     muon_lr: float = 0.006
     adamw_lr: float = 0.002
     decay_start: float = 0.5
-    label_weight: float = 0.3
+    label_weight: float = 0.5
     ema: float = 0.995
     export_minutes: float = 15.0
     num_chunks: int = 160
