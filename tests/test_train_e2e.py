@@ -114,7 +114,7 @@ def test_kill_and_resume_gives_the_same_loss_curve(baseline):
 
 @pytest.mark.e2e
 def test_two_deepspeed_processes_agree_with_one_plain_process_and_resume(baseline):
-    """Tolerance 1e-3 of a loss of about 2.5: sums in another order, and ten steps to grow."""
+    """Tolerance 1e-4 of a loss of about 3 (seen: 1e-6): sums in another order, and ten steps to grow."""
     folder, _, _ = baseline
     config = write_config(folder, max_iters=ITERATIONS, batch_size=2, name="two_processes")
     arguments = ["--deepspeed", DEEPSPEED]
@@ -123,12 +123,15 @@ def test_two_deepspeed_processes_agree_with_one_plain_process_and_resume(baselin
     figures = json.loads(done.stdout.splitlines()[-1])
     assert figures["iterations"] == ITERATIONS
     expected, found = losses(folder / "baseline"), losses(folder / "zero2")
-    assert found == pytest.approx(expected, abs=1e-3)
+    assert found == pytest.approx(expected, abs=1e-4)
     assert max(expected.values()) - min(expected.values()) > 0.01, "a curve that is flat shows nothing"
     stored = load_checkpoint(figures["checkpoint"])
     assert {name for name in stored if not name.endswith("gaussian_matrix")} == set(
         load_checkpoint(folder / "baseline" / f"iter_{ITERATIONS}.pth")
     )
+
+    states = Path(figures["checkpoint"]) / "mp_rank_00_model_states.pt"
+    assert torch.load(states, weights_only=True)["meta"]["iter"] == ITERATIONS, "what xtuner --resume reads"
 
     first = folder / "zero2" / "iter_8.pth"
     resumed = run(

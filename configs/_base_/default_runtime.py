@@ -5,7 +5,7 @@ from mmengine.runner import LogProcessor
 from mmengine.visualization import LocalVisBackend, TensorboardVisBackend, Visualizer
 
 from flmm_detseg.engine import (
-    DeepSpeedStepHook,
+    DeepSpeedHook,
     FrozenGuardHook,
     GlobalLossHook,
     GroundingCheckpointHook,
@@ -26,14 +26,14 @@ visualization_hook = dict(type=VisualizationHook, interval=500, num_images=4)
 frozen_guard_hook = dict(type=FrozenGuardHook)
 iteration_seed_hook = dict(type=IterationSeedHook)
 global_loss_hook = dict(type=GlobalLossHook)
-deepspeed_step_hook = dict(type=DeepSpeedStepHook)
+deepspeed_hook = dict(type=DeepSpeedHook)
 custom_hooks = [
     sample_info_hook,
     visualization_hook,
     frozen_guard_hook,
     iteration_seed_hook,
     global_loss_hook,
-    deepspeed_step_hook,
+    deepspeed_hook,
 ]
 
 log_processor = dict(type=LogProcessor, by_epoch=False)

@@ -3,7 +3,7 @@
 from flmm_detseg.engine.checkpoint_hook import GroundingCheckpointHook
 from flmm_detseg.engine.deepspeed_cpu import GlooDeepSpeedStrategy
 from flmm_detseg.engine.hooks import (
-    DeepSpeedStepHook,
+    DeepSpeedHook,
     FrozenGuardHook,
     GlobalLossHook,
     IterationSeedHook,
@@ -13,7 +13,7 @@ from flmm_detseg.engine.hooks import (
 from flmm_detseg.engine.loop import ResumableTrainLoop
 
 __all__ = [
-    "DeepSpeedStepHook",
+    "DeepSpeedHook",
     "FrozenGuardHook",
     "GlobalLossHook",
     "GlooDeepSpeedStrategy",

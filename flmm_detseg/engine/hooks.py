@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
+from mmengine.config import ConfigDict
 from mmengine.dist import all_reduce_dict, get_rank, get_world_size, is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -169,14 +170,20 @@ class GlobalLossHook(Hook):
 
 
 @HOOKS.register_module()
-class DeepSpeedStepHook(Hook):
-    """Runs DeepSpeed's optimizer step outside autograd; does nothing without DeepSpeed.
+class DeepSpeedHook(Hook):
+    """Makes MMEngine's DeepSpeed support work with this torch; does nothing without DeepSpeed.
 
-    MMEngine's wrapper leaves autograd on, and torch >= 2.9 then refuses DeepSpeed's in-place update ("Output 0 of
-    SplitBackward0 is a view"). A hook, because ``xtuner train --deepspeed`` replaces any wrapper a config names.
+    - The optimizer steps outside autograd: MMEngine's wrapper leaves it on, and torch >= 2.9 then refuses DeepSpeed's
+      in-place update ("Output 0 of SplitBackward0 is a view").
+    - DeepSpeed stores its options in every checkpoint; as plain containers, so that ``xtuner train --resume``, which
+      loads with torch's safe default, can read them.
+
+    A hook, because ``xtuner train --deepspeed`` replaces any wrapper and strategy that a config names.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Wraps ``step`` of this run's optimizer wrapper."""
+        """Wraps ``step`` of this run's optimizer wrapper, and the engine's options."""
         if isinstance(runner.optim_wrapper, DeepSpeedOptimWrapper):
             runner.optim_wrapper.step = torch.no_grad()(runner.optim_wrapper.step)
+            engine = runner.optim_wrapper.model.model
+            engine.config = ConfigDict(engine.config).to_dict()
