@@ -144,6 +144,16 @@ def test_two_deepspeed_processes_agree_with_one_plain_process_and_resume(baselin
 
 
 @pytest.mark.e2e
+def test_two_plain_processes_agree_with_one(baseline):
+    folder, _, _ = baseline
+    config = write_config(folder, max_iters=ITERATIONS, batch_size=2, name="two_plain")
+    done = run(train_command(config, folder / "ddp", "--cfg-options", "train_cfg.max_iters=4", processes=2))
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = losses(folder / "baseline")
+    assert losses(folder / "ddp") == pytest.approx({s: expected[s] for s in (1, 2, 3, 4)}, abs=1e-4)
+
+
+@pytest.mark.e2e
 def test_one_deepspeed_process_and_xtuner_verbatim(baseline):
     folder, config, _ = baseline
     single = run(

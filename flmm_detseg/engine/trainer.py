@@ -86,6 +86,8 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
         config_file, cfg_options = write_gloo_config(config, Path(options.deepspeed), work_dir), ()
     if not torch.cuda.is_available() and options.launcher != "none":
         start_gloo()
+        if not options.deepspeed:  # MMEngine names a GPU otherwise
+            cfg_options = (*cfg_options, "model_wrapper_cfg.device_ids=None")
     if options.seed is not None:
         arguments += ["--seed", str(options.seed)]
     if resume is not None:
