@@ -146,10 +146,6 @@ def measure(model: LlamaModel, case: Case, repeats: int, device: str, bar: tqdm)
     }
 
 
-def _cpu_name() -> str:
-    return f"cpu, {torch.get_num_threads()} threads"
-
-
 def _synchronise(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()

@@ -10,9 +10,8 @@ from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
-from mmengine.registry import OPTIM_WRAPPERS as MMENGINE_OPTIM_WRAPPERS
+from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
-from mmengine.registry import TRANSFORMS as MMENGINE_TRANSFORMS
 from mmengine.registry import Registry
 
 # Name it when building from a string type: a runner in the same process sets MMEngine's default scope to its own.
@@ -27,15 +26,12 @@ MODELS = Registry(
 )
 # Readers of annotation formats, mixes and samplers' datasets.
 DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=SCOPE, locations=["flmm_detseg.datasets"])
-TRANSFORMS = Registry(
-    "transform", parent=MMENGINE_TRANSFORMS, scope=SCOPE, locations=["flmm_detseg.datasets"]
-)
 # Metrics of referring segmentation, PNG, ...
 METRICS = Registry("metric", parent=MMENGINE_METRICS, scope=SCOPE, locations=["flmm_detseg.evaluation"])
-# Training hooks, loops, optimizer wrappers and strategies.
+# Training hooks, optimizers, loops and strategies.
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope=SCOPE, locations=["flmm_detseg.engine"])
-LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=SCOPE, locations=["flmm_detseg.engine"])
-OPTIM_WRAPPERS = Registry(
-    "optim_wrapper", parent=MMENGINE_OPTIM_WRAPPERS, scope=SCOPE, locations=["flmm_detseg.engine"]
+OPTIMIZERS = Registry(
+    "optimizer", parent=MMENGINE_OPTIMIZERS, scope=SCOPE, locations=["flmm_detseg.engine"]
 )
+LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=SCOPE, locations=["flmm_detseg.engine"])
 STRATEGIES = Registry("strategy", parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=["flmm_detseg.engine"])

@@ -19,7 +19,8 @@ from mmengine.config import Config
 from torch import nn
 
 from flmm_detseg.datasets import RefCOCODataset
-from flmm_detseg.engine.evaluate import REFCOCO, EvaluationOptions, build_datasets, evaluate_model
+from flmm_detseg.engine.eval_phrases import REFCOCO, PhraseOptions
+from flmm_detseg.engine.evaluate import build_datasets, evaluate_model
 from flmm_detseg.structures import Prediction, Sample
 from flmm_detseg.utils.cli import run_tool
 
@@ -67,7 +68,7 @@ def run(folder: Path, work_dir: Path, model: StandIn | None = None, **options: A
         f"refcoco_{split}": dict(type=RefCOCODataset, split=split, sentences="all", layout="split", **files)
         for split in ("val", "testA")
     }
-    settings = EvaluationOptions(config="fake.py", work_dir=str(work_dir), **options)
+    settings = PhraseOptions(config="fake.py", work_dir=str(work_dir), **options)
     datasets = build_datasets(Config({"refcoco_eval": entries}), settings, REFCOCO)
     return evaluate_model(
         model or StandIn(), datasets, settings, REFCOCO, {"config": "fake", "checkpoint": None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from flmm_detseg.evaluation.records import mask_boxes
+from flmm_detseg.ops.boxes import masks_to_boxes
 from flmm_detseg.structures import Phrase, Prediction, Sample
 
 
@@ -24,7 +24,7 @@ def make_prediction(
         refined_logits=refined,
         mask_logits=logits,
         masks=masks,
-        boxes_xyxy=mask_boxes(masks).float(),
+        boxes_xyxy=masks_to_boxes(masks),
         scores=torch.full((len(masks),), 0.5),
     )
 

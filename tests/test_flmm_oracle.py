@@ -19,7 +19,7 @@ from flmm_detseg.lmms.hf_adapter import HFLlavaAdapter
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates
 
 PATHS = reference.oracle_paths()
-pytestmark = pytest.mark.skipif(not PATHS, reason=reference.SKIP_REASON)
+pytestmark = pytest.mark.skipif(not reference.ORACLE_DIR.is_dir(), reason=reference.SKIP_REASON)
 
 
 @pytest.fixture(scope="module", params=PATHS, ids=lambda path: path.stem)
@@ -65,6 +65,11 @@ def language_model_calls(adapter: HFLlavaAdapter) -> Iterator[list[dict[str, Any
 def close(ours: Tensor, theirs: Tensor, atol: float) -> None:
     assert ours.shape == theirs.shape
     torch.testing.assert_close(ours, theirs, rtol=0, atol=atol)
+
+
+def test_a_folder_that_is_there_holds_reference_files():
+    """Without this, an empty folder would pass: nothing to parametrize the other tests with."""
+    assert PATHS, f"{reference.ORACLE_DIR} holds no *.pt file"
 
 
 def test_processor_gives_the_reference_pixels(oracle, adapter):

@@ -101,6 +101,7 @@ def tiny_llava(
     num_heads: int = 4,
     num_kv_heads: int = 4,
     hidden_size: int = 32,
+    lora: dict | None = None,
     seed: int = 0,
 ) -> LlavaAdapter:
     """A ready LLaVA adapter: prepares samples, encodes, generates."""
@@ -115,6 +116,7 @@ def tiny_llava(
             max_length=max_length,
             prompt_template=prompt_template,
             dtype=dtype,
+            lora=lora,
         )
 
 
@@ -125,6 +127,7 @@ def tiny_llava_next(
     share_prefix: bool = True,
     prompt_template: str = "vicuna",
     dtype: str = "float32",
+    lora: dict | None = None,
     seed: int = 0,
 ) -> LlavaNextAdapter:
     """A ready LLaVA-NeXT adapter."""
@@ -138,6 +141,7 @@ def tiny_llava_next(
             share_prefix=share_prefix,
             prompt_template=prompt_template,
             dtype=dtype,
+            lora=lora,
         )
 
 

@@ -3,7 +3,12 @@
 python tools/check_data.py jsonl FILE [--image-dir DIR] [--preview picture.png]
 python tools/check_data.py refcoco REFS INSTANCES IMAGE_DIR [--splits train val]
 python tools/check_data.py png NARRATIVES PANOPTIC_JSON PANOPTIC_DIR IMAGE_DIR
+python tools/check_data.py coco ANN_FILE IMAGE_DIR [--masks]
+python tools/check_data.py semantic LABEL_DIR IMAGE_DIR --classes ade20k [--reduce-zero-label]
+python tools/check_data.py llava FILE IMAGE_DIR
 python tools/check_data.py config CONFIG
+
+VOC XML files: python tools/voc_to_coco.py --skip lists each faulty one.
 
 Ends with one line of JSON; exit status 2 if there is any problem.
 """
@@ -15,7 +20,14 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from flmm_detseg.datasets import JSONLDataset, PNGDataset, RefCOCODataset
+from flmm_detseg.datasets import (
+    COCOInstancesDataset,
+    JSONLDataset,
+    LLaVAInstructDataset,
+    PNGDataset,
+    RefCOCODataset,
+    SemanticMapsDataset,
+)
 from flmm_detseg.errors import DataError
 from flmm_detseg.utils.cli import run_tool
 from flmm_detseg.visualization.data_check import check_data, datasets_of_config
@@ -40,6 +52,22 @@ def parse_arguments() -> argparse.Namespace:
     png = kinds.add_parser("png", parents=[common], help="panoptic narrative grounding")
     for name in ("narratives_file", "panoptic_json", "panoptic_dir", "image_dir"):
         png.add_argument(name)
+    coco = kinds.add_parser("coco", parents=[common], help="COCO instances, own boxes")
+    coco.add_argument("ann_file")
+    coco.add_argument("image_dir")
+    coco.add_argument("--masks", action="store_true", help="decode the masks as well")
+    semantic = kinds.add_parser("semantic", parents=[common], help="label maps (ADE20K's form)")
+    semantic.add_argument("label_dir")
+    semantic.add_argument("image_dir")
+    semantic.add_argument(
+        "--classes", nargs="+", required=True, help="class names, or the name of a known set"
+    )
+    semantic.add_argument(
+        "--reduce-zero-label", action="store_true", help="0 is unknown, class i has the value i + 1"
+    )
+    llava = kinds.add_parser("llava", parents=[common], help="LLaVA conversations")
+    llava.add_argument("file")
+    llava.add_argument("image_dir")
     config = kinds.add_parser("config", parents=[common], help="all data sets of a config file")
     config.add_argument("file")
     return parser.parse_args()
@@ -57,6 +85,20 @@ def chosen_datasets(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]
     if args.kind == "png":
         names = ("narratives_file", "panoptic_json", "panoptic_dir", "image_dir")
         return {"png": dict(type=PNGDataset, **{name: getattr(args, name) for name in names})}
+    if args.kind == "coco":
+        entry = dict(
+            type=COCOInstancesDataset, ann_file=args.ann_file, image_dir=args.image_dir, with_masks=args.masks
+        )
+        return {args.ann_file: entry}
+    if args.kind == "semantic":
+        classes = args.classes[0] if len(args.classes) == 1 else args.classes
+        entry = dict(
+            type=SemanticMapsDataset, label_dir=args.label_dir, image_dir=args.image_dir, classes=classes,
+            reduce_zero_label=args.reduce_zero_label,
+        )  # fmt: skip
+        return {args.label_dir: entry}
+    if args.kind == "llava":
+        return {args.file: dict(type=LLaVAInstructDataset, file=args.file, image_dir=args.image_dir)}
     return datasets_of_config(args.file)
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 
-from flmm_detseg.engine.evaluate import PNG, EvaluationOptions, evaluate
+from flmm_detseg.engine.eval_phrases import PNG, PhraseOptions
+from flmm_detseg.engine.evaluate import evaluate
 from flmm_detseg.utils.cli import run_tool
-from flmm_detseg.utils.eval_arguments import add_common_arguments, common_options
+from flmm_detseg.utils.eval_arguments import add_common_arguments, add_phrases_argument, common_options
 
 
 def main() -> None:
@@ -20,8 +21,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_common_arguments(parser)
+    add_phrases_argument(parser)
     args = parser.parse_args()
-    run_tool(lambda: evaluate(EvaluationOptions(**common_options(args)), PNG))
+    run_tool(lambda: evaluate(PhraseOptions(phrases=args.phrases, **common_options(args)), PNG))
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 
-from flmm_detseg.engine.evaluate import REFCOCO, EvaluationOptions, evaluate
+from flmm_detseg.engine.eval_phrases import REFCOCO, PhraseOptions
+from flmm_detseg.engine.evaluate import evaluate
 from flmm_detseg.evaluation.ref_seg_metric import EMPTY_CONVENTIONS
 from flmm_detseg.utils.cli import run_tool
-from flmm_detseg.utils.eval_arguments import add_common_arguments, common_options
+from flmm_detseg.utils.eval_arguments import add_common_arguments, add_phrases_argument, common_options
 
 
 def main() -> None:
@@ -21,6 +22,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_common_arguments(parser)
+    add_phrases_argument(parser)
     parser.add_argument(
         "--sentences", choices=("first", "all"), help="which sentences (default: the config's)"
     )
@@ -36,11 +38,12 @@ def main() -> None:
     args = parser.parse_args()
     run_tool(
         lambda: evaluate(
-            EvaluationOptions(
+            PhraseOptions(
                 sentences=args.sentences,
                 layout=args.mode,
                 empty=args.empty,
                 threshold_sweep=args.threshold_sweep,
+                phrases=args.phrases,
                 **common_options(args),
             ),
             REFCOCO,

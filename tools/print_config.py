@@ -29,7 +29,7 @@ def main() -> dict[str, Any]:
     if not args.diff_base:
         print(config.pretty_text)
         return {"config": args.config, "keys": list(config.to_dict())}
-    changed = diff_to_base(args.config)
+    changed = diff_to_base(args.config, config)
     for key, (before, after) in changed.items():
         print(f"{key}: {before!r} -> {after!r}")
     return {"config": args.config, "changed": {key: str(after) for key, (_, after) in changed.items()}}

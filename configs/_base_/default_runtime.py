@@ -10,6 +10,7 @@ from flmm_detseg.engine import (
     GlobalLossHook,
     GroundingCheckpointHook,
     IterationSeedHook,
+    ParameterReportHook,
     SampleInfoHook,
     VisualizationHook,
 )
@@ -27,6 +28,7 @@ frozen_guard_hook = dict(type=FrozenGuardHook)
 iteration_seed_hook = dict(type=IterationSeedHook)
 global_loss_hook = dict(type=GlobalLossHook)
 deepspeed_hook = dict(type=DeepSpeedHook)
+parameter_report_hook = dict(type=ParameterReportHook)
 custom_hooks = [
     sample_info_hook,
     visualization_hook,
@@ -34,6 +36,7 @@ custom_hooks = [
     iteration_seed_hook,
     global_loss_hook,
     deepspeed_hook,
+    parameter_report_hook,
 ]
 
 log_processor = dict(type=LogProcessor, by_epoch=False)

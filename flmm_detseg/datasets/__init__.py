@@ -1,24 +1,38 @@
 """Readers of annotation formats, mixes and collation. See docs/architecture.md, section Rooms."""
 
 from flmm_detseg.datasets.base import GroundingDataset
+from flmm_detseg.datasets.coco_instances import COCOInstancesDataset
 from flmm_detseg.datasets.collate import EpochSampler, collate_samples
+from flmm_detseg.datasets.joint import JointDataset
 from flmm_detseg.datasets.jsonl import JSONLDataset
+from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
 from flmm_detseg.datasets.mix import ConcatMix, WeightedMix
 from flmm_detseg.datasets.png import PNGDataset
 from flmm_detseg.datasets.policy import Problem, RecordError
+from flmm_detseg.datasets.questions import QuestionDataset
 from flmm_detseg.datasets.refcoco import RefCOCODataset
+from flmm_detseg.datasets.semantic_maps import SemanticMapsDataset
 from flmm_detseg.datasets.shuffled import ShuffledPhrases
+from flmm_detseg.datasets.task_sampler import MultiTaskMix, TaskBatchSampler, TaskSampler
 
 __all__ = [
+    "COCOInstancesDataset",
     "ConcatMix",
     "EpochSampler",
     "GroundingDataset",
     "JSONLDataset",
+    "JointDataset",
+    "LLaVAInstructDataset",
+    "MultiTaskMix",
     "PNGDataset",
     "Problem",
+    "QuestionDataset",
     "RecordError",
     "RefCOCODataset",
+    "SemanticMapsDataset",
     "ShuffledPhrases",
+    "TaskBatchSampler",
+    "TaskSampler",
     "WeightedMix",
     "collate_samples",
 ]

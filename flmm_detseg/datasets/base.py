@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from flmm_detseg.datasets.files import require_list
 from flmm_detseg.datasets.images import load_image
-from flmm_detseg.datasets.policy import Problem, ProblemLog, RecordError
+from flmm_detseg.datasets.policy import Problem, ProblemLog, RecordError, record_error
 from flmm_detseg.errors import DataError
 from flmm_detseg.structures import Sample
 
@@ -123,6 +124,26 @@ class GroundingDataset(Dataset[Sample], ABC):
         if self._last_image is None or self._last_image[0] != str(path):
             self._last_image = (str(path), load_image(path, record))
         return self._last_image[1]
+
+    def _read_entries(self, file: Path, key: str, entries: Any, add: Callable[[Any, str], None]) -> None:
+        """Hands every entry of a list of an annotation file on; the policy decides about faulty ones.
+
+        Args:
+            file: Where the list is from.
+            key: Its name there.
+            entries: The list.
+            add: Takes an entry and its place (``"images[3]"``); raises RecordError, TypeError or ValueError.
+        """
+        remedy = "Mend the annotation, or use policy='skip' to leave what belongs to it out."
+        for position, entry in enumerate(require_list(entries, key, file)):
+            record = f"{key}[{position}]"
+            try:
+                add(entry, record)
+            except RecordError as error:
+                self._log.handle(error)
+            except (TypeError, ValueError) as error:
+                problem = record_error(str(file), record, f"malformed ({error})", remedy, "malformed")
+                self._log.handle(problem)
 
     def _finish(self, verify_images: bool, what: str) -> None:
         """Decodes every record once if asked, applies the policy, and refuses an empty dataset."""

@@ -16,7 +16,13 @@ from flmm_detseg.registry import DATASETS, SCOPE
 from flmm_detseg.structures import Sample
 
 # Settings that make a reader list each fault on its own: one reference per record, nothing raised on the way.
-_CHECK_SETTINGS = {"policy": "skip", "verify_images": False, "sentences": "first", "layout": "split"}
+_CHECK_SETTINGS = {
+    "policy": "skip",
+    "verify_images": False,
+    "sentences": "first",
+    "layout": "split",
+    "turns": "all",
+}
 
 
 @dataclass
@@ -27,23 +33,28 @@ class DataCheck:
         name: Of the data set.
         num_records: Usable records.
         num_phrases: Phrases in them.
+        num_objects: Boxes in them.
         problems: Unusable records.
         dropped: Number of records without anything to learn from, by reason.
         examples: Some usable samples, spread over the data set.
+        metainfo: Facts of the data set, e.g. the names of its classes.
     """
 
     name: str
     num_records: int = 0
     num_phrases: int = 0
+    num_objects: int = 0
     problems: list[Problem] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     examples: list[Sample] = field(default_factory=list)
+    metainfo: dict[str, Any] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
         """Counts as plain containers."""
         return {
             "records": self.num_records,
             "phrases": self.num_phrases,
+            **({"objects": self.num_objects} if "classes" in self.metainfo else {}),
             "problems": len(self.problems),
             "problems_by_kind": dict(Counter(problem.kind for problem in self.problems).most_common()),
             "dropped": self.dropped,
@@ -56,7 +67,7 @@ def check_dataset(name: str, config: Mapping[str, Any], *, num_examples: int = 0
     Args:
         name: For the progress bar and the report.
         config: Of the data set. Where its class has them, ``policy``, ``sentences`` and ``layout`` are set
-            so that each fault is listed on its own.
+            so that each fault is listed on its own; of conversations, all turns are read.
         num_examples: Usable samples to keep for a picture.
 
     Returns:
@@ -76,6 +87,7 @@ def check_dataset(name: str, config: Mapping[str, Any], *, num_examples: int = 0
         check.problems.append(Problem(name, "", str(error), "", "unusable data set"))
         return check
     check.problems += dataset.problems
+    check.metainfo = dataset.metainfo
     check.dropped = {reason: len(records) for reason, records in dataset.dropped.items()}
     wanted = {len(dataset) * k // num_examples for k in range(num_examples)}
     for index in tqdm(range(len(dataset)), desc=f"checking {name}"):
@@ -86,6 +98,8 @@ def check_dataset(name: str, config: Mapping[str, Any], *, num_examples: int = 0
             continue
         check.num_records += 1
         check.num_phrases += len(sample.phrases)
+        if sample.dense is not None and sample.dense.boxes_xyxy is not None:
+            check.num_objects += len(sample.dense.boxes_xyxy)
         if index in wanted:
             check.examples.append(sample)
     return check
@@ -97,7 +111,7 @@ def _as_problem(name: str, record_id: str, error: DataError) -> Problem:
 
 
 def find_datasets(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Data sets in a config: of its data loaders and its ``*_eval`` dicts; mixes give their members.
+    """Data sets in a config: of its data loaders and its ``*_eval`` dicts; mixes and wrappers give their members.
 
     Yields:
         Dotted key and data set config; equal configs come once.
@@ -118,8 +132,15 @@ def find_datasets(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str,
 
 
 def _members(name: str, dataset: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    if "datasets" not in dataset:
+    members = dataset.get("datasets")
+    if isinstance(members, Mapping):
+        inner = {f"{name}.datasets.{key}": member for key, member in members.items()}
+    elif members is not None:
+        inner = {f"{name}.datasets[{number}]": member for number, member in enumerate(members)}
+    else:
+        parts = {f"{name}.{key}": dataset.get(key) for key in ("dataset", "answers")}
+        inner = {key: member for key, member in parts.items() if isinstance(member, Mapping)}
+    if not inner:
         yield name, dataset
-        return
-    for number, member in enumerate(dataset["datasets"]):
-        yield from _members(f"{name}.datasets[{number}]", member)
+    for key, member in inner.items():
+        yield from _members(key, member)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from flmm_detseg.datasets.policy import record_error
 from flmm_detseg.errors import DataError
 
 
@@ -67,14 +68,35 @@ def load_json(path: str | Path, what: str) -> Any:
         ) from error
 
 
-def require_keys(value: Any, keys: tuple[str, ...], where: str) -> None:
+def require_keys(value: Any, keys: tuple[str, ...], file: str | Path, record: str = "") -> None:
     """Checks that a decoded value is a dict with some keys.
 
+    Args:
+        value: Anything a file gave.
+        keys: What it must have.
+        file: Where it came from.
+        record: Place in the file; empty for the file's own content.
+
     Raises:
-        DataError: It is not; names the first missing key.
+        RecordError: It is not; names file, record and the first missing key.
     """
+    remedy = "Is this the right kind of file?"
     if not isinstance(value, dict):
-        raise DataError(f"{where}: expected an object with {', '.join(keys)}, got {type(value).__name__}.")
+        message = f"expected an object with {', '.join(keys)}, got {type(value).__name__}"
+        raise record_error(str(file), record, message, remedy, "malformed")
     for key in keys:
         if key not in value:
-            raise DataError(f"{where}: key `{key}` is missing. Is this the right kind of file?")
+            raise record_error(str(file), record, f"key `{key}` is missing", remedy, "malformed")
+
+
+def require_list(value: Any, what: str, file: str | Path) -> list[Any]:
+    """Checks that a decoded value is a list, and returns it.
+
+    Raises:
+        DataError: It is not; names file and ``what`` was expected, e.g. ``"narratives"``.
+    """
+    if not isinstance(value, list):
+        raise DataError(
+            f"{file}: expected a list of {what}, got {type(value).__name__}. Is this the right kind of file?"
+        )
+    return value

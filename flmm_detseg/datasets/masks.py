@@ -102,12 +102,6 @@ def _decode_rle(rle: Mapping[str, Any], image_size: tuple[int, int]) -> np.ndarr
     return coco_mask.decode(encoded).astype(bool)
 
 
-def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Compressed COCO RLE of a bool mask ``[H, W]``, with text counts (JSON-ready)."""
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
 def read_mask_png(path: str | Path) -> np.ndarray:
     """Reads a mask picture: non-zero is foreground (alpha ignored).
 

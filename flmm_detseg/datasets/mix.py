@@ -42,9 +42,10 @@ class _Mix(Dataset[Sample], ABC):
 
     @property
     def metainfo(self) -> dict[str, Any]:
-        """Facts MMEngine passes to metrics and visualisers: sums over the members."""
+        """Facts MMEngine passes to metrics and visualisers: sums over the members (counts only, no class names)."""
         infos = [dataset.metainfo for dataset in self.datasets]
-        return {key: sum(info[key] for info in infos) for key in infos[0]}
+        keys = [key for key, value in infos[0].items() if isinstance(value, int)]
+        return {key: sum(info[key] for info in infos) for key in keys}
 
     @property
     def epoch(self) -> int:
@@ -136,7 +137,7 @@ class WeightedMix(_Mix):
             raise ConfigError(f"`epoch_length` is {epoch_length}; it must be at least 1, or None")
         self.weights, self.seed = [float(weight) for weight in weights], seed
         self.epoch_length = epoch_length or sum(len(dataset) for dataset in self.datasets)
-        self.counts = _proportional(self.weights, self.epoch_length)
+        self.counts = proportional(self.weights, self.epoch_length)
         self._plan: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
@@ -151,23 +152,38 @@ class WeightedMix(_Mix):
     def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Member and inner index of each position of an epoch."""
         members = np.repeat(np.arange(len(self.counts)), self.counts)
-        inner = np.concatenate([self._stream(member, epoch) for member in range(len(self.counts))])
+        inner = np.concatenate(
+            [
+                member_stretch(len(dataset), count, epoch, (self.seed, 1 + member))
+                for member, (dataset, count) in enumerate(zip(self.datasets, self.counts))
+            ]
+        )
         order = np.random.default_rng((self.seed, epoch)).permutation(self.epoch_length)
         return members[order], inner[order]
 
-    def _stream(self, member: int, epoch: int) -> np.ndarray:
-        """The stretch of a member's endless stream that belongs to an epoch."""
-        length, count = len(self.datasets[member]), self.counts[member]
-        first, last = epoch * count // length, ((epoch + 1) * count - 1) // length
-        passes = [
-            np.random.default_rng((self.seed, 1 + member, number)).permutation(length)
-            for number in range(first, last + 1)
-        ]
-        start = epoch * count - first * length
-        return np.concatenate(passes)[start : start + count] if passes else np.zeros(0, dtype=np.int64)
+
+def member_stretch(length: int, count: int, epoch: int, seed: tuple[int, ...] | None) -> np.ndarray:
+    """The stretch that an epoch takes of a data set's endless stream of passes over its records.
+
+    Args:
+        length: Records of the data set.
+        count: Records of each epoch; consecutive epochs go on where the last one stopped.
+        epoch: Number of the epoch.
+        seed: Of the passes' orders; None: every pass in order.
+
+    Returns:
+        Indices, int64 ``[count]``.
+    """
+    first, last = epoch * count // length, ((epoch + 1) * count - 1) // length
+    passes = [
+        np.arange(length) if seed is None else np.random.default_rng((*seed, number)).permutation(length)
+        for number in range(first, last + 1)
+    ]
+    start = epoch * count - first * length
+    return np.concatenate(passes)[start : start + count] if passes else np.zeros(0, dtype=np.int64)
 
 
-def _proportional(weights: Sequence[float], total: int) -> list[int]:
+def proportional(weights: Sequence[float], total: int) -> list[int]:
     """Divides ``total`` by weights with the largest-remainder rule (first member wins ties)."""
     shares = [weight / sum(weights) * total for weight in weights]
     counts = [int(share) for share in shares]

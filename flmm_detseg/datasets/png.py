@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
-from flmm_detseg.datasets.files import load_json, require_dir, require_keys
+from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import read_panoptic_ids
 from flmm_detseg.datasets.policy import RecordError, record_error
-from flmm_detseg.errors import DataError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
 
@@ -54,7 +53,8 @@ class PNGDataset(GroundingDataset):
         plural_is_thing: Count every plural phrase as a thing, as the published protocol does; False: by the
             category of its first segment.
         policy: ``"raise"`` | ``"skip"`` for narratives that cannot be used (the narrative is the unit
-            skipped).
+            skipped). A faulty entry of the panoptic annotation is listed too, and with it go the narratives of
+            its image.
         prompt: The user's question of every sample; None: the LMM adapter's default.
         verify_images: Decode every image and panoptic map at construction, so that ``policy="skip"`` covers
             them too.
@@ -96,37 +96,53 @@ class PNGDataset(GroundingDataset):
 
     def _read_panoptic(self) -> dict[int, _Panoptic]:
         content = load_json(self.panoptic_json, "panoptic annotation")
-        require_keys(content, ("images", "annotations", "categories"), str(self.panoptic_json))
-        thing = {category["id"]: bool(category["isthing"]) for category in content["categories"]}
-        images = {image["id"]: image for image in content["images"]}
-        result = {}
-        for position, annotation in enumerate(content["annotations"]):
-            where = f"{self.panoptic_json}: annotations[{position}]"
-            require_keys(annotation, ("image_id", "file_name", "segments_info"), where)
-            image = images.get(annotation["image_id"])
-            if image is None:
-                raise DataError(f"{where}: image {annotation['image_id']} is not in `images`.")
-            result[int(annotation["image_id"])] = _Panoptic(
-                image_path=self.image_dir / image["file_name"],
-                map_path=self.panoptic_dir / annotation["file_name"],
-                size=(int(image["height"]), int(image["width"])),
-                is_thing={int(s["id"]): thing[s["category_id"]] for s in annotation["segments_info"]},
+        require_keys(content, ("images", "annotations", "categories"), self.panoptic_json)
+        is_thing: dict[int, bool] = {}
+        images: dict[int, tuple[Path, tuple[int, int]]] = {}
+        result: dict[int, _Panoptic] = {}
+
+        def add_category(category: Any, record: str) -> None:
+            require_keys(category, ("id", "isthing"), self.panoptic_json, record)
+            is_thing[category["id"]] = bool(category["isthing"])
+
+        def add_image(image: Any, record: str) -> None:
+            require_keys(image, ("id", "file_name", "height", "width"), self.panoptic_json, record)
+            size = (int(image["height"]), int(image["width"]))
+            images[image["id"]] = (self.image_dir / image["file_name"], size)
+
+        def add_annotation(entry: Any, record: str) -> None:
+            require_keys(entry, ("image_id", "file_name", "segments_info"), self.panoptic_json, record)
+            if entry["image_id"] not in images:
+                raise ValueError(f"image {entry['image_id']} is not in `images`")
+            segments = {}
+            for number, info in enumerate(entry["segments_info"]):
+                where = f"{record} segments_info[{number}]"
+                require_keys(info, ("id", "category_id"), self.panoptic_json, where)
+                if info["category_id"] not in is_thing:
+                    raise ValueError(f"category {info['category_id']} is not in `categories`")
+                segments[int(info["id"])] = is_thing[info["category_id"]]
+            path, size = images[entry["image_id"]]
+            result[int(entry["image_id"])] = _Panoptic(
+                path, self.panoptic_dir / entry["file_name"], size, segments
             )
+
+        self._read_entries(self.panoptic_json, "categories", content["categories"], add_category)
+        self._read_entries(self.panoptic_json, "images", content["images"], add_image)
+        self._read_entries(self.panoptic_json, "annotations", content["annotations"], add_annotation)
         return result
 
     def _read_records(self) -> list[_Record]:
-        narratives = load_json(self.narratives_file, "narratives file")
-        if not isinstance(narratives, list):
-            raise DataError(
-                f"{self.narratives_file}: expected a list of narratives, got {type(narratives).__name__}."
-            )
+        content = load_json(self.narratives_file, "narratives file")
+        narratives = require_list(content, "narratives", self.narratives_file)
         panoptic = self._read_panoptic()
         records = []
         for position, narrative in enumerate(narratives):
-            where = f"{self.narratives_file}: narrative {position}"
-            require_keys(narrative, ("image_id", "segments"), where)
-            record_id = f"{self.name}/narrative-{position}-image-{narrative['image_id']}"
+            record_id = f"{self.name}/narrative-{position}"
             try:
+                require_keys(
+                    narrative, ("image_id", "segments"), self.narratives_file, f"narrative {position}"
+                )
+                record_id = f"{record_id}-image-{narrative['image_id']}"
                 record = self._read_record(position, record_id, narrative, panoptic)
             except RecordError as error:
                 self._log.handle(error)
@@ -150,7 +166,7 @@ class PNGDataset(GroundingDataset):
     ) -> _Record:
         info = panoptic.get(int(narrative["image_id"]))
         if info is None:
-            message = f"image {narrative['image_id']} is not in {self.panoptic_json.name}"
+            message = f"image {narrative['image_id']} is not in {self.panoptic_json.name}, or faulty there"
             raise self._problem(position, record_id, message, "unknown image")
         for path in (info.image_path, info.map_path):
             if not path.is_file():
@@ -160,9 +176,8 @@ class PNGDataset(GroundingDataset):
         groups: list[tuple[int, ...]] = []
         start = 0
         for number, segment in enumerate(narrative["segments"]):
-            require_keys(
-                segment, ("utterance",), f"{self.narratives_file}: narrative {position} segment {number}"
-            )
+            where = f"narrative {position} ({record_id}) segment {number}"
+            require_keys(segment, ("utterance",), self.narratives_file, where)
             utterance = str(segment["utterance"]).strip()
             ids = tuple(int(segment_id) for segment_id in segment.get("segment_ids", ()))
             if not utterance:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset, join_sentences
-from flmm_detseg.datasets.files import load_json, require_dir, require_keys
+from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
 from flmm_detseg.datasets.policy import RecordError, record_error
 from flmm_detseg.datasets.safe_pickle import load_plain_pickle
-from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
 
@@ -71,7 +71,7 @@ class RefCOCODataset(GroundingDataset):
         seed: Of the random draw.
         lower: Lower-case the sentences.
         policy: ``"raise"`` | ``"skip"`` for references that cannot be used (one reference is the unit
-            skipped).
+            skipped). A faulty entry of the instances file is listed too, and with it go the references to it.
         prompt: The user's question of every sample; None: the LMM adapter's default.
         max_phrases: Upper limit of phrases per sample; larger images are divided into several samples.
         verify_images: Decode every image and mask at construction, so that ``policy="skip"`` covers them too.
@@ -128,26 +128,18 @@ class RefCOCODataset(GroundingDataset):
         return str(record.objects[0].image.path), self._draw(record)[0]
 
     def _read_objects(self) -> list[_Object]:
-        refs = load_plain_pickle(self.refs_file, "refs file")
-        if not isinstance(refs, list):
-            raise DataError(f"{self.refs_file}: expected a list of references, got {type(refs).__name__}.")
-        instances = load_json(self.instances_file, "instances file")
-        require_keys(instances, ("images", "annotations"), str(self.instances_file))
-        images = self._read_images(instances["images"])
-        annotations = {ann["id"]: ann for ann in instances["annotations"]}
+        refs = require_list(load_plain_pickle(self.refs_file, "refs file"), "references", self.refs_file)
+        images, annotations = self._read_instances()
         splits: set[str] = set()
         seen: set[int] = set()
         objects = []
         for position, ref in enumerate(refs):
-            require_keys(
-                ref,
-                ("ref_id", "ann_id", "image_id", "split", "sentences"),
-                f"{self.refs_file}: entry {position}",
-            )
-            splits.add(ref["split"])
-            if ref["split"] != self.split:
-                continue
             try:
+                keys = ("ref_id", "ann_id", "image_id", "split", "sentences")
+                require_keys(ref, keys, self.refs_file, f"entry {position}")
+                splits.add(str(ref["split"]))
+                if ref["split"] != self.split:
+                    continue
                 if ref["ref_id"] in seen:
                     raise self._problem(ref, "its ref_id occurs twice in the split", "duplicate id")
                 seen.add(ref["ref_id"])
@@ -162,14 +154,25 @@ class RefCOCODataset(GroundingDataset):
             )
         return objects
 
-    def _read_images(self, entries: list[dict[str, Any]]) -> dict[int, _Image]:
-        images = {}
-        for position, entry in enumerate(entries):
-            where = f"{self.instances_file}: images[{position}]"
-            require_keys(entry, ("id", "file_name", "height", "width"), where)
+    def _read_instances(self) -> tuple[dict[int, _Image], dict[int, dict[str, Any]]]:
+        """Images and annotations of the instances file by id."""
+        content = load_json(self.instances_file, "instances file")
+        require_keys(content, ("images", "annotations"), self.instances_file)
+        images: dict[int, _Image] = {}
+        annotations: dict[int, dict[str, Any]] = {}
+
+        def add_image(entry: Any, record: str) -> None:
+            require_keys(entry, ("id", "file_name", "height", "width"), self.instances_file, record)
             size = (int(entry["height"]), int(entry["width"]))
             images[entry["id"]] = _Image(entry["id"], self.image_dir / entry["file_name"], size)
-        return images
+
+        def add_annotation(entry: Any, record: str) -> None:
+            require_keys(entry, ("id",), self.instances_file, record)
+            annotations[entry["id"]] = entry
+
+        self._read_entries(self.instances_file, "images", content["images"], add_image)
+        self._read_entries(self.instances_file, "annotations", content["annotations"], add_annotation)
+        return images, annotations
 
     def _problem(self, ref: dict[str, Any], message: str, kind: str) -> RecordError:
         remedy = "Mend the annotation, or use policy='skip' to leave such references out."

@@ -11,6 +11,8 @@ from flmm_detseg.engine.hooks import (
     VisualizationHook,
 )
 from flmm_detseg.engine.loop import ResumableTrainLoop
+from flmm_detseg.engine.optimizer import GroupedAdamW
+from flmm_detseg.engine.report_hook import ParameterReportHook
 
 __all__ = [
     "DeepSpeedHook",
@@ -18,7 +20,9 @@ __all__ = [
     "GlobalLossHook",
     "GlooDeepSpeedStrategy",
     "GroundingCheckpointHook",
+    "GroupedAdamW",
     "IterationSeedHook",
+    "ParameterReportHook",
     "ResumableTrainLoop",
     "SampleInfoHook",
     "VisualizationHook",

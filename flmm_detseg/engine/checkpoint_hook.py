@@ -13,12 +13,12 @@ import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from flmm_detseg.engine.start import BATCH, batch_figures, unwrap
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.models.checkpoint import check_tensors, load_checkpoint, read_file, states_file
-from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import HOOKS
 
 # Entry of the message hub with the fingerprint of the frozen LMM.
@@ -66,18 +66,17 @@ class GroundingCheckpointHook(CheckpointHook):
         )
 
     def before_train(self, runner: Runner) -> None:
-        """Checks what a DeepSpeed folder gave: MMEngine's strategy shows it to no hook and loads it leniently.
+        """Checks what a resumed DeepSpeed folder gave: MMEngine's strategy shows it to no hook and loads it leniently.
 
         Raises:
             CheckpointError: The trainable tensors do not fit the model; lists the keys.
         """
         super().before_train(runner)
-        source = None if runner._load_from is None else Path(runner._load_from)
+        source = Path(runner._load_from) if runner._resume and runner._load_from is not None else None
         if source is not None and source.is_dir():
             check_tensors(unwrap(runner.model), load_checkpoint(source), str(source))
-            if runner._resume:
-                stored = read_file(states_file(source))
-                runner.message_hub.load_state_dict(_restore_message_hub(stored["message_hub"]))
+            stored = read_file(states_file(source))
+            runner.message_hub.load_state_dict(_restore_message_hub(stored["message_hub"]))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Turns everything but tensors into plain containers."""
@@ -100,14 +99,39 @@ class GroundingCheckpointHook(CheckpointHook):
             checkpoint["message_hub"] = _restore_message_hub(checkpoint["message_hub"])
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
-        if self.save_best:
-            with _plain_and_trainable(runner):
-                super()._save_best_checkpoint(runner, metrics)
+        if not self.save_best:
+            return
+        if self.key_indicators == ["auto"]:
+            self._init_rule(self.rules, [next(iter(metrics))])
+        (metric,) = self.key_indicators
+        if metric not in metrics:
+            raise ConfigError(
+                f"`save_best` is {metric!r}, which is not measured; known: {', '.join(metrics)}"
+            )
+        info = runner.message_hub.runtime_info
+        best = info.get("best_score", self.init_value_map[self.rules[0]])
+        score = metrics[metric]
+        if score is None or not self.is_better_than[metric](score, best):
+            return
+        step, previous = (
+            runner.iter,
+            self.best_ckpt_path,
+        )  # the loop has counted the iteration before it validates
+        name = f"best_{metric}_{self.filename_tmpl.format(step)}".replace("/", "_")
+        self.best_ckpt_path = str(Path(self.out_dir) / name)
+        runner.message_hub.update_info("best_score", score)
+        runner.message_hub.update_info("best_ckpt", self.best_ckpt_path)
+        self._write(runner, name, {"epoch": runner.epoch, "iter": step}, resumable=False, by_epoch=False)
+        runner.logger.info(f"The best checkpoint so far ({metric} {score:.4f}) is saved to {name}.")
+        if previous and previous != self.best_ckpt_path and is_main_process():
+            remove(Path(previous))
+        if self.last_ckpt is not None:  # the last one has to know which is the best
+            step = runner.epoch if self.by_epoch else runner.iter
+            self._save_checkpoint_with_step(runner, step, {"epoch": runner.epoch, "iter": runner.iter})
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         name = self.filename_tmpl.format(step)
-        final = Path(self.out_dir) / name
-        self.last_ckpt = str(final)
+        self.last_ckpt = str(Path(self.out_dir) / name)
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         expired: list[int] = []
         if self.max_keep_ckpts > 0 and step not in self.keep_ckpt_ids:
@@ -115,33 +139,41 @@ class GroundingCheckpointHook(CheckpointHook):
             expired = kept[: -self.max_keep_ckpts]
             self.keep_ckpt_ids.append(step)
             runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
-        with _plain_and_trainable(runner):
-            runner.save_checkpoint(
-                self.out_dir,
-                f"saving_{name}",
-                save_optimizer=self.save_optimizer,
-                save_param_scheduler=self.save_param_scheduler,
-                meta=meta,
-                by_epoch=self.by_epoch,
-            )
-        barrier()
+        self._write(runner, name, meta, resumable=self.save_optimizer, by_epoch=self.by_epoch)
         if is_main_process():
-            if final.is_dir():
-                remove(final)
-            os.replace(Path(self.out_dir) / f"saving_{name}", final)
-            pointer = Path(runner.work_dir) / "last_checkpoint"
-            pointer.with_suffix(".new").write_text(self.last_ckpt)
-            os.replace(pointer.with_suffix(".new"), pointer)
+            _point(Path(runner.work_dir) / "last_checkpoint", self.last_ckpt)
+            if Path(self.last_ckpt).is_dir():  # what DeepSpeed's own tools read
+                _point(Path(self.out_dir) / "latest", name)
             for old in expired:
                 remove(Path(self.out_dir) / self.filename_tmpl.format(old))
         barrier()
 
-
-def unwrap(model: nn.Module) -> GroundingLMM:
-    """The model inside DDP or a DeepSpeed engine."""
-    while is_model_wrapper(model) or not isinstance(model, GroundingLMM):
-        model = model.module if hasattr(model, "module") else model.model
-    return model
+    def _write(
+        self, runner: Runner, name: str, meta: dict[str, Any], *, resumable: bool, by_epoch: bool
+    ) -> None:
+        """Saves under another name and renames, so that ``name`` is never half written."""
+        folder = Path(self.out_dir)
+        part, final, replaced = folder / f"saving_{name}", folder / name, folder / f"replaced_{name}"
+        if is_main_process():
+            remove(part)  # of a killed run, which may have had more processes and thus files
+        barrier()
+        with _plain_and_trainable(runner), _counting(runner, None if by_epoch else meta["iter"]):
+            runner.save_checkpoint(
+                self.out_dir,
+                part.name,
+                save_optimizer=resumable,
+                save_param_scheduler=resumable,
+                meta={**meta, BATCH: batch_figures(runner, runner.train_dataloader)},
+                by_epoch=by_epoch,
+            )
+        barrier()
+        if is_main_process():
+            if final.is_dir():  # a folder, unlike a file, cannot take another's place
+                remove(replaced)
+                os.replace(final, replaced)
+            os.replace(part, final)
+            remove(replaced)
+        barrier()
 
 
 def remove(path: Path) -> None:
@@ -150,6 +182,29 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _point(pointer: Path, target: str) -> None:
+    """Lets a file name a checkpoint that is complete."""
+    part = pointer.with_name(f"{pointer.name}.new")
+    part.write_text(target)
+    os.replace(part, pointer)
+
+
+@contextmanager
+def _counting(runner: Runner, done: int | None) -> Iterator[None]:
+    """Lets MMEngine store ``done`` iterations: ``FlexibleRunner`` stores the loop's count plus one.
+
+    That is right in an iteration, before the loop counts it, and one too many after the validation that follows.
+    """
+    loop = runner.train_loop
+    counted = loop._iter
+    if done is not None:
+        loop._iter = done - 1
+    try:
+        yield
+    finally:
+        loop._iter = counted
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from mmengine import registry as mmengine_registries
 from mmengine.config import Config, DictAction
 from mmengine.registry import Registry
 from mmengine.runner import Runner
@@ -29,17 +30,19 @@ _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 _LOADER_KEYS = (*inspect.signature(DataLoader.__init__).parameters, "worker_init_fn", "num_batch_per_epoch")
 
 
-def check_config(config: Config, source: str) -> None:
+def check_config(config: Config, source: str, skip: Sequence[str] = ()) -> None:
     """Checks every ``dict(type=..., ...)`` of a config against the signature of its type.
 
     Args:
         config: Loaded config.
         source: Named in errors.
+        skip: Top-level keys that are not checked.
 
     Raises:
         ConfigError: A type cannot be resolved, or has no such argument; names the key.
     """
-    for where, node in walk(config.to_dict()):
+    content = {key: value for key, value in config.to_dict().items() if key not in skip}
+    for where, node in walk(content):
         if where in _LOADERS:
             for key in node:
                 if key not in _LOADER_KEYS:
@@ -79,8 +82,9 @@ def resolve(kind: Any, where: str) -> Any:
     if "." in kind:
         found = get_object_from_string(kind)
     else:
-        ours = [value for value in vars(registries).values() if isinstance(value, Registry)]
-        found = next((value for value in (r.get(kind) for r in ours) if value is not None), None)
+        known = [*vars(registries).values(), *vars(mmengine_registries).values()]
+        places = (place for place in known if isinstance(place, Registry))
+        found = next((value for value in (place.get(kind) for place in places) if value is not None), None)
     if found is None:
         raise ConfigError(f"{where} is {kind!r}, which cannot be found; check the name and its import")
     return found

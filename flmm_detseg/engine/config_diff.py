@@ -30,11 +30,12 @@ def effective(config: Config) -> dict[str, Any]:
     return dict(_leaves(config.to_dict(), ""))
 
 
-def diff_to_base(path: str | Path) -> dict[str, tuple[Any, Any]]:
+def diff_to_base(path: str | Path, config: Config | None = None) -> dict[str, tuple[Any, Any]]:
     """Leaves that differ from what the imported configs give together.
 
     Args:
         path: Config file.
+        config: What it holds, overrides applied; None reads the file.
 
     Returns:
         Dotted key -> (value in the bases, value here); None stands for absent.
@@ -45,7 +46,7 @@ def diff_to_base(path: str | Path) -> dict[str, tuple[Any, Any]]:
     base: dict[str, Any] = {}
     for file in base_files(path):
         base.update(effective(Config.fromfile(file)))
-    mine = effective(read_config(path))
+    mine = effective(read_config(path) if config is None else config)
     keys = dict.fromkeys([*mine, *(key for key in base if _root(key) in map(_root, mine))])
     return {key: (base.get(key), mine.get(key)) for key in keys if base.get(key) != mine.get(key)}
 

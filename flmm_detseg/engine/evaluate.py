@@ -2,7 +2,7 @@
 
 A model call holds samples of one image, always the same ones, on a fixed number of CPU threads: floating-point
 sums depend on both, and one pixel on the wrong side of a threshold would already change a figure. So figures, made
-from per-phrase pixel counts in a fixed order, do not depend on the number of processes or on the batch size. It costs
+from facts about each record in a fixed order, do not depend on the number of processes or on the batch size. It costs
 little: the samples of an image share its prefix, and one image's tokens keep a large model busy.
 """
 
@@ -10,110 +10,40 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from mmengine.config import Config
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from flmm_detseg.datasets import ShuffledPhrases, collate_samples
+from flmm_detseg.datasets import collate_samples
+from flmm_detseg.engine.eval_task import EvaluationOptions, Options, Task
 from flmm_detseg.errors import CheckpointError, ConfigError, RunError
-from flmm_detseg.evaluation import phrase_records, png_figures, ref_seg_figures
 from flmm_detseg.evaluation.results import (
     RecordStore,
-    file_hash,
     fingerprint,
     source_hash,
-    versions,
     weights_hash,
     write_json,
 )
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.registry import DATASETS, SCOPE
-from flmm_detseg.structures import Prediction, Sample
+from flmm_detseg.utils.provenance import file_hash, versions
 
 # Samples of one image in one model call; fixed, see above. Bounds the memory of images with many expressions.
 _MAX_SAMPLES_PER_CALL = 16
-
-
-class Predictor(Protocol):
-    """A module that predicts masks; what an evaluation needs of a model."""
-
-    def predict(self, samples: list[Sample]) -> list[Prediction]:
-        """One prediction per sample, in order."""
-
-
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """Arguments of the evaluation tools; None leaves a choice to the config.
-
-    Attributes:
-        config: Config file.
-        checkpoint: Trained parts; None takes ``load_from`` of the config.
-        untrained: Evaluate heads as they were initialised when there is no checkpoint.
-        splits: Names (or splits) of the config's data sets to evaluate; empty: all.
-        sentences: RefCOCO: ``"first"`` | ``"all"``.
-        layout: RefCOCO: ``"split"`` | ``"concat"``.
-        phrases: ``"own"`` | ``"shuffled"`` (control: phrases of other images).
-        empty: Convention for empty targets, see :class:`~flmm_detseg.evaluation.RefSegMetric`.
-        threshold_sweep: Also report the best threshold and its cIoU.
-        batch_size: Samples read and recorded per step (what a kill can lose); not what one model call holds.
-        num_threads: CPU threads of each process; figures are equal for equal numbers.
-        num_workers: Reading processes per evaluating process.
-        limit: Only the first samples of each data set.
-        work_dir: Folder of records and results; None: ``work_dirs/<config name>/eval``.
-        out: Results file; None: ``<work_dir>/<task>.json`` (``<task>-shuffled.json`` for the control).
-        fresh: Do not resume; evaluate everything again.
-    """
-
-    config: str
-    checkpoint: str | None = None
-    untrained: bool = False
-    splits: tuple[str, ...] = ()
-    sentences: str | None = None
-    layout: str | None = None
-    phrases: str = "own"
-    empty: str = "skip"
-    threshold_sweep: bool = False
-    batch_size: int = 16
-    num_threads: int = 1
-    num_workers: int = 0
-    limit: int | None = None
-    work_dir: str | None = None
-    out: str | None = None
-    fresh: bool = False
-
-    def __post_init__(self) -> None:
-        if self.phrases not in ("own", "shuffled"):
-            raise ConfigError(f"`phrases` is {self.phrases!r}; allowed: own, shuffled")
-        for key in ("batch_size", "num_threads", "limit"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                raise ConfigError(f"`{key}` is {value}; it must be at least 1")
-
-
-@dataclass(frozen=True)
-class Task:
-    """A kind of evaluation.
-
-    Attributes:
-        name: ``"refcoco"`` or ``"png"``.
-        config_key: Key of the config that holds ``dict(name=dataset config, ...)``.
-        figures: Figures from per-phrase records.
-    """
-
-    name: str
-    config_key: str
-    figures: Callable[[Sequence[Mapping[str, Any]], EvaluationOptions], dict[str, float]]
+_MAX_LISTED_FILES = 20
 
 
 @dataclass(frozen=True)
@@ -122,7 +52,7 @@ class EvaluationSet:
 
     Attributes:
         dataset: A reader or a mix.
-        protocol: ``sentences`` and ``layout`` where it has them, ``phrases``.
+        protocol: How it is evaluated, of :meth:`Task.protocol`.
         settings: All arguments it was built with, for the fingerprint.
     """
 
@@ -131,18 +61,12 @@ class EvaluationSet:
     settings: dict[str, Any]
 
 
-REFCOCO = Task(
-    "refcoco", "refcoco_eval", lambda records, options: ref_seg_figures(records, empty=options.empty)
-)
-PNG = Task("png", "png_eval", lambda records, options: png_figures(records))
-
-
-def evaluate(options: EvaluationOptions, task: Task) -> dict[str, Any] | None:
+def evaluate(options: Options, task: Task[Options]) -> dict[str, Any] | None:
     """Evaluates a config's model on its data sets; call it in every process of a launch.
 
     Args:
         options: What to evaluate and how.
-        task: :data:`REFCOCO` or :data:`PNG`.
+        task: Kind of evaluation.
 
     Returns:
         In the main process: ``{"task", "metrics": {data set: figures}, "results": path, ...}``; None in
@@ -172,16 +96,16 @@ def _checkpoint_source(path: str) -> dict[str, str]:
 
 
 def evaluate_model(
-    model: Predictor,
+    model: nn.Module,
     datasets: Mapping[str, EvaluationSet],
-    options: EvaluationOptions,
-    task: Task,
+    options: Options,
+    task: Task[Options],
     provenance: Mapping[str, Any],
 ) -> dict[str, Any] | None:
     """Evaluates a built model on built data sets (arguments, result as :func:`evaluate`).
 
     Args:
-        model: A module with ``predict``.
+        model: What the task asks; its tensors are part of the fingerprint.
         datasets: By name, as :func:`build_datasets` gives them.
         options: What to evaluate and how.
         task: Kind of evaluation.
@@ -195,11 +119,11 @@ def evaluate_model(
     metrics: dict[str, dict[str, float]] = {}
     reports: dict[str, dict[str, Any]] = {}
     for name, item in datasets.items():
-        data = {str(path): file_hash(path) for path in item.dataset.annotation_files}
+        data = _data_hashes(item.dataset)
         identity = {
             "task": task.name, "data_set": name, "protocol": item.protocol, "settings": item.settings,
             "data": data, "weights": weights, "source": code, "versions": installed,
-            "sweep": options.threshold_sweep, "num_threads": options.num_threads,
+            "options": task.settings(options), "num_threads": options.num_threads,
             # Settings that keep every tensor (merge, prompts, sizes) change the figures all the same.
             "model": provenance.get("model"),
         }  # fmt: skip
@@ -208,19 +132,24 @@ def evaluate_model(
         broadcast_object_list(shared)
         store = RecordStore(work_dir / f"{name}-{shared[0][:16]}", state.process_index)
         with _cpu_threads(options.num_threads):
-            records, num_resumed = _evaluate_dataset(model, item.dataset, store, options, state, name)
+            records, num_resumed = _evaluate_dataset(model, item.dataset, store, options, task, state, name)
         if state.is_main_process:
-            metrics[name] = task.figures(records, options)
+            metrics[name] = task.figures(records, item.dataset, options)
+            exported = task.export(records, item.dataset, work_dir / f"{name}.{task.name}", options)
             reports[name] = {
-                "protocol": item.protocol, "empty_targets": options.empty, "fingerprint": shared[0],
+                "protocol": item.protocol, **task.conventions(options), "fingerprint": shared[0],
                 "data_sha256": data, "data_report": item.dataset.report(), "records_file": str(store.file),
                 "num_samples": _num_samples(item.dataset, options), "num_resumed": num_resumed,
+                "exported": [str(file) for file in exported],
             }  # fmt: skip
     if not state.is_main_process:
         return None
-    suffix = "-shuffled" if options.phrases == "shuffled" else ""
-    out = Path(options.out or work_dir / f"{task.name}{suffix}.json")
-    facts = {"seconds": round(time.time() - started, 2), "num_processes": state.num_processes}
+    out = Path(options.out or work_dir / f"{task.file_stem(options)}.json")
+    facts = {
+        **task.summary(metrics),
+        "seconds": round(time.time() - started, 2),
+        "num_processes": state.num_processes,
+    }
     content = {
         "task": task.name, "metrics": metrics, "data_sets": reports, "options": asdict(options), **provenance,
         "weights_sha256": weights, "source_sha256": code, "versions": installed, **facts,
@@ -230,7 +159,7 @@ def evaluate_model(
     return {"task": task.name, "metrics": metrics, "results": str(out), "num_resumed": num_resumed, **facts}
 
 
-def build_datasets(config: Config, options: EvaluationOptions, task: Task) -> dict[str, EvaluationSet]:
+def build_datasets(config: Config, options: Options, task: Task[Options]) -> dict[str, EvaluationSet]:
     """Builds the data sets a config lists for a task, with the protocol that the options ask for.
 
     Returns:
@@ -239,12 +168,7 @@ def build_datasets(config: Config, options: EvaluationOptions, task: Task) -> di
     Raises:
         ConfigError: The config lists none, or not the ones asked for, or a data set has no such protocol.
     """
-    listed = config.get(task.config_key)
-    if not listed:
-        raise ConfigError(
-            f"{options.config}: it has no `{task.config_key}`. "
-            f"Add {task.config_key} = dict(NAME=dict(type=...), ...)."
-        )
+    listed = task.entries(config, options)
     chosen = {
         name: entry
         for name, entry in listed.items()
@@ -256,12 +180,14 @@ def build_datasets(config: Config, options: EvaluationOptions, task: Task) -> di
         raise ConfigError(
             f"{options.config}: no data set or split {unknown[0]!r}; it has {', '.join(listed)}"
         )
-    return {name: _build_dataset(name, entry, options) for name, entry in chosen.items()}
+    return {name: _build_dataset(name, entry, options, task) for name, entry in chosen.items()}
 
 
-def _build_dataset(name: str, entry: Mapping[str, Any], options: EvaluationOptions) -> EvaluationSet:
+def _build_dataset(
+    name: str, entry: Mapping[str, Any], options: Options, task: Task[Options]
+) -> EvaluationSet:
     settings = dict(entry)
-    for key, value in (("sentences", options.sentences), ("layout", options.layout)):
+    for key, value in task.overrides(options).items():
         if value is None:
             continue
         reader = settings["type"] if not isinstance(settings["type"], str) else DATASETS.get(settings["type"])
@@ -269,11 +195,18 @@ def _build_dataset(name: str, entry: Mapping[str, Any], options: EvaluationOptio
             raise ConfigError(f"data set {name!r} ({reader.__name__}) has no `{key}` to set to {value!r}")
         settings[key] = value
     dataset = DATASETS.build({"_scope_": SCOPE, **settings})
-    protocol = {key: getattr(dataset, key) for key in ("sentences", "layout") if hasattr(dataset, key)}
-    if protocol.get("sentences") == "random":
-        raise ConfigError(f"data set {name!r}: evaluation needs sentences 'first' or 'all', not 'random'")
-    protocol["phrases"] = options.phrases
+    protocol = task.protocol(name, dataset, options)
     return EvaluationSet(dataset, protocol, {key: str(value) for key, value in settings.items()})
+
+
+def _data_hashes(dataset: Any) -> dict[str, str]:
+    """sha256 by annotation file; of many files (one an image) one hash over all, by their common folder."""
+    hashes = {str(path): file_hash(path) for path in dataset.annotation_files}
+    if len(hashes) <= _MAX_LISTED_FILES:
+        return hashes
+    folder = os.path.commonpath(hashes)
+    content = {os.path.relpath(path, folder): digest for path, digest in hashes.items()}
+    return {f"{folder} ({len(hashes)} files)": fingerprint(content)}
 
 
 def _num_samples(dataset: Any, options: EvaluationOptions) -> int:
@@ -281,10 +214,11 @@ def _num_samples(dataset: Any, options: EvaluationOptions) -> int:
 
 
 def _evaluate_dataset(
-    model: Predictor,
+    model: nn.Module,
     dataset: Any,
     store: RecordStore,
-    options: EvaluationOptions,
+    options: Options,
+    task: Task[Options],
     state: PartialState,
     name: str,
 ) -> tuple[list[dict[str, Any]], int]:
@@ -301,9 +235,8 @@ def _evaluate_dataset(
     num_samples = _num_samples(dataset, options)
     calls = [call for call in _model_calls(dataset) if call[0] < num_samples]
     pending = [call for call in calls if any(ids[index] not in done for index in call)]
-    shown = ShuffledPhrases(dataset) if options.phrases == "shuffled" else dataset
     mine = pending[state.process_index :: state.num_processes]
-    for records in _predict_calls(model, shown, mine, options, name, show=state.is_main_process):
+    for records in _run_calls(model, dataset, mine, options, task, name, show=state.is_main_process):
         store.append(records)
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -341,17 +274,23 @@ def _model_calls(dataset: Any) -> list[list[int]]:
     return calls
 
 
-def _predict_calls(
-    model: Predictor, dataset: Any, calls: list[list[int]], options: EvaluationOptions, name: str, show: bool
+def _run_calls(
+    model: nn.Module,
+    dataset: Any,
+    calls: list[list[int]],
+    options: Options,
+    task: Task[Options],
+    name: str,
+    show: bool,
 ) -> Iterator[list[tuple[str, list[dict[str, Any]]]]]:
-    """Runs the model calls in steps of about ``batch_size`` samples; yields record ids and phrase records."""
+    """Runs the model calls in steps of about ``batch_size`` samples; yields record ids and facts."""
     steps: list[list[list[int]]] = []
     for call in calls:
         if not steps or sum(map(len, steps[-1])) + len(call) > options.batch_size:
             steps.append([])
         steps[-1].append(call)
     loader = DataLoader(
-        dataset,
+        task.shown(dataset, options),
         batch_sampler=[[index for call in step for index in call] for step in steps],
         collate_fn=collate_samples,
         num_workers=options.num_workers,
@@ -362,10 +301,8 @@ def _predict_calls(
             records = []
             for call in step:
                 shown = list(islice(samples, len(call)))
-                predictions = model.predict(shown)
-                records += [
-                    (sample.record_id, phrase_records(sample, prediction, sweep=options.threshold_sweep))
-                    for sample, prediction in zip(shown, predictions, strict=True)
-                ]
+                facts = task.facts(model, shown, dataset, options)
+                ids = [sample.record_id for sample in shown]
+                records += zip(ids, facts, strict=True)
                 bar.update(len(call))
             yield records

@@ -13,15 +13,18 @@ from mmengine.dist import all_reduce_dict, get_rank, get_world_size, is_main_pro
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from flmm_detseg.engine.checkpoint_hook import LMM_INFO, unwrap
+from flmm_detseg.engine.checkpoint_hook import LMM_INFO
+from flmm_detseg.engine.start import unwrap
 from flmm_detseg.errors import CheckpointError, RunError
+from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import HOOKS
-from flmm_detseg.visualization import draw_grounding
+from flmm_detseg.structures import Sample
+from flmm_detseg.visualization import draw_detections, draw_grounding, draw_semantic
 
 
 @HOOKS.register_module()
 class SampleInfoHook(Hook):
-    """Logs, before training, how much data there is, one record as the model sees it, and what is trained."""
+    """Logs, before training, how much data there is and one record as the model sees it."""
 
     @master_only
     def before_train(self, runner: Runner) -> None:
@@ -37,14 +40,6 @@ class SampleInfoHook(Hook):
             f"{int(inputs.image_mask.sum())} image, grid {inputs.grid.output_grid}, text {sample.text!r}, "
             f"phrases: {phrases}"
         )
-        groups: dict[str, int] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                group = ".".join(name.split(".")[:3])
-                groups[group] = groups.get(group, 0) + parameter.numel()
-        total = sum(parameter.numel() for parameter in model.parameters())
-        parts = ", ".join(f"{name} {count:,}" for name, count in groups.items())
-        runner.logger.info(f"Trainable: {sum(groups.values()):,} of {total:,} parameters ({parts})")
 
 
 @HOOKS.register_module()
@@ -85,13 +80,27 @@ class VisualizationHook(Hook):
         was_training = model.training
         model.eval()
         for index, sample in enumerate(samples):
-            prediction = model.predict([sample])[0].cpu()
-            phrases = [sample.phrase_text(k) for k in range(len(sample.phrases))]
-            picture = draw_grounding(
-                sample.image, prediction.masks.numpy(), phrases, scores=prediction.scores.tolist()
-            )
-            runner.visualizer.add_image(f"grounding_{index}", picture, step=runner.iter + 1)
+            picture = _picture(model, sample)
+            if picture is not None:
+                runner.visualizer.add_image(f"{sample.task}_{index}", picture, step=runner.iter + 1)
         model.train(was_training)
+
+
+def _picture(model: GroundingLMM, sample: Sample) -> np.ndarray | None:
+    """What the model predicts for a sample; None for tasks without a picture."""
+    if sample.task == "phrase":
+        prediction = model.predict([sample])[0].cpu()
+        phrases = [sample.phrase_text(k) for k in range(len(sample.phrases))]
+        return draw_grounding(sample.image, prediction.masks.numpy(), phrases, prediction.scores.tolist())
+    if sample.task == "detection":
+        found = model.detect([sample])[0].cpu()
+        found = found[found.scores > 0.3]
+        names = [model.heads["detection"].class_names[label] for label in found.labels.tolist()]
+        return draw_detections(sample.image, found.bboxes.numpy(), names, found.scores.tolist())
+    if sample.task == "segmentation":
+        found = model.segment([sample])[0].cpu().numpy()
+        return draw_semantic(sample.image, found, model.heads["segmentation"].class_names)
+    return None
 
 
 @HOOKS.register_module()

@@ -11,6 +11,8 @@ from torch.utils.data import DataLoader
 from xtuner.engine.runner import TrainLoop
 
 from flmm_detseg.datasets import EpochSampler
+from flmm_detseg.engine.config_check import check_config
+from flmm_detseg.engine.start import prepare_start
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import LOOPS
 
@@ -30,7 +32,9 @@ class ResumableTrainLoop(TrainLoop):
         val_interval: Iterations between validations; the last iteration is always followed by one.
 
     Raises:
-        ConfigError: Neither or both of ``max_iters`` and ``max_epochs``, or a sampler whose position cannot be set.
+        ConfigError: The config has a key that nothing reads, neither or both of ``max_iters`` and ``max_epochs``, or a
+            sampler whose position cannot be set.
+        CheckpointError: What to start or to go on from cannot be used.
     """
 
     def __init__(
@@ -42,6 +46,9 @@ class ResumableTrainLoop(TrainLoop):
         val_begin: int = 1,
         val_interval: int = 1000,
     ) -> None:
+        # Also where `xtuner train` is called directly. The strategy is built by now, and XTuner's own has an argument
+        # that its signature does not show.
+        check_config(runner.cfg, str(runner.cfg.filename), skip=("strategy",))
         if (max_iters is None) == (max_epochs is None):
             raise ConfigError("`train_cfg` needs either `max_iters` or `max_epochs`")
         # A data loader draws from torch's generator. MMEngine's two runners build the model before and after this
@@ -55,11 +62,13 @@ class ResumableTrainLoop(TrainLoop):
                 val_begin=val_begin,
                 val_interval=val_interval,
             )
-        if not isinstance(self.dataloader.sampler, EpochSampler):
+        sampler = self.dataloader.batch_sampler.sampler
+        if not isinstance(sampler, EpochSampler):
             raise ConfigError(
-                f"`train_dataloader.sampler` is a {type(self.dataloader.sampler).__name__}; use EpochSampler, "
+                f"`train_dataloader.sampler` is a {type(sampler).__name__}; use EpochSampler or TaskSampler, "
                 "whose position a resumed run can take up"
             )
+        prepare_start(runner, self.dataloader, self.max_iters)
 
     def run(self) -> Any:
         """Trains to the last iteration; returns the model."""
@@ -81,7 +90,7 @@ def endless(loader: DataLoader, start: int) -> Iterator[Any]:
     """Batches of epoch after epoch, from a batch number on.
 
     Args:
-        loader: With an :class:`~flmm_detseg.datasets.EpochSampler`.
+        loader: With an :class:`~flmm_detseg.datasets.EpochSampler`, maybe inside a batch sampler.
         start: Number of the first batch, counted from the first epoch's first.
 
     Yields:
@@ -89,6 +98,7 @@ def endless(loader: DataLoader, start: int) -> Iterator[Any]:
     """
     epoch, skipped = divmod(start, len(loader))
     while True:
-        loader.sampler.set_epoch(epoch, start=skipped * loader.batch_sampler.batch_size)
+        # Of the batch sampler: with one of our own, the loader's `sampler` is a stand-in that nothing reads.
+        loader.batch_sampler.sampler.set_epoch(epoch, start=skipped * loader.batch_sampler.batch_size)
         yield from loader
         epoch, skipped = epoch + 1, 0

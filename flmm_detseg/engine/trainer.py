@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from mmengine.logging import MessageHub
 from flmm_detseg.engine.checkpoint_hook import LMM_INFO
 from flmm_detseg.engine.config_check import check_config, parse_overrides
 from flmm_detseg.engine.deepspeed_cpu import set_single_process_environment, start_gloo
-from flmm_detseg.errors import CheckpointError, ConfigError, RunError
-from flmm_detseg.models.checkpoint import load_checkpoint, read_file, states_file
+from flmm_detseg.engine.start import last_checkpoint, read_run_state
+from flmm_detseg.errors import ConfigError, RunError
+from flmm_detseg.models.checkpoint import load_checkpoint, states_file
 from flmm_detseg.models.from_config import read_config
 
 
@@ -99,7 +100,7 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
 
 
 def _figures(work_dir: Path, seconds: float) -> dict[str, Any]:
-    checkpoint = _last_checkpoint(work_dir)
+    checkpoint = last_checkpoint(work_dir)
     if checkpoint is None:
         raise RunError(f"training ended without a checkpoint in {work_dir}")
     hub = MessageHub.get_current_instance()
@@ -193,23 +194,8 @@ def write_gloo_config(config: Config, deepspeed: Path, work_dir: Path) -> Path:
 def _resume_from(resume: str | None, work_dir: Path) -> Path | None:
     if resume is None:
         return None
-    if resume == "auto":
-        checkpoint = _last_checkpoint(work_dir)
-    else:
-        checkpoint = Path(resume)
-    if checkpoint is not None:
-        content = read_file(states_file(checkpoint))
-        if not isinstance(content, Mapping) or "meta" not in content or "message_hub" not in content:
-            raise CheckpointError(
-                f"{checkpoint} holds tensors only, no state of a run to go on with; to start from its tensors use "
-                f"--cfg-options load_from={checkpoint}"
-            )
-    return checkpoint
-
-
-def _last_checkpoint(work_dir: Path) -> Path | None:
-    pointer = work_dir / "last_checkpoint"
-    if not pointer.is_file():
+    checkpoint = last_checkpoint(work_dir) if resume == "auto" else Path(resume)
+    if checkpoint is None:
         return None
-    path = Path(pointer.read_text().strip())
-    return path if path.exists() else None
+    read_run_state(checkpoint)  # a refusal here does not wait for the model
+    return states_file(checkpoint).parent if checkpoint.is_dir() else checkpoint

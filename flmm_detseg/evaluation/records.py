@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from flmm_detseg.errors import DataError, RunError
+from flmm_detseg.ops.boxes import masks_to_boxes
+from flmm_detseg.ops.masks import resize_maps
 from flmm_detseg.structures import Prediction, Sample
 
 # Thresholds on the probability, 0.05 ... 0.95.
@@ -43,7 +44,7 @@ def phrase_records(sample: Sample, prediction: Prediction, *, sweep: bool = Fals
             f"{tuple(prediction.masks.shape)}, expected {expected}."
         )
     target = torch.from_numpy(sample.masks).to(prediction.masks.device)
-    kinds = {"coarse": coarse_logits_at_image_size(prediction)}
+    kinds = {"coarse": resize_maps(prediction.coarse_logits, prediction.image_size)}
     if prediction.refined_logits is not None:
         kinds["refined"] = prediction.refined_logits
     for kind, logits in kinds.items():
@@ -52,7 +53,7 @@ def phrase_records(sample: Sample, prediction: Prediction, *, sweep: bool = Fals
                 f"{sample.record_id}: the {kind} mask logits contain NaN. Check the checkpoint and precision."
             )
     facts = {kind: _compare(logits, target, sweep) for kind, logits in kinds.items()}
-    target_boxes = mask_boxes(target)
+    target_boxes = masks_to_boxes(target).long()
     target_area, target_box_area = _to_list(target.flatten(1).sum(1)), _to_list(_box_area(target_boxes))
     scores = prediction.scores.tolist()
     return [
@@ -71,30 +72,6 @@ def phrase_records(sample: Sample, prediction: Prediction, *, sweep: bool = Fals
     ]
 
 
-def coarse_logits_at_image_size(prediction: Prediction) -> Tensor:
-    """The mask head's logits resized (bilinear) to the original image, ``[K, H, W]`` float32."""
-    logits = prediction.coarse_logits.float()
-    return F.interpolate(logits[:, None], size=prediction.image_size, mode="bilinear", align_corners=False)[
-        :, 0
-    ]
-
-
-def mask_boxes(masks: Tensor) -> Tensor:
-    """Half-open pixel boxes of masks.
-
-    Args:
-        masks: bool ``[K, H, W]``.
-
-    Returns:
-        int64 ``[K, 4]`` xyxy; zeros for an empty mask.
-    """
-    columns, rows = masks.any(1), masks.any(2)
-    height, width = masks.shape[1:]
-    x0, y0 = columns.int().argmax(1), rows.int().argmax(1)
-    x1, y1 = width - columns.flip(1).int().argmax(1), height - rows.flip(1).int().argmax(1)
-    return torch.stack([x0, y0, x1, y1], dim=1) * columns.any(1, keepdim=True)
-
-
 def _box_area(boxes_xyxy: Tensor) -> Tensor:
     return (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=0).prod(1)
 
@@ -106,7 +83,7 @@ def _to_list(values: Tensor) -> list[int]:
 def _compare(logits: Tensor, target: Tensor, sweep: bool) -> dict[str, list[Any]]:
     """Pixel counts per phrase at probability 0.5 (logit 0) and, if asked, at every threshold of the sweep."""
     masks = logits > 0
-    boxes, target_boxes = mask_boxes(masks), mask_boxes(target)
+    boxes, target_boxes = masks_to_boxes(masks).long(), masks_to_boxes(target).long()
     overlap = torch.cat(
         [torch.maximum(boxes[:, :2], target_boxes[:, :2]), torch.minimum(boxes[:, 2:], target_boxes[:, 2:])],
         dim=1,

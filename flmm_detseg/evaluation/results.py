@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,6 @@ import torch
 from torch import nn
 
 import flmm_detseg
-
-_PACKAGES = (
-    "torch", "torchvision", "transformers", "mmengine", "mmdet", "mmsegmentation", "mmcv", "mmcv-lite",
-    "segment-anything", "peft", "accelerate", "numpy", "pycocotools", "pillow",
-)  # fmt: skip
-
-
-def versions() -> dict[str, str]:
-    """Versions of this package and of the installed ones its numbers depend on."""
-    found = {"flmm_detseg": flmm_detseg.__version__}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def file_hash(path: str | Path) -> str:
-    """sha256 of a file, or of the names and contents of all files in a folder (hex)."""
-    path = Path(path)
-    digest = hashlib.sha256()
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
-        if path.is_dir():
-            digest.update(str(file.relative_to(path)).encode() + b"\0")
-        with file.open("rb") as content:
-            while block := content.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def source_hash() -> str:
@@ -88,7 +58,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 class RecordStore:
-    """Per-phrase records of one evaluation, one line per sample; survives being killed at any point.
+    """Facts of one evaluation, one line per sample; survives being killed at any point.
 
     Every process appends to a file of its own; :meth:`merge` (one process, while no other writes) unites
     them in ``records.jsonl``, sorted by record id. A line cut off by a kill is left out, so its sample is
@@ -105,21 +75,21 @@ class RecordStore:
         self._own_file = self.folder / f"part-{rank}.jsonl"
 
     def append(self, samples: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
-        """Adds ``(record id, its phrase records)`` pairs and flushes them to the system."""
+        """Adds ``(record id, its facts)`` pairs and flushes them to the system."""
         with self._own_file.open("a", encoding="utf-8") as file:
-            for record_id, phrases in samples:
-                line = json.dumps({"record_id": record_id, "phrases": list(phrases)}, ensure_ascii=False)
+            for record_id, facts in samples:
+                line = json.dumps({"record_id": record_id, "facts": list(facts)}, ensure_ascii=False)
                 file.write(line + "\n")
 
     def merge(self) -> dict[str, list[dict[str, Any]]]:
-        """Unites all files in ``records.jsonl``; returns the phrase records by record id."""
+        """Unites all files in ``records.jsonl``; returns the facts by record id."""
         self.folder.mkdir(parents=True, exist_ok=True)
         parts = sorted(self.folder.glob("part-*.jsonl"))
         found: dict[str, list[dict[str, Any]]] = {}
         for file in [self.file, *parts]:
             found.update(self._read(file))
         lines = (
-            json.dumps({"record_id": record_id, "phrases": found[record_id]}, ensure_ascii=False) + "\n"
+            json.dumps({"record_id": record_id, "facts": found[record_id]}, ensure_ascii=False) + "\n"
             for record_id in sorted(found)
         )
         _write_text(self.file, "".join(lines))
@@ -145,5 +115,5 @@ class RecordStore:
                     entry = json.loads(line)
                 except json.JSONDecodeError:  # cut off by a kill; the sample counts as not done
                     continue
-                found[entry["record_id"]] = entry["phrases"]
+                found[entry["record_id"]] = entry["facts"]
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -10,7 +11,13 @@ from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Predi
 
 
 class Head(nn.Module, ABC):
-    """Turns captured LMM states into predictions. Takes built parts and scalars, never configs."""
+    """Turns captured LMM states into predictions. Takes built parts and scalars, never configs.
+
+    Attributes:
+        tasks: Tasks (:attr:`Sample.task`) whose samples the head reads; it is given no others.
+    """
+
+    tasks: ClassVar[frozenset[str]]
 
     @property
     @abstractmethod

@@ -53,6 +53,8 @@ class PhraseGroundingHead(Head):
     Source: F-LMM, arXiv 2406.05821, section 3.
     """
 
+    tasks = frozenset({"phrase"})
+
     def __init__(
         self,
         mask_head: UNetHead,
@@ -152,9 +154,11 @@ class PhraseGroundingHead(Head):
         return [_crop(maps, inputs.grid) for maps, inputs in zip(logits, batch.inputs)]
 
     def text_prompt(self, hidden: HiddenRows) -> TextPrompt:
-        """Learned mixture of the layers' hidden states, projected into SAM's prompt space."""
-        weights = self.text_layer_weights.float().softmax(dim=0)
-        mixture = torch.einsum("l,lpd->pd", weights, hidden.states.float())
+        """Learned mixture of the layers' hidden states (float32), projected into SAM's prompt space."""
+        # Hidden states hold outliers: summing dozens of layers in half precision would lose the others.
+        with torch.autocast(hidden.states.device.type, enabled=False):
+            weights = self.text_layer_weights.float().softmax(dim=0)
+            mixture = torch.einsum("l,lpd->pd", weights, hidden.states.float())
         return TextPrompt(self.text_proj(mixture.to(self.text_proj.weight.dtype)), hidden.phrase_ids)
 
     def _refine(

@@ -3,6 +3,10 @@
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.llava import LlavaAdapter
 from flmm_detseg.lmms.llava_next import LlavaNextAdapter
+from flmm_detseg.lmms.lora import LoRAGroup, add_lora, lora_groups
+from flmm_detseg.lmms.lora_conv import add_conv_lora_to_convs
+from flmm_detseg.lmms.lora_layers import lora_group_of, lora_off, recompute_contexts
+from flmm_detseg.lmms.parameters import ParameterReport, format_report, parameter_report
 from flmm_detseg.lmms.processors import LlavaNextProcessor, LlavaProcessor, LMMProcessor, ProcessorSettings
 from flmm_detseg.lmms.row_tap import RowSettings
 
@@ -13,6 +17,16 @@ __all__ = [
     "LlavaNextAdapter",
     "LlavaNextProcessor",
     "LlavaProcessor",
+    "LoRAGroup",
+    "ParameterReport",
     "ProcessorSettings",
     "RowSettings",
+    "add_conv_lora_to_convs",
+    "add_lora",
+    "format_report",
+    "lora_group_of",
+    "lora_groups",
+    "lora_off",
+    "parameter_report",
+    "recompute_contexts",
 ]

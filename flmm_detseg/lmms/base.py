@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from flmm_detseg.lmms.conv_lora import balance_losses
+from flmm_detseg.lmms.lora import LoRAGroup
+from flmm_detseg.lmms.lora_layers import lora_gradients
+from flmm_detseg.lmms.lora_product import lora_product_penalty, merge_lora
 from flmm_detseg.structures import CaptureSpec, LMMInputs, LMMStates, Sample
 
 
@@ -16,9 +20,16 @@ class LMMAdapter(nn.Module, ABC):
     """Wraps one LMM family. The wrapped transformers model is the submodule ``model``.
 
     Adding a family = one subclass and one processor; heads, models and datasets do not change.
+
+    Attributes:
+        model: The transformers model.
+        frozen: No gradient flows through the LMM: :meth:`encode` runs without autograd.
+        lora_groups: LoRA groups by name, see :func:`~flmm_detseg.lmms.lora.add_lora`.
     """
 
     model: nn.Module
+    frozen: bool
+    lora_groups: Mapping[str, LoRAGroup]
 
     @property
     @abstractmethod
@@ -44,6 +55,26 @@ class LMMAdapter(nn.Module, ABC):
     @abstractmethod
     def attention_heads(self) -> tuple[int, ...]:
         """Indices of the heads of each of these layers in the attention stack, in channel order."""
+
+    @property
+    @abstractmethod
+    def vision_channels(self) -> int:
+        """d_v, width of the vision tower."""
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> int:
+        """Side of the vision tower's patches, pixels of the squared view."""
+
+    @property
+    @abstractmethod
+    def vision_grid(self) -> tuple[int, int]:
+        """``(rows, cols)`` of patches the vision tower sees."""
+
+    @property
+    @abstractmethod
+    def part_prefixes(self) -> Mapping[str, str]:
+        """Where ``"vision"``, ``"llm"`` and ``"projector"`` are within :attr:`model` (submodule paths)."""
 
     @property
     @abstractmethod
@@ -85,3 +116,50 @@ class LMMAdapter(nn.Module, ABC):
     @abstractmethod
     def base_mode(self) -> AbstractContextManager[None]:
         """Context in which every added part (adapters, taps) is off: the untouched LMM, bit for bit."""
+
+    @abstractmethod
+    def class_embeddings(self, names: Sequence[str]) -> Tensor:
+        """Mean input embedding of each name's tokens, float32 ``[len(names), d]``, no gradient.
+
+        Raises:
+            ConfigError: A name has no token.
+        """
+
+    def lora_gradients(self, groups: Collection[str]) -> AbstractContextManager[None]:
+        """Context in which a forward pass gives a gradient to these LoRA groups only, see
+        :func:`~flmm_detseg.lmms.lora_layers.lora_gradients`.
+        """
+        return lora_gradients(self.model, groups)
+
+    def lora_penalty(self) -> Tensor:
+        """L2-SP penalty, see :func:`~flmm_detseg.lmms.lora_product.lora_product_penalty`."""
+        return lora_product_penalty(self.model)
+
+    def merge_lora(self) -> int:
+        """Merges LoRA into the base weights, for good; see :func:`~flmm_detseg.lmms.lora_product.merge_lora`.
+
+        The LMM is then an ordinary, frozen one: :meth:`base_mode` has nothing left to switch off.
+
+        Returns:
+            Number of merged layers.
+        """
+        count = merge_lora(self.model)
+        self.lora_groups = {}
+        self.frozen = True
+        self.model.eval()
+        return count
+
+    def auxiliary_losses(self) -> dict[str, Tensor]:
+        """Weighted losses that added parts ask for themselves, of the last adapted pass of :meth:`encode`.
+
+        Returns:
+            Per Conv-LoRA group ``NAME_balance_loss``, mean over its layers; empty in eval mode and without
+            autograd.
+        """
+        found: dict[str, list[Tensor]] = {}
+        for layer, loss in balance_losses(self.model).items():
+            found.setdefault(layer.rpartition(".")[2], []).append(loss)
+        return {
+            f"{name}_balance_loss": self.lora_groups[name].balance_weight * torch.stack(losses).mean()
+            for name, losses in found.items()
+        }

@@ -1,188 +1,27 @@
-"""What transformers' LLaVA families share: one forward pass, and only what was asked is kept."""
+"""The forward pass that transformers' LLaVA families share: one pass, and only what was asked is kept."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.base import LMMAdapter
-from flmm_detseg.lmms.loading import load_model, load_normalisation, load_tokenizer, torch_dtype
-from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
+from flmm_detseg.lmms.hf_base import HFLlavaBase
 from flmm_detseg.lmms.prefix import PackedBatch, PhraseRows, distinct_images, pack, phrase_rows
-from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, ProcessorSettings
-from flmm_detseg.lmms.row_tap import ROW_TAP, RowSettings, RowTap
+from flmm_detseg.lmms.row_tap import ROW_TAP, RowTap
 from flmm_detseg.lmms.unpack import hidden_rows, split_attention, split_hidden
-from flmm_detseg.structures import CaptureSpec, LMMInputs, LMMStates, PatchGrid, Sample
+from flmm_detseg.structures import CaptureSpec, LMMInputs, LMMStates, PatchGrid
 
 
-class HFLlavaAdapter(LMMAdapter):
+class HFLlavaAdapter(HFLlavaBase):
     """A LLaVA of transformers; a family adds its classes, its processor and how it turns pixels into image
-    tokens.
-
-    Args:
-        model: The family's ``...ForConditionalGeneration``. Its language model's attention function is
-            exchanged for :mod:`flmm_detseg.lmms.row_tap`, which is sdpa outside of :meth:`encode`.
-        processor: The family's processor; None where only shapes matter (then :meth:`prepare` and
-            :meth:`generate` raise).
-        merge: Merge of the attention rows of a phrase's tokens, ``"mean"`` or ``"max"``.
-        layers: Decoder layers whose attention is read, None for all.
-        heads: Heads whose attention is read, None for all.
-        attention: ``"rows"`` or ``"eager"`` (parity checks).
-        frozen: No parameter of the LMM gets a gradient, it stays in eval mode, :meth:`encode` runs without
-            autograd. False leaves ``requires_grad`` as it is.
-        share_prefix: Samples with equal image and prompt run as answers behind one prefix. Also with a
-            trainable LMM; the pass stays differentiable.
-
-    Raises:
-        ConfigError: Row settings that do not fit the model, or a model that keeps the class token among its
-            image tokens.
+    tokens. Arguments and errors: :class:`HFLlavaBase`.
     """
-
-    model_class: ClassVar[type[PreTrainedModel]]
-    config_class: ClassVar[type[PretrainedConfig]]
-    num_levels: ClassVar[int] = 1
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: LMMProcessor | None,
-        *,
-        merge: str = "mean",
-        layers: Sequence[int] | None = None,
-        heads: Sequence[int] | None = None,
-        attention: str = "rows",
-        frozen: bool = True,
-        share_prefix: bool = True,
-    ) -> None:
-        super().__init__()
-        text_config = model.config.text_config
-        self.rows = RowSettings(merge, layers, heads, attention)
-        self._layers, self._heads = self.rows.resolve(
-            text_config.num_hidden_layers, text_config.num_attention_heads
-        )
-        if model.config.vision_feature_select_strategy != "default":
-            raise ConfigError(
-                "vision_feature_select_strategy must be 'default': the class token is no image patch"
-            )
-        self.model = model
-        self.processor = processor
-        self.frozen = frozen
-        self.share_prefix = share_prefix
-        model.set_attn_implementation({"text_config": ROW_TAP})
-        if frozen:
-            model.requires_grad_(False)
-            model.eval()
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained: str,
-        *,
-        dtype: str = "float32",
-        prompt_template: str = "vicuna",
-        description_prompt: str = DESCRIPTION_PROMPT,
-        rows: dict[str, Any] | None = None,
-        max_length: int | None = None,
-        frozen: bool = True,
-        share_prefix: bool = True,
-    ) -> HFLlavaAdapter:
-        """Builds the adapter from a folder in hub layout, or from a model name on the hub.
-
-        Args:
-            pretrained: Folder with config, safetensors, tokenizer and preprocessor config; or a hub name.
-            dtype: Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-            prompt_template: ``"vicuna"`` or ``"mistral"``.
-            description_prompt: Question for samples without a prompt.
-            rows: Settings of the attention stack: any of ``merge``, ``layers``, ``heads``, ``attention``.
-            max_length: Longest sequence in tokens; None for what the language model was built for.
-            frozen: See the class.
-            share_prefix: See the class.
-
-        Raises:
-            ConfigError: No such folder, a file is missing, or an argument cannot be used.
-            CheckpointError: The weights are absent, damaged, or do not fit the config.
-        """
-        settings = RowSettings.from_dict(rows)
-        model = load_model(cls.model_class, cls.config_class, pretrained, torch_dtype(dtype))
-        mean, std = load_normalisation(pretrained)
-        processor = cls.build_processor(
-            model.config,
-            load_tokenizer(pretrained),
-            ProcessorSettings(
-                prompt_template=prompt_template,
-                description_prompt=description_prompt,
-                max_length=max_length or model.config.text_config.max_position_embeddings,
-                image_mean=mean,
-                image_std=std,
-            ),
-        )
-        return cls(model, processor, **vars(settings), frozen=frozen, share_prefix=share_prefix)
-
-    @classmethod
-    def from_config(
-        cls,
-        config: dict[str, Any] | PretrainedConfig,
-        *,
-        tokenizer: PreTrainedTokenizerBase | str | None = None,
-        dtype: str = "float32",
-        prompt_template: str = "vicuna",
-        description_prompt: str = DESCRIPTION_PROMPT,
-        rows: dict[str, Any] | None = None,
-        max_length: int | None = None,
-        frozen: bool = True,
-        share_prefix: bool = True,
-    ) -> HFLlavaAdapter:
-        """Builds the adapter with random weights, on the default device (``with torch.device("meta")``:
-        shapes only).
-
-        Args:
-            config: Model config or its fields.
-            tokenizer: Fast tokenizer, or the folder or hub name of one; None for an adapter that only has
-                shapes.
-            dtype: Of the weights.
-            prompt_template: See :meth:`from_pretrained`, as for all that follow.
-            description_prompt: Question for samples without a prompt.
-            rows: Settings of the attention stack.
-            max_length: Longest sequence in tokens.
-            frozen: See the class.
-            share_prefix: See the class.
-
-        Raises:
-            ConfigError: An argument cannot be used.
-        """
-        settings = RowSettings.from_dict(rows)
-        if isinstance(config, dict):
-            config = cls.config_class.from_dict(dict(config))
-        model = cls.model_class(config)
-        frequencies = float32_buffers(model)
-        model.to(torch_dtype(dtype))
-        restore_buffers(model, frequencies)
-        processor = None
-        if tokenizer is not None:
-            processor = cls.build_processor(
-                config,
-                load_tokenizer(tokenizer) if isinstance(tokenizer, str) else tokenizer,
-                ProcessorSettings(
-                    prompt_template=prompt_template,
-                    description_prompt=description_prompt,
-                    max_length=max_length or config.text_config.max_position_embeddings,
-                ),
-            )
-        return cls(model, processor, **vars(settings), frozen=frozen, share_prefix=share_prefix)
-
-    @classmethod
-    @abstractmethod
-    def build_processor(
-        cls, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase, settings: ProcessorSettings
-    ) -> LMMProcessor:
-        """The family's processor for a model of this config."""
 
     @abstractmethod
     def image_tokens(self, pixel_values: Sequence[Tensor], grids: Sequence[PatchGrid]) -> list[Tensor]:
@@ -199,60 +38,6 @@ class HFLlavaAdapter(LMMAdapter):
     @abstractmethod
     def base_views(self, pixel_values: Sequence[Tensor]) -> list[int]:
         """Per image the place of its squared whole view in the tower's batch."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HFLlavaAdapter:
-        before = float32_buffers(self)
-        super()._apply(fn, recurse)
-        restore_buffers(self, before)
-        return self
-
-    @property
-    def num_layers(self) -> int:
-        """See :class:`LMMAdapter`."""
-        return self.model.config.text_config.num_hidden_layers
-
-    @property
-    def hidden_size(self) -> int:
-        """See :class:`LMMAdapter`."""
-        return self.model.config.text_config.hidden_size
-
-    @property
-    def attention_channels(self) -> int:
-        """See :class:`LMMAdapter`."""
-        return len(self._layers) * len(self._heads) * self.num_levels
-
-    @property
-    def attention_layers(self) -> tuple[int, ...]:
-        """See :class:`LMMAdapter`."""
-        return tuple(self._layers)
-
-    @property
-    def attention_heads(self) -> tuple[int, ...]:
-        """See :class:`LMMAdapter`."""
-        return tuple(self._heads)
-
-    @property
-    def device(self) -> torch.device:
-        """See :class:`LMMAdapter`."""
-        return self.model.device
-
-    def train(self, mode: bool = True) -> HFLlavaAdapter:
-        """Like ``nn.Module.train``, but a frozen LMM stays in eval mode."""
-        super().train(mode)
-        if self.frozen:
-            self.model.eval()
-        return self
-
-    def prepare(self, sample: Sample) -> LMMInputs:
-        """See :class:`LMMAdapter`."""
-        return self._processor()(sample)
-
-    def _processor(self) -> LMMProcessor:
-        if self.processor is None:
-            raise ConfigError(
-                "the adapter was built without a tokenizer: it cannot prepare samples; pass `tokenizer`"
-            )
-        return self.processor
 
     def encode(
         self,
@@ -362,19 +147,6 @@ class HFLlavaAdapter(LMMAdapter):
             merge=self.rows.merge,
         )
 
-    @contextmanager
-    def _text_attention(self, name: str) -> Iterator[None]:
-        """Makes sure of the language model's attention function, and puts it back."""
-        before = self.model.config.text_config._attn_implementation
-        if before == name:
-            yield
-            return
-        self.model.set_attn_implementation({"text_config": name})
-        try:
-            yield
-        finally:
-            self.model.set_attn_implementation({"text_config": before})
-
     def _logits(self, last: Tensor, inputs: Sequence[LMMInputs], batch: PackedBatch) -> list[Tensor]:
         rows = {member: row for row, members in enumerate(batch.groups) for member in members}
         states = [
@@ -384,46 +156,6 @@ class HFLlavaAdapter(LMMAdapter):
         return list(
             self.model.get_output_embeddings()(torch.cat(states)).split([len(part) for part in states])
         )
-
-    @torch.no_grad()
-    def generate(self, sample: Sample, *, max_new_tokens: int = 128) -> str:
-        """See :class:`LMMAdapter`."""
-        processor = self._processor()
-        item = processor.question(sample)
-        arguments = self.generation_inputs(item.pixel_values.to(self.device, self.model.dtype), item.grid)
-        input_ids = item.input_ids[None].to(self.device)
-        with self._eval_mode():
-            output = self.model.generate(
-                input_ids=input_ids,
-                attention_mask=torch.ones_like(input_ids),
-                **arguments,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-            )
-        return processor.tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True).strip()
-
-    @abstractmethod
-    def generation_inputs(self, pixel_values: Tensor, grid: PatchGrid) -> dict[str, Tensor]:
-        """The image arguments of the model's own ``generate``."""
-
-    @contextmanager
-    def _eval_mode(self) -> Iterator[None]:
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(was_training)
-
-    @contextmanager
-    def base_mode(self) -> Iterator[None]:
-        """See :class:`LMMAdapter`; the language model runs transformers' own sdpa function, in eval mode."""
-        with self._text_attention("sdpa"), self._eval_mode():
-            yield
 
 
 def _mask_and_positions(batch: PackedBatch, embeds: Tensor, *, additive: bool) -> dict[str, Any]:

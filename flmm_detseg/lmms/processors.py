@@ -22,7 +22,7 @@ from flmm_detseg.ops.letterbox import (
     unpadded_grid,
 )
 from flmm_detseg.ops.spans import tokens_of_spans
-from flmm_detseg.structures import GridLevel, LMMInputs, PatchGrid, Sample
+from flmm_detseg.structures import ANSWER_TASKS, GridLevel, LMMInputs, PatchGrid, Sample
 
 PROMPT_TEMPLATES: dict[str, str] = {
     "vicuna": "USER: {image}\n{prompt} ASSISTANT:",
@@ -135,6 +135,8 @@ class LMMProcessor(ABC):
             )
         prefix = self._prefix(sample)
         full_text = f"{prefix} {sample.text}" if sample.text else prefix
+        if sample.text and sample.task in ANSWER_TASKS:
+            full_text += self.tokenizer.eos_token
         encoding = self.tokenizer(full_text, return_offsets_mapping=True)
         input_ids = torch.tensor(encoding.input_ids, dtype=torch.int64)
         offsets = encoding.offset_mapping
@@ -144,6 +146,8 @@ class LMMProcessor(ABC):
         phrase_tokens = tokens_of_spans(offsets, full_text, spans)
         labels = input_ids.clone()
         labels[:prefix_length] = IGNORE_INDEX
+        sections = [[(start + shift, end + shift)] for start, end in sample.sections]
+        weights = _section_weights(tokens_of_spans(offsets, full_text, sections), labels != IGNORE_INDEX)
 
         # One image token in the text stands for all of them in the sequence.
         repeats = torch.where(input_ids == self.image_token_id, grid.num_tokens, 1)
@@ -165,11 +169,12 @@ class LMMProcessor(ABC):
             pixel_values=pixel_values,
             grid=grid,
             record_id=sample.record_id,
+            label_weights=weights.repeat_interleave(repeats)[:limit] if sections else None,
         )
 
     def question(self, sample: Sample) -> LMMInputs:
         """Prepares image and prompt only, up to where the answer starts."""
-        return self(replace(sample, text="", phrases=()))
+        return self(replace(sample, text="", phrases=(), sections=()))
 
     def _prefix(self, sample: Sample) -> str:
         prompt = self.settings.description_prompt if sample.prompt is None else sample.prompt
@@ -211,6 +216,26 @@ class LMMProcessor(ABC):
     def _normalise(self, image: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         return (pixels - self._mean) / self._std
+
+
+def _section_weights(members: Tensor, learned: Tensor) -> Tensor:
+    """Weight of each label: sections count alike, their sum is the number of their labels; others weigh 1.
+
+    Args:
+        members: bool ``[S, T]``, tokens of each section.
+        learned: bool ``[T]``, tokens with a label.
+
+    Returns:
+        float32 ``[T]``.
+    """
+    weights = torch.ones(members.shape[1])
+    members = members & learned
+    sizes = members.sum(1)
+    share = float(sizes.sum()) / max(int((sizes > 0).sum()), 1)
+    for row, size in zip(members, sizes.tolist(), strict=True):
+        if size:
+            weights[row] = share / size
+    return weights
 
 
 class LlavaProcessor(LMMProcessor):

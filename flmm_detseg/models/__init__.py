@@ -1,7 +1,22 @@
 """The assembly of LMM and heads, and the only place that builds parts from config."""
 
+from flmm_detseg.models.balancer import (
+    FixedWeighting,
+    GradNormWeighting,
+    TaskBalancer,
+    UncertaintyWeighting,
+)
 from flmm_detseg.models.checkpoint import load_checkpoint
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 
-__all__ = ["GroundingLMM", "load_checkpoint", "model_from_config", "read_config"]
+__all__ = [
+    "FixedWeighting",
+    "GradNormWeighting",
+    "GroundingLMM",
+    "TaskBalancer",
+    "UncertaintyWeighting",
+    "load_checkpoint",
+    "model_from_config",
+    "read_config",
+]

@@ -16,7 +16,13 @@ from flmm_detseg.registry import MODELS
 from flmm_detseg.utils.names import suggest
 
 # Arguments that follow from the LMM, wherever a part has an argument of that name.
-_DERIVED = {"in_channels": "attention_channels", "num_layers": "num_layers", "hidden_size": "hidden_size"}
+_DERIVED = {
+    "in_channels": "attention_channels",
+    "num_layers": "num_layers",
+    "hidden_size": "hidden_size",
+    "vision_channels": "vision_channels",
+    "patch_size": "patch_size",
+}
 
 
 def build_lmm(config: Mapping[str, Any] | LMMAdapter) -> LMMAdapter:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pickle
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from flmm_detseg.errors import CheckpointError
-from flmm_detseg.models.zero_folder import read_model_states
+from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.models.zero_folder import check_states, read_model_states
 
 PHRASE_PREFIX = "heads.phrase."
 # First parts of the names in published F-LMM files (reference: wusize/F-LMM state dicts); ours add PHRASE_PREFIX.
@@ -67,8 +68,28 @@ def read_file(path: Path, *, zero: bool = False) -> object:
     """
     if not path.is_file():
         raise CheckpointError(f"checkpoint {path} does not exist (seen from {Path.cwd()})")
-    try:
+    with _failures_named(path):
         return read_model_states(path) if zero else torch.load(path, map_location="cpu", weights_only=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Checks the files of a DeepSpeed folder before DeepSpeed, which would run what they hold, reads them.
+
+    Args:
+        folder: The one with the ``*_states.pt``.
+
+    Raises:
+        CheckpointError: A file is damaged or holds code.
+    """
+    for path in sorted(folder.glob("*.pt")):
+        with _failures_named(path):
+            check_states(path)
+
+
+@contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    try:
+        yield
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(
@@ -157,3 +178,47 @@ def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
 def _list(names: list[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
+
+
+def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] = ()) -> None:
+    """Loads several checkpoints into one model: the heads of other runs, or an earlier stage.
+
+    Args:
+        model: Receives the tensors.
+        files: Checkpoints; each may hold only trainable tensors of the model. Where two hold the same one, the
+            later file wins.
+        new_parts: Prefixes of trainable parameters that need not be in any file.
+
+    Raises:
+        CheckpointError: A file holds a tensor that the model does not have or has in another shape, or a parameter
+            outside of ``new_parts`` is in none of them; lists them.
+        ConfigError: A prefix of ``new_parts`` names no trainable parameter.
+    """
+    wanted = trainable_tensors(model)
+    for prefix in new_parts:
+        if not any(name.startswith(prefix) for name in wanted):
+            raise ConfigError(f"`new_parts`: no trainable parameter starts with {prefix!r}")
+    found: dict[str, Tensor] = {}
+    for file in files:
+        tensors = to_our_names(load_checkpoint(file))
+        wrong = [name for name in tensors if name not in wanted and not name.endswith(_OPTIONAL_SUFFIX)]
+        shapes = [
+            f"{name} {tuple(value.shape)} (model: {tuple(wanted[name].shape)})"
+            for name, value in tensors.items()
+            if name in wanted and value.shape != wanted[name].shape
+        ]
+        if wrong or shapes:
+            raise CheckpointError(
+                f"{file} does not fit the model; unexpected: {_list(wrong) or 'none'}; of another shape: "
+                f"{_list(shapes) or 'none'}"
+            )
+        found.update({name: value for name, value in tensors.items() if name in wanted})
+    missing = [name for name in wanted if name not in found and not name.startswith(tuple(new_parts))]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} trainable parameters are in none of {', '.join(map(str, files))}: {_list(missing)}; add "
+            "the checkpoint that holds them, or name their prefix in `new_parts`"
+        )
+    with torch.no_grad():
+        for name, value in found.items():
+            wanted[name].copy_(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models.checkpoint import load_checkpoint
@@ -62,10 +62,17 @@ def model_from_config(
             "checkpoint that `python tools/train.py` wrote (its last line names it), set `load_from` in the "
             "config, or ask for random heads with untrained=True (--untrained)"
         )
-    model = MODELS.build(config.model)
+    # What a stage started from is in its checkpoint; the files need not be there any more.
+    fields = config.model if checkpoint is None else without_start(config.model)
+    model = MODELS.build(fields)
     if not isinstance(model, GroundingLMM):
         raise ConfigError(f"{name}: `model` is a {type(model).__name__}, a GroundingLMM is needed")
     if checkpoint is not None:
         model.load_trainable(load_checkpoint(checkpoint), source=str(checkpoint))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()
+
+
+def without_start(model: ConfigDict) -> ConfigDict:
+    """``model`` of a config without the checkpoints its training began with."""
+    return ConfigDict({key: value for key, value in model.items() if key not in ("init_from", "new_parts")})

@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from mmengine.model import BaseModel
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads import Head
 from flmm_detseg.lmms.base import LMMAdapter
+from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_lmm, build_part
-from flmm_detseg.models.checkpoint import load_tensors, trainable_tensors
+from flmm_detseg.models.checkpoint import load_parts, load_tensors, trainable_tensors
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Prediction, Sample
+
+RETENTION_MODES = ("frozen", "switched", "always")
+
+
+@dataclass(frozen=True)
+class _Group:
+    """The samples of one task and the heads that read them."""
+
+    batch: GroundingBatch
+    heads: tuple[str, ...]
+    capture: CaptureSpec
 
 
 @MODELS.register_module()
@@ -29,9 +44,22 @@ class GroundingLMM(BaseModel):
         heads: Heads by name, or their configs; the name is the prefix of losses and parameters (``heads.NAME.*``).
             Sizes that follow from the LMM may be left out.
         freeze: Prefixes of head parameters that are not trained, e.g. ``["phrase.mask_head"]``.
+        balancer: Weights of the heads' losses and agreement of their gradients; None sums them.
+        retention: What becomes of the answers the LMM gave before. ``"frozen"``: nothing is added to the LMM.
+            ``"switched"``: adapters are on for the heads and off for plain questions; answers are bit-identical.
+            ``"always"``: adapters are on; what was forgotten is to be measured (``tools/eval_forgetting.py``).
+            None: ``"frozen"`` without adapters, else ``"always"``.
+        isolate: Per head the LoRA groups its loss may change, e.g. ``dict(detection=["vision"])``; heads left out
+            may change all. Heads that read the same task share one pass and must agree.
+        l2sp: Factor of the squared Frobenius norm of the LoRA products: the distance of the adapted weights from
+            the LMM's own.
+        init_from: Checkpoints to start from, each with tensors of this model only (another stage's, another task's).
+        new_parts: Prefixes of trainable parameters that ``init_from`` does not hold, e.g. ``["lmm."]``; every other
+            one must be in one of the files.
 
     Raises:
         ConfigError: A part cannot be built; names its key.
+        CheckpointError: A file of ``init_from`` does not fit.
     """
 
     def __init__(
@@ -39,6 +67,12 @@ class GroundingLMM(BaseModel):
         lmm: Mapping[str, Any] | LMMAdapter,
         heads: Mapping[str, Mapping[str, Any] | Head],
         freeze: Sequence[str] = (),
+        balancer: Mapping[str, Any] | TaskBalancer | None = None,
+        retention: str | None = None,
+        isolate: Mapping[str, Sequence[str]] | None = None,
+        l2sp: float = 0.0,
+        init_from: Sequence[str] = (),
+        new_parts: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.lmm = build_lmm(lmm)
@@ -52,13 +86,34 @@ class GroundingLMM(BaseModel):
                 raise ConfigError(f"`model.freeze`: no head parameter starts with {prefix!r}")
             for parameter in frozen:
                 parameter.requires_grad_(False)
+        self.balancer = None
+        if balancer is not None:
+            self.balancer = build_part(balancer, self.lmm, "model.balancer")
+            self.balancer.setup(list(self.heads))
+        self.retention = _retention(retention, bool(self.lmm.lora_groups))
+        self.isolate = {name: tuple(groups) for name, groups in (isolate or {}).items()}
+        self._check_isolation()
+        self.l2sp = l2sp
+        if l2sp and not self.lmm.lora_groups:
+            raise ConfigError("`model.l2sp` keeps LoRA near the LMM's weights, but `model.lmm` has no `lora`")
+        for head in self.heads.values():
+            names = getattr(head, "class_names", None)
+            if names and hasattr(head, "set_class_embeddings") and head.classifier == "open":
+                head.set_class_embeddings(self.lmm.class_embeddings(names))
+        if init_from:
+            load_parts(self, init_from, new_parts)
+        for name, parameter in self.named_parameters():
+            parameter.flmm_name = name  # optimizers see parameters only; GroupedAdamW groups by name
 
     @property
     def capture(self) -> CaptureSpec:
         """Union of what the heads ask for."""
+        return self._capture(list(self.heads))
+
+    def _capture(self, names: Sequence[str]) -> CaptureSpec:
         spec = CaptureSpec()
-        for head in self.heads.values():
-            spec = spec.union(head.capture)
+        for name in names:
+            spec = spec.union(self.heads[name].capture)
         return spec
 
     def forward(
@@ -79,26 +134,100 @@ class GroundingLMM(BaseModel):
         raise ConfigError(f"mode {mode!r} is none of loss, predict, tensor")
 
     def loss(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """Losses and logged figures of every head, as ``HEAD.NAME``.
+        """Losses and logged figures of every head that has samples in the batch, as ``HEAD.NAME``.
 
-        With several processes a head's figures are scaled by the process's share of the global batch's targets, so
-        that their mean over processes, and the gradient, is that of one process with the whole batch.
+        The samples of each task run through the LMM together, and only what their heads ask for is captured. A
+        head's figures are means over its targets in the whole batch, also where it reads several tasks. With
+        several processes they are scaled by the process's share of the global batch's targets, so that their mean
+        over processes, and the gradient, is that of one process with the whole batch.
         """
-        batch = self.prepare(samples)
-        states = self.encode(batch)
+        groups = self._groups(samples)
+        totals = self._mean_targets(groups)
         losses: dict[str, Tensor] = {}
-        for name, head in self.heads.items():
-            share = self._share(head.num_targets(batch))
-            losses.update({f"{name}.{key}": share * value for key, value in head.loss(states, batch).items()})
+        for group in groups:
+            with self._isolated(group.heads):
+                states = self._encode(group.batch, group.capture)
+            extra = self.lmm.auxiliary_losses()
+            for name in group.heads:
+                head = self.heads[name]
+                seen = self.balancer.gate(name, states) if self.balancer is not None else states
+                share = head.num_targets(group.batch) / max(totals[name], 1e-6)
+                for key, value in head.loss(seen, group.batch).items():
+                    value = share * value
+                    key = f"{name}.{key}"
+                    losses[key] = losses[key] + value if key in losses else value
+            for key, value in extra.items():
+                losses[f"lmm.{key}"] = losses.get(f"lmm.{key}", 0.0) + value
+        if self.l2sp:
+            losses["lmm.loss_l2sp"] = self.l2sp * self.lmm.lora_penalty()
         return losses
 
-    def _share(self, num_targets: int) -> float:
-        """This process's number of targets, divided by the mean over processes."""
-        if get_world_size() == 1:
-            return 1.0
-        total = torch.tensor(float(num_targets), device=self.lmm.device)
-        all_reduce(total, op="mean")
-        return num_targets / max(float(total), 1e-6)
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """MMEngine's hook from losses to the objective: the balancer speaks here."""
+        if self.balancer is None:
+            return super().parse_losses(losses)
+        tasks = {
+            name: sum(v for k, v in losses.items() if k.startswith(f"{name}.") and "loss" in k)
+            for name in self.heads
+            if any(k.startswith(f"{name}.") and "loss" in k for k in losses)
+        }
+        shared = [p for p in self.lmm.parameters() if p.requires_grad]
+        terms, figures = self.balancer(tasks, shared)
+        rest = [v for k, v in losses.items() if k.startswith("lmm.") and "loss" in k]
+        total = sum(terms.values()) + sum(rest)
+        log = {"loss": total, **{key: value.mean() for key, value in losses.items()}}
+        log.update({f"balancer.{k}": torch.tensor(v, device=total.device) for k, v in figures.items()})
+        return total, log
+
+    def _groups(self, samples: Sequence[Sample]) -> list[_Group]:
+        groups = []
+        for task in dict.fromkeys(sample.task for sample in samples):
+            members = [sample for sample in samples if sample.task == task]
+            names = tuple(name for name, head in self.heads.items() if task in head.tasks)
+            if not names:
+                known = sorted(set().union(*(head.tasks for head in self.heads.values())))
+                raise ConfigError(
+                    f"{members[0].record_id}: no head reads task {task!r} (the model's heads read: "
+                    f"{', '.join(known)}); add a head, or leave the data set out"
+                )
+            groups.append(_Group(self.prepare(members), names, self._capture(names)))
+        return groups
+
+    def _mean_targets(self, groups: Sequence[_Group]) -> dict[str, float]:
+        """Per head, targets in the batch; the mean over processes."""
+        counts = [
+            float(sum(head.num_targets(g.batch) for g in groups if name in g.heads))
+            for name, head in self.heads.items()
+        ]
+        if get_world_size() > 1:
+            total = torch.tensor(counts, device=self.lmm.device)
+            all_reduce(total, op="mean")
+            counts = total.tolist()
+        return dict(zip(self.heads, counts, strict=True))
+
+    def _isolated(self, heads: Sequence[str]) -> Any:
+        """While the graph is built, only these LoRA groups are in it."""
+        for name in heads:
+            if name in self.isolate:
+                return self.lmm.lora_gradients(self.isolate[name])
+        return nullcontext()
+
+    def _check_isolation(self) -> None:
+        for name, groups in self.isolate.items():
+            if name not in self.heads:
+                raise ConfigError(f"`model.isolate`: {name!r} is none of the heads {', '.join(self.heads)}")
+            if unknown := set(groups) - set(self.lmm.lora_groups):
+                raise ConfigError(
+                    f"`model.isolate.{name}`: {sorted(unknown)} are none of the LoRA groups "
+                    f"{', '.join(self.lmm.lora_groups) or '(none)'}"
+                )
+            for other, head in self.heads.items():
+                shares = head.tasks & self.heads[name].tasks
+                if shares and self.isolate.get(other, groups) != groups:
+                    raise ConfigError(
+                        f"`model.isolate`: {name} and {other} read the same task ({', '.join(sorted(shares))}) "
+                        "in one pass and must name the same groups"
+                    )
 
     @torch.no_grad()
     def predict(self, samples: list[Sample], *, keep_attention: bool = False) -> list[Prediction]:
@@ -108,13 +237,64 @@ class GroundingLMM(BaseModel):
             samples: Records; masks are not needed.
             keep_attention: Put the attention stack into each prediction, whatever the head is set to.
         """
+        head = self._head("phrase")
         batch = self.prepare(samples)
-        states = self.encode(batch)
-        predictions = self.heads["phrase"].predict(states, batch)
+        states = self._encode(batch, head.capture)
+        predictions = head.predict(states, batch)
         if keep_attention:
             for prediction, attention in zip(predictions, states.attention, strict=True):
                 prediction.attention = attention
         return predictions
+
+    @torch.no_grad()
+    def detect(self, samples: list[Sample]) -> list[InstanceData]:
+        """Objects per sample: ``bboxes`` (xyxy, original pixels), ``scores``, ``labels``; ``masks`` with a refiner."""
+        return self._dense("detection", samples)
+
+    @torch.no_grad()
+    def segment(self, samples: list[Sample]) -> list[Tensor]:
+        """Class map per sample, int64 ``[H, W]``, original size."""
+        return self._dense("segmentation", samples)
+
+    def _dense(self, name: str, samples: list[Sample]) -> list[Any]:
+        head = self._head(name)
+        batch = self.prepare(samples)
+        return head.predict(self._encode(batch, head.capture), batch)
+
+    def _head(self, name: str) -> Head:
+        if name not in self.heads:
+            raise ConfigError(f"the model has no head {name!r} (heads: {', '.join(self.heads)})")
+        return self.heads[name]
+
+    def answer(self, sample: Sample, *, max_new_tokens: int = 128) -> str:
+        """Greedy answer to a question, in the retention mode of the model.
+
+        Plain questions (task ``"vqa"``) are answered by the untouched LMM where retention is not ``"always"``;
+        instructions that ask for boxes or masks (task ``"joint"``) always by the adapted one.
+        """
+        with self.lmm.base_mode() if self.plain(sample) else nullcontext():
+            return self.lmm.generate(sample, max_new_tokens=max_new_tokens)
+
+    def plain(self, sample: Sample) -> bool:
+        """Whether a question goes to the LMM as it was."""
+        return self.retention != "always" and sample.task != "joint"
+
+    @torch.no_grad()
+    def answer_kl(self, samples: list[Sample]) -> list[float]:
+        """``KL(base || model)`` per sample: mean over the answer's tokens (``sample.text``, teacher-forced), nats."""
+        from flmm_detseg.heads.language_head import answer_rows, distillation
+
+        batch = self.prepare(samples)
+        states = self.lmm.encode(batch.inputs, CaptureSpec(logits=True))
+        with self.lmm.base_mode():
+            base = self.lmm.encode(batch.inputs, CaptureSpec(logits=True))
+        result = []
+        for i, (sample, inputs) in enumerate(zip(batch.samples, batch.inputs, strict=True)):
+            start = states.logits_start[i]
+            teacher = answer_rows(base.logits[i], start, inputs)[0]
+            student = teacher if self.plain(sample) else answer_rows(states.logits[i], start, inputs)[0]
+            result.append(float(distillation(student, teacher, 1.0).mean()))
+        return result
 
     def prepare(self, samples: list[Sample]) -> GroundingBatch:
         """Tokens, pixels and geometry of every sample (CPU)."""
@@ -122,7 +302,17 @@ class GroundingLMM(BaseModel):
 
     def encode(self, batch: GroundingBatch) -> LMMStates:
         """One LMM pass over the batch; images that several samples share run once."""
-        return self.lmm.encode(batch.inputs, self.capture, [sample.image_id for sample in batch.samples])
+        return self._encode(batch, self.capture)
+
+    def _encode(self, batch: GroundingBatch, capture: CaptureSpec) -> LMMStates:
+        keys = [sample.image_id for sample in batch.samples]
+        base_logits = None
+        if capture.base_logits:
+            # Before the adapted pass: a recomputing (checkpointed) backward must find the adapters as they were.
+            with torch.no_grad(), self.lmm.base_mode():
+                base_logits = self.lmm.encode(batch.inputs, CaptureSpec(logits=True), keys).logits
+        states = self.lmm.encode(batch.inputs, capture, keys)
+        return states if base_logits is None else replace(states, base_logits=base_logits)
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds: every parameter with ``requires_grad``, by full name."""
@@ -143,8 +333,26 @@ class GroundingLMM(BaseModel):
     def frozen_fingerprint(self) -> str:
         """sha256 over the LMM's frozen parameters and its buffers: equal if and only if every bit is."""
         digest = hashlib.sha256()
-        frozen = [(name, p.detach()) for name, p in self.lmm.named_parameters() if not p.requires_grad]
+        # LoRA moves the weight it stands beside to `base_layer`; the weight is the same.
+        frozen = [
+            (name.replace(".base_layer.", "."), p.detach())
+            for name, p in self.lmm.named_parameters()
+            if not p.requires_grad
+        ]
         for name, tensor in sorted([*frozen, *self.lmm.named_buffers()], key=lambda item: item[0]):
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+
+def _retention(mode: str | None, adapted: bool) -> str:
+    if mode is None:
+        return "always" if adapted else "frozen"
+    if mode not in RETENTION_MODES:
+        raise ConfigError(f"`model.retention` is {mode!r}; allowed: {', '.join(RETENTION_MODES)}")
+    if mode == "frozen" and adapted:
+        raise ConfigError(
+            "`model.retention`='frozen' adds nothing to the LMM, but `model.lmm.lora` does; leave `lora` out, or "
+            "use 'switched'"
+        )
+    return mode

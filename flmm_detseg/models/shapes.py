@@ -16,7 +16,7 @@ from mmengine.utils import get_object_from_string
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.models.checkpoint import check_tensors, load_checkpoint
-from flmm_detseg.models.from_config import read_config
+from flmm_detseg.models.from_config import read_config, without_start
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import MODELS
 
@@ -31,7 +31,7 @@ def model_on_meta(config: Config, lmm_config: str | Path | None = None) -> Groun
     Raises:
         ConfigError: The LMM's sizes are not to be had, or the config cannot be built.
     """
-    model = copy.deepcopy(config.model.to_dict())
+    model = copy.deepcopy(without_start(config.model).to_dict())
     lmm = model["lmm"]
     kind = get_object_from_string(lmm["type"]) if isinstance(lmm["type"], str) else lmm["type"]
     if not inspect.ismethod(kind) or kind.__name__ != "from_pretrained":

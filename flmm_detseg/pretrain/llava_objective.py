@@ -9,7 +9,8 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
 from flmm_detseg.datasets.tinyworld import COLOURS, KINDS, STUFF, TEXTURES
-from flmm_detseg.pretrain.llava_data import NUM_COORDINATES, SIZE_WORDS, PackedBatch, prefix_ids
+from flmm_detseg.pretrain.llava_chunks import SIZE_WORDS, prefix_ids
+from flmm_detseg.pretrain.llava_data import NUM_COORDINATES, PackedBatch
 from flmm_detseg.pretrain.tiny_llava import image_features
 
 WORD_GROUPS = ((*KINDS, *STUFF), tuple(COLOURS), TEXTURES, SIZE_WORDS)

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from flmm_detseg.datasets.tinyworld import TINYWORLD_VERSION
 from flmm_detseg.errors import RunError
-from flmm_detseg.pretrain.eval_llava import constant_answer_accuracy, evaluate, groundability
-from flmm_detseg.pretrain.llava_data import QUESTION_KINDS
+from flmm_detseg.pretrain.eval_llava import constant_answer_accuracy, evaluate
+from flmm_detseg.pretrain.llava_chunks import QUESTION_KINDS
+from flmm_detseg.pretrain.probe_llava import groundability
 from flmm_detseg.pretrain.tiny_llava import (
     build_model,
     load_tiny_llava,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flmm_detseg.datasets.tinyworld import Scene, make_scene
 from flmm_detseg.ops.boxes import masks_to_boxes, scale_boxes
+from flmm_detseg.ops.masks import resize_maps
 from flmm_detseg.refiners import SAMRefiner
 
 PROMPT_KINDS = ("box", "mask", "point", "box+mask")
@@ -120,7 +121,7 @@ def degrade(masks: Tensor, generator: torch.Generator, side: int = 64) -> Tensor
     coverage = coverage + 0.2 * uniform(0, 1) * torch.randn(coverage.shape, generator=generator)
     logits = uniform(1.5, 7.0) * (2 * coverage - uniform(0.7, 1.2))
     size = (round(side * height / longer), round(side * width / longer))
-    return F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    return resize_maps(logits, size)
 
 
 def encode_prompts(

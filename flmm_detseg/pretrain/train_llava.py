@@ -25,13 +25,8 @@ from tqdm import tqdm
 from flmm_detseg.datasets.tinyworld import vocabulary
 from flmm_detseg.errors import CheckpointError
 from flmm_detseg.pretrain.eval_llava import evaluate, format_figures
-from flmm_detseg.pretrain.llava_data import (
-    PackedBatch,
-    PackedStream,
-    cache_folder,
-    prefix_ids,
-    start_chunk_writer,
-)
+from flmm_detseg.pretrain.llava_chunks import cache_folder, prefix_ids, start_chunk_writer
+from flmm_detseg.pretrain.llava_data import PackedBatch, PackedStream
 from flmm_detseg.pretrain.llava_objective import Trainee
 from flmm_detseg.pretrain.tiny_llava import (
     TinyLlavaSizes,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.errors import RunError
-from flmm_detseg.quickstart.process import Command, Progress, run_commands
+from flmm_detseg.utils.process import Command, Progress, run_commands
 from flmm_detseg.quickstart.summary import Summary, write_report
 
 REPOSITORY = Path(__file__).resolve().parents[2]

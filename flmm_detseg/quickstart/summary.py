@@ -7,26 +7,16 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from flmm_detseg.utils.provenance import versions
 from flmm_detseg.visualization import Report
 
 MIN_COARSE_CIOU, MIN_REFINED_CIOU, MIN_GAP = 0.68, 0.75, 0.25
 KINDS = ("coarse", "refined")
-PACKAGES = (
-    "flmm_detseg",
-    "torch",
-    "transformers",
-    "mmengine",
-    "mmdet",
-    "mmsegmentation",
-    "segment-anything",
-    "xtuner",
-)
 _STORY = """A tiny LLaVA (trained on questions and captions of a synthetic world, then frozen) reads a
 caption. While it reads the words of a phrase, its attention heads look at image patches. A U-Net turns these
 maps into a coarse mask, a SAM refines it. Only the U-Net, SAM's decoder and a text projection are trained.
@@ -145,17 +135,6 @@ class Summary:
     def write_json(self, path: Path) -> None:
         """Writes :meth:`to_json` to ``path``."""
         path.write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and the main packages; "absent" where one is not installed."""
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "absent"
-    return found
 
 
 def write_report(

@@ -180,6 +180,49 @@ class SAMRefiner(nn.Module):
         return [self._select(candidates, prompt, size) for candidates, prompt, size in pieces]
 
     @torch.no_grad()
+    def masks_from_boxes(
+        self,
+        images: Sequence[np.ndarray],
+        boxes_xyxy: Sequence[Tensor],
+        image_keys: Sequence[str | None] | None = None,
+    ) -> list[Tensor]:
+        """SAM's own masks of boxes: no mask and no text prompt, whatever the switches say.
+
+        Args:
+            images: Per sample RGB uint8 ``[H, W, 3]``.
+            boxes_xyxy: Per sample float ``[N_i, 4]`` in original pixels; N_i may be 0.
+            image_keys: As in :meth:`forward`.
+
+        Returns:
+            Per sample float32 logits ``[N_i, H_i, W_i]``, no gradient.
+        """
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        wanted = [index for index, boxes in enumerate(boxes_xyxy) if len(boxes)]
+        results = [boxes.new_zeros(0, *size, dtype=torch.float32) for boxes, size in zip(boxes_xyxy, sizes)]
+        if not wanted:
+            return results
+        keys = None if image_keys is None else [image_keys[index] for index in wanted]
+        embeddings, rows = self.encode_images([images[index] for index in wanted], keys)
+        dtype = self.model.mask_decoder.mask_tokens.weight.dtype
+        dense_pe = self.dense_pe().to(dtype)
+        for index, row in zip(wanted, rows):
+            input_size = self.input_size(sizes[index])
+            boxes = scale_boxes(boxes_xyxy[index].float(), sizes[index], input_size)
+            with torch.autocast(self.model.device.type, enabled=False):
+                sparse, dense = self.model.prompt_encoder(points=None, boxes=boxes, masks=None)
+            low_res, _ = decode_masks(
+                self.model.mask_decoder,
+                embeddings[row].to(dtype).expand(len(boxes), -1, -1, -1),
+                dense_pe,
+                sparse.to(dtype),
+                torch.ones(sparse.shape[:2], dtype=torch.bool, device=sparse.device),
+                dense.to(dtype),
+            )
+            maps = self.model.postprocess_masks(low_res[:, :1].float(), input_size, sizes[index])
+            results[index] = maps[:, 0]
+        return results
+
+    @torch.no_grad()
     def encode_images(
         self, images: Sequence[np.ndarray], image_keys: Sequence[str | None] | None = None
     ) -> tuple[Tensor, list[int]]:

@@ -1,7 +1,7 @@
 """Dataclasses that cross rooms. May import torch and numpy only."""
 
 from flmm_detseg.structures.grid import GridLevel, PatchGrid
-from flmm_detseg.structures.sample import Phrase, Sample
+from flmm_detseg.structures.sample import ANSWER_TASKS, DenseTargets, Phrase, Sample
 from flmm_detseg.structures.states import (
     CaptureSpec,
     GroundingBatch,
@@ -12,7 +12,9 @@ from flmm_detseg.structures.states import (
 )
 
 __all__ = [
+    "ANSWER_TASKS",
     "CaptureSpec",
+    "DenseTargets",
     "GridLevel",
     "GroundingBatch",
     "HiddenRows",

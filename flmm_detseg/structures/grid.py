@@ -58,6 +58,20 @@ class PatchGrid:
         """``(rows, cols)`` of the attention stack: the last (finest) level; coarser ones are resized to it."""
         return self.levels[-1].rows, self.levels[-1].cols
 
+    @property
+    def view_fractions(self) -> tuple[float, float, float, float]:
+        """``(y0, x0, y1, x1)`` in [0, 1]: where the image lies in the squared view the vision tower sees.
+
+        LLaVA pads that view; LLaVA-NeXT squeezes the image into it (all of it is image).
+        """
+        height, width = self.padded_size
+        return (
+            self.pad_top / height,
+            self.pad_left / width,
+            (self.pad_top + self.resized_size[0]) / height,
+            (self.pad_left + self.resized_size[1]) / width,
+        )
+
     def crop_window(self, map_size: tuple[int, int]) -> tuple[slice, slice]:
         """Rows and columns of a map over the padded frame that show the image.
 

@@ -24,6 +24,32 @@ class Phrase:
     is_plural: bool | None = None
 
 
+# Tasks whose text is an answer that ends: the tokenizer's end token follows it and is learned.
+ANSWER_TASKS = frozenset({"vqa", "joint"})
+
+
+@dataclass(frozen=True)
+class DenseTargets:
+    """What an image shows, whatever is said about it: targets of detection and semantic segmentation.
+
+    Attributes:
+        boxes_xyxy: float32 ``[N, 4]``, original image pixels, half-open; None where objects are not annotated.
+        labels: int64 ``[N]``, index into the data set's classes.
+        masks: bool ``[N, H, W]``; None where objects have boxes only.
+        crowd: bool ``[N]``; regions of many objects, neither learned nor counted as errors.
+        semantic: uint8 ``[H, W]``, index into the data set's semantic classes, 255 where unknown; None where the
+            pixels are not annotated.
+        weights: float32 ``[N]`` in (0, 1], how far each object is to be trusted (pseudo-labels); None for 1.
+    """
+
+    boxes_xyxy: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    masks: np.ndarray | None = None
+    crowd: np.ndarray | None = None
+    semantic: np.ndarray | None = None
+    weights: np.ndarray | None = None
+
+
 @dataclass(frozen=True)
 class Sample:
     """One record on its way through training, evaluation or inference (plain numpy: crosses worker processes).
@@ -37,7 +63,11 @@ class Sample:
         prompt: The user's question; None means the adapter's default description prompt.
         image_id: Samples with equal non-None ``image_id`` show the same image: they share vision features, image
             prefix and SAM embedding inside a batch.
-        task: ``"phrase"``; other heads add their own.
+        task: Which heads read the sample (:attr:`~flmm_detseg.heads.base.Head.tasks`): ``"phrase"``,
+            ``"detection"``, ``"segmentation"``, ``"vqa"`` (the text is the answer to ``prompt``), ``"joint"``.
+        dense: Targets of detection and semantic segmentation; None at inference and for other tasks.
+        sections: Character spans of :attr:`text` that count alike in the language loss, however long each is (the
+            sections of a joint answer); empty where every token counts alike.
         meta: Further facts a metric or a report wants (plain containers only), e.g. ``{"sentence_id": 7}``.
     """
 
@@ -49,6 +79,8 @@ class Sample:
     prompt: str | None = None
     image_id: str | None = None
     task: str = "phrase"
+    dense: DenseTargets | None = None
+    sections: tuple[tuple[int, int], ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -22,12 +22,15 @@ class CaptureSpec:
         vision_layers: Indices into the vision tower's hidden states (0 = embeddings) to return as feature
             maps.
         logits: Logits of the language head over the text positions.
+        base_logits: The same of the untouched LMM (no added part), for distillation; a second pass without
+            gradient.
     """
 
     attention: bool = False
     hidden: bool = False
     vision_layers: tuple[int, ...] = ()
     logits: bool = False
+    base_logits: bool = False
 
     def union(self, other: CaptureSpec) -> CaptureSpec:
         """The smallest spec that serves both."""
@@ -36,6 +39,7 @@ class CaptureSpec:
             hidden=self.hidden or other.hidden,
             vision_layers=tuple(sorted(set(self.vision_layers) | set(other.vision_layers))),
             logits=self.logits or other.logits,
+            base_logits=self.base_logits or other.base_logits,
         )
 
 
@@ -55,6 +59,8 @@ class LMMInputs:
         pixel_values: Family's own layout, float32 (LLaVA ``[3, S, S]``, LLaVA-NeXT ``[tiles, 3, S, S]``).
         grid: Geometry of the image tokens.
         record_id: Of the sample, for errors.
+        label_weights: float32 ``[T]``, weight of each label in the language loss (see :attr:`Sample.sections`);
+            None for 1.
     """
 
     input_ids: Tensor
@@ -65,6 +71,7 @@ class LMMInputs:
     pixel_values: Tensor
     grid: PatchGrid
     record_id: str
+    label_weights: Tensor | None = None
 
     @property
     def num_phrases(self) -> int:
@@ -113,6 +120,7 @@ class LMMStates:
             Row i predicts token ``logits_start + i + 1``.
         logits_start: Per sample, position in the sequence of row 0 of ``logits``: the last token of the
             prefix.
+        base_logits: As ``logits``, of the untouched LMM.
     """
 
     attention: list[Tensor] | None = None
@@ -120,6 +128,7 @@ class LMMStates:
     vision: list[dict[int, Tensor]] | None = None
     logits: list[Tensor] | None = None
     logits_start: list[int] | None = None
+    base_logits: list[Tensor] | None = None
 
 
 @dataclass

@@ -22,15 +22,29 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-workers", type=int, default=0, help="reading processes per evaluating process")
     parser.add_argument("--limit", type=int, help="only the first samples of each data set")
+    parser.add_argument("--work-dir", help="records and results (default: work_dirs/<config name>/eval)")
+    parser.add_argument("--out", help="results file (default: in the work dir)")
+    parser.add_argument("--fresh", action="store_true", help="evaluate again what an earlier run has done")
+
+
+def add_phrases_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the control of the phrase evaluations."""
     parser.add_argument(
         "--phrases",
         choices=("own", "shuffled"),
         default="own",
         help="shuffled: control with other images' phrases",
     )
-    parser.add_argument("--work-dir", help="records and results (default: work_dirs/<config name>/eval)")
-    parser.add_argument("--out", help="results file (default: in the work dir)")
-    parser.add_argument("--fresh", action="store_true", help="evaluate again what an earlier run has done")
+
+
+def add_question_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what the evaluations of answers share."""
+    parser.add_argument("--questions", help="question file instead of the config's data sets")
+    parser.add_argument("--images", help="folder of the images of --questions")
+    parser.add_argument(
+        "--metric", help="vqav2, exact, scienceqa, pope, yes_no or open for all (default: by the question)"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="length of an answer")
 
 
 def common_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -44,7 +58,6 @@ def common_options(args: argparse.Namespace) -> dict[str, Any]:
         "num_threads": args.num_threads,
         "num_workers": args.num_workers,
         "limit": args.limit,
-        "phrases": args.phrases,
         "work_dir": args.work_dir,
         "out": args.out,
         "fresh": args.fresh,

@@ -2,6 +2,7 @@
 
 from flmm_detseg.visualization.attention import draw_attention_heads, rank_heads
 from flmm_detseg.visualization.curves import draw_loss_curves, read_scalars
+from flmm_detseg.visualization.dense import draw_detections, draw_semantic
 from flmm_detseg.visualization.overlay import draw_grounding
 from flmm_detseg.visualization.panels import draw_comparison
 from flmm_detseg.visualization.report import Report
@@ -10,8 +11,10 @@ __all__ = [
     "Report",
     "draw_attention_heads",
     "draw_comparison",
+    "draw_detections",
     "draw_grounding",
     "draw_loss_curves",
+    "draw_semantic",
     "rank_heads",
     "read_scalars",
 ]

@@ -11,8 +11,10 @@ import numpy as np
 from PIL import Image
 
 from flmm_detseg.datasets.checks import DataCheck, check_dataset, find_datasets
+from flmm_detseg.datasets.semantic_maps import IGNORE
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import Sample
+from flmm_detseg.visualization.canvas import outline
 from flmm_detseg.visualization.overlay import draw_grounding
 
 _TILE = (360, 380)  # (H, W) of one sample in the preview
@@ -54,32 +56,68 @@ def check_data(
         checks.append(check)
     num_problems = sum(len(check.problems) for check in checks)
     figures: dict[str, Any] = {"problems": num_problems, "data_sets": {c.name: c.figures() for c in checks}}
-    examples = [sample for check in checks for sample in check.examples]
+    examples = [draw_sample(sample, check.metainfo) for check in checks for sample in check.examples]
     if preview and examples:
         Path(preview).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw_samples(examples)).save(preview)
+        Image.fromarray(contact_sheet(examples)).save(preview)
         figures["preview"] = preview
     return figures, num_problems
 
 
-def draw_samples(samples: Sequence[Sample]) -> np.ndarray:
-    """Samples with their masks, phrases and texts, side by side.
+def draw_sample(sample: Sample, metainfo: Mapping[str, Any]) -> np.ndarray:
+    """One sample with all that is known about it: phrases, boxes, label map, question and answer.
 
     Args:
-        samples: At least one, with masks.
+        sample: With targets.
+        metainfo: Its data set's ``classes`` and ``semantic_classes``, where it has them.
 
     Returns:
         RGB uint8 ``[H, W, 3]``.
     """
-    columns = min(3, len(samples))
-    rows = math.ceil(len(samples) / columns)
+    masks = sample.masks if sample.masks is not None else np.zeros((0, *sample.image_size), dtype=bool)
+    names = [sample.phrase_text(k) for k in range(len(sample.phrases))]
+    if sample.phrases or sample.dense is None:
+        caption = sample.text if sample.prompt is None else f"{sample.prompt} -> {sample.text}"
+        start = len(caption) - len(sample.text)
+        spans = [[(start + a, start + b) for a, b in phrase.spans] for phrase in sample.phrases]
+        return draw_grounding(sample.image, masks, names, caption=caption, spans=spans)
+    names, masks = _dense_regions(sample, metainfo)
+    return draw_grounding(sample.image, masks, names, boxes_xyxy=sample.dense.boxes_xyxy)
+
+
+def _dense_regions(sample: Sample, metainfo: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
+    """Names and masks, bool ``[K, H, W]``: of the objects (without masks, their boxes' outlines), else of classes."""
+    dense = sample.dense
+    assert dense is not None
+    if dense.boxes_xyxy is None:
+        assert dense.semantic is not None
+        values = [int(value) for value in np.unique(dense.semantic) if value != IGNORE]
+        masks = [dense.semantic == value for value in values]
+        names = [metainfo["semantic_classes"][value] for value in values]
+    else:
+        assert dense.labels is not None
+        names = [metainfo["classes"][label] for label in dense.labels]
+        shown = dense.masks if dense.masks is not None else _box_masks(dense.boxes_xyxy, sample.image_size)
+        masks = [mask if dense.masks is not None else outline(mask, 1) for mask in shown]
+    return names, np.stack(masks) if masks else np.zeros((0, *sample.image_size), dtype=bool)
+
+
+def _box_masks(boxes_xyxy: np.ndarray, image_size: tuple[int, int]) -> list[np.ndarray]:
+    masks = []
+    for x0, y0, x1, y1 in boxes_xyxy:
+        mask = np.zeros(image_size, dtype=bool)
+        mask[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)] = True
+        masks.append(mask)
+    return masks
+
+
+def contact_sheet(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures (at least one) in rows of three, each made to fit its tile; RGB uint8 ``[H, W, 3]``."""
+    columns = min(3, len(pictures))
+    rows = math.ceil(len(pictures) / columns)
     sheet = Image.new("RGB", (columns * _TILE[1], rows * _TILE[0]), "white")
-    for number, sample in enumerate(samples):
-        assert sample.masks is not None
-        phrases = [sample.phrase_text(k) for k in range(len(sample.phrases))]
-        spans = [phrase.spans for phrase in sample.phrases]
-        drawn = draw_grounding(sample.image, sample.masks, phrases, caption=sample.text, spans=spans)
-        tile = Image.fromarray(drawn)
+    for number, picture in enumerate(pictures):
+        tile = Image.fromarray(picture)
         tile.thumbnail((_TILE[1] - 10, _TILE[0] - 10))
         sheet.paste(tile, (number % columns * _TILE[1] + 5, number // columns * _TILE[0] + 5))
     return np.asarray(sheet)

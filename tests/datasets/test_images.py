@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from flmm_detseg.datasets.images import load_image
-from flmm_detseg.datasets.masks import decode_segmentation, encode_rle, read_mask_png
+from flmm_detseg.datasets.masks import decode_segmentation, read_mask_png
 from flmm_detseg.errors import DataError
+from flmm_detseg.utils.rle import encode_rle
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1"])

@@ -6,8 +6,8 @@ from dataset_files import SIZE, box_polygon, own_line, write_image, write_jsonl
 from PIL import Image
 
 from flmm_detseg.datasets import JSONLDataset
-from flmm_detseg.datasets.masks import encode_rle
 from flmm_detseg.errors import DataError
+from flmm_detseg.utils.rle import encode_rle
 
 BOX = {"polygon": [box_polygon(2, 3, 20, 30)]}
 

@@ -91,6 +91,101 @@ def test_bad_narratives_raise_or_are_skipped_and_listed(files, change, match, ki
     assert [dataset[i].record_id for i in range(2)] == ["png/narrative-0-image-7", "png/narrative-2-image-9"]
 
 
+def no_segments_key(panoptic):
+    del panoptic["annotations"][1]["segments_info"]
+
+
+def segment_without_category(panoptic):
+    del panoptic["annotations"][1]["segments_info"][2]["category_id"]
+
+
+def foreign_category(panoptic):
+    panoptic["annotations"][1]["segments_info"][0]["category_id"] = 77
+
+
+def segments_are_no_list(panoptic):
+    panoptic["annotations"][1]["segments_info"] = 5
+
+
+def image_without_size(panoptic):
+    del panoptic["images"][1]["height"]
+
+
+def image_is_no_object(panoptic):
+    panoptic["images"][1] = "8"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (no_segments_key, r"annotations\[1\]: key `segments_info` is missing"),
+        (segment_without_category, r"annotations\[1\] segments_info\[2\]: key `category_id` is missing"),
+        (foreign_category, r"annotations\[1\]: malformed \(category 77 is not in `categories`\)"),
+        (segments_are_no_list, r"annotations\[1\]: malformed"),
+        (image_without_size, r"images\[1\]: key `height` is missing"),
+        (image_is_no_object, r"images\[1\]: expected an object with id, file_name, .*, got str"),
+    ],
+)
+def test_faulty_panoptic_entries_raise_or_cost_the_narratives_of_their_image(files, change, match):
+    edit(files["panoptic_json"], change)
+    with pytest.raises(DataError, match=f"panoptic_val2017.json: {match}"):
+        PNGDataset(**files)
+    dataset = PNGDataset(**files, policy="skip")
+    assert [dataset[i].record_id for i in range(2)] == ["png/narrative-0-image-7", "png/narrative-2-image-9"]
+    assert "panoptic_val2017.json" in dataset.problems[0].file
+    assert dataset.problems[0].kind == "malformed"
+    assert dataset.problems[-1].kind == "unknown image"
+
+
+def test_category_without_kind_costs_what_uses_it(files):
+    def forget(panoptic):
+        del panoptic["categories"][0]["isthing"]
+
+    edit(files["panoptic_json"], forget)
+    with pytest.raises(DataError, match=r"panoptic_val2017.json: categories\[0\]: key `isthing` is missing"):
+        PNGDataset(**files)
+    with pytest.raises(DataError, match="no usable record"):
+        PNGDataset(**files, policy="skip")
+
+
+def no_image_id(narratives):
+    del narratives[1]["image_id"]
+
+
+def no_utterance(narratives):
+    del narratives[1]["segments"][3]["utterance"]
+
+
+def no_object(narratives):
+    narratives[1] = 4
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (no_image_id, "narrative 1: key `image_id` is missing"),
+        (no_utterance, r"narrative 1 \(png/narrative-1-image-8\) segment 3: key `utterance` is missing"),
+        (no_object, "narrative 1: expected an object with image_id, segments, got int"),
+    ],
+)
+def test_narratives_without_their_keys_follow_the_policy(files, change, match):
+    edit(files["narratives_file"], change)
+    with pytest.raises(DataError, match=f"png_coco_val2017.json: {match}"):
+        PNGDataset(**files)
+    dataset = PNGDataset(**files, policy="skip")
+    assert dataset.report()["skipped"] == {"malformed": 1}
+    assert len(dataset) == 2
+
+
+def test_lists_of_another_kind(files):
+    edit(files["panoptic_json"], lambda panoptic: panoptic.update(images={"7": 1}))
+    with pytest.raises(DataError, match="panoptic_val2017.json: expected a list of images, got dict"):
+        PNGDataset(**files, policy="skip")
+    Path(files["narratives_file"]).write_text("{}")
+    with pytest.raises(DataError, match="png_coco_val2017.json: expected a list of narratives, got dict"):
+        PNGDataset(**files, policy="skip")
+
+
 def test_segment_without_pixels_and_broken_map(files):
     blank = Path(files["panoptic_dir"]) / "000000000000.png"
     Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(blank)

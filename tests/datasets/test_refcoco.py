@@ -212,6 +212,50 @@ def test_bad_references_raise_or_are_skipped_and_listed(files, change, match, ki
     assert dataset.report()["skipped"] == {kind: num_bad}
 
 
+def annotation_without_id(refs, instances):
+    del instances["annotations"][0]["id"]
+
+
+def annotation_is_no_object(refs, instances):
+    instances["annotations"][0] = None
+
+
+def image_without_name(refs, instances):
+    del instances["images"][0]["file_name"]
+
+
+def image_of_no_size(refs, instances):
+    instances["images"][0]["width"] = "wide"
+
+
+@pytest.mark.parametrize(
+    ("change", "match", "kinds"),
+    [
+        (annotation_without_id, r"annotations\[0\]: key `id` is missing", ["unknown annotation"]),
+        (annotation_is_no_object, r"annotations\[0\]: expected an object.*None", ["unknown annotation"]),
+        (image_without_name, r"images\[0\]: key `file_name` is missing", ["unknown image"] * 2),
+        (image_of_no_size, r"images\[0\]: malformed \(.*'wide'", ["unknown image"] * 2),
+    ],
+)
+def test_faulty_instances_raise_or_cost_the_references_to_them(files, change, match, kinds):
+    edit_refs(files, change)
+    with pytest.raises(DataError, match=f"instances.json: {match}"):
+        RefCOCODataset(**files, split="val")
+    dataset = RefCOCODataset(**files, split="val", sentences="first", layout="split", policy="skip")
+    assert [problem.kind for problem in dataset.problems] == ["malformed", *kinds]
+    assert len(dataset) == 6 - len(kinds)
+
+
+@pytest.mark.parametrize("key", ["ref_id", "ann_id", "image_id", "split", "sentences"])
+def test_references_without_their_keys_follow_the_policy(files, key):
+    edit_refs(files, lambda refs, instances: refs[1].pop(key))
+    with pytest.raises(DataError, match=rf"refs\(unc\).p: entry 1: key `{key}` is missing"):
+        RefCOCODataset(**files, split="val")
+    dataset = RefCOCODataset(**files, split="val", sentences="first", layout="split", policy="skip")
+    assert dataset.report()["skipped"] == {"malformed": 1}
+    assert len(dataset) == 5
+
+
 def test_empty_mask_and_broken_image_need_verification_to_be_skipped(files):
     def empty(refs, instances):
         instances["annotations"][0]["segmentation"] = {"size": list(SIZE), "counts": [SIZE[0] * SIZE[1]]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import cv2
@@ -51,11 +52,70 @@ def test_an_equal_world_is_kept_and_another_one_refused(world: Path, tmp_path: P
         write_world(tmp_path / "new", WorldSpec(3, 0), progress=False)
 
 
-def test_a_changed_file_is_noticed(tmp_path: Path) -> None:
-    write_world(tmp_path / "w", SPEC, progress=False)
-    (tmp_path / "w/llava/val.json").write_text("[]")
-    with pytest.raises(ConfigError, match="val.json is missing or changed"):
-        write_world(tmp_path / "w", SPEC, progress=False)
+@pytest.fixture
+def copy(world: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(world, tmp_path / "copy"))
+
+
+def test_a_changed_annotation_is_noticed(copy: Path) -> None:
+    assert not write_world(copy, SPEC, progress=False)["written"]
+    (copy / "llava/val.json").write_text("[]")
+    with pytest.raises(ConfigError, match="val.json is missing or changed.*Remove .*copy, run again"):
+        write_world(copy, SPEC, progress=False)
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "coco/train2017",
+        "coco/annotations/panoptic_val2017",
+        "ade/annotations/training",
+        "reasonseg/train",
+        "screens/train_0000",
+    ],
+)
+def test_a_changed_missing_or_renamed_picture_is_noticed(copy: Path, folder: str) -> None:
+    first, second, *rest = sorted((copy / folder).iterdir())
+    content = first.read_bytes()
+    first.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(ConfigError, match=f"{folder.removesuffix('/train_0000')} has files that changed"):
+        write_world(copy, SPEC, progress=False)
+    first.write_bytes(content)
+    assert not write_world(copy, SPEC, progress=False)["written"]
+    first.rename(first.with_name("other"))
+    with pytest.raises(ConfigError, match="files that changed"):
+        write_world(copy, SPEC, progress=False)
+    (copy / folder / "other").unlink()
+    with pytest.raises(ConfigError, match=r"holds \d+ files instead of \d+. Remove .*copy, run again"):
+        write_world(copy, SPEC, progress=False)
+
+
+def test_a_deleted_folder_of_pictures_is_noticed(copy: Path) -> None:
+    shutil.rmtree(copy / "coco/val2017")
+    with pytest.raises(ConfigError, match="coco/val2017 holds 0 files instead of 12"):
+        write_world(copy, SPEC, progress=False)
+
+
+def test_a_world_of_an_older_manifest_is_refused_clearly(copy: Path) -> None:
+    manifest = json.loads((copy / "manifest.json").read_text())
+    del manifest["format"], manifest["folders"]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(
+        ConfigError, match=r"another TinyWorld \(format: there None, asked 2\)\. Choose another"
+    ):
+        write_world(copy, SPEC, progress=False)
+    for content in ("{", "[]"):
+        (copy / "manifest.json").write_text(content)
+        with pytest.raises(ConfigError, match="manifest.json is no manifest.*Remove .*copy, run again"):
+            write_world(copy, SPEC, progress=False)
+
+
+def test_the_manifest_covers_every_file(world: Path) -> None:
+    manifest = json.loads((world / "manifest.json").read_text())
+    for path in (p for p in world.rglob("*") if p.is_file()):
+        name = str(path.relative_to(world))
+        in_folder = any(name.startswith(f"{folder}/") for folder in manifest["folders"])
+        assert in_folder or name in {*manifest["files"], "manifest.json", "contact_sheet.png"}, name
 
 
 def test_refcoco_reads_as_scenes(world: Path) -> None:

@@ -16,18 +16,13 @@ from mmengine.config import Config
 from tiny import tiny_llava
 
 from flmm_detseg.datasets import PNGDataset, RefCOCODataset
-from flmm_detseg.engine.evaluate import (
-    PNG,
-    REFCOCO,
-    EvaluationOptions,
-    build_datasets,
-    evaluate,
-    evaluate_model,
-)
+from flmm_detseg.engine.eval_phrases import PNG, REFCOCO, PhraseOptions
+from flmm_detseg.engine.evaluate import build_datasets, evaluate, evaluate_model
 from flmm_detseg.errors import CheckpointError, ConfigError
-from flmm_detseg.evaluation.results import RecordStore, file_hash
+from flmm_detseg.evaluation.results import RecordStore
 from flmm_detseg.heads import PhraseGroundingHead, UNetHead
 from flmm_detseg.models import GroundingLMM
+from flmm_detseg.utils.provenance import file_hash
 
 TESTS = Path(__file__).parents[1]
 
@@ -157,7 +152,7 @@ def test_results_file_says_where_the_numbers_come_from(folder, tmp_path):
     assert report["num_samples"] == 12
     records = [json.loads(line) for line in Path(report["records_file"]).read_text().splitlines()]
     assert sorted(r["record_id"] for r in records) == [r["record_id"] for r in records]
-    assert records[0]["phrases"][0]["text"].startswith("object")
+    assert records[0]["facts"][0]["text"].startswith("object")
     assert {"torch", "transformers", "flmm_detseg"} <= content["versions"].keys()
     assert content["options"]["threshold_sweep"] is True
     assert len(content["weights_sha256"]) == len(content["source_sha256"]) == 64
@@ -165,7 +160,7 @@ def test_results_file_says_where_the_numbers_come_from(folder, tmp_path):
 
 def test_png_figures_by_category(tmp_path):
     config = Config({"png_eval": {"png_val": dict(type=PNGDataset, **write_png(tmp_path))}})
-    options = EvaluationOptions(config="fake.py", work_dir=str(tmp_path / "work"))
+    options = PhraseOptions(config="fake.py", work_dir=str(tmp_path / "work"))
     datasets = build_datasets(config, options, PNG)
     metrics = evaluate_model(StandIn(), datasets, options, PNG, {})["metrics"]["png_val"]
     assert metrics["num_phrases"] == 9
@@ -189,7 +184,7 @@ def test_wrong_options(folder, tmp_path, options, match):
 
 
 def test_configs_without_the_data_sets_or_the_protocol(tmp_path):
-    options = EvaluationOptions(config="fake.py", sentences="all")
+    options = PhraseOptions(config="fake.py", sentences="all")
     with pytest.raises(ConfigError, match="fake.py: it has no `refcoco_eval`"):
         build_datasets(Config({"model": 1}), options, REFCOCO)
     config = Config({"refcoco_eval": {"own": dict(type="PNGDataset", **write_png(tmp_path))}})
@@ -198,7 +193,7 @@ def test_configs_without_the_data_sets_or_the_protocol(tmp_path):
     files = write_refcoco(tmp_path)
     config = Config({"refcoco_eval": {"val": dict(type=RefCOCODataset, split="val", **files)}})
     with pytest.raises(ConfigError, match="data set 'val': evaluation needs sentences 'first' or 'all'"):
-        build_datasets(config, EvaluationOptions(config="fake.py"), REFCOCO)
+        build_datasets(config, PhraseOptions(config="fake.py"), REFCOCO)
 
 
 def test_record_store_unites_parts_of_several_processes(tmp_path):
@@ -244,9 +239,7 @@ def test_untrained_heads_only_when_asked_for(folder, tmp_path):
         f"refcoco_eval = dict(val=dict(type=RefCOCODataset, split='val', sentences='first', **{arguments!r}))\n"
     )
     with pytest.raises(CheckpointError, match="no checkpoint for .*config.py"):
-        evaluate(EvaluationOptions(config=str(config), work_dir=str(tmp_path)), REFCOCO)
-    missing = EvaluationOptions(
-        config=str(config), checkpoint=str(tmp_path / "gone.pth"), work_dir=str(tmp_path)
-    )
+        evaluate(PhraseOptions(config=str(config), work_dir=str(tmp_path)), REFCOCO)
+    missing = PhraseOptions(config=str(config), checkpoint=str(tmp_path / "gone.pth"), work_dir=str(tmp_path))
     with pytest.raises(CheckpointError, match="gone.pth does not exist"):
         evaluate(missing, REFCOCO)

@@ -17,9 +17,16 @@ from torch.utils.data import DataLoader, Dataset
 from train_parts import write_config
 
 from flmm_detseg.datasets import EpochSampler
-from flmm_detseg.engine import GlobalLossHook, GroundingCheckpointHook, IterationSeedHook, checkpoint_hook
+from flmm_detseg.engine import (
+    GlobalLossHook,
+    GroundingCheckpointHook,
+    IterationSeedHook,
+    ResumableTrainLoop,
+    checkpoint_hook,
+)
 from flmm_detseg.engine.config_diff import diff_to_base
 from flmm_detseg.engine.loop import endless
+from flmm_detseg.engine.start import prepare_start
 from flmm_detseg.engine.trainer import write_gloo_config
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models import load_checkpoint
@@ -138,6 +145,116 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint_usable(runner, tmp_path,
     assert "state_dict" not in vars(runner.model), "the model's own state_dict must be back"
 
 
+def test_a_killed_run_s_files_are_not_mixed_into_a_new_folder(runner, tmp_path, monkeypatch):
+    """As DeepSpeed writes folders: several files, of which a killed run with more processes left some."""
+    work = tmp_path / "work"
+
+    def write_folder(out_dir, name, **options):
+        assert not (work / "latest").exists() or (work / (work / "latest").read_text()).is_dir()
+        folder = work / name
+        folder.mkdir(exist_ok=True)
+        (folder / "rank_0").write_text(str(options["meta"]["iter"]))
+
+    monkeypatch.setattr(runner, "save_checkpoint", write_folder)
+    (work / "saving_iter_2.pth").mkdir()
+    (work / "saving_iter_2.pth" / "rank_1").write_text("stale")
+    save(runner, 2)
+    assert [path.name for path in (work / "iter_2.pth").iterdir()] == ["rank_0"]
+    assert (work / "latest").read_text() == "iter_2.pth"
+
+    def killed(out_dir, name, **options):
+        write_folder(out_dir, name, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(runner, 4)
+    assert (work / "latest").read_text() == "iter_2.pth"
+    assert (work / "last_checkpoint").read_text() == str(work / "iter_2.pth")
+
+    monkeypatch.setattr(runner, "save_checkpoint", write_folder)
+    save(runner, 2)  # once more, after a validation
+    assert sorted(path.name for path in work.glob("*.pth")) == ["iter_2.pth", "saving_iter_4.pth"]
+
+
+def test_the_best_checkpoint_is_replaced_only_by_a_whole_better_one(runner, tmp_path, monkeypatch):
+    work, hook = tmp_path / "work", hook_of(runner)
+    hook.save_best, hook.key_indicators, hook.rules = "refseg/cIoU", ["refseg/cIoU"], ["greater"]
+    hook.is_better_than = {"refseg/cIoU": hook.rule_map["greater"]}
+    hook.best_ckpt_path = None
+
+    def validated(done: int, score: float) -> list[str]:
+        runner.train_loop._iter = done
+        hook.after_val_epoch(runner, {"refseg/cIoU": score})
+        return sorted(path.name for path in work.glob("*best*"))
+
+    assert validated(2, 0.5) == ["best_refseg_cIoU_iter_2.pth"]
+    assert validated(4, 0.4) == ["best_refseg_cIoU_iter_2.pth"]
+    assert torch.load(work / "best_refseg_cIoU_iter_2.pth", weights_only=True)["meta"]["iter"] == 2
+
+    whole = runner.save_checkpoint
+
+    def killed(out_dir, name, **options):
+        (work / name).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "save_checkpoint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        validated(6, 0.6)
+    load_checkpoint(work / "best_refseg_cIoU_iter_2.pth")
+    assert not (work / "best_refseg_cIoU_iter_6.pth").exists()
+
+    hook.best_ckpt_path = str(work / "best_refseg_cIoU_iter_2.pth")  # as a resumed run reads it
+    monkeypatch.setattr(runner, "save_checkpoint", whole)
+    assert validated(8, 0.7) == ["best_refseg_cIoU_iter_8.pth", "saving_best_refseg_cIoU_iter_6.pth"]
+    with pytest.raises(
+        ConfigError, match="`save_best` is 'refseg/cIoU', which is not measured; known: other"
+    ):
+        hook.after_val_epoch(runner, {"other": 1.0})
+
+
+def test_checkpoints_say_how_the_run_cut_its_data(runner, tmp_path):
+    save(runner, 2)
+    meta = torch.load(tmp_path / "work" / "iter_2.pth", weights_only=True)["meta"]
+    assert meta["batch"] == {"processes": 1, "batch_size": 4, "accumulation": 1}
+    assert meta["iter"] == 2
+
+
+def test_the_loop_itself_refuses_keys_that_nothing_reads(runner):
+    """What `xtuner train CONFIG` meets without our tool."""
+    runner.cfg.optim_wrapper.clip_gradd = dict(max_norm=1.0)
+    with pytest.raises(ConfigError, match=r"tiny_run\.py: `optim_wrapper` has no argument `clip_gradd`"):
+        ResumableTrainLoop(runner, runner.cfg.train_dataloader, max_iters=4)
+
+
+def test_load_from_reads_files_and_folders_strictly_before_the_model_is_wrapped(runner, tmp_path):
+    expected = {name: torch.full_like(t, 0.5) for name, t in runner.model.trainable_state_dict().items()}
+    torch.save({"state_dict": expected}, tmp_path / "file.pth")
+    (tmp_path / "folder").mkdir()
+    torch.save({"module": expected}, tmp_path / "folder" / "mp_rank_00_model_states.pt")
+    # FlexibleRunner has a config at this point, and a strategy that builds from it.
+    strategy = SimpleNamespace(build_model=lambda config: runner.model)
+    flexible = SimpleNamespace(
+        model={}, strategy=strategy, logger=runner.logger, _resume=False, _load_from=None, _has_loaded=False
+    )
+    runner._resume = False
+    for one in (runner, flexible):
+        for name in ("file.pth", "folder"):
+            with torch.no_grad():
+                for parameter in runner.model.parameters():
+                    if parameter.requires_grad:
+                        parameter.zero_()
+            one._load_from, one._has_loaded = str(tmp_path / name), False
+            prepare_start(one, runner.train_dataloader, max_iters=4)
+            assert one._has_loaded, "MMEngine must not load again"
+            for key, tensor in one.model.trainable_state_dict().items():
+                assert torch.equal(tensor, expected[key]), key
+    expected.popitem()
+    torch.save({"module": expected}, tmp_path / "folder" / "mp_rank_00_model_states.pt")
+    with pytest.raises(CheckpointError, match="1 missing"):
+        prepare_start(runner, runner.train_dataloader, max_iters=4)
+
+
 def test_old_checkpoints_go_only_after_the_new_one_is_there(runner, tmp_path):
     hook = hook_of(runner)
     hook.max_keep_ckpts, hook.keep_ckpt_ids = 2, deque([], 2)
@@ -223,4 +340,8 @@ def test_differences_to_the_imported_configs(tmp_path):
         "from mmengine.config import read_base\n\nwith read_base():\n    from .base import *\n\n"
         "model.update(head=dict(a=5))\nmodel['parts'][0].update(d=6)\n"
     )
-    assert diff_to_base(tmp_path / "child.py") == {"model.head.a": (1, 5), "model.parts.0.d": (None, 6)}
+    changed = {"model.head.a": (1, 5), "model.parts.0.d": (None, 6)}
+    assert diff_to_base(tmp_path / "child.py") == changed
+    overridden = Config.fromfile(tmp_path / "child.py")
+    overridden.merge_from_dict({"other": 7})
+    assert diff_to_base(tmp_path / "child.py", overridden) == {**changed, "other": (4, 7)}

@@ -7,7 +7,8 @@ from fake_predictions import make_pairs, make_prediction
 
 from flmm_detseg.errors import ConfigError, DataError, RunError
 from flmm_detseg.evaluation import PNGMetric, RefSegMetric, phrase_records, png_figures
-from flmm_detseg.evaluation.records import SWEEP_THRESHOLDS, coarse_logits_at_image_size, mask_boxes
+from flmm_detseg.evaluation.records import SWEEP_THRESHOLDS
+from flmm_detseg.ops.masks import resize_maps
 from flmm_detseg.structures import Phrase, Sample
 
 
@@ -22,7 +23,11 @@ def brute_force(samples, predictions, kind: str) -> list[tuple[np.ndarray, np.nd
     """Pairs (predicted, target) of all phrases, as numpy masks."""
     pairs = []
     for sample, prediction in zip(samples, predictions):
-        logits = prediction.refined_logits if kind == "refined" else coarse_logits_at_image_size(prediction)
+        logits = (
+            prediction.refined_logits
+            if kind == "refined"
+            else resize_maps(prediction.coarse_logits, prediction.image_size)
+        )
         for mask, target in zip(logits.numpy() > 0, sample.masks):
             pairs.append((mask, target))
     return pairs
@@ -60,13 +65,6 @@ def test_box_accuracy_equals_brute_force():
         hits = [iou(box(p), box(t)) >= 0.5 for p, t in brute_force(samples, predictions, kind)]
         assert got[f"refseg/{kind}_box_acc@0.5"] == np.mean(hits)
         assert 0 < np.mean(hits) < 1
-
-
-def test_mask_boxes():
-    masks = torch.zeros(3, 8, 9, dtype=torch.bool)
-    masks[0, 2:5, 3:7] = True
-    masks[1, 0, 0] = masks[1, 7, 8] = True
-    assert mask_boxes(masks).tolist() == [[3, 2, 7, 5], [0, 0, 9, 8], [0, 0, 0, 0]]
 
 
 def test_same_figures_as_mmdet():
@@ -107,7 +105,10 @@ def test_threshold_sweep_equals_brute_force():
     for threshold in SWEEP_THRESHOLDS:
         intersection = union = 0
         for sample, prediction in zip(samples, predictions):
-            masks = coarse_logits_at_image_size(prediction).double().sigmoid().numpy() > threshold
+            masks = (
+                resize_maps(prediction.coarse_logits, prediction.image_size).double().sigmoid().numpy()
+                > threshold
+            )
             intersection += (masks & sample.masks).sum()
             union += (masks | sample.masks).sum()
         by_threshold[threshold] = intersection / union

@@ -215,6 +215,20 @@ def test_half_precision_head_runs():
             torch.testing.assert_close(value, expected[name], rtol=0.05, atol=0)
 
 
+def test_layers_are_mixed_in_float32_under_autocast():
+    head = make_head()
+    states, _ = make_case()
+    mixtures = []
+    head.text_proj.register_forward_pre_hook(lambda _, args: mixtures.append(args[0]))
+    exact = head.text_prompt(states.hidden[1]).tokens
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = head.text_prompt(states.hidden[1]).tokens
+    assert mixtures[1].dtype == torch.float32
+    assert torch.equal(mixtures[0], mixtures[1])
+    assert under_autocast.dtype == torch.bfloat16  # the projection itself does follow autocast
+    torch.testing.assert_close(under_autocast.float(), exact, rtol=0.02, atol=0.02)
+
+
 def test_settings_that_cannot_be():
     with pytest.raises(ConfigError, match="text_dim=256.*16 channels"):
         PhraseGroundingHead(UNetHead(4, 4), make_refiner(), LAYERS, HIDDEN)

@@ -11,7 +11,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from flmm_detseg.errors import CheckpointError
-from flmm_detseg.models.checkpoint import load_checkpoint
+from flmm_detseg.models.checkpoint import check_folder, load_checkpoint
 
 
 class Evil:
@@ -58,3 +58,35 @@ def test_code_in_place_of_the_weights_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match="no state dict"):
         load_checkpoint(folder)
     assert not marker.exists()
+
+
+def test_what_deepspeed_writes_passes_the_check_before_resuming(tmp_path):
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    states = dict(
+        scaler=LossScaler(scale=1.0),
+        stage=ZeroStageEnum.gradients,
+        slices=fragment_address(4, 0),
+        names={"a"},
+    )
+    check_folder(write(tmp_path / "iter_5.pth", **states))
+
+
+def test_code_or_other_objects_are_refused_before_resuming_and_do_not_run(tmp_path):
+    marker = tmp_path / "ran"
+    with pytest.raises(CheckpointError, match=r"mp_rank_00_model_states.pt was refused.*system"):
+        check_folder(write(tmp_path / "evil.pth", optimizer=Evil(marker)))
+    with pytest.raises(CheckpointError, match="HistoryBuffer"):
+        check_folder(write(tmp_path / "object.pth", history=HistoryBuffer([1.0], [1])))
+    assert not marker.exists()
+
+
+def test_a_torchscript_program_in_a_folder_is_refused(tmp_path):
+    folder = tmp_path / "iter_7.pth"
+    folder.mkdir()
+    torch.jit.save(torch.jit.script(torch.nn.Identity()), folder / "mp_rank_00_model_states.pt")
+    for read in (check_folder, load_checkpoint):
+        with pytest.raises(CheckpointError, match="TorchScript"):
+            read(folder)

@@ -14,26 +14,23 @@ from flmm_detseg.errors import CheckpointError, RunError
 from flmm_detseg.pretrain.eval_llava import (
     answer_box_iou,
     collect_items,
-    groundability,
     pair_mentions,
-    phrase_maps,
 )
-from flmm_detseg.pretrain.llava_data import (
+from flmm_detseg.pretrain.llava_chunks import (
     LABEL_GROUPS,
     TURN_KINDS,
-    PackedStream,
     boxed_caption,
     build_chunk,
     cache_folder,
     patch_labels,
-    pick_turns,
     prefix_ids,
     scene_turns,
-    turn_weights,
     write_chunks,
 )
+from flmm_detseg.pretrain.llava_data import PackedStream, pick_turns, turn_weights
 from flmm_detseg.pretrain.llava_objective import Trainee
 from flmm_detseg.pretrain.model_card import report_tiny_llava
+from flmm_detseg.pretrain.probe_llava import groundability, phrase_maps
 from flmm_detseg.pretrain.tiny_llava import (
     TinyLlavaSizes,
     build_model,

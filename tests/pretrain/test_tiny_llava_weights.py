@@ -10,8 +10,9 @@ from PIL import Image
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from flmm_detseg.datasets.tinyworld import make_questions, make_scene, parse_box
-from flmm_detseg.pretrain.eval_llava import evaluate, groundability
-from flmm_detseg.pretrain.llava_data import QUESTION_KINDS
+from flmm_detseg.pretrain.eval_llava import answer, evaluate
+from flmm_detseg.pretrain.llava_chunks import QUESTION_KINDS
+from flmm_detseg.pretrain.probe_llava import groundability
 from flmm_detseg.pretrain.tiny_llava import CAPTION_PROMPT, load_tiny_llava, make_control_lmm
 
 STORED = Path(__file__).resolve().parents[2] / "data" / "models" / "tiny_llava"
@@ -54,8 +55,6 @@ def test_stored_weights_generate_through_the_processor():
 
 def test_description_is_a_caption(stored):
     model, tokenizer = stored
-    from flmm_detseg.pretrain.eval_llava import answer
-
     scenes = [make_scene(0, index, "val") for index in range(4)]
     for text in answer(model, tokenizer, [scene.image for scene in scenes], [CAPTION_PROMPT] * 4, 90):
         assert "the background is" in text

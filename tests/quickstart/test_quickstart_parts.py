@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from flmm_detseg.errors import RunError
-from flmm_detseg.quickstart.process import Command, Progress, run_commands
 from flmm_detseg.quickstart.summary import Summary, write_report
+from flmm_detseg.utils.process import Command, Progress, run_commands
 
 
 def _python(name: str, code: str) -> Command:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from sam_parts import COUNTS, IMAGE_SIZES, SIZES, make_inputs, make_refiner
 
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.ops.boxes import masks_to_boxes
 from flmm_detseg.refiners import SAMRefiner, TextPrompt, build_sam
 from flmm_detseg.refiners.sam import pad_text
@@ -179,6 +179,19 @@ def test_half_precision_keeps_the_positional_frequencies():
     for ours, reference in zip(low, expected, strict=True):
         assert ours.dtype == torch.float32
         assert (ours - reference).norm() < 0.1 * reference.norm()
+
+
+def test_different_images_under_one_id_are_refused():
+    refiner = make_refiner()
+    images, coarse, text = make_inputs()
+    other = images[0].copy()
+    other[0, 0, 0] ^= 1
+    with pytest.raises(DataError, match="two different images share the image id 'a'"):
+        refiner(images[:1] + [other], [coarse[0]] * 2, [text[0]] * 2, ["a", "a"])
+    with pytest.raises(DataError, match="two different images share the image id 'a'"):
+        refiner(images[:2], coarse[:2], text[:2], ["a", "a"])  # another size
+    # Images without an id are never compared.
+    assert refiner.encode_images([images[0], other], [None, None])[1] == [0, 1]
 
 
 def test_autocast_runs():

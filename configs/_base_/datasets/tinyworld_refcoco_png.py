@@ -34,7 +34,7 @@ png_train = dict(
     image_dir="data/tinyworld/coco/train2017",
 )
 train_dataloader = dict(
-    batch_size=12,
+    batch_size=5,
     num_workers=0,
     sampler=dict(type=EpochSampler, shuffle=True),
     collate_fn=dict(type=collate_samples),

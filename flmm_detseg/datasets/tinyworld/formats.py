@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco_mask
 
 from flmm_detseg.datasets.tinyworld.language import GroundedText, narrate, referring_expressions
 from flmm_detseg.datasets.tinyworld.questions import make_questions
-from flmm_detseg.datasets.tinyworld.scene import KINDS, STUFF, Scene
+from flmm_detseg.datasets.tinyworld.scene import KINDS, STUFF, Scene, mask_box
+from flmm_detseg.utils.rle import encode_rle
 
 CAPTION_REQUEST = "Please give me a description of the image."
 # Category ids: things first, then stuff, 1-based as in COCO; the label maps use the same numbers (0 = nothing).
@@ -71,12 +71,6 @@ def instance_annotations(scene: Scene, image: ImageFile) -> list[dict[str, Any]]
     return out
 
 
-def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Compressed COCO RLE with a text ``counts``."""
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {"size": [int(n) for n in rle["size"]], "counts": rle["counts"].decode("ascii")}
-
-
 def panoptic_annotation(scene: Scene, image: ImageFile) -> tuple[dict[str, Any], np.ndarray]:
     """COCO panoptic annotation and its PNG: uint8 ``[H, W, 3]``, segment id = R + 256 G + 65536 B."""
     ids = np.zeros(scene.image.shape[:2], dtype=np.int64)
@@ -88,8 +82,8 @@ def panoptic_annotation(scene: Scene, image: ImageFile) -> tuple[dict[str, Any],
     infos = []
     for segment_id, category_id, mask in segments:
         ids[mask] = segment_id
-        rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = [int(cols[0]), int(rows[0]), int(cols[-1] - cols[0] + 1), int(rows[-1] - rows[0] + 1)]
+        x0, y0, x1, y1 = mask_box(mask)
+        box = [x0, y0, x1 - x0, y1 - y0]
         area = int(mask.sum())
         infos.append({"id": segment_id, "category_id": category_id, "area": area, "bbox": box, "iscrowd": 0})
     rgb = np.stack([ids % 256, ids // 256 % 256, ids // 65536], axis=-1).astype(np.uint8)

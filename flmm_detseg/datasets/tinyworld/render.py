@@ -16,6 +16,7 @@ from flmm_detseg.datasets.tinyworld.scene import (
     Scene,
     SceneObject,
     StuffRegion,
+    mask_box,
     plan_objects,
     scene_rng,
 )
@@ -58,8 +59,7 @@ def make_scene(
         owner[shapes[i] > 0.5] = number
     for number, i in enumerate(keep, start=1):
         mask = owner == number
-        rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        box = (int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1)
+        box = mask_box(mask)
         p = placements[i]
         centre = ((box[0] + box[2]) / 2, (box[1] + box[3]) / 2)
         objects.append(SceneObject(number, p.kind, p.colour, p.size, p.texture, mask, box, centre))

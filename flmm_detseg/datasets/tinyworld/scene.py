@@ -45,6 +45,12 @@ _LARGE_RADIUS = (13.0, 18.5)
 _MAX_OBJECTS = 7
 
 
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Half-open pixel box, xyxy, of a bool mask ``[H, W]`` that is not empty."""
+    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
+
+
 @dataclass(frozen=True)
 class SceneObject:
     """One object; masks and boxes describe its visible pixels.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flmm_detseg.datasets.tinyworld.render import draw_object
-from flmm_detseg.datasets.tinyworld.scene import COLOURS, KINDS, Placement, scene_rng
+from flmm_detseg.datasets.tinyworld.scene import COLOURS, KINDS, Placement, mask_box, scene_rng
 
 _SCREENS = 4
 _CLOCK_ROWS = 18
@@ -108,7 +108,7 @@ def _draw(
         before = image.copy()
         draw_object(image, placement)
         mask = (image != before).any(axis=-1)
-        elements.append(ScreenElement("icon", f"{colour} {kind}", mask, _box(mask)))
+        elements.append(ScreenElement("icon", f"{colour} {kind}", mask, mask_box(mask)))
     questions = [("what time is it ?", clock)]
     for name in sorted({text for _, text in [(e.name, e.text) for e in elements[1:]]}):
         count = sum(e.text == name for e in elements)
@@ -136,9 +136,4 @@ def _draw_clock(image: np.ndarray, text: str) -> ScreenElement:
         mask[8:16, x + 6 : x + 8] |= low_right
         x += 10
     image[mask] = 252
-    return ScreenElement("clock", text, mask, _box(mask))
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, cols = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return int(cols[0]), int(rows[0]), int(cols[-1]) + 1, int(rows[-1]) + 1
+    return ScreenElement("clock", text, mask, mask_box(mask))

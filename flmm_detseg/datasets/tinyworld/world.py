@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 from collections.abc import Iterable, Iterator
@@ -36,8 +35,23 @@ from flmm_detseg.datasets.tinyworld.scene import SPLITS, TINYWORLD_VERSION, Scen
 from flmm_detseg.datasets.tinyworld.screens import make_screens
 from flmm_detseg.datasets.tinyworld.sheet import contact_sheet
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.utils.provenance import file_hash
+from flmm_detseg.utils.rle import encode_rle
 
 MANIFEST = "manifest.json"
+# Of the manifest and the folders; the pictures and texts themselves belong to TINYWORLD_VERSION.
+MANIFEST_FORMAT = 2
+_PICTURE_FOLDERS = (
+    "coco/train2017",
+    "coco/val2017",
+    "coco/annotations/panoptic_train2017",
+    "coco/annotations/panoptic_val2017",
+    "ade/annotations/training",
+    "ade/annotations/validation",
+    "reasonseg/train",
+    "reasonseg/val",
+    "screens",
+)
 # Share of the images in val, testA and testB; the rest is train.
 HELD_OUT_SHARE = {"val": 0.08, "testA": 0.05, "testB": 0.05}
 MIN_IMAGES = 20
@@ -69,8 +83,8 @@ def write_world(out: Path, spec: WorldSpec, workers: int = 1, progress: bool = T
         progress: Show a progress bar.
 
     Returns:
-        The manifest: version, seed, counts and sha256 of the annotation files and of all images together; plus
-        ``"written"``: False when the world was there already.
+        The manifest: format, version, seed, counts, sha256 of the annotation files, number of files and sha256
+        of every folder of pictures; plus ``"written"``: False when the world was there already.
 
     Raises:
         ConfigError: Too few images, or the folder holds something else.
@@ -80,6 +94,7 @@ def write_world(out: Path, spec: WorldSpec, workers: int = 1, progress: bool = T
             f"`num_images` is {spec.num_images}; a world with all splits needs at least {MIN_IMAGES}"
         )
     wanted = {
+        "format": MANIFEST_FORMAT,
         "version": TINYWORLD_VERSION,
         "seed": spec.seed,
         "num_images": spec.num_images,
@@ -91,11 +106,14 @@ def write_world(out: Path, spec: WorldSpec, workers: int = 1, progress: bool = T
     jobs = [(str(out), spec.seed, split, i) for split, count in spec.counts().items() for i in range(count)]
     _make_folders(out)
     results = tqdm(_map(jobs, workers), total=len(jobs), desc="TinyWorld", unit="image", disable=not progress)
-    files, image_hash = _write_annotations(out, results)
-    files.update(_write_screens(out, spec))
+    files = [*_write_annotations(out, results), *_write_screens(out, spec)]
     sheet = contact_sheet([make_scene(spec.seed, i, split) for split in SPLITS for i in range(4)], spec.seed)
     sheet.save(out / "contact_sheet.png")
-    manifest = {**wanted, "files": files, "images_sha256": image_hash}
+    manifest = {
+        **wanted,
+        "files": {name: file_hash(out / name) for name in files},
+        "folders": {name: _folder_facts(out / name) for name in _PICTURE_FOLDERS},
+    }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
     return {**manifest, "written": True}
 
@@ -109,7 +127,12 @@ def _existing_manifest(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | No
             f"{out} is not empty and holds no finished TinyWorld (no {MANIFEST}): an interrupted run, or other "
             "files. Choose another --out, or remove the folder."
         )
-    found = json.loads(path.read_text())
+    try:
+        found = json.loads(path.read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} is no manifest of a TinyWorld. Remove {out}, run again.")
     different = {key: (found.get(key), value) for key, value in wanted.items() if found.get(key) != value}
     if different:
         listed = "; ".join(f"{key}: there {old}, asked {new}" for key, (old, new) in different.items())
@@ -117,11 +140,25 @@ def _existing_manifest(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | No
             f"{out} holds another TinyWorld ({listed}). Choose another --out, or remove the folder."
         )
     for name, digest in found["files"].items():
-        if not (out / name).is_file() or _sha256((out / name).read_bytes()) != digest:
+        if not (out / name).is_file() or file_hash(out / name) != digest:
             raise ConfigError(
-                f"{out / name} is missing or changed since it was written. Remove the folder, run again."
+                f"{out / name} is missing or changed since it was written. Remove {out}, run again."
             )
+    for name, facts in found["folders"].items():
+        present = _folder_facts(out / name)
+        if present != facts:
+            what = f"holds {present['num_files']} files instead of {facts['num_files']}"
+            if present["num_files"] == facts["num_files"]:
+                what = "has files that changed since they were written"
+            raise ConfigError(f"{out / name} {what}. Remove {out}, run again.")
     return found
+
+
+def _folder_facts(folder: Path) -> dict[str, Any]:
+    """Number of files in a folder and its subfolders, and one sha256 of their names and bytes."""
+    if not folder.is_dir():
+        return {"num_files": 0, "sha256": None}
+    return {"num_files": sum(path.is_file() for path in folder.rglob("*")), "sha256": file_hash(folder)}
 
 
 def _make_folders(out: Path) -> None:
@@ -149,8 +186,7 @@ def _write_scene(job: tuple[str, int, str, int]) -> dict[str, Any]:
     year = "train2017" if split == "train" else "val2017"
     image_id = _FIRST_IMAGE_ID[split] + index
     image = ImageFile(image_id, year, f"{image_id:012d}.png")
-    path = out / "coco" / year / image.file_name
-    Image.fromarray(scene.image).save(path)
+    Image.fromarray(scene.image).save(out / "coco" / year / image.file_name)
     panoptic, rgb = formats.panoptic_annotation(scene, image)
     Image.fromarray(rgb).save(out / "coco/annotations" / f"panoptic_{year}" / panoptic["file_name"])
     labels = "training" if split == "train" else "validation"
@@ -159,7 +195,6 @@ def _write_scene(job: tuple[str, int, str, int]) -> dict[str, Any]:
         _write_reason_seg(out / "reasonseg" / split, scene, image)
     return {
         "split": split,
-        "sha256": _sha256(path.read_bytes()),
         "image": image.record(scene),
         "ref_image": image.record(scene, with_folder=True),
         "instances": formats.instance_annotations(scene, image),
@@ -179,8 +214,8 @@ def _write_reason_seg(folder: Path, scene: Scene, image: ImageFile) -> None:
     (folder / f"{name}.json").write_text(json.dumps({**record, "imagePath": f"{name}.jpg"}))
 
 
-def _write_annotations(out: Path, results: Iterable[dict[str, Any]]) -> tuple[dict[str, str], str]:
-    """Writes the annotation files; returns their hashes and one hash over all images."""
+def _write_annotations(out: Path, results: Iterable[dict[str, Any]]) -> list[str]:
+    """Writes the annotation files; returns their names."""
     rows = list(results)
     contents: dict[str, bytes] = {}
     things = [c for c in formats.CATEGORIES if c["isthing"]]
@@ -203,13 +238,12 @@ def _write_annotations(out: Path, results: Iterable[dict[str, Any]]) -> tuple[di
     contents["refcoco/instances.json"] = _json(_coco([row["ref_image"] for row in rows], every, things))
     for name, content in contents.items():
         (out / name).write_bytes(content)
-    digest = hashlib.sha256("".join(row["sha256"] for row in rows).encode()).hexdigest()
-    return {name: _sha256(content) for name, content in contents.items()}, digest
+    return list(contents)
 
 
-def _write_screens(out: Path, spec: WorldSpec) -> dict[str, str]:
-    """Writes phone-screen sequences; returns the hashes of their lists."""
-    hashes = {}
+def _write_screens(out: Path, spec: WorldSpec) -> list[str]:
+    """Writes phone-screen sequences; returns the names of their lists."""
+    names = []
     for split, share in (("train", 80), ("val", 400)):
         records = []
         for sequence in range(max(1, spec.num_images // share)):
@@ -223,7 +257,7 @@ def _write_screens(out: Path, spec: WorldSpec) -> dict[str, str]:
                         "name": e.name,
                         "text": e.text,
                         "box_xyxy": e.box_xyxy,
-                        "mask": formats.encode_rle(e.mask),
+                        "mask": encode_rle(e.mask),
                     }
                     for e in screen.elements
                 ]
@@ -237,10 +271,9 @@ def _write_screens(out: Path, spec: WorldSpec) -> dict[str, str]:
                         "questions": questions,
                     }
                 )
-        content = _json(records)
-        (out / "screens" / f"{split}.json").write_bytes(content)
-        hashes[f"screens/{split}.json"] = _sha256(content)
-    return hashes
+        names.append(f"screens/{split}.json")
+        (out / names[-1]).write_bytes(_json(records))
+    return names
 
 
 def _coco(images: list[Any], annotations: list[Any], categories: list[Any]) -> dict[str, Any]:
@@ -250,7 +283,3 @@ def _coco(images: list[Any], annotations: list[Any], categories: list[Any]) -> d
 
 def _json(content: Any) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode()
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

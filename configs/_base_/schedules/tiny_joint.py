@@ -1,0 +1,29 @@
+"""All tasks at once on two CPU cores, fp32: 600 iterations, a learning rate for each part."""
+
+from mmengine.model import MMDistributedDataParallel
+from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
+
+from flmm_detseg.engine import GroupedAdamW, ResumableTrainLoop
+
+# Kept by `--deepspeed`, which replaces everything of the wrapper but the optimizer.
+optim_wrapper = dict(
+    type=OptimWrapper,
+    optimizer=dict(
+        type=GroupedAdamW,
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        weight_decay=0.01,
+        groups={
+            ".lora_": dict(lr_mult=0.3, decay_mult=0.0),
+            "heads.phrase.": dict(lr_mult=0.5),
+        },
+    ),
+    clip_grad=dict(max_norm=1.0, error_if_nonfinite=False),
+    accumulative_counts=1,
+)
+param_scheduler = [
+    dict(type=LinearLR, start_factor=0.1, by_epoch=False, begin=0, end=30),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=30, end=600),
+]
+train_cfg = dict(type=ResumableTrainLoop, max_iters=600, val_interval=100000)
+model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)

@@ -1,0 +1,251 @@
+"""Joint samples: what a detection or segmentation data set shows, as an answer in words, boxes and masks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from flmm_detseg.datasets.base import GroundingDataset
+from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
+from flmm_detseg.datasets.policy import Problem
+from flmm_detseg.datasets.semantic_maps import IGNORE
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.language import (
+    TASK_TOKENS,
+    BoxItem,
+    JointAnswer,
+    MaskItem,
+    SerialisedAnswer,
+    SerialiseOptions,
+    build_prompt,
+    mask_to_polygons,
+    quantise_boxes,
+    serialise,
+)
+from flmm_detseg.language.wording import SECTION_TAGS
+from flmm_detseg.registry import DATASETS, SCOPE
+from flmm_detseg.structures import DenseTargets, Phrase, Sample
+
+
+@DATASETS.register_module()
+class JointDataset(GroundingDataset):
+    """Turns the samples of a dense reader into ``task="joint"`` samples with the joint template as text.
+
+    ``Answer: ...`` comes from a conversation about the same image, ``Detections: ...`` from the boxes,
+    ``Segmentations: ...`` from the instance masks, or from the semantic map (one mask per class that is there, largest
+    first). Objects stand in the same order in both; crowd regions are not written. The wanted sections stand as task
+    tokens before the question. The samples keep their ``dense`` targets, so dense heads may read them too; ``sections``
+    holds the sections' spans. The k-th item of ``Segmentations`` (with ``mask_form="seg"`` the k-th ``<SEG>``) belongs
+    to the k-th phrase and mask; the phrase's span is the item's label.
+
+    Args:
+        dataset: A reader of boxes or label maps, or its config.
+        sections: Sections to write: ``"answer"``, ``"detections"``, ``"segmentations"``.
+        answers: A :class:`~flmm_detseg.datasets.LLaVAInstructDataset` (or its config) that gives question and answer;
+            exactly with the section ``"answer"``. Images without a conversation are dropped (``dropped["no answer"]``);
+            of several conversations, one is drawn per epoch.
+        question: The user's words in samples without an answer.
+        box_order: ``"area"`` (largest first) or ``"raster"``.
+        max_boxes: More boxes than that lose the smallest ones.
+        max_masks: More masks than that lose the last ones.
+        mask_form: ``"seg"``: a ``<SEG>`` per mask, which a head reads; ``"polygons"``: the outline in words (a mask too
+            thin for canonical coordinates is left out).
+        max_points: Points of each polygon at most.
+        seed: Of the random draw.
+
+    Raises:
+        ConfigError: A section is unknown, or the reader does not give what it needs.
+    """
+
+    def __init__(
+        self,
+        dataset: GroundingDataset | Mapping[str, Any],
+        sections: Sequence[str] = ("detections",),
+        answers: LLaVAInstructDataset | Mapping[str, Any] | None = None,
+        question: str = "List the objects in the image.",
+        box_order: Literal["area", "raster"] = "area",
+        max_boxes: int = 100,
+        max_masks: int = 100,
+        mask_form: Literal["seg", "polygons"] = "seg",
+        max_points: int = 24,
+        seed: int = 0,
+    ) -> None:
+        super().__init__("raise")
+        self.dataset = _build(dataset)
+        self.answers = None if answers is None else _build(answers)
+        self.sections, self.question, self.seed = tuple(sections), question, seed
+        self.options = SerialiseOptions(box_order=box_order, max_boxes=max_boxes, max_masks=max_masks)
+        if mask_form not in ("seg", "polygons"):
+            raise ConfigError(f"`mask_form` is {mask_form!r}; allowed: seg, polygons")
+        self.mask_form, self.max_points = mask_form, max_points
+        self._check_sections()
+        self.records = list(range(len(self.dataset)))
+        self._answers_of: dict[str, list[int]] = {}
+        if self.answers is not None:
+            self._pair_answers(self.answers)
+        self._finish(False, f"joint samples of {type(self.dataset).__name__}")
+
+    def _check_sections(self) -> None:
+        if not self.sections or any(name not in TASK_TOKENS for name in self.sections):
+            raise ConfigError(f"`sections` is {self.sections}; give some of {', '.join(TASK_TOKENS)}")
+        if ("answer" in self.sections) != (self.answers is not None):
+            raise ConfigError("`answers` and the section 'answer' belong together: give both or neither")
+        if self.answers is not None and not isinstance(self.answers, LLaVAInstructDataset):
+            raise ConfigError(f"`answers` must be a LLaVAInstructDataset, got {type(self.answers).__name__}")
+        info = self.dataset.metainfo
+        if "detections" in self.sections and "classes" not in info:
+            raise ConfigError(f"section 'detections': {type(self.dataset).__name__} gives no boxes")
+        if "segmentations" in self.sections and not (
+            getattr(self.dataset, "with_masks", False) or "semantic_classes" in info
+        ):
+            raise ConfigError(
+                f"section 'segmentations': {type(self.dataset).__name__} gives neither masks (with_masks=True) nor maps"
+            )
+
+    def _pair_answers(self, answers: LLaVAInstructDataset) -> None:
+        for index in range(len(answers)):
+            self._answers_of.setdefault(_image_key(answers, index), []).append(index)
+        kept = []
+        for index in self.records:
+            if _image_key(self.dataset, index) in self._answers_of:
+                kept.append(index)
+            else:
+                self._log.drop("no answer", self.dataset.record_id(index))
+        self.records = kept
+
+    @property
+    def annotation_files(self) -> tuple[Path, ...]:
+        """Annotation files of the reader and the answers."""
+        files = self.answers.annotation_files if self.answers is not None else ()
+        return (*self.dataset.annotation_files, *files)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """Skipped records of the reader and the answers."""
+        return [*self.dataset.problems, *(self.answers.problems if self.answers is not None else ())]
+
+    @property
+    def metainfo(self) -> dict[str, Any]:
+        """The reader's facts."""
+        return {**self.dataset.metainfo, **super().metainfo}
+
+    def set_epoch(self, epoch: int) -> None:
+        """Selects the epoch of random choices, of the reader and the answers too."""
+        super().set_epoch(epoch)
+        self.dataset.set_epoch(epoch)
+        if self.answers is not None:
+            self.answers.set_epoch(epoch)
+
+    def report(self) -> dict[str, Any]:
+        """Counts, with the reports of the reader and the answers."""
+        parts = {"dataset": self.dataset.report()}
+        if self.answers is not None:
+            parts["answers"] = self.answers.report()
+        return {**super().report(), **parts}
+
+    def record_id(self, index: int) -> str:
+        """Record id of a record, without reading its image."""
+        return f"joint/{self.dataset.record_id(self.records[index])}"
+
+    def phrase_texts(self, index: int) -> tuple[str, list[str]]:
+        """Image id and the names that its masks can have, without reading the image."""
+        image_id, _ = self.dataset.phrase_texts(self.records[index])
+        return image_id, []
+
+    def _read(self, record: int) -> Sample:
+        sample = self.dataset[record]
+        dense = sample.dense
+        assert dense is not None
+        question, words = self.question, None
+        if self.answers is not None:
+            choices = self._answers_of[_image_key(self.dataset, record)]
+            draw = int(np.random.default_rng((self.seed, self.epoch, record)).integers(len(choices)))
+            question, words = self.answers.question_and_answer(choices[draw])
+        wanted = self.sections
+        boxes = self._boxes(dense, sample.image_size) if dense.boxes_xyxy is not None else ()
+        items, masks = self._mask_items(dense, boxes) if "segmentations" in wanted else ((), ())
+        written = serialise(
+            JointAnswer(
+                answer=words,
+                detections=boxes if "detections" in wanted else None,
+                segmentations=items if "segmentations" in wanted else None,
+            ),
+            self.options,
+        )
+        phrases = label_phrases(written)
+        shown = masks[: len(phrases)]
+        return replace(
+            sample,
+            record_id=f"joint/{sample.record_id}",
+            task="joint",
+            prompt=build_prompt(question, wanted),
+            text=written.text,
+            phrases=phrases,
+            masks=np.stack(shown) if shown else np.zeros((0, *sample.image_size), dtype=bool),
+            sections=tuple(written.section_spans.values()),
+        )
+
+    def _boxes(self, dense: DenseTargets, image_size: tuple[int, int]) -> tuple[BoxItem, ...]:
+        classes = self.dataset.metainfo["classes"]
+        kept = _written_objects(dense)
+        boxes = quantise_boxes(dense.boxes_xyxy[kept], image_size).tolist()
+        return tuple(BoxItem(classes[label], tuple(box)) for label, box in zip(dense.labels[kept], boxes))
+
+    def _mask_items(
+        self, dense: DenseTargets, boxes: tuple[BoxItem, ...]
+    ) -> tuple[tuple[MaskItem, ...], list[np.ndarray]]:
+        """Items and masks, bool ``[H, W]`` each: of the objects, else of the classes of the semantic map."""
+        if dense.masks is not None:
+            order = serialise(JointAnswer(detections=boxes), self.options).detection_order
+            masks = dense.masks[_written_objects(dense)]
+            named = [(boxes[index].label, masks[index]) for index in order]
+        else:
+            assert dense.semantic is not None
+            classes = self.dataset.metainfo["semantic_classes"]
+            values, counts = np.unique(dense.semantic[dense.semantic != IGNORE], return_counts=True)
+            values = values[np.argsort(-counts, kind="stable")]
+            named = [(classes[value], dense.semantic == value) for value in values]
+        if self.mask_form == "seg":
+            return tuple(MaskItem(name, seg_index=k) for k, (name, _) in enumerate(named)), [
+                m for _, m in named
+            ]
+        outlined = [(name, mask, mask_to_polygons(mask, self.max_points).polygons) for name, mask in named]
+        outlined = [item for item in outlined if item[2]]  # nothing of a thin mask may be left
+        items = tuple(MaskItem(name, polygons=polygons) for name, _, polygons in outlined)
+        return items, [mask for _, mask, _ in outlined]
+
+
+def label_phrases(written: SerialisedAnswer) -> tuple[Phrase, ...]:
+    """Phrases at the labels of an answer's masks, in order."""
+    items = written.answer.segmentations
+    if not items:
+        return ()
+    start, end = written.section_spans["segmentations"]
+    start += len(SECTION_TAGS["segmentations"]) + 1
+    phrases = []
+    # No label holds the separator.
+    for item, chunk in zip(items, written.text[start:end].split("; "), strict=True):
+        assert chunk.startswith(item.label)
+        phrases.append(Phrase(spans=((start, start + len(item.label)),)))
+        start += len(chunk) + len("; ")
+    return tuple(phrases)
+
+
+def _written_objects(dense: DenseTargets) -> np.ndarray:
+    """Which objects are written: all but crowd regions; bool ``[N]``."""
+    assert dense.labels is not None
+    return ~dense.crowd if dense.crowd is not None else np.ones(len(dense.labels), dtype=bool)
+
+
+def _build(dataset: Any) -> Any:
+    return DATASETS.build({"_scope_": SCOPE, **dataset}) if isinstance(dataset, Mapping) else dataset
+
+
+def _image_key(dataset: GroundingDataset, index: int) -> str:
+    """Path of a record's image in one spelling: readers may start from different folders."""
+    return os.path.abspath(dataset.phrase_texts(index)[0])

@@ -1,0 +1,188 @@
+"""LLaVA's conversations about images as questions with answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flmm_detseg.datasets.base import GroundingDataset
+from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
+from flmm_detseg.datasets.image_ids import coco_id_of_path, read_image_ids
+from flmm_detseg.datasets.policy import RecordError, record_error
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.registry import DATASETS
+from flmm_detseg.structures import Sample
+
+TURNS = ("random", "all", "first")
+_PLACEHOLDER = "<image>"
+_HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    record_id: str
+    number: int  # of the conversation among the usable ones: the random draw's key
+    path: Path
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    turn: int | None  # None: drawn per epoch
+
+
+@DATASETS.register_module()
+class LLaVAInstructDataset(GroundingDataset):
+    """LLaVA-Instruct-150K / 665K and files of the same form: one question and its answer per sample.
+
+    Samples have ``task="vqa"``, the question as ``prompt`` and the answer as ``text``. Each turn stands alone: earlier
+    turns are not part of the prompt. The ``<image>`` placeholder is removed (every family's adapter puts its own).
+    Conversations without an image are dropped and counted (``dropped["no image"]``).
+
+    Args:
+        file: JSON list of ``{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, ...]}``.
+        image_dir: Folder that ``image`` starts from.
+        turns: ``"random"``: one sample per conversation, its turn drawn per epoch, a function of (``seed``, epoch,
+            conversation) alone; ``"all"``: one sample per turn; ``"first"``: the first turn only.
+        exclude_image_ids: COCO image ids that must not come up (``dropped["excluded image"]``); an image's id is the
+            12-digit number its name ends in.
+        exclude_image_ids_file: One file or several with such ids: a COCO JSON (for example ``instances_val2017.json``),
+            a JSON list, ``refs(*).p`` of RefCOCO (all splits but train), or a text with one id per line.
+        seed: Of the random draw.
+        policy: ``"raise"`` | ``"skip"`` for conversations that cannot be used.
+        verify_images: Decode every image at construction, so that ``policy="skip"`` covers them too.
+        name: First part of record ids.
+
+    Raises:
+        DataError: A file is missing or of another kind, or (``policy="raise"``) a conversation is unusable.
+        ConfigError: ``turns`` has another value.
+
+    Source: Liu et al., Visual Instruction Tuning, NeurIPS 2023 (arXiv 2304.08485).
+    """
+
+    def __init__(
+        self,
+        file: str,
+        image_dir: str,
+        turns: str = "random",
+        exclude_image_ids: Sequence[int] = (),
+        exclude_image_ids_file: str | Sequence[str] | None = None,
+        seed: int = 0,
+        policy: str = "raise",
+        verify_images: bool = False,
+        name: str = "llava",
+    ) -> None:
+        super().__init__(policy)
+        if turns not in TURNS:
+            raise ConfigError(f"`turns` is {turns!r}; allowed: {', '.join(TURNS)}")
+        self.file = Path(file)
+        self.annotation_files = (self.file,)
+        self.image_dir = require_dir(image_dir, "image folder")
+        self.turns, self.seed, self.name = turns, seed, name
+        excluded = frozenset(exclude_image_ids)
+        if exclude_image_ids_file is not None:
+            excluded |= read_image_ids(exclude_image_ids_file)
+        self.records = self._read_records(excluded)
+        self._finish(verify_images, str(self.file))
+
+    def phrase_texts(self, index: int) -> tuple[str, list[str]]:
+        """Image id of a record; it has no phrases."""
+        return str(self.records[index].path), []
+
+    def _read_records(self, excluded: frozenset[int]) -> list[_Record]:
+        entries = require_list(load_json(self.file, "conversation file"), "conversations", self.file)
+        records: list[_Record] = []
+        exists: dict[Path, bool] = {}
+        number = 0
+        for position, entry in enumerate(entries):
+            where = f"entry {position}"
+            try:
+                require_keys(entry, ("conversations",), self.file, where)
+                where = f"entry {position} (id {entry['id']})" if "id" in entry else where
+                stem = f"{self.name}/{position}-{entry.get('id', '')}".rstrip("-")
+                if not entry.get("image"):
+                    self._log.drop("no image", stem)
+                    continue
+                path = self._image_path(entry["image"], where)
+                if coco_id_of_path(path.name) in excluded:
+                    self._log.drop("excluded image", stem)
+                    continue
+                questions, answers = self._read_turns(entry["conversations"], where)
+                if path not in exists:
+                    exists[path] = path.is_file()
+                if not exists[path]:
+                    raise self._problem(where, f"image {path} not found", "missing image")
+            except RecordError as error:
+                self._log.handle(error)
+                continue
+            for suffix, turn in self._choices(len(questions)):
+                records.append(_Record(stem + suffix, number, path, questions, answers, turn))
+            number += 1
+        return records
+
+    def _choices(self, num_turns: int) -> list[tuple[str, int | None]]:
+        if self.turns == "all":
+            return [(f"/turn-{turn}", turn) for turn in range(num_turns)]
+        return [("", None if self.turns == "random" else 0)]
+
+    def _problem(self, where: str, message: str, kind: str) -> RecordError:
+        remedy = "Mend the file, or use policy='skip' to leave such conversations out."
+        return record_error(str(self.file), where, message, remedy, kind)
+
+    def _image_path(self, image: Any, where: str) -> Path:
+        if isinstance(image, list) and len(image) == 1:
+            image = image[0]
+        if not isinstance(image, str):
+            raise self._problem(where, "`image` must name one image file", "malformed")
+        return self.image_dir / image
+
+    def _read_turns(self, conversations: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Questions and answers of a conversation; raises RecordError unless they take turns and say something."""
+        if not isinstance(conversations, list) or not conversations or len(conversations) % 2:
+            message = "`conversations` must be a list of questions and answers in turn"
+            raise self._problem(where, message, "malformed conversation")
+        texts = []
+        for number, turn in enumerate(conversations):
+            roles = _MODEL if number % 2 else _HUMAN
+            place = f"conversations[{number}]"
+            if not isinstance(turn, dict) or turn.get("from") not in roles:
+                message = f"{place}: `from` must be {roles[0]!r}"
+                raise self._problem(where, message, "malformed conversation")
+            value = turn.get("value")
+            placeholders = value.count(_PLACEHOLDER) if isinstance(value, str) else 0
+            if placeholders > (number == 0):
+                message = (
+                    f"{place}: {placeholders} times {_PLACEHOLDER}; one in the first question is allowed"
+                )
+                raise self._problem(where, message, "malformed conversation")
+            text = value.replace(_PLACEHOLDER, "").strip() if isinstance(value, str) else ""
+            if not text:
+                raise self._problem(where, f"{place}: `value` is empty", "malformed conversation")
+            texts.append(text)
+        return tuple(texts[::2]), tuple(texts[1::2])
+
+    def question_and_answer(self, index: int) -> tuple[str, str]:
+        """Question and answer of a record in the current epoch, without reading its image."""
+        record = self.records[index]
+        turn = self._turn(record)
+        return record.questions[turn], record.answers[turn]
+
+    def _turn(self, record: _Record) -> int:
+        if record.turn is not None:
+            return record.turn
+        rng = np.random.default_rng((self.seed, self.epoch, record.number))
+        return int(rng.integers(len(record.questions)))
+
+    def _read(self, record: _Record) -> Sample:
+        turn = self._turn(record)
+        return Sample(
+            record_id=record.record_id,
+            image=self._load_image(record.path, record.record_id),
+            text=record.answers[turn],
+            phrases=(),
+            prompt=record.questions[turn],
+            image_id=str(record.path),
+            task="vqa",
+            meta={"turn": turn},
+        )

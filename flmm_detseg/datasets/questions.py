@@ -1,0 +1,161 @@
+"""Questions with reference answers, one JSON object a line, as LLaVA's evaluation files have them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flmm_detseg.datasets.base import GroundingDataset
+from flmm_detseg.datasets.files import require_dir, require_file
+from flmm_detseg.datasets.policy import RecordError, record_error
+from flmm_detseg.registry import DATASETS
+from flmm_detseg.structures import Sample
+
+_LETTERS = "ABCDEFGHIJ"
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    record_id: str
+    question_id: Any
+    path: Path
+    text: str
+    references: tuple[str, ...]
+    choices: tuple[str, ...]
+    kind: str | None
+
+
+@DATASETS.register_module()
+class QuestionDataset(GroundingDataset):
+    """Questions about images, for evaluation.
+
+    A line is ``{"question_id", "image", "text"}`` with one of ``"answers"`` (VQAv2: of all annotators, texts or
+    ``{"answer": text}``), ``"answer"`` or ``"label"`` (POPE), optionally ``"choices"`` and ``"category"``. With choices
+    the answer is the letter or the number, from 0, of the right one, and ``text`` already lists them. Samples have
+    ``task="vqa"``, the question as ``prompt``, the first reference as ``text``; ``meta`` holds ``question_id``,
+    ``references``, ``choices``, ``kind``.
+
+    Args:
+        file: JSONL file.
+        image_dir: Folder that ``image`` starts from.
+        prompt_suffix: Put behind each question, after a line break, e.g. LLaVA's ``"Answer the question using a single
+            word or phrase."``; empty: nothing.
+        policy: ``"raise"`` | ``"skip"`` for lines that cannot be used.
+        verify_images: Decode every image at construction, so that ``policy="skip"`` covers them too.
+        name: First part of record ids.
+
+    Raises:
+        DataError: The file is missing, or (``policy="raise"``) a line is unusable; names file and line.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        image_dir: str,
+        prompt_suffix: str = "",
+        policy: str = "raise",
+        verify_images: bool = False,
+        name: str = "question",
+    ) -> None:
+        super().__init__(policy)
+        self.file = require_file(file, "question file")
+        self.annotation_files = (self.file,)
+        self.image_dir = require_dir(image_dir, "image folder")
+        self.prompt_suffix, self.name = prompt_suffix, name
+        self.records = self._read_lines()
+        self._finish(verify_images, str(self.file))
+
+    def phrase_texts(self, index: int) -> tuple[str, list[str]]:
+        """Image id of a record; it has no phrases."""
+        return str(self.records[index].path), []
+
+    def _problem(self, line: int, message: str, kind: str) -> RecordError:
+        remedy = "Mend the line, or use policy='skip' to leave such lines out."
+        return record_error(str(self.file), f"line {line}", message, remedy, kind)
+
+    def _read_lines(self) -> list[_Record]:
+        records: list[_Record] = []
+        seen: dict[str, int] = {}
+        with self.file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = self._read_line(number, line)
+                    if record.record_id in seen:
+                        message = (
+                            f"question_id {record.question_id!r} was used in line {seen[record.record_id]}"
+                        )
+                        raise self._problem(number, message, "duplicate id")
+                except RecordError as error:
+                    self._log.handle(error)
+                    continue
+                seen[record.record_id] = number
+                records.append(record)
+        return records
+
+    def _read_line(self, number: int, line: bytes) -> _Record:
+        try:
+            entry = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise self._problem(number, f"not a complete JSON object ({error})", "broken JSON") from error
+        if not isinstance(entry, dict):
+            raise self._problem(number, f"expected a JSON object, got {type(entry).__name__}", "broken JSON")
+        for key in ("image", "text"):
+            if not isinstance(entry.get(key), str) or not entry[key].strip():
+                raise self._problem(number, f"`{key}` is missing or not a text", "missing key")
+        if not isinstance(entry.get("question_id"), (str, int)):
+            raise self._problem(number, "`question_id` is missing", "missing key")
+        path = self.image_dir / entry["image"]
+        if not path.is_file():
+            raise self._problem(number, f"image {path} not found", "missing image")
+        choices = entry.get("choices") or []
+        if not _are_texts(choices) or len(choices) > len(_LETTERS):
+            raise self._problem(number, "`choices` must be a list of at most 10 texts", "malformed")
+        text = entry["text"].replace("<image>", "").strip()
+        return _Record(
+            record_id=f"{self.name}/{entry['question_id']}",
+            question_id=entry["question_id"],
+            path=path,
+            text=f"{text}\n{self.prompt_suffix}" if self.prompt_suffix else text,
+            references=self._references(number, entry, choices),
+            choices=tuple(choices),
+            kind=None if entry.get("category") is None else str(entry["category"]),
+        )
+
+    def _references(self, number: int, entry: dict[str, Any], choices: list[str]) -> tuple[str, ...]:
+        given = entry.get("answers", entry.get("answer", entry.get("label")))
+        if choices and isinstance(given, int) and 0 <= given < len(choices):
+            return (_LETTERS[given],)
+        answers = given if isinstance(given, list) else [given]
+        answers = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+        if not answers or not _are_texts(answers):
+            message = "no reference: `answers`, `answer` or `label` must be a text or a list of texts"
+            raise self._problem(number, message, "missing key")
+        if choices and any(answer.strip().upper() not in _LETTERS[: len(choices)] for answer in answers):
+            message = f"answer {answers[0]!r} is not the letter of one of {len(choices)} choices"
+            raise self._problem(number, message, "malformed")
+        return tuple(answers)
+
+    def _read(self, record: _Record) -> Sample:
+        return Sample(
+            record_id=record.record_id,
+            image=self._load_image(record.path, record.record_id),
+            text=record.references[0],
+            phrases=(),
+            prompt=record.text,
+            image_id=str(record.path),
+            task="vqa",
+            meta={
+                "question_id": record.question_id,
+                "references": list(record.references),
+                "choices": list(record.choices),
+                "kind": record.kind,
+            },
+        )
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) and value.strip() for value in values)

@@ -1,0 +1,79 @@
+"""AdamW with a learning rate per part of the model, stated where every launcher keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW
+
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.registry import OPTIMIZERS
+
+_SETTINGS = ("lr_mult", "decay_mult")
+REST = "rest"
+
+
+@OPTIMIZERS.register_module()
+class GroupedAdamW(AdamW):
+    """AdamW whose parameter groups follow the names of the model's parameters.
+
+    MMEngine's ``paramwise_cfg`` belongs to the optimizer wrapper, and ``xtuner train --deepspeed`` replaces the
+    wrapper: everything but ``optimizer`` is lost there. So the groups are arguments of the optimizer.
+    A :class:`~flmm_detseg.models.GroundingLMM` leaves each parameter's name on it (``flmm_name``).
+
+    Args:
+        params: Parameters of the model; those without ``requires_grad`` are left out.
+        lr: Learning rate of what no group names.
+        betas: See ``torch.optim.AdamW``.
+        eps: See ``torch.optim.AdamW``.
+        weight_decay: Of what no group names.
+        groups: Part of a parameter name to ``dict(lr_mult=..., decay_mult=...)``; the first that occurs in the name
+            wins, in the order given.
+
+    Raises:
+        ConfigError: A group matches no parameter, has an unknown setting, or the parameters have no names.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        groups: Mapping[str, Mapping[str, float]] | None = None,
+    ) -> None:
+        groups = dict(groups or {})
+        for key, settings in groups.items():
+            if unknown := set(settings) - set(_SETTINGS):
+                raise ConfigError(
+                    f"`optimizer.groups.{key}`: unknown {sorted(unknown)}; allowed: {', '.join(_SETTINGS)}"
+                )
+        members: dict[str, list[nn.Parameter]] = {key: [] for key in (*groups, REST)}
+        trainable = [p for p in params if p.requires_grad]
+        for parameter in trainable:
+            name = getattr(parameter, "flmm_name", None)
+            if name is None:
+                raise ConfigError("GroupedAdamW needs the parameters of a GroundingLMM: these have no names")
+            members[next((key for key in groups if key in name), REST)].append(parameter)
+        if empty := [key for key in groups if not members[key]]:
+            names = sorted({".".join(p.flmm_name.split(".")[:3]) for p in trainable})
+            raise ConfigError(
+                f"`optimizer.groups`: {', '.join(empty)} match no trainable parameter (there are: "
+                f"{', '.join(names)})"
+            )
+        built: list[dict[str, Any]] = []
+        for key, parameters in members.items():
+            if parameters:
+                settings = groups.get(key, {})
+                built.append(
+                    {
+                        "params": parameters,
+                        "group_name": key,
+                        "lr": lr * settings.get("lr_mult", 1.0),
+                        "weight_decay": weight_decay * settings.get("decay_mult", 1.0),
+                    }
+                )
+        super().__init__(built, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)

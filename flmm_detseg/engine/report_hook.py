@@ -1,0 +1,50 @@
+"""What is trained and how fast: parameters, memory and learning rates per part, in the log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.dist import master_only
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from flmm_detseg.engine.optimizer import REST
+from flmm_detseg.engine.start import unwrap
+from flmm_detseg.lmms.parameters import format_report, parameter_report
+from flmm_detseg.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ParameterReportHook(Hook):
+    """Logs trainable parameters and memory per part before training, and the learning rate of every group always.
+
+    The learning rates are logged as ``lr_GROUP`` (groups of
+    :class:`~flmm_detseg.engine.optimizer.GroupedAdamW`), read from the optimizer that really steps (under DeepSpeed:
+    its own).
+    """
+
+    # Before the logger, which writes what is there.
+    priority = "NORMAL"
+
+    @master_only
+    def before_train(self, runner: Runner) -> None:
+        """See the class."""
+        runner.logger.info("\n" + format_report(parameter_report(unwrap(runner.model))))
+        for name, group in _groups(runner).items():
+            runner.logger.info(
+                f"Optimizer group {name}: lr {group['lr']:.3e}, weight decay {group['weight_decay']:.3e}"
+            )
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict[str, Any] | None = None
+    ) -> None:
+        """Learning rates of this step."""
+        groups = _groups(runner)
+        if len(groups) > 1:
+            for name, group in groups.items():
+                runner.message_hub.update_scalar(f"train/lr_{name}", group["lr"])
+
+
+def _groups(runner: Runner) -> dict[str, dict[str, Any]]:
+    groups = runner.optim_wrapper.optimizer.param_groups
+    return {group.get("group_name", REST if i == 0 else f"group{i}"): group for i, group in enumerate(groups)}

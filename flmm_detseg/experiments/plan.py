@@ -1,0 +1,158 @@
+"""What a chain of runs consists of, read from a Python file and checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.utils.names import suggest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: Unique in the plan; its folder below the work folder.
+        config: Config file.
+        init_from: Earlier runs (or checkpoint files) whose tensors it starts from.
+        new_parts: Prefixes of parameters that those do not hold.
+        cfg_options: ``key=value`` overrides.
+    """
+
+    name: str
+    config: str
+    init_from: tuple[str, ...] = ()
+    new_parts: tuple[str, ...] = ()
+    cfg_options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Runs that do not need each other; they may go side by side."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One tool on one run's checkpoint.
+
+    Attributes:
+        name: Unique in the plan.
+        tool: Script in ``tools/``.
+        run: Whose config and checkpoint it takes.
+        arguments: Further arguments.
+    """
+
+    name: str
+    tool: str
+    run: str
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages in order, then evaluations."""
+
+    stages: tuple[Stage, ...]
+    evaluations: tuple[Evaluation, ...] = field(default=())
+
+    @property
+    def runs(self) -> dict[str, Run]:
+        """All runs by name."""
+        return {run.name: run for stage in self.stages for run in stage.runs}
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Reads ``stages`` and ``evaluations`` of a Python config.
+
+    The form: ``stages = [dict(name=..., runs=[dict(name=..., config=..., init_from=[...], new_parts=[...],
+    cfg_options=[...])])]``, ``evaluations = [dict(name=..., tool=..., run=..., arguments=[...])]``.
+
+    Raises:
+        ConfigError: No such file, it cannot be executed, a key is missing or unknown, a name is used twice or refers
+            to nothing earlier; names the place.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist (seen from {Path.cwd()})")
+    try:
+        content = Config.fromfile(path).to_dict()
+    except Exception as error:  # whatever the user's Python file raises is the message
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    if not content.get("stages"):
+        raise ConfigError(f"{path} has no `stages`; see configs/tiny/detseg_stages.py")
+    stages = []
+    for i, item in enumerate(content["stages"]):
+        where = f"{path}: stages[{i}]"
+        fields = _fields(item, ("name", "runs"), (), where)
+        runs = tuple(
+            Run(
+                **_fields(
+                    run, ("name", "config"), ("init_from", "new_parts", "cfg_options"), f"{where}.runs[{j}]"
+                )
+            )
+            for j, run in enumerate(fields["runs"])
+        )
+        stages.append(Stage(fields["name"], runs))
+    evaluations = tuple(
+        Evaluation(**_fields(item, ("name", "tool", "run"), ("arguments",), f"{path}: evaluations[{i}]"))
+        for i, item in enumerate(content.get("evaluations", ()))
+    )
+    plan = Plan(tuple(stages), evaluations)
+    _check(plan, path)
+    return plan
+
+
+def _fields(
+    item: Mapping[str, Any], required: Sequence[str], optional: Sequence[str], where: str
+) -> dict[str, Any]:
+    for key in required:
+        if key not in item:
+            raise ConfigError(f"{where} lacks `{key}`")
+    allowed = (*required, *optional)
+    for key in item:
+        if key not in allowed:
+            raise ConfigError(f"{where} has no key `{key}`{suggest(key, list(allowed))}")
+    lists = {key: tuple(item[key]) for key in item if isinstance(item[key], list | tuple)}
+    return {**item, **lists}
+
+
+def _check(plan: Plan, path: Path) -> None:
+    names = [run.name for stage in plan.stages for run in stage.runs]
+    names += [item.name for item in plan.evaluations]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ConfigError(f"{path}: these names are used twice: {', '.join(sorted(twice))}")
+    earlier: list[str] = []
+    for stage in plan.stages:
+        for run in stage.runs:
+            if not resolve(run.config).is_file():
+                raise ConfigError(f"{path}: run {run.name}: config {run.config} does not exist")
+            for source in run.init_from:
+                if source not in earlier and not source.endswith((".pth", ".pt")):
+                    raise ConfigError(
+                        f"{path}: run {run.name} starts from {source!r}, which is no run of an earlier stage"
+                        f"{suggest(source, earlier)}"
+                    )
+        earlier += [run.name for run in stage.runs]
+    for item in plan.evaluations:
+        if item.run not in plan.runs:
+            raise ConfigError(
+                f"{path}: evaluation {item.name}: no run {item.run!r}{suggest(item.run, list(plan.runs))}"
+            )
+        if not (REPOSITORY / "tools" / item.tool).is_file():
+            raise ConfigError(f"{path}: evaluation {item.name}: tools/{item.tool} does not exist")
+
+
+def resolve(path: str) -> Path:
+    """A config path: from the current folder, else from the repository."""
+    return Path(path) if Path(path).is_file() else REPOSITORY / path

@@ -1,0 +1,162 @@
+"""Runs a plan: trainings in order, each from the checkpoints before it, then evaluations; goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flmm_detseg.experiments.plan import REPOSITORY, Evaluation, Plan, Run, read_plan, resolve
+from flmm_detseg.models.from_config import read_config
+from flmm_detseg.utils.process import Command, Progress, run_commands
+
+DONE_FILE = "done.json"
+
+
+def run_plan(
+    plan_file: str | Path,
+    work_dir: str | Path | None = None,
+    *,
+    slots: int = 2,
+    fresh: bool = False,
+    cfg_options: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """Trains all stages of a plan and evaluates.
+
+    A run that is done is not repeated as long as its config, its overrides and the checkpoints it starts from are
+    the same; a run that was stopped goes on from its last checkpoint.
+
+    Args:
+        plan_file: See :func:`~flmm_detseg.experiments.plan.read_plan`.
+        work_dir: Folder of all runs; None: ``work_dirs/<plan name>``.
+        slots: Runs of a stage side by side (at most); the cores are shared among them.
+        fresh: Repeat what is done.
+        cfg_options: Overrides for every training.
+
+    Returns:
+        ``runs`` and ``evaluations``: figures by name; ``seconds``, ``results`` (file). Also written to
+        ``results.json``.
+
+    Raises:
+        ConfigError: The plan cannot be used.
+        RunError: A run failed; names it and its log.
+    """
+    plan = read_plan(plan_file)
+    folder = Path(work_dir or f"work_dirs/{Path(plan_file).stem}")
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = Progress([60.0 * max(len(stage.runs) / slots, 1) for stage in plan.stages] + [60.0])
+    figures: dict[str, dict[str, Any]] = {}
+    for stage in plan.stages:
+        progress.start(f"stage {stage.name}: {', '.join(run.name for run in stage.runs)}")
+        commands, keys = [], {}
+        for run in stage.runs:
+            key = _key(run, figures, cfg_options)
+            done = None if fresh else _read_done(folder / run.name, key)
+            if done is not None:
+                figures[run.name] = done
+                continue
+            keys[run.name] = key
+            commands.append(_training(run, folder, figures, fresh, key, cfg_options))
+        if commands:
+            found = _run(commands, folder, progress, slots)
+            for name, value in found.items():
+                figures[name] = value
+                _write_json(folder / name / DONE_FILE, {"key": keys[name], "figures": value})
+        progress.done()
+    progress.start("evaluation")
+    evaluations: dict[str, dict[str, Any]] = {}
+    if plan.evaluations:
+        commands = [_evaluation(item, plan, folder, figures) for item in plan.evaluations]
+        evaluations = _run(commands, folder, progress, slots)
+    progress.done()
+    results = {
+        "plan": str(plan_file),
+        "runs": figures,
+        "evaluations": evaluations,
+        "seconds": progress.seconds,
+    }
+    _write_json(folder / "results.json", results)
+    metrics = {name: value.get("metrics", value) for name, value in evaluations.items()}
+    return {
+        "runs": {name: value["checkpoint"] for name, value in figures.items()},
+        "evaluations": metrics,
+        "seconds": round(sum(progress.seconds.values()), 1),
+        "results": str(folder / "results.json"),
+    }
+
+
+def _run(commands: list[Command], folder: Path, progress: Progress, slots: int) -> dict[str, dict[str, Any]]:
+    slots = max(1, min(slots, len(commands), os.cpu_count() or 1))
+    threads = max(1, (os.cpu_count() or 1) // slots)
+    return run_commands(commands, folder / "logs", progress, slots=slots, threads=threads)
+
+
+def _training(
+    run: Run,
+    folder: Path,
+    figures: Mapping[str, Mapping[str, Any]],
+    fresh: bool,
+    key: str,
+    cfg_options: tuple[str, ...],
+) -> Command:
+    arguments = [str(resolve(run.config)), "--work-dir", str(folder / run.name)]
+    options = [*run.cfg_options, *cfg_options]
+    if run.init_from:
+        files = [_checkpoint(source, figures) for source in run.init_from]
+        options += [
+            f"model.init_from={json.dumps(files, separators=(",", ":"))}",
+            f"model.new_parts={json.dumps(list(run.new_parts), separators=(",", ":"))}",
+        ]
+    started = folder / run.name / "started.json"
+    same = started.is_file() and json.loads(started.read_text()).get("key") == key
+    if same and not fresh and (folder / run.name / "last_checkpoint").is_file():
+        arguments += ["--resume"]
+    _write_json(started, {"key": key})
+    if options:
+        arguments += ["--cfg-options", *options]
+    return Command(run.name, [sys.executable, str(REPOSITORY / "tools" / "train.py"), *arguments])
+
+
+def _evaluation(
+    item: Evaluation, plan: Plan, folder: Path, figures: Mapping[str, Mapping[str, Any]]
+) -> Command:
+    run = plan.runs[item.run]
+    arguments = [str(resolve(run.config)), "--checkpoint", figures[item.run]["checkpoint"]]
+    arguments += ["--work-dir", str(folder / "eval" / item.name), *item.arguments]
+    return Command(item.name, [sys.executable, str(REPOSITORY / "tools" / item.tool), *arguments])
+
+
+def _checkpoint(source: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
+    return str(figures[source]["checkpoint"]) if source in figures else source
+
+
+def _key(run: Run, figures: Mapping[str, Mapping[str, Any]], cfg_options: tuple[str, ...]) -> str:
+    """What a run's result depends on, as far as files can tell."""
+    digest = hashlib.sha256(read_config(resolve(run.config)).pretty_text.encode())
+    digest.update(json.dumps([run.cfg_options, run.new_parts, cfg_options]).encode())
+    for source in run.init_from:
+        file = Path(_checkpoint(source, figures))
+        for part in sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [file]:
+            digest.update(part.read_bytes())
+    return digest.hexdigest()
+
+
+def _read_done(folder: Path, key: str) -> dict[str, Any] | None:
+    file = folder / DONE_FILE
+    if not file.is_file():
+        return None
+    content = json.loads(file.read_text())
+    if content.get("key") != key or not Path(content["figures"]["checkpoint"]).exists():
+        return None
+    return content["figures"]
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1))
+    os.replace(part, path)

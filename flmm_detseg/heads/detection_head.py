@@ -1,0 +1,229 @@
+"""Object detection on the vision features of the LMM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from mmcv.ops import batched_nms
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from flmm_detseg.datasets.class_names import named_classes
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads.base import Head
+from flmm_detseg.heads.fcos import FrameFCOS, Objects
+from flmm_detseg.heads.frame import Frame
+from flmm_detseg.heads.neck import VisionNeck
+from flmm_detseg.refiners import SAMRefiner
+from flmm_detseg.registry import MODELS
+from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
+
+CLASSIFIERS = ("closed", "open")
+
+
+@MODELS.register_module()
+class DetectionHead(Head):
+    """FCOS on a pyramid of vision maps; boxes in original image pixels, instance masks through SAM.
+
+    Args:
+        neck: Pyramid; its strides set those of FCOS and the sizes each level is responsible for.
+        class_names: Classes in the order of the labels, or the name of a list (``"coco"``, see
+            :func:`~flmm_detseg.datasets.class_names.named_classes`).
+        classifier: ``"closed"`` (one learned filter per class) or ``"open"`` (similarity to text embeddings, which
+            :meth:`set_class_embeddings` must be given before use).
+        hidden_size: Width of the text embeddings, that of the LMM; follows from the LMM, open classifier only.
+        sam: Makes masks of predicted boxes; frozen. None gives boxes only.
+        feat_channels: Width of FCOS's towers.
+        stacked_convs: Depth of FCOS's towers.
+        range_factor: See :class:`~flmm_detseg.heads.fcos.FrameFCOS`, as the next four.
+        centre_radius: In strides.
+        class_weight: Factor of the focal loss.
+        box_weight: Factor of the GIoU loss.
+        centreness_weight: Factor of the centreness loss.
+        score_threshold: Least class probability of a prediction.
+        nms_iou: Of two boxes of a class that overlap by more, the better stays.
+        candidates_per_level: Most boxes of a level before suppression.
+        max_per_image: Most boxes of an image after it.
+
+    Raises:
+        ConfigError: No classes, a class twice, an unknown classifier, or an open one without ``hidden_size``.
+
+    Source: FCOS, arXiv 1904.01355.
+    """
+
+    tasks = frozenset({"detection", "joint"})
+
+    def __init__(
+        self,
+        neck: VisionNeck,
+        class_names: Sequence[str] | str,
+        classifier: str = "closed",
+        hidden_size: int | None = None,
+        sam: SAMRefiner | None = None,
+        feat_channels: int = 256,
+        stacked_convs: int = 4,
+        range_factor: float = 8.0,
+        centre_radius: float = 1.5,
+        class_weight: float = 1.0,
+        box_weight: float = 1.0,
+        centreness_weight: float = 1.0,
+        score_threshold: float = 0.05,
+        nms_iou: float = 0.6,
+        candidates_per_level: int = 1000,
+        max_per_image: int = 100,
+    ) -> None:
+        super().__init__()
+        if classifier not in CLASSIFIERS:
+            raise ConfigError(f"classifier {classifier!r} is none of {', '.join(CLASSIFIERS)}")
+        if classifier == "open" and hidden_size is None:
+            raise ConfigError("an open classifier needs `hidden_size`, the width of the text embeddings")
+        self.class_names = _checked_names(named_classes(class_names))
+        self.classifier = classifier
+        self.neck = neck
+        self.sam = sam.requires_grad_(False) if sam is not None else None
+        self.score_threshold = score_threshold
+        self.nms_iou = nms_iou
+        self.candidates_per_level = candidates_per_level
+        self.max_per_image = max_per_image
+        self.fcos = FrameFCOS(
+            num_classes=len(self.class_names),
+            in_channels=neck.channels,
+            strides=neck.strides,
+            feat_channels=feat_channels,
+            stacked_convs=stacked_convs,
+            range_factor=range_factor,
+            centre_radius=centre_radius,
+            box_weight=box_weight,
+            centreness_weight=centreness_weight,
+            class_weight=class_weight,
+            text_channels=hidden_size if classifier == "open" else None,
+        )
+
+    @property
+    def capture(self) -> CaptureSpec:
+        """Vision maps of the neck's layers."""
+        return CaptureSpec(vision_layers=self.neck.vision_layers)
+
+    def set_class_embeddings(self, embeddings: Tensor, class_names: Sequence[str] | None = None) -> None:
+        """Gives the open classifier its classes; also another list than it was trained with.
+
+        Args:
+            embeddings: Float ``[N, hidden_size]``, e.g. the mean input embedding of each name's tokens.
+            class_names: N names; None keeps the present ones.
+
+        Raises:
+            ConfigError: The classifier is closed, or the shapes do not fit.
+        """
+        if self.classifier != "open":
+            raise ConfigError("class embeddings are for `classifier='open'`; this head's classes are fixed")
+        names = self.class_names if class_names is None else _checked_names(class_names)
+        if len(embeddings) != len(names):
+            raise ConfigError(f"{len(embeddings)} class embeddings for {len(names)} class names")
+        self.fcos.set_class_embeddings(embeddings)
+        self.class_names = names
+
+    def num_targets(self, batch: GroundingBatch) -> int:
+        """Positive points, at least one where there is a sample: what every loss is divided by."""
+        if len(batch) == 0:
+            return 0
+        frames = self.neck.frames(batch)
+        objects = [self._objects(sample, frame) for sample, frame in zip(batch.samples, frames)]
+        return max(1, len(self.fcos.assign(self.neck.map_sizes(frames[0]), objects).positive))
+
+    def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
+        """FCOS's losses.
+
+        Returns:
+            ``loss_cls``, ``loss_bbox``, ``loss_centerness`` (each divided by the number of positive points), and
+            the gate's figures.
+
+        Raises:
+            DataError: A sample has no boxes, or labels outside the classes.
+        """
+        outputs = self.fcos(self.neck(states, batch))
+        device = outputs[0][0].device
+        objects = [
+            self._objects(sample, frame, device)
+            for sample, frame in zip(batch.samples, self.neck.frames(batch))
+        ]
+        result = self.fcos.losses(*outputs, objects)
+        result.update(
+            {name: torch.tensor(value, device=device) for name, value in self.neck.statistics().items()}
+        )
+        return result
+
+    @torch.no_grad()
+    def predict(self, states: LMMStates, batch: GroundingBatch) -> list[InstanceData]:
+        """Objects of every image, best first.
+
+        Returns:
+            Per sample ``bboxes`` (float32 ``[N, 4]``, xyxy, original image pixels, inside the image), ``scores``
+            (float32 ``[N]``), ``labels`` (int64 ``[N]``), and with a SAM refiner ``masks`` (bool ``[N, H, W]``).
+        """
+        frames = self.neck.frames(batch)
+        candidates = self.fcos.candidates(
+            *self.fcos(self.neck(states, batch)),
+            frame_sizes=[frame.size for frame in frames],
+            score_threshold=self.score_threshold,
+            per_level=self.candidates_per_level,
+        )
+        found = [self._select(boxes, frame) for boxes, frame in zip(candidates, frames)]
+        if self.sam is not None:
+            logits = self.sam.masks_from_boxes(
+                [sample.image for sample in batch.samples],
+                [objects.bboxes for objects in found],
+                [sample.image_id for sample in batch.samples],
+            )
+            for objects, maps in zip(found, logits):
+                objects.masks = maps > 0
+        return found
+
+    def _select(self, candidates: InstanceData, frame: Frame) -> InstanceData:
+        """Candidates in the frame -> kept objects in the image."""
+        candidates.bboxes = frame.boxes_out_of(candidates.bboxes)
+        width, height = (candidates.bboxes[:, 2:] - candidates.bboxes[:, :2]).unbind(1)
+        candidates = candidates[(width > 0) & (height > 0)]  # others lie in the padding
+        if len(candidates) == 0:
+            return candidates
+        _, keep = batched_nms(
+            candidates.bboxes,
+            candidates.scores,
+            candidates.labels,
+            dict(type="nms", iou_threshold=self.nms_iou),
+        )
+        return candidates[keep[: self.max_per_image]]
+
+    def _objects(self, sample: Sample, frame: Frame, device: torch.device | str = "cpu") -> Objects:
+        dense = sample.dense
+        if dense is None or dense.boxes_xyxy is None or dense.labels is None:
+            raise DataError(
+                f"{sample.record_id}: no boxes with labels; detection needs them (`Sample.dense`), and an empty list "
+                "where there is no object"
+            )
+        boxes, labels = torch.from_numpy(dense.boxes_xyxy).float(), torch.from_numpy(dense.labels).long()
+        boxes = boxes.reshape(-1, 4)
+        known = len(self.class_names)
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < known:
+            raise DataError(
+                f"{sample.record_id}: labels {int(labels.min())}..{int(labels.max())}, but the head has {known} classes"
+            )
+        crowd = torch.zeros(len(boxes), dtype=torch.bool)
+        if dense.crowd is not None:
+            crowd = torch.from_numpy(dense.crowd).bool()
+        weights = torch.ones(len(boxes)) if dense.weights is None else torch.from_numpy(dense.weights).float()
+        if not len(boxes) == len(labels) == len(crowd) == len(weights):
+            raise DataError(
+                f"{sample.record_id}: {len(boxes)} boxes, {len(labels)} labels, {len(crowd)} crowd flags and "
+                f"{len(weights)} weights; one each is needed"
+            )
+        boxes = frame.boxes_into(boxes).to(device)
+        keep, crowd = ~crowd.to(device), crowd.to(device)
+        return Objects(boxes[keep], labels.to(device)[keep], weights.to(device)[keep], boxes[crowd])
+
+
+def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    names = tuple(names)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"`class_names` {names[:5]}... must be different names, at least one")
+    return names

@@ -1,0 +1,144 @@
+"""The answer itself: cross-entropy on its tokens, and distillation to the LMM as it was."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads.base import Head
+from flmm_detseg.registry import MODELS
+from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMInputs, LMMStates
+
+_IGNORED = -100
+
+
+@MODELS.register_module()
+class LanguageHead(Head):
+    """Language loss of an adapted LMM. Has no weights of its own: it reads the LMM's language head.
+
+    Args:
+        answer_weight: Factor of the cross-entropy on the answer's tokens.
+        distill_weight: Factor of the distillation; 0 saves the second pass.
+        temperature: T of the distillation; the divergence is multiplied by its square, so that the size of the
+            gradient does not depend on it.
+        distill_tasks: Tasks distilled. Joint answers speak a language the base model never learned: it has nothing
+            to say about them.
+
+    Raises:
+        ConfigError: A weight is negative, the temperature is not positive, or a task is not one of the head's.
+
+    Source: Hinton et al., arXiv 1503.02531, section 2 (temperature); cross-entropy as LLaVA's instruction tuning.
+    """
+
+    tasks = frozenset({"vqa", "joint"})
+
+    def __init__(
+        self,
+        answer_weight: float = 1.0,
+        distill_weight: float = 0.0,
+        temperature: float = 2.0,
+        distill_tasks: tuple[str, ...] = ("vqa",),
+    ) -> None:
+        super().__init__()
+        if answer_weight < 0 or distill_weight < 0 or answer_weight + distill_weight == 0:
+            raise ConfigError(
+                f"answer_weight={answer_weight}, distill_weight={distill_weight}: they must not be negative, nor "
+                "both 0"
+            )
+        if temperature <= 0:
+            raise ConfigError(f"temperature={temperature} must be positive")
+        if unknown := set(distill_tasks) - self.tasks:
+            raise ConfigError(f"distill_tasks {sorted(unknown)} are none of {', '.join(sorted(self.tasks))}")
+        self.answer_weight = answer_weight
+        self.distill_weight = distill_weight
+        self.temperature = temperature
+        self.distill_tasks = frozenset(distill_tasks)
+
+    @property
+    def capture(self) -> CaptureSpec:
+        """Logits of the answer; the untouched LMM's too where they are distilled."""
+        return CaptureSpec(logits=True, base_logits=self.distill_weight > 0)
+
+    def num_targets(self, batch: GroundingBatch) -> int:
+        """Tokens learned: the losses are means over them."""
+        return sum(int((inputs.labels != _IGNORED).sum()) for inputs in batch.inputs)
+
+    def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
+        """Losses over all answer tokens of the batch.
+
+        Returns:
+            ``loss_answer``, ``answer_accuracy`` (teacher-forced, logged), and ``loss_distill`` where it is on and
+            the batch holds a task that is distilled.
+
+        Raises:
+            DataError: A sample has no answer.
+        """
+        logits, labels, weights = [], [], []
+        for index, inputs in enumerate(batch.inputs):
+            rows, targets, weight = answer_rows(states.logits[index], states.logits_start[index], inputs)
+            if not len(targets):
+                raise DataError(f"{inputs.record_id}: no answer token to learn; its text is empty")
+            logits.append(rows)
+            labels.append(targets)
+            weights.append(weight)
+        flat, targets, weight = torch.cat(logits).float(), torch.cat(labels), torch.cat(weights)
+        nll = F.cross_entropy(flat, targets, reduction="none")
+        result = {
+            "loss_answer": self.answer_weight * (weight * nll).sum() / weight.sum(),
+            "answer_accuracy": (flat.argmax(-1) == targets).float().mean().detach(),
+        }
+        chosen = [i for i, sample in enumerate(batch.samples) if sample.task in self.distill_tasks]
+        if self.distill_weight > 0 and chosen:
+            base = [
+                answer_rows(states.base_logits[i], states.logits_start[i], batch.inputs[i])[0] for i in chosen
+            ]
+            student = torch.cat([logits[i] for i in chosen])
+            divergence = distillation(student, torch.cat(base), self.temperature)
+            # A mean over all answer tokens, as the cross-entropy's, so that both scale alike over processes.
+            result["loss_distill"] = self.distill_weight * divergence.sum() / len(targets)
+        return result
+
+    def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
+        """Per sample the most likely token at each answer position (teacher-forced), int64 ``[A]``."""
+        return [
+            answer_rows(states.logits[i], states.logits_start[i], inputs)[0].argmax(-1)
+            for i, inputs in enumerate(batch.inputs)
+        ]
+
+
+def answer_rows(logits: Tensor, start: int, inputs: LMMInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Cuts out the rows that predict learned tokens.
+
+    Args:
+        logits: ``[T - start, V]``, row i predicts token ``start + i + 1`` (``LMMStates.logits``).
+        start: Position of row 0.
+        inputs: Labels of the sample.
+
+    Returns:
+        Rows ``[A, V]``, labels int64 ``[A]`` and label weights float32 ``[A]``, on the device of the logits.
+    """
+    labels = inputs.labels[start + 1 :].to(logits.device)
+    weights = torch.ones(len(inputs.labels)) if inputs.label_weights is None else inputs.label_weights
+    weights = weights[start + 1 :].to(logits.device)
+    learned = labels != _IGNORED
+    return logits[: len(labels)][learned], labels[learned], weights[learned]
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T^2 * KL(teacher || student)`` per token at temperature T, over the words both know.
+
+    Args:
+        student: ``[A, V]`` logits.
+        teacher: ``[A, V']`` logits; words added to the student's vocabulary are the last ones and are left out.
+        temperature: T.
+
+    Returns:
+        float32 ``[A]``, no gradient to the teacher.
+    """
+    known = min(student.shape[-1], teacher.shape[-1])
+    log_student = F.log_softmax(student[:, :known].float() / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher[:, :known].detach().float() / temperature, dim=-1)
+    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+    return divergence * temperature**2

@@ -1,0 +1,189 @@
+"""Semantic segmentation on the vision features of the LMM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
+from mmseg.models.decode_heads.sep_aspp_head import DepthwiseSeparableASPPModule
+from torch import Tensor, nn
+
+from flmm_detseg.datasets.class_names import named_classes
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads.base import Head
+from flmm_detseg.heads.neck import VisionNeck
+from flmm_detseg.heads.seg_losses import IGNORE, SegmentationLoss
+from flmm_detseg.ops.masks import resize_maps
+from flmm_detseg.registry import MODELS
+from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates
+
+
+class PyramidDecoder(nn.Module):
+    """Light U-Net decoder over a pyramid, then atrous pooling at its finest level, all depthwise separable.
+
+    Args:
+        in_channels: C of every level.
+        num_levels: Levels of the pyramid.
+        num_classes: Classes.
+        channels: Width of the decoder.
+        rates: Dilations of the atrous branches, in cells of the finest level.
+
+    Source: U-Net, arXiv 1505.04597; DeepLabv3+, arXiv 1802.02611 (separable atrous pooling).
+    """
+
+    def __init__(
+        self, in_channels: int, num_levels: int, num_classes: int, channels: int, rates: Sequence[int]
+    ) -> None:
+        super().__init__()
+        norm = dict(type="GN", num_groups=math.gcd(32, channels))
+        self.lateral = nn.ModuleList(
+            ConvModule(in_channels, channels, 1, norm_cfg=norm) for _ in range(num_levels)
+        )
+        self.merge = nn.ModuleList(
+            DepthwiseSeparableConvModule(2 * channels, channels, 3, padding=1, norm_cfg=norm)
+            for _ in range(num_levels - 1)
+        )
+        self.aspp = DepthwiseSeparableASPPModule(
+            dilations=tuple(rates),
+            in_channels=channels,
+            channels=channels,
+            conv_cfg=None,
+            norm_cfg=norm,
+            act_cfg=dict(type="ReLU"),
+        )
+        self.bottleneck = ConvModule(len(rates) * channels, channels, 1, norm_cfg=norm)
+        self.classify = nn.Conv2d(channels, num_classes, 1)
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Logits ``[B, num_classes, h, w]`` at the finest level's size.
+
+        Args:
+            pyramid: Levels ``[B, C, h, w]``, highest resolution first.
+        """
+        skips = [lateral(maps) for lateral, maps in zip(self.lateral, pyramid)]
+        maps = skips[-1]
+        for skip, merge in zip(skips[-2::-1], self.merge):
+            # Interpolated in float32: half precision has no bilinear kernel everywhere.
+            up = F.interpolate(maps.float(), size=skip.shape[-2:], mode="bilinear", align_corners=False)
+            maps = merge(torch.cat([skip, up.to(skip.dtype)], dim=1))
+        return self.classify(self.bottleneck(torch.cat(self.aspp(maps), dim=1)))
+
+
+@MODELS.register_module()
+class SemanticSegHead(Head):
+    """A class for every pixel: pyramid, light decoder, Dice and Lovasz-Softmax.
+
+    Args:
+        neck: Pyramid.
+        class_names: Classes in the order of the labels, at most 255.
+        channels: Width of the decoder.
+        rates: Dilations of the atrous branches; those of DeepLab (6, 12, 18) are for maps larger than 64 cells.
+        loss_stride: Pixels of the frame per cell of the map on which losses are computed; None is the finest level's
+            stride. Smaller values cost memory and teach finer contours.
+        dice_weight: Factor of the Dice loss; 0 leaves it out, as for the others.
+        lovasz_weight: Factor of Lovasz-Softmax.
+        ce_weight: Factor of the cross-entropy.
+        boundary_weight: Factor of the boundary loss.
+
+    Raises:
+        ConfigError: No or too many classes, no rate, or no loss.
+    """
+
+    tasks = frozenset({"segmentation", "joint"})
+
+    def __init__(
+        self,
+        neck: VisionNeck,
+        class_names: Sequence[str] | str,
+        channels: int = 128,
+        rates: Sequence[int] = (1, 3, 6, 9),
+        loss_stride: float | None = None,
+        dice_weight: float = 1.0,
+        lovasz_weight: float = 1.0,
+        ce_weight: float = 0.0,
+        boundary_weight: float = 0.0,
+    ) -> None:
+        super().__init__()
+        class_names = named_classes(class_names)
+        if not 2 <= len(class_names) <= IGNORE:
+            raise ConfigError(f"{len(class_names)} semantic classes; 2 to {IGNORE} can be told apart")
+        if not rates or min(rates) < 1:
+            raise ConfigError(f"`rates` {tuple(rates)} must be positive, at least one")
+        if not dice_weight + lovasz_weight + ce_weight > 0:
+            raise ConfigError("one of dice_weight, lovasz_weight, ce_weight must be positive")
+        self.class_names = class_names
+        self.neck = neck
+        self.loss_stride = neck.strides[0] if loss_stride is None else loss_stride
+        self.decoder = PyramidDecoder(neck.channels, len(neck.strides), len(class_names), channels, rates)
+        self.seg_loss = SegmentationLoss(dice_weight, lovasz_weight, ce_weight, boundary_weight)
+
+    @property
+    def capture(self) -> CaptureSpec:
+        """Vision maps of the neck's layers."""
+        return CaptureSpec(vision_layers=self.neck.vision_layers)
+
+    def num_targets(self, batch: GroundingBatch) -> int:
+        """Images: losses are means over them."""
+        return len(batch)
+
+    def logits(self, states: LMMStates, batch: GroundingBatch) -> Tensor:
+        """Class logits over the frame, float32 ``[B, classes, h, w]``, at the finest level's size."""
+        return self.decoder(self.neck(states, batch)).float()
+
+    def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
+        """Losses over the part of the frame that shows the image.
+
+        Returns:
+            The parts in use (``loss_dice``, ``loss_lovasz``, ``loss_ce``, ``loss_boundary``), ``accuracy`` and the
+            gate's figures.
+
+        Raises:
+            DataError: A sample has no semantic map, one of another size, or a label that is no class.
+        """
+        logits = self.logits(states, batch)
+        frame_size = self.neck.frames(batch)[0].size
+        size = tuple(math.ceil(side / self.loss_stride) for side in frame_size)
+        if size != tuple(logits.shape[-2:]):
+            logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        result = self.seg_loss(logits, self.targets(batch, size).to(logits.device))
+        figures = self.neck.statistics().items()
+        result.update({name: torch.tensor(value, device=logits.device) for name, value in figures})
+        return result
+
+    @torch.no_grad()
+    def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
+        """The class of every pixel, per sample int64 ``[H, W]`` at the original size."""
+        labels = []
+        for maps, frame in zip(self.logits(states, batch), self.neck.frames(batch)):
+            window = frame.crop(resize_maps(maps, frame.size))
+            labels.append(resize_maps(window, frame.image_size).argmax(0))
+        return labels
+
+    def targets(self, batch: GroundingBatch, map_size: tuple[int, int]) -> Tensor:
+        """Semantic maps over the frame, uint8 ``[B, h, w]`` on the CPU; 255 outside the image.
+
+        Raises:
+            DataError: As :meth:`loss`.
+        """
+        rows = []
+        for sample, frame in zip(batch.samples, self.neck.frames(batch)):
+            if sample.dense is None or sample.dense.semantic is None:
+                raise DataError(
+                    f"{sample.record_id}: no semantic map; segmentation needs it (`Sample.dense`), 255 where unknown"
+                )
+            labels = torch.from_numpy(sample.dense.semantic)
+            if tuple(labels.shape) != sample.image_size:
+                raise DataError(
+                    f"{sample.record_id}: semantic map of {tuple(labels.shape)}, image of {sample.image_size}"
+                )
+            known = labels[labels != IGNORE]
+            if len(known) and int(known.max()) >= len(self.class_names):
+                raise DataError(
+                    f"{sample.record_id}: semantic label {int(known.max())}, but the head has "
+                    f"{len(self.class_names)} classes (255 is unknown)"
+                )
+            rows.append(frame.labels_into(labels, map_size, IGNORE))
+        return torch.stack(rows)

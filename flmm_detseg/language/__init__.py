@@ -1,0 +1,54 @@
+"""The language of boxes and masks: canonical coordinates, the joint template, its parser. See docs/architecture.md."""
+
+from flmm_detseg.language.confidence import score_detections, span_confidence, token_log_probs
+from flmm_detseg.language.coordinates import (
+    MAX_COORDINATE,
+    dequantise_boxes,
+    dequantise_points,
+    quantise_boxes,
+    quantise_points,
+)
+from flmm_detseg.language.items import BoxItem, JointAnswer, MaskItem
+from flmm_detseg.language.parse import ParsedAnswer, ParseProblem, ParseReport, parse_answer
+from flmm_detseg.language.polygons import MaskPolygons, mask_to_polygons, polygons_to_mask
+from flmm_detseg.language.scanner import ItemSpan
+from flmm_detseg.language.serialise import SerialisedAnswer, SerialiseOptions, serialise
+from flmm_detseg.language.task_tokens import (
+    SEG_TOKEN,
+    TASK_TOKENS,
+    TOKENS_TO_ADD,
+    build_prompt,
+    remove_special_tokens,
+    split_prompt,
+)
+
+__all__ = [
+    "MAX_COORDINATE",
+    "SEG_TOKEN",
+    "TASK_TOKENS",
+    "TOKENS_TO_ADD",
+    "BoxItem",
+    "ItemSpan",
+    "JointAnswer",
+    "MaskItem",
+    "MaskPolygons",
+    "ParseProblem",
+    "ParseReport",
+    "ParsedAnswer",
+    "SerialiseOptions",
+    "SerialisedAnswer",
+    "build_prompt",
+    "dequantise_boxes",
+    "dequantise_points",
+    "mask_to_polygons",
+    "parse_answer",
+    "polygons_to_mask",
+    "quantise_boxes",
+    "quantise_points",
+    "remove_special_tokens",
+    "score_detections",
+    "serialise",
+    "span_confidence",
+    "split_prompt",
+    "token_log_probs",
+]

@@ -1,0 +1,295 @@
+"""Reads one list section (``label [1, 2, 3, 4]; label <SEG>``) token by token: linear, never raises, loses no more
+than single items.
+
+What is tolerated is said at :func:`flmm_detseg.language.parse.parse_answer`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from flmm_detseg.language.coordinates import MAX_COORDINATE
+from flmm_detseg.language.items import Polygon
+from flmm_detseg.language.task_tokens import SEG_TOKEN
+from flmm_detseg.language.wording import EMPTY_SECTION, MAX_LABEL_CHARS, normalise_label
+
+_TOKEN = re.compile(rf"{SEG_TOKEN}|[\[\](){{}}<>;,\n\uff1b\uff0c]|[^\s\[\](){{}}<>;,\uff1b\uff0c]+")
+_NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)", re.ASCII)
+_OPEN, _CLOSE, _SEPARATOR, _COMMA, _NOISE = "[({", "])}", ";\n\uff1b", ",\uff0c", "<>"
+_NUM_BOX_VALUES, _MIN_POLYGON_VALUES = 4, 6
+
+
+class Number(NamedTuple):
+    """A number of the text and where it stands."""
+
+    value: float
+    is_decimal: bool
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class ItemSpan:
+    """Where an item stands in the text, half-open character positions.
+
+    Attributes:
+        start: First character of its label (of its values, when it shares the label of the item before it).
+        end: After its last character, closing bracket included, separator not.
+        values: The characters of each number, or of ``<SEG>``.
+    """
+
+    start: int
+    end: int
+    values: tuple[tuple[int, int], ...]
+
+
+class RawBox(NamedTuple):
+    """A complete box."""
+
+    label: str
+    box: tuple[int, int, int, int]
+    span: ItemSpan
+    repaired: bool
+
+
+class RawMask(NamedTuple):
+    """A complete mask: polygons, or the position of its ``<SEG>``."""
+
+    label: str
+    polygons: tuple[Polygon, ...] | None
+    span: ItemSpan
+    repaired: bool
+
+
+@dataclass
+class _Group:
+    """Numbers inside brackets."""
+
+    start: int
+    numbers: list[Number] = field(default_factory=list)
+    spoiled: bool = False
+
+
+def _to_bins(numbers: list[Number]) -> tuple[list[int], bool]:
+    """Canonical integers, and whether anything had to be repaired.
+
+    Decimals of which none exceeds 1 are shares of the image (times 999); other decimals are rounded half up. Values
+    outside 0..999 are clamped.
+    """
+    shares = any(number.is_decimal for number in numbers) and all(
+        -1 <= number.value <= 1 for number in numbers
+    )
+    bins, repaired = [], False
+    for number in numbers:
+        value = number.value * MAX_COORDINATE if shares else number.value
+        clamped = min(max(value, 0.0), float(MAX_COORDINATE))
+        bins.append(math.floor(clamped + 0.5))
+        repaired = repaired or clamped != value or number.is_decimal
+    return bins, repaired
+
+
+class ListScanner:
+    """State of the item being read; complete items go to ``boxes`` or ``masks``, trouble to ``report``.
+
+    Args:
+        text: The whole text.
+        wants_boxes: Detections if true, else Segmentations.
+        report: Called with ``(kind, position)`` for each item that is lost.
+    """
+
+    def __init__(self, text: str, wants_boxes: bool, report: Callable[[str, int], None]) -> None:
+        self.text, self.wants_boxes, self._report = text, wants_boxes, report
+        self.boxes: list[RawBox] = []
+        self.masks: list[RawMask] = []
+        self._start_item("")
+
+    def _start_item(self, label: str) -> None:
+        """Forgets the item; ``label`` is what a following group without a label of its own may share."""
+        self._shared_label = label
+        self._label_start = self._label_end = -1
+        self._loose: list[Number] = []  # numbers outside brackets, linked by commas
+        self._loose_label_end = -1
+        self._after_comma = False
+        self._group: _Group | None = None
+        self._parts: list[Polygon] = []
+        self._part_values: list[tuple[int, int]] = []
+        self._parts_start = self._parts_end = -1
+        self._repaired = self._lost = False
+
+    def scan(self, start: int, end: int, is_tail: bool) -> None:
+        """Reads ``text[start:end]``; ``is_tail``: nothing follows, so an open bracket means a cut-off item."""
+        for match in _TOKEN.finditer(self.text, start, end):
+            token, position = match[0], match.start()
+            if token in _OPEN:
+                self._open(position)
+            elif token in _CLOSE:
+                self._close(match.end())
+            elif token in _SEPARATOR:
+                # A line break inside brackets is only white space.
+                group = self._group
+                if token != "\n" or group is None or group.spoiled or not group.numbers:
+                    self._separate()
+            elif token in _COMMA:
+                self._after_comma = True
+            elif token == SEG_TOKEN:
+                self._seg(position, match.end())
+            elif token not in _NOISE:
+                self._word(token, position, match.end())
+        if is_tail and self._group is not None and self._group.numbers:
+            self._lose("truncated", self._group.start)
+        self._separate()
+
+    def _label(self) -> str:
+        if self._label_start < 0:
+            return self._shared_label
+        # Bounded: a group may follow a group, and each asks for the label they share.
+        end = min(self._label_end, self._label_start + 4 * MAX_LABEL_CHARS)
+        return normalise_label(self.text[self._label_start : end])
+
+    def _start(self, fallback: int) -> int:
+        return self._label_start if self._label_start >= 0 else fallback
+
+    def _lose(self, kind: str, position: int) -> None:
+        self._report(kind, position)
+        self._group = None
+        self._loose = []
+        self._lost = self._repaired = True  # of a mask with several parts the others stay
+
+    def _word(self, token: str, start: int, end: int) -> None:
+        number = None
+        if _NUMBER.fullmatch(token):
+            # float() of a long run of digits is at worst infinity, which the clamp takes.
+            number = Number(float(token), "." in token, start, end)
+        group = self._group
+        if group is not None and number is not None:
+            group.numbers.append(number)
+            if group.spoiled:
+                self._label_start = -1
+            return
+        if group is not None and group.numbers:
+            if self.wants_boxes and len(group.numbers) == _NUM_BOX_VALUES and not group.spoiled:
+                self._repaired = True  # `]` and `;` are missing
+                self._take(group.numbers, group.start, group.numbers[-1].end)
+            elif not group.spoiled:
+                group.spoiled = True
+                self._repaired = True
+                if self._parts:
+                    self._finish_mask()
+                self._start_item("")  # these words may be the label of an item whose `[` follows
+                self._group = group
+        elif self._parts:
+            self._finish_mask()
+        elif self._lost:
+            self._start_item("")
+        if number is not None and self._loose and self._after_comma:
+            self._loose.append(number)
+        else:
+            self._loose = [] if number is None else [number]
+            self._loose_label_end = self._label_end
+        if self._label_start < 0:
+            self._label_start = start
+        self._label_end = end
+        self._after_comma = False
+
+    def _open(self, position: int) -> None:
+        group = self._group
+        if group is not None and group.numbers:
+            if group.spoiled:
+                self._lose("broken_item", group.start)
+            else:
+                self._repaired = True
+                self._take(group.numbers, group.start, group.numbers[-1].end)
+        self._loose = []
+        self._group = _Group(position)
+
+    def _close(self, end: int) -> None:
+        group, self._group = self._group, None
+        if group is None:
+            if self._loose:
+                self._take_loose(end)
+        elif group.spoiled:
+            self._lose("broken_item", group.start)
+            self._label_start = -1
+        elif group.numbers:
+            self._take(group.numbers, group.start, end)
+
+    def _seg(self, start: int, end: int) -> None:
+        if self._group is not None and self._group.numbers:
+            self._lose("broken_item", self._group.start)
+        self._group = None
+        if self._parts:
+            self._finish_mask()
+        label = self._label()
+        if self.wants_boxes or not label:
+            self._report("seg_without_label" if not label else "seg_among_boxes", start)
+        else:
+            span = ItemSpan(self._start(start), end, ((start, end),))
+            self.masks.append(RawMask(label, None, span, self._repaired))
+        self._start_item(label)
+
+    def _separate(self) -> None:
+        """Ends the item."""
+        group = self._group
+        if group is not None and group.numbers:
+            if group.spoiled:
+                self._lose("broken_item", group.start)
+            else:
+                self._repaired = True
+                self._take(group.numbers, group.start, group.numbers[-1].end)
+        elif self._loose and self._loose_label_end >= 0:
+            self._take_loose(self._loose[-1].end)
+        elif self._label_start >= 0 and not self._parts and not self._lost:
+            words = self._label()
+            if words and words.casefold() != EMPTY_SECTION:
+                self._report("no_coordinates", self._label_start)
+        if self._parts:
+            self._finish_mask()
+        self._start_item("")
+
+    def _take_loose(self, end: int) -> None:
+        """An item without its opening bracket: the trailing numbers that commas link."""
+        numbers, self._loose = self._loose, []
+        self._label_end = self._loose_label_end
+        if self._label_end < 0:
+            self._label_start = -1
+        self._repaired = True
+        self._take(numbers, numbers[0].start, end)
+
+    def _take(self, numbers: list[Number], start: int, end: int) -> None:
+        """A bracket group is complete: a box, or one part of a mask."""
+        self._group = None
+        label, start_of_item = self._label(), self._start(start)
+        if not label:
+            self._report("no_label", start)
+            self._start_item("")
+            return
+        bins, repaired = _to_bins(numbers)
+        values = tuple((number.start, number.end) for number in numbers)
+        if self.wants_boxes:
+            if len(bins) != _NUM_BOX_VALUES:
+                self._report("wrong_number_of_values", start)
+            else:
+                x1, y1, x2, y2 = bins
+                swapped = x1 > x2 or y1 > y2
+                box = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+                repaired = repaired or swapped or self._repaired
+                self.boxes.append(RawBox(label, box, ItemSpan(start_of_item, end, values), repaired))
+            self._start_item(label)
+        elif len(bins) < _MIN_POLYGON_VALUES or len(bins) % 2:
+            self._lose("wrong_number_of_values", start)
+        else:
+            self._parts.append(tuple(zip(bins[::2], bins[1::2])))
+            self._part_values.extend(values)
+            self._repaired = self._repaired or repaired
+            self._parts_start = start_of_item if self._parts_start < 0 else self._parts_start
+            self._parts_end = end
+
+    def _finish_mask(self) -> None:
+        label = self._label()
+        span = ItemSpan(self._parts_start, self._parts_end, tuple(self._part_values))
+        self.masks.append(RawMask(label, tuple(self._parts), span, self._repaired))
+        self._start_item(label)

@@ -1,0 +1,68 @@
+r"""Task tokens of prompts, and the one token of answers.
+
+``<SEG>`` stands in answers only: a mask head reads the hidden state at its position, so it has to be ONE token and the
+tokenizer must add it. The task tokens stand in prompts only and say which sections are wanted. They share the prefix
+``<TASK_``: none contains, or is contained in, ``<SEG>``, so neither a substring test nor a tokenizer's greedy match can
+take one for the other, and one pattern finds them all.
+
+Task tokens are plain text for the tokenizer (its ordinary pieces): they carry no state anybody reads, work with a
+frozen model whose embeddings nobody trains, and every id that is not added need not be cut out of the distillation to
+the base model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from flmm_detseg.errors import ConfigError
+
+SEG_TOKEN = "<SEG>"
+
+# In the order of the sections of an answer, which is also the order of the tokens in a prompt.
+TASK_TOKENS = {
+    "answer": "<TASK_VQA>",
+    "detections": "<TASK_DET>",
+    "segmentations": "<TASK_SEG>",
+}
+
+TOKENS_TO_ADD = (SEG_TOKEN,)
+
+_SPECIAL = re.compile("|".join(map(re.escape, (SEG_TOKEN, *TASK_TOKENS.values()))))
+_LEADING_TASKS = re.compile(r"\s*((?:<TASK_(?:VQA|DET|SEG)>)+)[ \t]?")
+
+
+def remove_special_tokens(text: str) -> str:
+    """Replaces task tokens and ``<SEG>`` in a text by a space, so that no new one can form from the rest."""
+    return _SPECIAL.sub(" ", text)
+
+
+def build_prompt(question: str, sections: Iterable[str]) -> str:
+    """Puts task tokens before a question: ``<TASK_DET><TASK_SEG> Where are the cars?``.
+
+    Special tokens inside the question are removed: text typed by a user neither switches a task nor poses as a mask.
+
+    Args:
+        question: The user's words.
+        sections: Wanted sections, names of :data:`TASK_TOKENS`, any order; none: the bare question.
+
+    Returns:
+        The prompt.
+
+    Raises:
+        ConfigError: Unknown section.
+    """
+    wanted = set(sections)
+    if unknown := sorted(wanted - TASK_TOKENS.keys()):
+        raise ConfigError(f"unknown sections {unknown}; there are {list(TASK_TOKENS)}")
+    question = remove_special_tokens(question).strip()
+    tokens = "".join(token for name, token in TASK_TOKENS.items() if name in wanted)
+    return f"{tokens} {question}" if tokens else question
+
+
+def split_prompt(prompt: str) -> tuple[tuple[str, ...], str]:
+    """The inverse of :func:`build_prompt`: ``(sections in canonical order, question)``."""
+    match = _LEADING_TASKS.match(prompt)
+    if match is None:
+        return (), prompt
+    return tuple(name for name, token in TASK_TOKENS.items() if token in match[1]), prompt[match.end() :]

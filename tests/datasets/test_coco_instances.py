@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from dataset_files import SIZE, box_polygon, write_image
+from pycocotools.coco import COCO
+
+from flmm_detseg.datasets import COCOInstancesDataset
+from flmm_detseg.datasets.checks import check_dataset
+from flmm_detseg.datasets.tinyworld import make_scene
+from flmm_detseg.datasets.tinyworld.world import WorldSpec, write_world
+from flmm_detseg.errors import ConfigError, DataError
+
+SPEC = WorldSpec(num_images=24, seed=5)
+
+
+def annotation(number: int, **changes: Any) -> dict[str, Any]:
+    entry = {
+        "id": number,
+        "image_id": 1 + number % 2,
+        "category_id": 30,
+        "bbox": [4, 5, 10, 12],
+        "segmentation": [box_polygon(4, 5, 14, 17)],
+        "iscrowd": 0,
+    }
+    entry.update(changes)
+    return entry
+
+
+def content(annotations: list[Any], **changes: Any) -> dict[str, Any]:
+    images = [
+        {"id": number, "file_name": f"{number}.png", "height": SIZE[0], "width": SIZE[1]}
+        for number in (1, 2, 3)
+    ]
+    categories = [{"id": 30, "name": "dog"}, {"id": 7, "name": "cat"}, {"id": 44, "name": "cow"}]
+    return {"images": images, "annotations": annotations, "categories": categories, **changes}
+
+
+def write(root: Path, coco: Any) -> dict[str, str]:
+    for number in (1, 2, 3):
+        write_image(root / "images" / f"{number}.png", number)
+    (root / "ann.json").write_text(coco if isinstance(coco, str) else json.dumps(coco))
+    return {"ann_file": str(root / "ann.json"), "image_dir": str(root / "images")}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("world")
+    write_world(out, SPEC, progress=False)
+    return out
+
+
+def test_tinyworld_objects_are_the_scene(world):
+    dataset = COCOInstancesDataset(
+        ann_file=str(world / "coco/annotations/instances_val2017.json"),
+        image_dir=str(world / "coco/val2017"),
+        with_masks=True,
+    )
+    for index in range(4):
+        sample, scene = dataset[index], make_scene(SPEC.seed, index, "val")
+        assert sample.task == "detection"
+        assert sample.text == ""
+        assert sample.phrases == ()
+        assert sample.meta["coco_image_id"] == 500_000 + index
+        assert np.array_equal(sample.image, scene.image)
+        assert sample.dense.boxes_xyxy.dtype == np.float32
+        assert sample.dense.boxes_xyxy.tolist() == [list(map(float, o.box_xyxy)) for o in scene.objects]
+        assert [dataset.classes[label] for label in sample.dense.labels] == [o.kind for o in scene.objects]
+        assert np.array_equal(sample.dense.masks, np.stack([o.mask for o in scene.objects]))
+        assert not sample.dense.crowd.any()
+
+
+def test_agrees_with_pycocotools(world):
+    """Also after the way back: category ids and image ids are the file's own."""
+    file = str(world / "coco/annotations/instances_train2017.json")
+    reference = COCO(file)
+    dataset = COCOInstancesDataset(ann_file=file, image_dir=str(world / "coco/train2017"), with_masks=True)
+    assert [r.image_id for r in dataset.records] == reference.getImgIds()
+    for index in range(0, len(dataset), 5):
+        sample = dataset[index]
+        theirs = reference.loadAnns(sample.meta["ann_ids"])
+        assert {a["id"] for a in theirs} == set(reference.getAnnIds(sample.meta["coco_image_id"]))
+        assert [dataset.category_ids[label] for label in sample.dense.labels] == [
+            a["category_id"] for a in theirs
+        ]
+        for mask, entry in zip(sample.dense.masks, theirs):
+            assert np.array_equal(mask, reference.annToMask(entry).astype(bool))
+
+
+def test_labels_follow_the_ids_or_the_given_names(tmp_path):
+    files = write(
+        tmp_path, content([annotation(0, category_id=7), annotation(1), annotation(2, category_id=44)])
+    )
+    dataset = COCOInstancesDataset(**files)
+    assert dataset.classes == ("cat", "dog", "cow")
+    assert dataset.category_ids == (7, 30, 44)
+    assert dataset[0].dense.labels.tolist() == [0, 2]
+    assert dataset[0].dense.masks is None
+    chosen = COCOInstancesDataset(**files, classes=["cow", "dog"])
+    assert chosen.category_ids == (44, 30)
+    assert chosen[0].dense.labels.tolist() == [0]
+    assert chosen.metainfo["classes"] == ("cow", "dog")
+    assert chosen.report()["objects_by_class"] == {"cow": 1, "dog": 1}
+    with pytest.raises(ConfigError, match="names 'dgo'.*did you mean `dog`"):
+        COCOInstancesDataset(**files, classes=["dgo"])
+    with pytest.raises(ConfigError, match="names 'dog' twice"):
+        COCOInstancesDataset(**files, classes=["dog", "dog"])
+
+
+def test_images_without_objects_are_kept_or_dropped(tmp_path):
+    files = write(tmp_path, content([annotation(0), annotation(1)]))
+    dataset = COCOInstancesDataset(**files, with_masks=True)
+    assert len(dataset) == 3
+    assert dataset[2].dense.boxes_xyxy.shape == (0, 4)
+    assert dataset[2].dense.masks.shape == (0, *SIZE)
+    without = COCOInstancesDataset(**files, keep_empty=False)
+    assert len(without) == 2
+    assert without.dropped == {"no object": ["coco/image-3"]}
+
+
+def test_boxes_are_cut_to_the_image_and_degenerate_ones_counted(tmp_path):
+    height, width = SIZE
+    entries = [
+        annotation(0, bbox=[-5, -1, width + 50, 9]),
+        annotation(2, bbox=[5, 5, 0, 4]),
+        annotation(4, bbox=[width + 3, 1, 5, 5]),
+        annotation(6, bbox=[9, 9, 5, -2]),
+        annotation(8, iscrowd=1, bbox=[0.5, 0.25, 3, 4]),
+    ]
+    dataset = COCOInstancesDataset(**write(tmp_path, content(entries)))
+    assert dataset.dropped == {"degenerate box": [f"annotation {n}" for n in (2, 4, 6)]}
+    dense = dataset[0].dense
+    assert dense.boxes_xyxy.tolist() == [[0, 0, width, 8], [0.5, 0.25, 3.5, 4.25]]
+    assert dense.crowd.tolist() == [False, True]
+    assert dataset[0].meta["ann_ids"] == [0, 8]
+
+
+FAULTS = [
+    (dict(category_id=99), "annotation 2: category 99 is not in `categories`"),
+    (dict(category_id=[1]), "malformed"),
+    (dict(image_id=77), "annotation 2: image 77 is not in `images`"),
+    (dict(bbox=[1, 2, 3]), r"annotation 2: `bbox` \[1, 2, 3\] is not"),
+    (dict(bbox=[1, 2, "a", 4]), "is not \\[x, y, width, height\\]"),
+    (dict(bbox=[1, 2, float("nan"), 4]), "is not \\[x, y, width, height\\]"),
+    (dict(bbox=None), "`bbox` None is not"),
+    (dict(id=0), "annotation 0: its id occurs twice"),
+    (dict(segmentation=None), "annotation 2: mask: no polygon"),
+    (dict(segmentation=[[1, 2, 3]]), "annotation 2: mask: a polygon must be"),
+    (dict(segmentation={"size": [3, 3], "counts": [9]}), "mask size \\[3, 3\\] is not the image size"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "match"), FAULTS)
+def test_a_faulty_annotation_is_an_error_or_takes_its_image_out(tmp_path, change, match):
+    files = write(tmp_path, content([annotation(0), annotation(1), annotation(2, **change)]))
+    with pytest.raises(DataError, match=match) as caught:
+        COCOInstancesDataset(**files, with_masks=True)
+    assert "ann.json" in str(caught.value)
+    dataset = COCOInstancesDataset(**files, with_masks=True, policy="skip")
+    assert len(dataset.problems) == 1
+    # an unlisted object would be learned as background, so its image goes; image 77 is not there anyway
+    kept = [2, 3] if change.get("image_id") != 77 else [1, 2, 3]
+    assert [record.image_id for record in dataset.records] == kept
+
+
+@pytest.mark.parametrize(
+    ("coco", "match"),
+    [
+        ('{"images": [', "not complete JSON"),
+        ([1, 2], "expected an object with images, annotations, categories, got list"),
+        ({"images": [], "categories": []}, "key `annotations` is missing"),
+        (content([], images={}), "expected a list of images"),
+        (content([], categories=[]), "`categories` is empty"),
+        (content([], categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "occurs twice"),
+        (content([], categories=[{"id": "1", "name": "a"}]), "`id` must be an integer"),
+        (content([], images=[{"id": 1}]), r"images\[0\]: key `file_name` is missing"),
+        (content([], images=[dict(id=1, file_name="9.png", height=4, width=4)]), "9.png not found"),
+        (content([], images=[dict(id=1, file_name="1.png", height=0, width=4)]), "is empty"),
+        (content([], images=[dict(id=1, file_name="1.png", height="x", width=4)]), "malformed"),
+        (content([], images=[]), "no usable record"),
+    ],
+)
+def test_a_faulty_file_is_one_clear_error(tmp_path, coco, match):
+    with pytest.raises(DataError, match=match):
+        COCOInstancesDataset(**write(tmp_path, coco))
+
+
+def test_an_image_listed_twice(tmp_path):
+    coco = content([annotation(0)])
+    coco["images"].append(coco["images"][0])
+    with pytest.raises(DataError, match="image id 1 occurs twice"):
+        COCOInstancesDataset(**write(tmp_path, coco))
+    assert len(COCOInstancesDataset(**write(tmp_path, coco), policy="skip")) == 3
+
+
+def test_wrong_size_and_undecodable_masks_are_found_when_read(tmp_path):
+    bad_counts = {"size": list(SIZE), "counts": [3, 4]}
+    coco = content(
+        [annotation(1), annotation(2, segmentation=bad_counts), annotation(4, segmentation=bad_counts)]
+    )
+    coco["images"][1]["height"] = 10
+    coco["images"][1]["width"] = 30
+    files = write(tmp_path, coco)
+    dataset = COCOInstancesDataset(**files, with_masks=True)
+    with pytest.raises(
+        DataError, match="annotation 2: RLE counts sum to 7.*annotation 4: RLE counts sum to 7"
+    ):
+        dataset[0]
+    with pytest.raises(DataError, match="its annotation says 10 x 30"):
+        dataset[1]
+    usable = COCOInstancesDataset(**files, with_masks=True, policy="skip", verify_images=True)
+    assert [record.image_id for record in usable.records] == [3]
+    check = check_dataset("own", dict(type="COCOInstancesDataset", with_masks=True, **files))
+    assert check.figures()["problems_by_kind"] == {"bad mask": 1, "size mismatch": 1}

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from dense_parts import GRIDS, PADDED, make_dense_case, make_neck, select, total, with_dense
+
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads import PixelStem, SemanticSegHead
+from flmm_detseg.structures import CaptureSpec, DenseTargets
+
+NAMES = ("wall", "sky", "tree")
+ALL = dict(dice_weight=1.0, lovasz_weight=1.0, ce_weight=1.0, boundary_weight=0.5)
+
+
+def make_head(neck=None, **changes) -> SemanticSegHead:
+    neck = make_neck(scales=(4, 2, 1, 0.5)) if neck is None else neck
+    torch.manual_seed(0)
+    return SemanticSegHead(neck, NAMES, **{**dict(channels=16), **changes}).eval()
+
+
+def test_predictions_have_the_original_size():
+    head = make_head()
+    assert head.capture == CaptureSpec(vision_layers=(3,))
+    states, batch = make_dense_case()
+    assert head.logits(states, batch).shape == (3, 3, 16, 16)
+    for labels, sample in zip(head.predict(states, batch), batch.samples):
+        assert labels.shape == sample.image_size
+        assert labels.dtype == torch.int64
+        assert 0 <= labels.min() <= labels.max() < 3
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_perfect_logits_come_back_as_the_target(grid, monkeypatch):
+    head = make_head()
+    states, batch = make_dense_case((grid,))
+    targets = head.targets(batch, (56, 56)).long()
+    perfect = 10 * F.one_hot(targets.clamp(max=2), 3).permute(0, 3, 1, 2).float()
+    monkeypatch.setattr(head, "logits", lambda states, batch: perfect)
+    truth = torch.from_numpy(batch.samples[0].dense.semantic).long()
+    (labels,) = head.predict(states, batch)
+    known = truth != 255
+    assert (labels == truth)[known].float().mean() > 0.95
+
+
+def test_only_the_image_is_learned():
+    head = make_head()
+    _, batch = make_dense_case((PADDED,))
+    targets = head.targets(batch, (16, 16))
+    assert targets.dtype == torch.uint8
+    assert (targets[0, :4] == 255).all()
+    assert (targets[0, 12:] == 255).all()
+    assert (targets[0, 5:12, :10] != 255).all()
+
+
+@pytest.mark.parametrize("loss_stride", [None, 2.0, 14.0])
+def test_batch_equals_single_samples(loss_stride):
+    head = make_head(loss_stride=loss_stride, **ALL)
+    states, batch = make_dense_case()
+    alone = [select(states, batch, index) for index in range(3)]
+    together = head.loss(states, batch)
+    assert set(together) == {
+        "loss_dice", "loss_lovasz", "loss_ce", "loss_boundary", "accuracy", "gate_layer3", "gate_entropy"
+    }  # fmt: skip
+    assert head.num_targets(batch) == 3
+    for name, value in together.items():
+        expected = torch.stack([head.loss(*case)[name] for case in alone]).mean()
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    for labels, case in zip(head.predict(states, batch), alone):
+        assert torch.equal(labels, head.predict(*case)[0])
+
+
+def test_every_trainable_tensor_gets_a_gradient():
+    neck = make_neck(scales=(4, 2, 1, 0.5), gate="spatial", project_channels=8, side=PixelStem(4, 8))
+    head = make_head(neck).train()
+    total(head.loss(*make_dense_case())).backward()
+    assert [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_tiny_set_is_learned():
+    head = make_head(**ALL).train()
+    states, batch = make_dense_case()
+    optimizer = torch.optim.AdamW(head.parameters(), lr=5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        total(head.loss(states, batch)).backward()
+        optimizer.step()
+    for labels, sample in zip(head.eval().predict(states, batch), batch.samples):
+        truth = torch.from_numpy(sample.dense.semantic).long()
+        for index in range(3):
+            known = truth != 255
+            first, second = (labels == index) & known, truth == index
+            assert (first & second).sum() / (first | second).sum() > 0.75
+
+
+def test_convolutions_are_depthwise_separable():
+    decoder = make_head().decoder
+    wide = [m for m in decoder.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size != (1, 1)]
+    assert len(wide) == 3 + 3  # merges of four levels, atrous branches of rate 3, 6, 9
+    assert all(m.groups == m.in_channels for m in wide)
+    assert sorted(m.dilation[0] for m in wide) == [1, 1, 1, 3, 6, 9]
+
+
+def test_half_precision_runs():
+    head = make_head(**ALL)
+    states, batch = make_dense_case()
+    expected = head.loss(states, batch)
+    for name, value in head.to(torch.bfloat16).loss(states, batch).items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[name], rtol=0.1, atol=0.05)
+
+
+def test_images_without_known_pixels_count_as_zero():
+    head = make_head(**ALL).train()
+    states, batch = make_dense_case((PADDED,))
+    unknown = DenseTargets(semantic=np.full((30, 60), 255, np.uint8))
+    figures = head.loss(states, with_dense(batch, 0, unknown))
+    assert all(figures[name] == 0 for name in figures if "loss" in name)
+    total(figures).backward()
+    assert all(parameter.grad is not None for parameter in head.parameters())
+
+
+@pytest.mark.parametrize(("dense", "message"), [
+    (None, "no semantic map"),
+    (DenseTargets(labels=np.zeros(1)), "no semantic map"),
+    (DenseTargets(semantic=np.zeros((5, 5), np.uint8)), r"\(5, 5\), image of \(80, 40\)"),
+    (DenseTargets(semantic=np.full((80, 40), 3, np.uint8)), "label 3.*3 classes"),
+])  # fmt: skip
+def test_targets_that_cannot_be_used_name_the_record(dense, message):
+    states, batch = make_dense_case()
+    with pytest.raises(DataError, match=f"case/1: .*{message}"):
+        make_head().loss(states, with_dense(batch, 1, dense))
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    (dict(rates=()), "rates"),
+    (dict(dice_weight=0.0, lovasz_weight=0.0), "must be positive"),
+])  # fmt: skip
+def test_settings_that_cannot_be(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        make_head(**changes)
+    with pytest.raises(ConfigError, match="1 semantic classes"):
+        SemanticSegHead(make_neck(), ["one"])
