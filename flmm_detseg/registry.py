@@ -30,8 +30,6 @@ DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=SCOPE, locations=
 METRICS = Registry("metric", parent=MMENGINE_METRICS, scope=SCOPE, locations=["flmm_detseg.evaluation"])
 # Training hooks, optimizers, loops and strategies.
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope=SCOPE, locations=["flmm_detseg.engine"])
-OPTIMIZERS = Registry(
-    "optimizer", parent=MMENGINE_OPTIMIZERS, scope=SCOPE, locations=["flmm_detseg.engine"]
-)
+OPTIMIZERS = Registry("optimizer", parent=MMENGINE_OPTIMIZERS, scope=SCOPE, locations=["flmm_detseg.engine"])
 LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=SCOPE, locations=["flmm_detseg.engine"])
 STRATEGIES = Registry("strategy", parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=["flmm_detseg.engine"])

@@ -145,11 +145,8 @@ def evaluate_model(
     if not state.is_main_process:
         return None
     out = Path(options.out or work_dir / f"{task.file_stem(options)}.json")
-    facts = {
-        **task.summary(metrics),
-        "seconds": round(time.time() - started, 2),
-        "num_processes": state.num_processes,
-    }
+    seconds = round(time.time() - started, 2)
+    facts = {**task.summary(metrics), "seconds": seconds, "num_processes": state.num_processes}
     content = {
         "task": task.name, "metrics": metrics, "data_sets": reports, "options": asdict(options), **provenance,
         "weights_sha256": weights, "source_sha256": code, "versions": installed, **facts,

@@ -13,6 +13,9 @@ from flmm_detseg.engine.start import unwrap
 from flmm_detseg.lmms.parameters import format_report, parameter_report
 from flmm_detseg.registry import HOOKS
 
+# Where the number of trainable values stays, for the figures of a training.
+TRAINABLE_INFO = "trainable_parameters"
+
 
 @HOOKS.register_module()
 class ParameterReportHook(Hook):
@@ -29,7 +32,9 @@ class ParameterReportHook(Hook):
     @master_only
     def before_train(self, runner: Runner) -> None:
         """See the class."""
-        runner.logger.info("\n" + format_report(parameter_report(unwrap(runner.model))))
+        report = parameter_report(unwrap(runner.model))
+        runner.logger.info("\n" + format_report(report))
+        runner.message_hub.update_info(TRAINABLE_INFO, report.trainable)
         for name, group in _groups(runner).items():
             runner.logger.info(
                 f"Optimizer group {name}: lr {group['lr']:.3e}, weight decay {group['weight_decay']:.3e}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from mmengine.logging import MessageHub
 from flmm_detseg.engine.checkpoint_hook import LMM_INFO
 from flmm_detseg.engine.config_check import check_config, parse_overrides
 from flmm_detseg.engine.deepspeed_cpu import set_single_process_environment, start_gloo
+from flmm_detseg.engine.report_hook import TRAINABLE_INFO
 from flmm_detseg.engine.start import last_checkpoint, read_run_state
 from flmm_detseg.errors import ConfigError, RunError
 from flmm_detseg.models.checkpoint import load_checkpoint, states_file
@@ -117,8 +119,17 @@ def _figures(work_dir: Path, seconds: float) -> dict[str, Any]:
         "losses": losses,
         "lmm_sha256_before": fingerprint.get("before"),
         "lmm_sha256_after": fingerprint.get("after"),
+        "trainable_parameters": hub.get_info(TRAINABLE_INFO, None),
+        "peak_memory_bytes": _peak_memory(),
         "seconds": round(seconds, 1),
     }
+
+
+def _peak_memory() -> int:
+    """Most bytes in use so far: tensors on the GPU, where there is one, else the process's resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _run_xtuner(arguments: list[str]) -> None:

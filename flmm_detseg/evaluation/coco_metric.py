@@ -164,15 +164,20 @@ def coco_figures(
         evaluation = _evaluate(truth, found, sorted(image_ids.values()), kind, backend)
         values = dict(zip(_STATS, evaluation.stats[: len(_STATS)], strict=True))
         if classwise:
-            names = {category["id"]: category["name"] for category in truth["categories"]}
-            precision = evaluation.eval["precision"][
-                :, :, :, 0, -1
-            ]  # [IoU, recall, class]: all areas, 100 boxes
-            for k, category in enumerate(evaluation.params.catIds):
-                counted = precision[:, :, k][precision[:, :, k] > -1]
-                values[f"AP/{names[category]}"] = counted.mean() if counted.size else -1.0
+            values.update(_class_precisions(evaluation, truth))
         figures.update({prefix + key: float(value) for key, value in values.items() if value > -1})
     return figures
+
+
+def _class_precisions(evaluation: Any, truth: Mapping[str, Any]) -> dict[str, float]:
+    """AP by class; -1 for one without a target."""
+    names = {category["id"]: category["name"] for category in truth["categories"]}
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, class]: all areas, 100 boxes
+    values = {}
+    for k, category in enumerate(evaluation.params.catIds):
+        counted = precision[:, :, k][precision[:, :, k] > -1]
+        values[f"AP/{names[category]}"] = float(counted.mean()) if counted.size else -1.0
+    return values
 
 
 def _has_masks(records: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -> bool:

@@ -46,25 +46,8 @@ def semseg_record(
         raise ConfigError(
             f"`tolerance` is {tolerance} and `band` {band}; both must be positive, the band below 1"
         )
-    target = None if sample.dense is None else sample.dense.semantic
-    if target is None:
-        raise DataError(f"{sample.record_id}: it has no label map to evaluate against (`dense.semantic`).")
-    labels = (
-        prediction.detach().cpu().numpy() if isinstance(prediction, torch.Tensor) else np.asarray(prediction)
-    )
-    if labels.shape != target.shape:
-        raise RunError(
-            f"{sample.record_id}: the predicted map has shape {labels.shape}, expected {target.shape}."
-        )
-    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
-        raise RunError(
-            f"{sample.record_id}: predicted labels {labels.min()} .. {labels.max()} of {num_classes} classes."
-        )
+    target, labels = _checked_maps(sample, prediction, num_classes)
     valid = target != IGNORE
-    if valid.any() and target[valid].max() >= num_classes:
-        raise DataError(
-            f"{sample.record_id}: label {target[valid].max()} in the target, of {num_classes} classes."
-        )
     pairs = target[valid].astype(np.int64) * num_classes + labels[valid].astype(np.int64)
     pairs, pixels = np.unique(pairs, return_counts=True)
     diagonal = math.hypot(*target.shape)
@@ -82,6 +65,30 @@ def semseg_record(
         for pair, count in zip(pairs, pixels, strict=True)
     ]
     return {"record_id": sample.record_id, "confusion": confusion, "contour": contours, "band": bands}
+
+
+def _checked_maps(
+    sample: Sample, prediction: torch.Tensor | np.ndarray, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Target and predicted labels, of one shape and in range."""
+    target = None if sample.dense is None else sample.dense.semantic
+    if target is None:
+        raise DataError(f"{sample.record_id}: it has no label map to evaluate against (`dense.semantic`).")
+    labels = (
+        prediction.detach().cpu().numpy() if isinstance(prediction, torch.Tensor) else np.asarray(prediction)
+    )
+    if labels.shape != target.shape:
+        raise RunError(
+            f"{sample.record_id}: the predicted map has shape {labels.shape}, expected {target.shape}."
+        )
+    if labels.size and not 0 <= labels.min() <= labels.max() < num_classes:
+        raise RunError(
+            f"{sample.record_id}: predicted labels {labels.min()} .. {labels.max()} of {num_classes} classes."
+        )
+    known = target[target != IGNORE]
+    if known.size and known.max() >= num_classes:
+        raise DataError(f"{sample.record_id}: label {known.max()} in the target, of {num_classes} classes.")
+    return target, labels
 
 
 def contour_counts(

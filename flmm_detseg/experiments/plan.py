@@ -76,7 +76,8 @@ def read_plan(path: str | Path) -> Plan:
     """Reads ``stages`` and ``evaluations`` of a Python config.
 
     The form: ``stages = [dict(name=..., runs=[dict(name=..., config=..., init_from=[...], new_parts=[...],
-    cfg_options=[...])])]``, ``evaluations = [dict(name=..., tool=..., run=..., arguments=[...])]``.
+    cfg_options=[...])])]``, ``evaluations = [dict(name=..., tool=..., run=..., arguments=[...])]``; with
+    ``runs=[...]`` the same evaluation is made of each.
 
     Raises:
         ConfigError: No such file, it cannot be executed, a key is missing or unknown, a name is used twice or refers
@@ -104,13 +105,25 @@ def read_plan(path: str | Path) -> Plan:
             for j, run in enumerate(fields["runs"])
         )
         stages.append(Stage(fields["name"], runs))
-    evaluations = tuple(
-        Evaluation(**_fields(item, ("name", "tool", "run"), ("arguments",), f"{path}: evaluations[{i}]"))
+    evaluations = [
+        evaluation
         for i, item in enumerate(content.get("evaluations", ()))
-    )
-    plan = Plan(tuple(stages), evaluations)
+        for evaluation in _evaluations(item, f"{path}: evaluations[{i}]")
+    ]
+    plan = Plan(tuple(stages), tuple(evaluations))
     _check(plan, path)
     return plan
+
+
+def _evaluations(item: Mapping[str, Any], where: str) -> list[Evaluation]:
+    """One evaluation, or the same one of several runs (``runs``), named ``NAME.RUN`` then."""
+    if "runs" not in item:
+        return [Evaluation(**_fields(item, ("name", "tool", "run"), ("arguments",), where))]
+    fields = _fields(item, ("name", "tool", "runs"), ("arguments",), where)
+    return [
+        Evaluation(f"{fields['name']}.{run}", fields["tool"], run, fields.get("arguments", ()))
+        for run in fields["runs"]
+    ]
 
 
 def _fields(

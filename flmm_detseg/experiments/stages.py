@@ -108,8 +108,8 @@ def _training(
     if run.init_from:
         files = [_checkpoint(source, figures) for source in run.init_from]
         options += [
-            f"model.init_from={json.dumps(files, separators=(",", ":"))}",
-            f"model.new_parts={json.dumps(list(run.new_parts), separators=(",", ":"))}",
+            f"model.init_from={json.dumps(files, separators=(',', ':'))}",
+            f"model.new_parts={json.dumps(list(run.new_parts), separators=(',', ':'))}",
         ]
     started = folder / run.name / "started.json"
     same = started.is_file() and json.loads(started.read_text()).get("key") == key

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-__all__ = ["Grounder", "GroundingResult"]
+__all__ = ["Grounder", "GroundingResult", "InstructionResult", "Instructor"]
 
 if TYPE_CHECKING:
     from flmm_detseg.inference.grounder import Grounder
+    from flmm_detseg.inference.instructor import InstructionResult, Instructor
     from flmm_detseg.inference.result import GroundingResult
 
 
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> object:
         from flmm_detseg.inference.result import GroundingResult
 
         return GroundingResult
+    if name in ("InstructionResult", "Instructor"):
+        from flmm_detseg.inference import instructor
+
+        return getattr(instructor, name)
     raise AttributeError(f"module 'flmm_detseg.inference' has no attribute {name!r}")

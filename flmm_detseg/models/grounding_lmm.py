@@ -50,7 +50,7 @@ class GroundingLMM(BaseModel):
             ``"always"``: adapters are on; what was forgotten is to be measured (``tools/eval_forgetting.py``).
             None: ``"frozen"`` without adapters, else ``"always"``.
         isolate: Per head the LoRA groups its loss may change, e.g. ``dict(detection=["vision"])``; heads left out
-            may change all. Heads that read the same task share one pass and must agree.
+            may change all. Heads that read the same samples share one pass and must agree.
         l2sp: Factor of the squared Frobenius norm of the LoRA products: the distance of the adapted weights from
             the LMM's own.
         init_from: Checkpoints to start from, each with tensors of this model only (another stage's, another task's).
@@ -207,10 +207,14 @@ class GroundingLMM(BaseModel):
 
     def _isolated(self, heads: Sequence[str]) -> Any:
         """While the graph is built, only these LoRA groups are in it."""
-        for name in heads:
-            if name in self.isolate:
-                return self.lmm.lora_gradients(self.isolate[name])
-        return nullcontext()
+        wanted = {self.isolate.get(name) for name in heads}
+        if len(wanted) > 1:
+            raise ConfigError(
+                f"`model.isolate`: the heads {', '.join(heads)} read the same samples in one pass and must name the "
+                "same groups"
+            )
+        groups = wanted.pop()
+        return nullcontext() if groups is None else self.lmm.lora_gradients(groups)
 
     def _check_isolation(self) -> None:
         for name, groups in self.isolate.items():
@@ -221,13 +225,6 @@ class GroundingLMM(BaseModel):
                     f"`model.isolate.{name}`: {sorted(unknown)} are none of the LoRA groups "
                     f"{', '.join(self.lmm.lora_groups) or '(none)'}"
                 )
-            for other, head in self.heads.items():
-                shares = head.tasks & self.heads[name].tasks
-                if shares and self.isolate.get(other, groups) != groups:
-                    raise ConfigError(
-                        f"`model.isolate`: {name} and {other} read the same task ({', '.join(sorted(shares))}) "
-                        "in one pass and must name the same groups"
-                    )
 
     @torch.no_grad()
     def predict(self, samples: list[Sample], *, keep_attention: bool = False) -> list[Prediction]:

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.errors import RunError
-from flmm_detseg.utils.process import Command, Progress, run_commands
 from flmm_detseg.quickstart.summary import Summary, write_report
+from flmm_detseg.utils.process import Command, Progress, run_commands
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Relative, as in the configs: everything is made below the current folder.
@@ -104,13 +104,14 @@ def evaluate(state: Quickstart) -> None:
     # The longest first, so that the processes end together.
     commands = [
         command("refcoco_trained", refcoco, "trained", "--splits", *SPLITS),
+        command("refcoco_all_sentences", refcoco, "trained", "--splits", "val", "--sentences", "all"),
         command("refcoco_control", refcoco, "control", "--splits", "val", sweep),
         command("refcoco_wrong_phrases", refcoco, "trained", "--splits", "val", "--phrases", "shuffled"),
         command("png_trained", "eval_png.py", "trained"),
         command("png_control", "eval_png.py", "control"),
     ]
     figures = state.run(commands, slots=2)
-    for run in ("trained", "control", "wrong phrases"):
+    for run in ("trained", "all sentences", "control", "wrong phrases"):
         metrics = figures[f"refcoco_{run.replace(' ', '_')}"]["metrics"]
         state.summary.refcoco[run] = {
             name.removeprefix("refcoco_"): values for name, values in metrics.items()

@@ -46,7 +46,7 @@ class Summary:
 
     Attributes:
         fast: A trial with few iterations and images; nothing is demanded of its figures.
-        refcoco: Per run (``trained``, ``control``, ``wrong phrases``) and split the figures of
+        refcoco: Per run (``trained``, ``all sentences``, ``control``, ``wrong phrases``) and split the figures of
             ``RefSegMetric``.
         png: Per run the figures of ``PNGMetric``.
         trainings: Per run the last line of ``tools/train.py``.
@@ -168,7 +168,10 @@ def write_report(
     )
     report.section("Referring expressions (RefCOCO)")
     report.table(
-        *summary.table(), "Fractions. Threshold: probability above which a pixel belongs to the mask."
+        *summary.table(),
+        "Fractions. Threshold: probability above which a pixel belongs to the mask. One sentence per object, the "
+        "first, as F-LMM evaluates; in TinyWorld that is mostly one of attributes. The run 'all sentences' reads "
+        "every one, places and relations too.",
     )
     report.section("Panoptic narrative grounding (PNG)")
     report.table(*summary.png_table(), "Average recall on val (mean IoU of the phrases).")

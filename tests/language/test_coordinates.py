@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flmm_detseg.errors import DataError
@@ -9,6 +9,7 @@ from flmm_detseg.language import dequantise_boxes, dequantise_points, quantise_b
 SIZES = st.tuples(st.integers(1, 20000), st.integers(1, 20000))
 
 
+@settings(deadline=None)
 @given(SIZES)
 def test_every_integer_survives_the_way_to_pixels_and_back(image_size):
     bins = np.arange(1000)
@@ -16,6 +17,7 @@ def test_every_integer_survives_the_way_to_pixels_and_back(image_size):
     assert np.array_equal(quantise_points(dequantise_points(points, image_size), image_size), points)
 
 
+@settings(deadline=None)
 @given(SIZES, st.floats(0, 1), st.floats(0, 1))
 def test_a_point_moves_by_at_most_half_a_step(image_size, share_x, share_y):
     height, width = image_size

@@ -1,11 +1,11 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from language_answers import NASTY
 
-from flmm_detseg.language import BoxItem, JointAnswer, MaskItem, parse_answer
+from flmm_detseg.language import BoxItem, JointAnswer, MaskItem, parse_answer, serialise
 from flmm_detseg.language.parse import MAX_CHARS, MAX_PROBLEMS
 from flmm_detseg.language.wording import MAX_ITEMS
 
@@ -260,9 +260,12 @@ def test_long_monotonous_texts_take_linear_time(unit, tag):
     assert time.process_time() - start < 10
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["", "Detections:", "Answer: x\nSegmentations: "]), NASTY, NASTY)
 def test_no_text_is_too_strange(tag, first, second):
     parsed = parse_answer(f"{tag}{first} [1, 2, 3, 4]{second}")
     report = parsed.report
     items = len(parsed.answer.detections or ()) + len(parsed.answer.segmentations or ())
     assert report.num_parsed == items == len(parsed.detection_spans) + len(parsed.segmentation_spans)
+    written = serialise(parsed.answer)  # what could be read can be written, and read again
+    assert parse_answer(written.text).answer == written.answer

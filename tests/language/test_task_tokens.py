@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flmm_detseg.errors import ConfigError
@@ -28,6 +28,7 @@ def test_tokens_stand_before_the_question_in_a_fixed_order():
     assert split_prompt(build_prompt("Plain?", [])) == ((), "Plain?")
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["<SEG>", "<TASK_", "DET>", "<TASK_SEG>", "VQA>", "a", " "])).map("".join))
 def test_a_typed_question_brings_no_special_token_along(question):
     prompt = build_prompt(question, ["answer"])

@@ -27,9 +27,9 @@ def test_stored_weights_answer_unseen_questions(stored):
     figures = evaluate(*stored, seed=0, items=12, num_captions=4)
     assert set(figures["accuracy"]) == set(QUESTION_KINDS)
     # Guessing the most frequent answer of each kind gives about 0.3 on average.
-    assert figures["mean"] > 0.6
-    assert figures["box_mean_iou"] > 0.45
-    assert figures["caption_word_accuracy"] > 0.65
+    assert figures["mean"] >= 0.80  # the model's acceptance; these 84 questions give 0.93
+    assert figures["box_mean_iou"] > 0.6
+    assert figures["caption_word_accuracy"] > 0.75
 
 
 def test_stored_weights_generate_through_the_processor():
@@ -50,7 +50,7 @@ def test_stored_weights_generate_through_the_processor():
                 parse_box(text, (112, 112)) is not None if question.kind == "box" else text == question.answer
             )
     assert asked >= 8
-    assert right >= 0.6 * asked
+    assert right >= 0.8 * asked
 
 
 def test_description_is_a_caption(stored):

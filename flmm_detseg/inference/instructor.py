@@ -1,0 +1,199 @@
+"""Follows compound instructions: text, boxes and masks of one image in one result."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.inference.grounder import ImageLike, read_image
+from flmm_detseg.inference.instructions import Step, match_class, parse_instruction
+from flmm_detseg.models import GroundingLMM
+from flmm_detseg.structures import Phrase, Sample
+from flmm_detseg.utils.rle import encode_rle
+from flmm_detseg.visualization import draw_grounding
+from flmm_detseg.visualization.canvas import outline
+from flmm_detseg.visualization.dense import box_mask
+
+
+@dataclass(frozen=True)
+class Region:
+    """One thing found in the image.
+
+    Attributes:
+        kind: ``"detect"`` or ``"segment"``.
+        label: Class name, or the phrase.
+        score: In [0, 1].
+        box_xyxy: Half-open pixel box in the original image.
+        mask: bool ``[H, W]``; None where only a box was asked for and the model has no refiner.
+    """
+
+    kind: str
+    label: str
+    score: float
+    box_xyxy: tuple[float, float, float, float]
+    mask: np.ndarray | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class InstructionResult:
+    """What came of an instruction.
+
+    Attributes:
+        image: RGB uint8 ``[H, W, 3]``.
+        instruction: As given.
+        steps: What was understood.
+        text: Answers of the LMM and a sentence for each step.
+        regions: Boxes and masks, in the order of the steps.
+    """
+
+    image: np.ndarray = field(repr=False)
+    instruction: str
+    steps: tuple[Step, ...]
+    text: str
+    regions: tuple[Region, ...]
+
+    def overlay(self) -> np.ndarray:
+        """One picture with everything found; RGB uint8."""
+        size = self.image.shape[:2]
+        masks = [
+            region.mask if region.mask is not None else outline(box_mask(np.array(region.box_xyxy), size), 1)
+            for region in self.regions
+        ]
+        stacked = np.stack(masks) if masks else np.zeros((0, *size), dtype=bool)
+        boxes = np.array([r.box_xyxy if r.kind == "detect" else (0, 0, 0, 0) for r in self.regions]).reshape(
+            -1, 4
+        )
+        names = [region.label for region in self.regions]
+        scores = [region.score for region in self.regions]
+        return draw_grounding(self.image, stacked, names, scores, boxes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready: masks as COCO's compressed RLE, boxes as ``[x, y, w, h]``."""
+        regions = []
+        for region in self.regions:
+            x0, y0, x1, y1 = region.box_xyxy
+            entry: dict[str, Any] = {
+                "kind": region.kind,
+                "label": region.label,
+                "score": region.score,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+            }
+            if region.mask is not None:
+                entry["segmentation"] = encode_rle(region.mask)
+                entry["area"] = int(region.mask.sum())
+            regions.append(entry)
+        steps = [{"kind": step.kind, "text": step.text, "span": list(step.span)} for step in self.steps]
+        return {
+            "instruction": self.instruction,
+            "image_size": list(self.image.shape[:2]),
+            "text": self.text,
+            "steps": steps,
+            "regions": regions,
+        }
+
+    def save(self, folder: str | Path, name: str = "result") -> Mapping[str, str]:
+        """Writes ``NAME.png`` and ``NAME.json``; returns both paths."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        picture, data = folder / f"{name}.png", folder / f"{name}.json"
+        Image.fromarray(self.overlay()).save(picture)
+        data.write_text(json.dumps(self.as_dict(), ensure_ascii=False))
+        return {"picture": str(picture), "json": str(data)}
+
+
+class Instructor:
+    """A joint model with hands: an image and an instruction in; text, boxes, masks, a picture and JSON out.
+
+    Example:
+        >>> instructor = Instructor(model_from_config("configs/tiny/detseg_stability.py", "joint.pth"))
+        >>> result = instructor.follow("scene.png", "detect the stars and segment the ring on the left")
+        >>> result.save("out")
+    """
+
+    def __init__(self, model: GroundingLMM, *, score_threshold: float = 0.3) -> None:
+        self.model = model.eval()
+        self.score_threshold = score_threshold
+
+    def follow(self, image: ImageLike, instruction: str, *, max_new_tokens: int = 128) -> InstructionResult:
+        """Carries out an instruction.
+
+        Classes the detection head knows are detected; other words after "detect" are grounded as a phrase. Phrases
+        are segmented by the phrase head, each as a text of its own. Questions go to the LMM.
+
+        Args:
+            image: Path, PIL image, or RGB uint8 array.
+            instruction: For example ``"detect the cars and segment the tree on the left"``.
+            max_new_tokens: Longest answer.
+
+        Raises:
+            DataError: The image cannot be read, or the instruction asks for nothing.
+            ConfigError: The model has no head for what is asked.
+        """
+        pixels = read_image(image, "image")
+        steps = parse_instruction(instruction)
+        regions: list[Region] = []
+        texts: list[str] = []
+        objects: list[Region] | None = None
+        with torch.inference_mode():
+            for step in steps:
+                if step.kind == "answer":
+                    sample = Sample("question", pixels, "", (), prompt=step.text, task="vqa")
+                    texts.append(self.model.answer(sample, max_new_tokens=max_new_tokens))
+                    continue
+                labels = self._labels(step)
+                if step.kind == "detect" and labels is not None:
+                    if objects is None:
+                        objects = self._detect(pixels)
+                    names = {self.model.heads["detection"].class_names[label] for label in labels}
+                    found = [region for region in objects if region.label in names]
+                else:
+                    found = [self._segment(pixels, step)]
+                texts.append(_sentence(step, found))
+                regions += found
+        return InstructionResult(pixels, instruction, tuple(steps), " ".join(texts), tuple(regions))
+
+    def _labels(self, step: Step) -> list[int] | None:
+        if step.kind != "detect" or "detection" not in self.model.heads:
+            return None
+        return match_class(step.text, self.model.heads["detection"].class_names)
+
+    def _detect(self, pixels: np.ndarray) -> list[Region]:
+        found = self.model.detect([Sample("image", pixels, "", (), task="detection")])[0].cpu()
+        names = self.model.heads["detection"].class_names
+        masks: Sequence[Any] = found.masks.numpy() if "masks" in found else [None] * len(found)
+        return [
+            Region("detect", names[int(label)], float(score), tuple(map(float, box)), mask)
+            for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, masks, strict=True)
+            if float(score) >= self.score_threshold
+        ]
+
+    def _segment(self, pixels: np.ndarray, step: Step) -> Region:
+        if "phrase" not in self.model.heads:
+            raise ConfigError(
+                f"{step.text!r}: the model has no phrase head to ground it (heads: {', '.join(self.model.heads)})"
+            )
+        if not step.text.strip():
+            raise DataError("a phrase to segment is empty")
+        # The phrase alone is the text, as in training on referring expressions.
+        sample = Sample("image", pixels, step.text, (Phrase(((0, len(step.text)),)),))
+        found = self.model.predict([sample])[0].cpu()
+        box = tuple(map(float, found.boxes_xyxy[0]))
+        return Region("segment", step.text, float(found.scores[0]), box, found.masks[0].numpy())
+
+
+def _sentence(step: Step, found: Sequence[Region]) -> str:
+    if step.kind == "detect":
+        return f"{step.text}: {len(found)} found."
+    return (
+        f"{step.text}: segmented."
+        if found[0].mask is not None and found[0].mask.any()
+        else f"{step.text}: not found."
+    )

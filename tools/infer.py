@@ -1,0 +1,46 @@
+"""Follows a compound instruction about an image: text, boxes, masks, one overlay picture, one JSON (COCO RLE).
+
+python tools/infer.py configs/tiny/detseg_stability.py --checkpoint FILE --image scene.png
+--instruction "detect the stars and segment the ring on the left" --out work_dirs/infer
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from flmm_detseg.utils.cli import run_tool
+
+
+def main() -> dict[str, Any]:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="config file of a model with detection and phrase heads")
+    parser.add_argument("--checkpoint", help="trained parts (default: `load_from` of the config)")
+    parser.add_argument("--image", required=True, nargs="+", help="image files")
+    parser.add_argument("--instruction", required=True)
+    parser.add_argument("--out", default="work_dirs/infer", help="folder for NAME.png and NAME.json")
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="least score of a detection")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--device")
+    args = parser.parse_args()
+
+    from tqdm import tqdm
+
+    from flmm_detseg.inference import Instructor
+    from flmm_detseg.models import model_from_config
+
+    model = model_from_config(args.config, args.checkpoint, device=args.device)
+    instructor = Instructor(model, score_threshold=args.score_threshold)
+    figures = []
+    for image in tqdm(args.image, desc="images"):
+        result = instructor.follow(image, args.instruction, max_new_tokens=args.max_new_tokens)
+        files = result.save(args.out, Path(image).stem)
+        figures.append({"image": image, "text": result.text, "regions": len(result.regions), **files})
+    return {"instruction": args.instruction, "results": figures}
+
+
+if __name__ == "__main__":
+    run_tool(main)
