@@ -170,6 +170,26 @@ def test_one_deepspeed_process_and_xtuner_verbatim(baseline):
     expected = losses(folder / "baseline")
     assert losses(folder / "zero2_single") == pytest.approx({s: expected[s] for s in (1, 2, 3)}, abs=1e-3)
 
+    still = [
+        "optim_wrapper.optimizer.lr=0.0",
+        "optim_wrapper.optimizer.weight_decay=0.0",
+        "train_cfg.max_iters=1",
+    ]
+    source = load_checkpoint(folder / "zero2_single" / "iter_3.pth")
+    begun = train(
+        TrainOptions(
+            config=str(config),
+            work_dir=str(folder / "from_folder"),
+            cfg_options=(f"load_from={folder / 'zero2_single' / 'iter_3.pth'}", *still),
+        )
+    )
+    options = ["--cfg-options", f"load_from={begun['checkpoint']}", *still]
+    again = run(train_command(config, folder / "from_file", "--deepspeed", DEEPSPEED, *options))
+    assert again.returncode == 0, again.stderr[-3000:]
+    for stored in (begun["checkpoint"], folder / "from_file" / "iter_1.pth"):
+        for name, tensor in load_checkpoint(stored).items():
+            assert torch.equal(tensor, source[name]), (stored, name)
+
     xtuner = Path(sys.executable).with_name("xtuner")
     verbatim = [str(xtuner), "train", str(config), "--work-dir", str(folder / "verbatim")]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
@@ -216,6 +236,10 @@ def test_user_errors_end_with_one_clear_line_and_a_truthful_exit_code(
         (["--resume", str(tmp_path / "bomb.pth")], "was refused"),
         (["--resume", str(tmp_path / "bare.pth")], "no state of a run"),
         (["--resume", str(tmp_path / "renamed.pth")], keys),
+        (
+            ["--resume", figures["checkpoint"], "--cfg-options", "train_dataloader.batch_size=2"],
+            "batch_size = 4",
+        ),
         (["--deepspeed", "deepspeed_zero2"], "configs/deepspeed/zero2_cpu.json"),
     ]
     for arguments, message in cases:

@@ -8,6 +8,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from flmm_detseg.engine.class_check import check_classes
 from flmm_detseg.engine.optimizer import REST
 from flmm_detseg.engine.start import unwrap
 from flmm_detseg.lmms.parameters import format_report, parameter_report
@@ -29,9 +30,17 @@ class ParameterReportHook(Hook):
     # Before the logger, which writes what is there.
     priority = "NORMAL"
 
-    @master_only
     def before_train(self, runner: Runner) -> None:
-        """See the class."""
+        """See the class; also compares the classes of heads and data.
+
+        Raises:
+            ConfigError: They differ.
+        """
+        check_classes(unwrap(runner.model), runner.train_dataloader.dataset)
+        self._report(runner)
+
+    @master_only
+    def _report(self, runner: Runner) -> None:
         report = parameter_report(unwrap(runner.model))
         runner.logger.info("\n" + format_report(report))
         runner.message_hub.update_info(TRAINABLE_INFO, report.trainable)

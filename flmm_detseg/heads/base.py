@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Prediction
+from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Prediction, Sample
 
 
 class Head(nn.Module, ABC):
@@ -18,6 +18,12 @@ class Head(nn.Module, ABC):
     """
 
     tasks: ClassVar[frozenset[str]]
+
+    def wants(self, sample: Sample) -> bool:
+        """Whether the head is given a sample. A head that learns from ``"joint"`` samples may leave those out that
+        carry nothing for it; a sample of its own task without targets is given to it, and is an error.
+        """
+        return sample.task in self.tasks
 
     @property
     @abstractmethod

@@ -100,6 +100,11 @@ class DetectionHead(Head):
             text_channels=hidden_size if classifier == "open" else None,
         )
 
+    def wants(self, sample: Sample) -> bool:
+        """Joint samples only where they have boxes."""
+        has_boxes = sample.dense is not None and sample.dense.boxes_xyxy is not None
+        return super().wants(sample) and (sample.task != "joint" or has_boxes)
+
     @property
     def capture(self) -> CaptureSpec:
         """Vision maps of the neck's layers."""

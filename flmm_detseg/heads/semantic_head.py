@@ -18,7 +18,7 @@ from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.heads.seg_losses import IGNORE, SegmentationLoss
 from flmm_detseg.ops.masks import resize_maps
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates
+from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
 
 
 class PyramidDecoder(nn.Module):
@@ -119,6 +119,11 @@ class SemanticSegHead(Head):
         self.loss_stride = neck.strides[0] if loss_stride is None else loss_stride
         self.decoder = PyramidDecoder(neck.channels, len(neck.strides), len(class_names), channels, rates)
         self.seg_loss = SegmentationLoss(dice_weight, lovasz_weight, ce_weight, boundary_weight)
+
+    def wants(self, sample: Sample) -> bool:
+        """Joint samples only where they have a label map."""
+        has_map = sample.dense is not None and sample.dense.semantic is not None
+        return super().wants(sample) and (sample.task != "joint" or has_map)
 
     @property
     def capture(self) -> CaptureSpec:

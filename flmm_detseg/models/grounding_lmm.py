@@ -28,7 +28,7 @@ RETENTION_MODES = ("frozen", "switched", "always")
 
 @dataclass(frozen=True)
 class _Group:
-    """The samples of one task and the heads that read them."""
+    """Samples that the same heads read."""
 
     batch: GroundingBatch
     heads: tuple[str, ...]
@@ -136,7 +136,7 @@ class GroundingLMM(BaseModel):
     def loss(self, samples: list[Sample]) -> dict[str, Tensor]:
         """Losses and logged figures of every head that has samples in the batch, as ``HEAD.NAME``.
 
-        The samples of each task run through the LMM together, and only what their heads ask for is captured. A
+        Samples that the same heads read run through the LMM together, and only what these ask for is captured. A
         head's figures are means over its targets in the whole batch, also where it reads several tasks. With
         several processes they are scaled by the process's share of the global batch's targets, so that their mean
         over processes, and the gradient, is that of one process with the whole batch.
@@ -180,18 +180,17 @@ class GroundingLMM(BaseModel):
         return total, log
 
     def _groups(self, samples: Sequence[Sample]) -> list[_Group]:
-        groups = []
-        for task in dict.fromkeys(sample.task for sample in samples):
-            members = [sample for sample in samples if sample.task == task]
-            names = tuple(name for name, head in self.heads.items() if task in head.tasks)
+        members: dict[tuple[str, ...], list[Sample]] = {}
+        for sample in samples:
+            names = tuple(name for name, head in self.heads.items() if head.wants(sample))
             if not names:
                 known = sorted(set().union(*(head.tasks for head in self.heads.values())))
                 raise ConfigError(
-                    f"{members[0].record_id}: no head reads task {task!r} (the model's heads read: "
+                    f"{sample.record_id}: no head reads task {sample.task!r} (the model's heads read: "
                     f"{', '.join(known)}); add a head, or leave the data set out"
                 )
-            groups.append(_Group(self.prepare(members), names, self._capture(names)))
-        return groups
+            members.setdefault(names, []).append(sample)
+        return [_Group(self.prepare(group), names, self._capture(names)) for names, group in members.items()]
 
     def _mean_targets(self, groups: Sequence[_Group]) -> dict[str, float]:
         """Per head, targets in the batch; the mean over processes."""

@@ -264,3 +264,15 @@ def test_pcgrad_runs_on_the_whole_model() -> None:
     objective(plain, batch()).backward()
     for (name, mine), theirs in zip(model.heads.named_parameters(), plain.heads.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_joint_sample_is_read_by_the_heads_it_has_something_for() -> None:
+    model = make_model().eval()
+    joint = replace(dense_sample(0, "joint"), text="a red star .")
+    assert {key.split(".")[0] for key in model.loss([joint])} == {"detection", "segmentation", "language"}
+    boxes_only = replace(joint, dense=replace(joint.dense, semantic=None))
+    mixed = model.loss([joint, boxes_only])
+    torch.testing.assert_close(
+        mixed["segmentation.loss_dice"], model.loss([joint])["segmentation.loss_dice"], rtol=1e-4, atol=1e-5
+    )
+    assert {key.split(".")[0] for key in model.loss([boxes_only])} == {"detection", "language"}
