@@ -30,6 +30,7 @@ setup(
         "accelerate>=1.0",
         "pycocotools>=2.0.8",
         "safetensors",
+        "opencv-python-headless",
         "scipy",
         "tqdm",
         "matplotlib",

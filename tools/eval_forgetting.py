@@ -14,7 +14,7 @@ import argparse
 from flmm_detseg.engine.eval_answers import FORGETTING, AnswerOptions
 from flmm_detseg.engine.evaluate import evaluate
 from flmm_detseg.utils.cli import run_tool
-from flmm_detseg.utils.eval_arguments import add_common_arguments, add_question_arguments, common_options
+from flmm_detseg.engine.eval_arguments import add_common_arguments, add_question_arguments, common_options
 
 
 def main() -> None:

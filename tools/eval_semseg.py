@@ -12,7 +12,7 @@ import argparse
 from flmm_detseg.engine.eval_dense import SEMANTIC_MAPS, MapOptions
 from flmm_detseg.engine.evaluate import evaluate
 from flmm_detseg.utils.cli import run_tool
-from flmm_detseg.utils.eval_arguments import add_common_arguments, common_options
+from flmm_detseg.engine.eval_arguments import add_common_arguments, common_options
 
 
 def main() -> None:

@@ -35,9 +35,7 @@ language.update(distill_weight=0.5, temperature=2.0)
 model = dict(
     type=GroundingLMM,
     lmm=lmm,
-    heads=dict(
-        detection=detection, segmentation=segmentation, phrase=phrase_grounding, language=language
-    ),
+    heads=dict(detection=detection, segmentation=segmentation, phrase=phrase_grounding, language=language),
     balancer=dict(type=TaskBalancer, weighting=dict(type=FixedWeighting)),
     retention="always",
     l2sp=1e-4,

@@ -33,6 +33,7 @@ class _Record:
     boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     crowd: list[bool] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
     segmentations: list[Any] = field(default_factory=list)
 
 
@@ -42,7 +43,8 @@ class COCOInstancesDataset(GroundingDataset):
 
     Samples have ``task="detection"``, an empty text, ``dense`` with boxes, labels, crowd flags and, if asked for,
     masks; ``meta["coco_image_id"]`` and ``meta["ann_ids"]`` are as in the file. Boxes are cut to the image;
-    those of no width or height are left out and counted (``dropped["degenerate box"]``).
+    those of no width or height are left out and counted (``dropped["degenerate box"]``). The ``score`` of
+    annotations with ``pseudo: true`` (tools/pseudo_label.py) becomes ``dense.weights``; others weigh 1.
 
     Args:
         ann_file: COCO JSON with ``images``, ``annotations`` and ``categories``.
@@ -89,6 +91,7 @@ class COCOInstancesDataset(GroundingDataset):
         require_keys(content, ("images", "annotations", "categories"), self.ann_file)
         self._known_categories: set[Any] = set()
         self._label_of: dict[Any, int] = {}
+        self._has_pseudo = False
         self.classes, self.category_ids = self._read_categories(content["categories"], classes)
         self.records = self._read_records(content, keep_empty)
         self._finish(verify_images, str(self.ann_file))
@@ -211,12 +214,20 @@ class COCOInstancesDataset(GroundingDataset):
         if x1 <= x0 or y1 <= y0:
             self._log.drop("degenerate box", where)
             return
+        weight = 1.0
+        if entry.get("pseudo"):
+            self._has_pseudo = True
+            weight = entry.get("score")
+            if not (_is_number(weight) and 0 < weight <= 1):
+                message = f"`score` {weight} of a pseudo-label is not a number over 0 and up to 1"
+                raise self._problem(where, message, "bad score")
         if self.with_masks:
             try:
                 check_segmentation(entry.get("segmentation"), record.size)
             except (TypeError, ValueError) as error:
                 raise self._problem(where, f"mask: {error}", "bad mask") from error
             record.segmentations.append(entry["segmentation"])
+        record.weights.append(float(weight))
         record.ann_ids.append(entry["id"])
         record.boxes.append((x0, y0, x1, y1))
         record.labels.append(self._label_of[entry["category_id"]])
@@ -230,6 +241,7 @@ class COCOInstancesDataset(GroundingDataset):
             labels=np.asarray(record.labels, dtype=np.int64),
             masks=self._decode_masks(record) if self.with_masks else None,
             crowd=np.asarray(record.crowd, dtype=bool),
+            weights=np.asarray(record.weights, dtype=np.float32) if self._has_pseudo else None,
         )
         return Sample(
             record_id=record.record_id,

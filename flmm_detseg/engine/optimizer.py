@@ -29,8 +29,8 @@ class GroupedAdamW(AdamW):
         betas: See ``torch.optim.AdamW``.
         eps: See ``torch.optim.AdamW``.
         weight_decay: Of what no group names.
-        groups: Part of a parameter name to ``dict(lr_mult=..., decay_mult=...)``; the first that occurs in the name
-            wins, in the order given.
+        groups: Part of a parameter name to ``dict(lr_mult=..., decay_mult=...)``; of those that occur in a name the
+            longest wins (not the first: a config that is written and read again has its keys sorted).
 
     Raises:
         ConfigError: A group matches no parameter, has an unknown setting, or the parameters have no names.
@@ -57,7 +57,7 @@ class GroupedAdamW(AdamW):
             name = getattr(parameter, "flmm_name", None)
             if name is None:
                 raise ConfigError("GroupedAdamW needs the parameters of a GroundingLMM: these have no names")
-            members[next((key for key in groups if key in name), REST)].append(parameter)
+            members[max((key for key in groups if key in name), key=len, default=REST)].append(parameter)
         if empty := [key for key in groups if not members[key]]:
             names = sorted({".".join(p.flmm_name.split(".")[:3]) for p in trainable})
             raise ConfigError(

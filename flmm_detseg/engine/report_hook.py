@@ -22,7 +22,7 @@ TRAINABLE_INFO = "trainable_parameters"
 class ParameterReportHook(Hook):
     """Logs trainable parameters and memory per part before training, and the learning rate of every group always.
 
-    The learning rates are logged as ``lr_GROUP`` (groups of
+    The learning rates are logged as ``GROUP_lr`` (groups of
     :class:`~flmm_detseg.engine.optimizer.GroupedAdamW`), read from the optimizer that really steps (under DeepSpeed:
     its own).
     """
@@ -56,7 +56,8 @@ class ParameterReportHook(Hook):
         groups = _groups(runner)
         if len(groups) > 1:
             for name, group in groups.items():
-                runner.message_hub.update_scalar(f"train/lr_{name}", group["lr"])
+                # MMEngine prints what ends in `lr` as 1.0e-05 rather than 0.0000.
+                runner.message_hub.update_scalar(f"train/{name.strip('._')}_lr", group["lr"])
 
 
 def _groups(runner: Runner) -> dict[str, dict[str, Any]]:

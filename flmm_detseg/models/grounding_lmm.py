@@ -90,7 +90,8 @@ class GroundingLMM(BaseModel):
         if balancer is not None:
             self.balancer = build_part(balancer, self.lmm, "model.balancer")
             self.balancer.setup(list(self.heads))
-        self.retention = _retention(retention, bool(self.lmm.lora_groups))
+        self.retention = _retention(retention, adapted=not self.keeps_base or bool(self.lmm.lora_groups))
+        self._check_base()
         self.isolate = {name: tuple(groups) for name, groups in (isolate or {}).items()}
         self._check_isolation()
         self.l2sp = l2sp
@@ -214,6 +215,20 @@ class GroundingLMM(BaseModel):
             )
         groups = wanted.pop()
         return nullcontext() if groups is None else self.lmm.lora_gradients(groups)
+
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the LMM as it was is still there behind the adapters (not under full fine-tuning)."""
+        return self.lmm.frozen or bool(self.lmm.lora_groups)
+
+    def _check_base(self) -> None:
+        if self.keeps_base:
+            return
+        if self.retention == "switched" or self.capture.base_logits:
+            raise ConfigError(
+                "`model.lmm` is fully fine-tuned (`frozen`=False without `lora`): the LMM as it was is gone, so "
+                "neither retention='switched' nor distillation to it can work; use `lora`"
+            )
 
     def _check_isolation(self) -> None:
         for name, groups in self.isolate.items():
@@ -341,14 +356,14 @@ class GroundingLMM(BaseModel):
         return digest.hexdigest()
 
 
-def _retention(mode: str | None, adapted: bool) -> str:
+def _retention(mode: str | None, *, adapted: bool) -> str:
     if mode is None:
         return "always" if adapted else "frozen"
     if mode not in RETENTION_MODES:
         raise ConfigError(f"`model.retention` is {mode!r}; allowed: {', '.join(RETENTION_MODES)}")
     if mode == "frozen" and adapted:
         raise ConfigError(
-            "`model.retention`='frozen' adds nothing to the LMM, but `model.lmm.lora` does; leave `lora` out, or "
-            "use 'switched'"
+            "`model.retention`='frozen' leaves the LMM as it is, but `model.lmm` is adapted (`lora`, or "
+            "`frozen`=False); leave that out, or use 'switched'"
         )
     return mode

@@ -17,6 +17,8 @@ from flmm_detseg.errors import RunError
 
 # What MMEngine writes before each message.
 _LOG_HEAD = re.compile(r"^\S+ \S+ - mmengine - INFO - ")
+# glibc gives large tensors back to the system and asks for them again at every step: a tenth of a CPU training's time.
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30)}
 # How often the display changes, on a terminal and in a log file.
 _TERMINAL_SECONDS, _LOG_SECONDS = 0.5, 30.0
 
@@ -117,7 +119,7 @@ def run_commands(
         RunError: A command failed or ended without figures (the others are stopped); names command and log.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {**_ALLOCATOR, **os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     waiting, running = list(commands), dict[str, tuple[Command, subprocess.Popen[bytes]]]()
     figures: dict[str, dict[str, Any]] = {}
     try:

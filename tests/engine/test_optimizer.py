@@ -32,6 +32,14 @@ def test_each_group_steps_at_its_own_rate() -> None:
     assert [group["group_name"] for group in optimizer.param_groups] == ["lora", "rest"]
 
 
+def test_the_longest_match_wins() -> None:
+    groups = {"weight": {"lr_mult": 2.0}, "lora.weight": {"lr_mult": 3.0}}
+    optimizer = GroupedAdamW(named_model().parameters(), lr=1.0, groups=groups)
+    assert {g["group_name"]: g["lr"] for g in optimizer.param_groups} == {
+        "weight": 2.0, "lora.weight": 3.0, "rest": 1.0,
+    }  # fmt: skip
+
+
 def test_decay_of_a_group() -> None:
     optimizer = GroupedAdamW(
         named_model().parameters(), weight_decay=0.1, groups={"head": {"decay_mult": 0.0}}

@@ -16,8 +16,13 @@ CONFIG = "configs/tiny/detseg_detection.py"
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
 def test_the_repositorys_plans_can_be_read(path: Path) -> None:
     plan = read_plan(path)
-    assert [stage.name for stage in plan.stages] == ["heads", "joint", "stability"]
+    assert plan.stages
     assert plan.evaluations
+
+
+def test_the_chain_has_the_three_stages() -> None:
+    plan = read_plan(REPOSITORY / "configs" / "tiny" / "detseg_stages.py")
+    assert [stage.name for stage in plan.stages] == ["heads", "joint", "stability"]
 
 
 def write(tmp_path: Path, text: str) -> Path:

@@ -196,6 +196,20 @@ def test_contradictions_are_named(changes: dict, named: str) -> None:
         make_model(**changes)
 
 
+def test_full_fine_tuning_leaves_no_base_to_return_to() -> None:
+    full = {"lmm": tiny_llava(frozen=False), "heads": {"detection": HEADS["detection"]}}
+    model = make_model(**full)
+    assert model.retention == "always"
+    assert not model.keeps_base
+    for changes in (
+        {"retention": "switched"},
+        {"heads": {"language": HEADS["language"]}},
+        {"retention": "frozen"},
+    ):
+        with pytest.raises(ConfigError, match="frozen"):
+            make_model(**{**full, **changes})
+
+
 def test_a_task_nobody_reads_is_named() -> None:
     model = make_model(heads={"detection": HEADS["detection"]})
     with pytest.raises(ConfigError, match=r"tiny/0: no head reads task 'phrase'.*detection, joint"):

@@ -11,11 +11,9 @@ import numpy as np
 from PIL import Image
 
 from flmm_detseg.datasets.checks import DataCheck, check_dataset, find_datasets
-from flmm_detseg.datasets.semantic_maps import IGNORE
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import Sample
-from flmm_detseg.visualization.canvas import outline
-from flmm_detseg.visualization.overlay import draw_grounding
+from flmm_detseg.visualization import draw_detections, draw_grounding, draw_semantic
 
 _TILE = (360, 380)  # (H, W) of one sample in the preview
 
@@ -81,34 +79,13 @@ def draw_sample(sample: Sample, metainfo: Mapping[str, Any]) -> np.ndarray:
         start = len(caption) - len(sample.text)
         spans = [[(start + a, start + b) for a, b in phrase.spans] for phrase in sample.phrases]
         return draw_grounding(sample.image, masks, names, caption=caption, spans=spans)
-    names, masks = _dense_regions(sample, metainfo)
-    return draw_grounding(sample.image, masks, names, boxes_xyxy=sample.dense.boxes_xyxy)
-
-
-def _dense_regions(sample: Sample, metainfo: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
-    """Names and masks, bool ``[K, H, W]``: of the objects (without masks, their boxes' outlines), else of classes."""
     dense = sample.dense
-    assert dense is not None
     if dense.boxes_xyxy is None:
         assert dense.semantic is not None
-        values = [int(value) for value in np.unique(dense.semantic) if value != IGNORE]
-        masks = [dense.semantic == value for value in values]
-        names = [metainfo["semantic_classes"][value] for value in values]
-    else:
-        assert dense.labels is not None
-        names = [metainfo["classes"][label] for label in dense.labels]
-        shown = dense.masks if dense.masks is not None else _box_masks(dense.boxes_xyxy, sample.image_size)
-        masks = [mask if dense.masks is not None else outline(mask, 1) for mask in shown]
-    return names, np.stack(masks) if masks else np.zeros((0, *sample.image_size), dtype=bool)
-
-
-def _box_masks(boxes_xyxy: np.ndarray, image_size: tuple[int, int]) -> list[np.ndarray]:
-    masks = []
-    for x0, y0, x1, y1 in boxes_xyxy:
-        mask = np.zeros(image_size, dtype=bool)
-        mask[int(y0) : math.ceil(y1), int(x0) : math.ceil(x1)] = True
-        masks.append(mask)
-    return masks
+        return draw_semantic(sample.image, dense.semantic, metainfo["semantic_classes"])
+    assert dense.labels is not None
+    names = [metainfo["classes"][label] for label in dense.labels]
+    return draw_detections(sample.image, dense.boxes_xyxy, names, masks=dense.masks)
 
 
 def contact_sheet(pictures: Sequence[np.ndarray]) -> np.ndarray:

@@ -11,8 +11,8 @@ from PIL import Image
 
 from flmm_detseg.datasets import ConcatMix, JSONLDataset, PNGDataset, RefCOCODataset
 from flmm_detseg.datasets.checks import check_dataset, find_datasets
+from flmm_detseg.engine.data_check import check_data, datasets_of_config
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.visualization.data_check import check_data, datasets_of_config
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from flmm_detseg.datasets.checks import find_datasets
 from flmm_detseg.datasets.tinyworld.world import WorldSpec, write_world
-from flmm_detseg.visualization.data_check import check_data
+from flmm_detseg.engine.data_check import check_data
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,8 @@
+"""What does full fine-tuning give, and what does it cost? Baseline: tiny/detseg_joint."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ..tiny.detseg_joint import *
+
+model.update(lmm=dict(lora=None, frozen=False))

@@ -1,0 +1,9 @@
+"""One task a batch, or all tasks in every batch? Baseline: tiny/detseg_joint."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ..tiny.detseg_joint import *
+
+train_dataloader.update(sampler=dict(mode="mixed"))
+train_dataloader.pop("batch_sampler")

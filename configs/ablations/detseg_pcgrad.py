@@ -1,0 +1,10 @@
+"""Do projected gradients beat their sum? (All tasks in every batch: it compares their gradients.) Baseline: tiny/detseg_joint."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from ..tiny.detseg_joint import *
+
+model.update(balancer=dict(gradients="pcgrad"))
+train_dataloader.update(sampler=dict(mode="mixed"))
+train_dataloader.pop("batch_sampler")

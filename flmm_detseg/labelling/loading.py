@@ -1,0 +1,72 @@
+"""Reading detectors and segmenters in hub layout, and saying which they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers.utils import cached_file
+
+from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.evaluation.results import weights_hash
+from flmm_detseg.lmms.loading import check_folder
+from flmm_detseg.utils.provenance import file_hash
+
+
+def load_pair(
+    model_class: type[PreTrainedModel],
+    processor_class: type[ProcessorMixin],
+    name: str,
+    device: torch.device,
+) -> tuple[PreTrainedModel, ProcessorMixin, dict[str, Any]]:
+    """Loads a model (float32, for inference) and its processor.
+
+    Weights of the file that the model has no place for are counted, not refused: published checkpoints carry leftovers
+    of their conversion.
+
+    Args:
+        model_class: E.g. ``SamModel``.
+        processor_class: E.g. ``SamProcessor``.
+        name: Folder in hub layout, or ``owner/name`` on the hub.
+        device: Where to run.
+
+    Returns:
+        Model, processor, and what they are: name, revision on the hub (None for a folder), sha256 of the two config
+        files, a checksum of the weights, number of unused weights.
+
+    Raises:
+        ConfigError: No such model, one of another family, or the processor cannot be read.
+        CheckpointError: Weights are damaged, missing or of another shape; names the keys.
+    """
+    check_folder(name)
+    family = model_class.config_class.model_type
+    try:
+        fields, _ = PretrainedConfig.get_config_dict(name)
+        processor = processor_class.from_pretrained(name) if fields.get("model_type") == family else None
+        config_files = [cached_file(name, file) for file in ("config.json", "preprocessor_config.json")]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError(
+            f"{name}: config or processor cannot be read: {error} (a hub name needs the network or a filled cache)"
+        ) from error
+    if processor is None:
+        raise ConfigError(f"{name}: model_type is {fields.get('model_type')!r}, {family!r} is needed here")
+    try:
+        model, info = model_class.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{name}: weights cannot be read: {error}; fetch the model again") from error
+    wrong = {kind: sorted(map(str, info[kind]))[:5] for kind in ("missing_keys", "mismatched_keys") if info[kind]}
+    if wrong:
+        raise CheckpointError(f"{name}: weights do not fit config.json: {wrong}; fetch the model again")
+    facts = {
+        "name": name,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "config_sha256": file_hash(config_files[0]),
+        "preprocessor_sha256": file_hash(config_files[1]),
+        "weights_checksum": weights_hash(model),
+        "unused_weights": len(info["unexpected_keys"]),
+    }
+    return model.to(device).eval(), processor, facts
