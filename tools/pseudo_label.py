@@ -23,12 +23,16 @@ def parse_arguments() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", help="folder of the images")
-    parser.add_argument("--list", help="text file with the images to label, relative to the folder, one a line")
+    parser.add_argument(
+        "--list", help="text file with the images to label, relative to the folder, one a line"
+    )
     parser.add_argument("--out", required=True, help="COCO JSON to write")
     wanted = parser.add_mutually_exclusive_group()
     wanted.add_argument("--classes", nargs="+", help='class names; "tv|television": with synonyms')
     wanted.add_argument("--categories", help="COCO JSON whose categories are looked for")
-    parser.add_argument("--ground-truth", help="COCO JSON whose annotations are kept (default classes: its own)")
+    parser.add_argument(
+        "--ground-truth", help="COCO JSON whose annotations are kept (default classes: its own)"
+    )
     parser.add_argument("--detector", required=True, help="Grounding DINO: hub name or folder")
     parser.add_argument("--segmenter", help="SAM: hub name or folder (default: no masks)")
     rules = Thresholds()
@@ -37,7 +41,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--nms", type=float, default=rules.nms, help="largest overlap of two boxes (IoU)")
     parser.add_argument("--min-score", type=float, default=rules.min_score, help="score of a label, at least")
     parser.add_argument("--max-boxes", type=int, default=rules.max_boxes, help="labels of an image, at most")
-    parser.add_argument("--batch-size", type=int, default=4, help="images per step; those of one size are one batch")
+    parser.add_argument(
+        "--batch-size", type=int, default=4, help="images per step; those of one size are one batch"
+    )
     parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--skip", action="store_true", help="leave unreadable images out instead of stopping")
     parser.add_argument("--fresh", action="store_true", help="label again what an earlier run has done")

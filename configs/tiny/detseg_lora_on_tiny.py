@@ -4,4 +4,12 @@ from mmengine.config import read_base
 
 with read_base():
     from ..llava.detseg_lora import *
-    from .detseg_joint import coco_eval, model, png_eval, refcoco_eval, semseg_eval, train_dataloader, vqa_eval
+    from .detseg_joint import (
+        coco_eval,
+        model,
+        png_eval,
+        refcoco_eval,
+        semseg_eval,
+        train_dataloader,
+        vqa_eval,
+    )

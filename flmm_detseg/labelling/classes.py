@@ -78,9 +78,7 @@ def read_ground_truth(file: str) -> GroundTruth:
         require_keys(entry, ("id", "image_id", "category_id", "bbox"), file, where)
         _require_integers(entry, ("id", "image_id", "category_id"), file, where)
         if entry["image_id"] not in ids:
-            raise DataError(
-                f"{file}: {where}: image {entry['image_id']} is not in `images`. Mend the file."
-            )
+            raise DataError(f"{file}: {where}: image {entry['image_id']} is not in `images`. Mend the file.")
         box = entry["bbox"]
         if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
             raise DataError(f"{file}: {where}: `bbox` {box} is not [x, y, width, height]. Mend the file.")

@@ -48,7 +48,8 @@ def load_pair(
         config_files = [cached_file(name, file) for file in ("config.json", "preprocessor_config.json")]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{name}: config or processor cannot be read: {error} (a hub name needs the network or a filled cache)"
+            f"{name}: config or processor cannot be read: {_one_line(error)} "
+            "(a hub name needs the network or a filled cache)"
         ) from error
     if processor is None:
         raise ConfigError(f"{name}: model_type is {fields.get('model_type')!r}, {family!r} is needed here")
@@ -57,8 +58,12 @@ def load_pair(
             name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{name}: weights cannot be read: {error}; fetch the model again") from error
-    wrong = {kind: sorted(map(str, info[kind]))[:5] for kind in ("missing_keys", "mismatched_keys") if info[kind]}
+        raise CheckpointError(
+            f"{name}: weights cannot be read: {_one_line(error)}; fetch the model again"
+        ) from error
+    wrong = {
+        kind: sorted(map(str, info[kind]))[:5] for kind in ("missing_keys", "mismatched_keys") if info[kind]
+    }
     if wrong:
         raise CheckpointError(f"{name}: weights do not fit config.json: {wrong}; fetch the model again")
     facts = {
@@ -70,3 +75,7 @@ def load_pair(
         "unused_weights": len(info["unexpected_keys"]),
     }
     return model.to(device).eval(), processor, facts
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -82,8 +82,8 @@ def pseudo_label(options: LabelOptions, progress: bool = True) -> dict[str, Any]
     """Labels images.
 
     The output is COCO's instance format: images and annotations of the ground truth as they are (ids too), and
-    annotations with ``pseudo: true`` and a ``score``. Only images that were labelled are in it. ``info.provenance`` says
-    what made it; two runs on one machine write the same bytes.
+    annotations with ``pseudo: true`` and a ``score``. Only images that were labelled are in it. ``info.provenance``
+    says what made it, without a date: the same run writes the same bytes.
 
     Args:
         options: What and how.
@@ -160,7 +160,9 @@ class _Labeller:
         if not images:
             return []
         found = self._detector.detect(list(images.values()))
-        return [(name, self._record(name, image, boxes)) for (name, image), boxes in zip(images.items(), found)]
+        return [
+            (name, self._record(name, image, boxes)) for (name, image), boxes in zip(images.items(), found)
+        ]
 
     def _load(self, name: str) -> np.ndarray:
         path = self._root / name

@@ -216,3 +216,21 @@ def test_wrong_size_and_undecodable_masks_are_found_when_read(tmp_path):
     assert [record.image_id for record in usable.records] == [3]
     check = check_dataset("own", dict(type="COCOInstancesDataset", with_masks=True, **files))
     assert check.figures()["problems_by_kind"] == {"bad mask": 1, "size mismatch": 1}
+
+
+def test_scores_of_pseudo_labels_are_weights(tmp_path):
+    entries = [
+        annotation(0),
+        annotation(2, pseudo=True, score=0.75),
+        annotation(1, pseudo=False, score=0.3),
+        annotation(4, category_id=7, pseudo=True, score=0.5),
+    ]
+    dataset = COCOInstancesDataset(**write(tmp_path, content(entries)), classes=["dog"])
+    assert dataset[0].dense.weights.dtype == np.float32
+    assert [dataset[index].dense.weights.tolist() for index in range(3)] == [[1.0, 0.75], [1.0], []]
+    without = COCOInstancesDataset(**write(tmp_path, content([annotation(0, score=0.3)])))
+    assert without[0].dense.weights is None
+    for score in (None, 0, 1.5, "0.5", True):
+        files = write(tmp_path, content([annotation(0), annotation(1, pseudo=True, score=score)]))
+        with pytest.raises(DataError, match="annotation 1: `score` .* of a pseudo-label"):
+            COCOInstancesDataset(**files)
