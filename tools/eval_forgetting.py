@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 
 from flmm_detseg.engine.eval_answers import FORGETTING, AnswerOptions
+from flmm_detseg.engine.eval_arguments import add_common_arguments, add_question_arguments, common_options
 from flmm_detseg.engine.evaluate import evaluate
 from flmm_detseg.utils.cli import run_tool
-from flmm_detseg.engine.eval_arguments import add_common_arguments, add_question_arguments, common_options
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 
+from flmm_detseg.engine.eval_arguments import add_common_arguments, add_phrases_argument, common_options
 from flmm_detseg.engine.eval_phrases import PNG, PhraseOptions
 from flmm_detseg.engine.evaluate import evaluate
 from flmm_detseg.utils.cli import run_tool
-from flmm_detseg.engine.eval_arguments import add_common_arguments, add_phrases_argument, common_options
 
 
 def main() -> None:

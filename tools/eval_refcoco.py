@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 
+from flmm_detseg.engine.eval_arguments import add_common_arguments, add_phrases_argument, common_options
 from flmm_detseg.engine.eval_phrases import REFCOCO, PhraseOptions
 from flmm_detseg.engine.evaluate import evaluate
 from flmm_detseg.evaluation.ref_seg_metric import EMPTY_CONVENTIONS
 from flmm_detseg.utils.cli import run_tool
-from flmm_detseg.engine.eval_arguments import add_common_arguments, add_phrases_argument, common_options
 
 
 def main() -> None:

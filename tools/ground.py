@@ -2,6 +2,8 @@
 
 python tools/ground.py CONFIG --checkpoint FILE --image cat.jpg --caption "a cat on a mat" --phrase "a cat"
 --out o.png
+
+With --question "what is on the mat?" the model answers, and words of its answer are grounded.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draws TinyWorld, trains heads on a frozen tiny LLaVA by XTuner, evaluates, writes a report with pictures.
 
-Writes data/tinyworld and work_dirs/quickstart (results.json, report.html, pictures/, logs/). About 15
+Writes data/tinyworld and work_dirs/quickstart (results.json, report.html, pictures/, logs/). About 18
 minutes on two CPU cores.
 """
 

@@ -20,8 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--untrained", action="store_true", help="accept random heads when there is no checkpoint"
     )
     parser.add_argument("--image", required=True, help="image file")
-    parser.add_argument("--caption", help="text that the model reads; default: the model's own description")
-    parser.add_argument("--phrase", action="append", default=[], help="part of the caption; repeatable")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--caption", help="text that the model reads; default: the model's own description")
+    text.add_argument("--question", help="what the model answers; words of the answer are grounded")
+    parser.add_argument(
+        "--phrase",
+        action="append",
+        default=[],
+        help="part of the caption or answer; repeatable; default with --question: the answer's noun phrases",
+    )
     parser.add_argument(
         "--span",
         action="append",
@@ -50,28 +57,28 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         FlmmError: Whatever the user can mend.
     """
-    if bool(arguments.phrase) == bool(arguments.span):
-        raise DataError("give the phrases as --phrase TEXT, or as --span START:END (each repeatable)")
-    if arguments.span and arguments.caption is None:
-        raise DataError("--span counts characters of --caption: give both")
-    spans = [_parse_span(text) for text in arguments.span]
+    spans = _check(arguments)
     # Late, so that a wrong argument is told before torch is loaded.
     from flmm_detseg.inference.grounder import Grounder
 
     grounder = Grounder.from_config(
         arguments.config, arguments.checkpoint, arguments.device, untrained=arguments.untrained
     )
-    caption = arguments.caption
-    if caption is None:
-        caption = grounder.answer(arguments.image, arguments.prompt)
-    result = grounder.ground(
-        arguments.image,
-        caption,
-        arguments.phrase or None,
-        spans=spans or None,
-        prompt=arguments.prompt,
-        keep_attention=arguments.attention is not None,
-    )
+    phrases, keep_attention = arguments.phrase or None, arguments.attention is not None
+    if arguments.question is not None:
+        result = grounder.ask(arguments.image, arguments.question, phrases, keep_attention=keep_attention)
+    else:
+        caption = arguments.caption
+        if caption is None:
+            caption = grounder.answer(arguments.image, arguments.prompt)
+        result = grounder.ground(
+            arguments.image,
+            caption,
+            phrases,
+            spans=spans or None,
+            prompt=arguments.prompt,
+            keep_attention=keep_attention,
+        )
     figures: dict[str, Any] = {"overlay": str(result.save_overlay(arguments.out, boxes=arguments.boxes))}
     if arguments.attention is not None:
         figures["attention"] = [
@@ -84,7 +91,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.coco.write_text(json.dumps(annotations, ensure_ascii=False), encoding="utf-8")
         figures["coco"] = str(arguments.coco)
     keys = ("phrase", "score", "bbox", "area")
-    return figures | {"caption": caption, "phrases": [{k: entry[k] for k in keys} for entry in annotations]}
+    entries = [{k: entry[k] for k in keys} for entry in annotations]
+    return figures | {"caption": result.caption, "phrases": entries}
+
+
+def _check(arguments: argparse.Namespace) -> list[tuple[int, int]]:
+    """Character spans, once it is clear what they count."""
+    if arguments.question is not None and (arguments.span or arguments.prompt is not None):
+        raise DataError("--question takes neither --prompt (it is the question) nor --span (use --phrase)")
+    if arguments.question is None and bool(arguments.phrase) == bool(arguments.span):
+        raise DataError("give the phrases as --phrase TEXT, or as --span START:END (each repeatable)")
+    if arguments.span and arguments.caption is None:
+        raise DataError("--span counts characters of --caption: give both")
+    return [_parse_span(text) for text in arguments.span]
 
 
 def _parse_span(text: str) -> tuple[int, int]:

@@ -15,11 +15,11 @@ from PIL import Image, ImageOps
 
 from flmm_detseg.datasets.images import load_image
 from flmm_detseg.errors import DataError
-from flmm_detseg.inference.phrases import check_spans, locate_phrases
+from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phrases
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.from_config import model_from_config
-from flmm_detseg.structures import Phrase, Prediction, Sample
+from flmm_detseg.structures import PatchGrid, Phrase, Prediction, Sample
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
 Span: TypeAlias = tuple[int, int]
@@ -30,7 +30,7 @@ class Grounder:
 
     Example:
         >>> grounder = Grounder.from_config(
-        ...     "configs/tiny/frozen_tiny_llava_refcoco_png.py", "work_dirs/quickstart/tiny/iter_1900.pth"
+        ...     "configs/tiny/frozen_tiny_llava_refcoco_png.py", "work_dirs/quickstart/tiny/iter_1700.pth"
         ... )
         >>> result = grounder.ground("scene.png", "a star above a ring .", phrases=["a star", "a ring"])
         >>> result.save_overlay("overlay.png")
@@ -127,6 +127,54 @@ class Grounder:
         with torch.inference_mode(), self.model.lmm.base_mode():
             return self.model.lmm.generate(sample, max_new_tokens=max_new_tokens)
 
+    def ask(
+        self,
+        image: ImageLike,
+        question: str | None = None,
+        phrases: Sequence[str] | None = None,
+        *,
+        spans: Sequence[Span | Sequence[Span]] | None = None,
+        keep_attention: bool = False,
+        max_new_tokens: int = 128,
+    ) -> GroundingResult:
+        """Lets the model answer, and grounds the answer's words with the states it had while it wrote them.
+
+        The LMM reads image and answer once, not twice as with :meth:`answer` and :meth:`ground`. The answer is that
+        of the model's retention mode. Under ``"switched"`` the untouched LMM answers and the heads read its states,
+        not the adapted ones they were trained on; ``ground(image, result.caption, spans=result.spans,
+        prompt=question)`` reads those.
+
+        Args:
+            image: As in :meth:`ground`.
+            question: Free text; None asks for a description, in the words of the config.
+            phrases: Texts that the answer is expected to hold; None for its noun phrases
+                (:func:`~flmm_detseg.inference.phrases.noun_phrases`), which may be none at all.
+            spans: Instead of phrases: character ranges of the answer, as in :meth:`ground`.
+            keep_attention: As in :meth:`ground`.
+            max_new_tokens: Longest answer.
+
+        Returns:
+            The result; its ``caption`` is the answer.
+
+        Raises:
+            PhraseNotFoundError: A phrase is not in the answer; names both.
+            DataError: The image cannot be read; phrases and spans are both given, or empty.
+        """
+        if phrases is not None and spans is not None:
+            raise DataError("ask() takes phrases or spans, not both")
+        sample = Sample("question", read_image(image, "image"), "", (), prompt=question)
+        with torch.inference_mode():
+            generation = self.model.answer_with_states(sample, max_new_tokens=max_new_tokens)
+            text = generation.text
+            located = (
+                noun_phrases(text)
+                if phrases is None and spans is None
+                else _located("answer", text, phrases, spans)
+            )
+            sample = replace(sample, text=text, phrases=located)
+            prediction = self.model.predict_answer(sample, generation, keep_attention=keep_attention)
+        return self._result(sample, prediction, generation.inputs.grid)
+
     def _samples(
         self,
         images: Sequence[ImageLike],
@@ -144,7 +192,9 @@ class Grounder:
         rows = zip(images, captions, phrases or none, spans or none, strict=True)
         return [_sample(f"image {index}", *row, prompt) for index, row in enumerate(rows)]
 
-    def _result(self, sample: Sample, prediction: Prediction) -> GroundingResult:
+    def _result(
+        self, sample: Sample, prediction: Prediction, grid: PatchGrid | None = None
+    ) -> GroundingResult:
         prediction = prediction.cpu()
         result = GroundingResult(
             image=sample.image,
@@ -162,7 +212,7 @@ class Grounder:
         return replace(
             result,
             attention=prediction.attention.numpy(),
-            grid=self.model.lmm.prepare(sample).grid,
+            grid=grid or self.model.lmm.prepare(sample).grid,
             attention_layers=tuple(self.model.lmm.attention_layers),
             attention_heads=tuple(self.model.lmm.attention_heads),
         )
@@ -196,6 +246,18 @@ def _sample(
 ) -> Sample:
     if not isinstance(caption, str):
         raise DataError(f"{record}: the caption is a {type(caption).__name__}; one image takes one text")
+    located = _located(record, caption, phrases, spans)
+    pixels = read_image(image, record)
+    key = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    return Sample(record, pixels, caption, located, prompt=prompt, image_id=key)
+
+
+def _located(
+    record: str,
+    caption: str,
+    phrases: Sequence[str] | None,
+    spans: Sequence[Span | Sequence[Span]] | None,
+) -> tuple[Phrase, ...]:
     if isinstance(phrases, str):
         raise DataError(f"{record}: phrases is one text ({phrases!r}); pass a list of texts")
     located: tuple[Phrase, ...] = (
@@ -205,6 +267,4 @@ def _sample(
     )
     if not located:
         raise DataError(f"{record}: no phrase to ground in {caption!r}")
-    pixels = read_image(image, record)
-    key = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    return Sample(record, pixels, caption, located, prompt=prompt, image_id=key)
+    return located

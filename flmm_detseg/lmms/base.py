@@ -13,7 +13,7 @@ from flmm_detseg.lmms.conv_lora import balance_losses
 from flmm_detseg.lmms.lora import LoRAGroup
 from flmm_detseg.lmms.lora_layers import lora_gradients
 from flmm_detseg.lmms.lora_product import lora_product_penalty, merge_lora
-from flmm_detseg.structures import CaptureSpec, LMMInputs, LMMStates, Sample
+from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
 
 
 class LMMAdapter(nn.Module, ABC):
@@ -112,6 +112,41 @@ class LMMAdapter(nn.Module, ABC):
     @abstractmethod
     def generate(self, sample: Sample, *, max_new_tokens: int = 128) -> str:
         """Greedy answer to ``sample.prompt`` about ``sample.image`` (``sample.text`` is ignored)."""
+
+    @abstractmethod
+    def generate_with_states(
+        self, sample: Sample, capture: CaptureSpec, *, max_new_tokens: int = 128
+    ) -> Generation:
+        """The answer of :meth:`generate`, token for token, and the rows of its tokens, kept while decoding.
+
+        No second pass over the sequence. Without autograd. Which part of the answer matters may be decided later:
+        :meth:`states_of_phrases`.
+
+        Args:
+            sample: As in :meth:`generate`.
+            capture: What to keep: attention rows, hidden rows, vision layers (logits are not kept; the
+                log-probabilities always are).
+            max_new_tokens: Longest answer.
+
+        Raises:
+            ConfigError: ``max_new_tokens`` is below 1.
+        """
+
+    @abstractmethod
+    def states_of_phrases(self, generation: Generation, phrases: Sequence[Phrase]) -> LMMStates:
+        """The states of one sample, as :meth:`encode` gives them, of phrases of a generated answer.
+
+        Args:
+            generation: The answer.
+            phrases: K character ranges of ``generation.text``.
+
+        Returns:
+            What was captured; lists of one entry.
+
+        Raises:
+            PhraseNotFoundError: A span lies outside the answer.
+            PhraseWithoutTokensError: A phrase is white space only.
+        """
 
     @abstractmethod
     def base_mode(self) -> AbstractContextManager[None]:

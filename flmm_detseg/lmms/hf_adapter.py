@@ -11,11 +11,30 @@ import torch
 from torch import Tensor
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.decoding import answered, decode_greedily, phrase_inputs, text_and_offsets
 from flmm_detseg.lmms.hf_base import HFLlavaBase
-from flmm_detseg.lmms.prefix import PackedBatch, PhraseRows, distinct_images, pack, phrase_rows
+from flmm_detseg.lmms.prefix import (
+    PackedBatch,
+    PhraseRows,
+    distinct_images,
+    image_columns,
+    pack,
+    phrase_entries,
+    phrase_rows,
+)
 from flmm_detseg.lmms.row_tap import ROW_TAP, RowTap
-from flmm_detseg.lmms.unpack import hidden_rows, split_attention, split_hidden
-from flmm_detseg.structures import CaptureSpec, LMMInputs, LMMStates, PatchGrid
+from flmm_detseg.lmms.unpack import attention_maps, hidden_rows, split_attention, split_hidden
+from flmm_detseg.ops.rows import merge_rows
+from flmm_detseg.structures import (
+    CaptureSpec,
+    Generation,
+    HiddenRows,
+    LMMInputs,
+    LMMStates,
+    PatchGrid,
+    Phrase,
+    Sample,
+)
 
 
 class HFLlavaAdapter(HFLlavaBase):
@@ -63,6 +82,62 @@ class HFLlavaAdapter(HFLlavaBase):
                 logits=self._logits(last, inputs, batch) if capture.logits else None,
                 logits_start=[item.prefix_length - 1 for item in inputs] if capture.logits else None,
             )
+
+    @torch.no_grad()
+    def generate_with_states(
+        self, sample: Sample, capture: CaptureSpec, *, max_new_tokens: int = 128
+    ) -> Generation:
+        """See :class:`LMMAdapter`. The rows come from the row tap whatever ``attention`` says: eager blocks would
+        answer in other bits.
+        """
+        if max_new_tokens < 1:
+            raise ConfigError(f"`max_new_tokens` is {max_new_tokens}; an answer needs at least 1")
+        processor = self._processor()
+        question = processor.question(sample)
+        end_ids = self.model.generation_config.eos_token_id
+        with self._eval_mode(), self._text_attention(ROW_TAP):
+            features, vision = self._see([question], [0], capture.vision_layers)
+            one = torch.zeros(1, 1, dtype=torch.int64)
+            query = PhraseRows(
+                one, one, image_columns(question)[None], 1, [(0, slice(0, 1), slice(0, 1))], [one[0]]
+            )
+            decoded = decode_greedily(
+                self.model.model.language_model,
+                self.model.get_output_embeddings(),
+                self._embed(pack([question], None), [0], features),
+                make_tap=(lambda: self._tap(query, self.device)) if capture.attention else None,
+                keep_hidden=capture.hidden,
+                end_ids=[] if end_ids is None else torch.tensor(end_ids).flatten().tolist(),
+                max_new_tokens=max_new_tokens,
+            )
+        text, offsets = text_and_offsets(
+            decoded.token_ids.tolist(), lambda ids: processor.tokenizer.decode(ids, skip_special_tokens=True)
+        )
+        return Generation(
+            text=text,
+            token_ids=decoded.token_ids,
+            token_offsets=offsets,
+            log_probs=decoded.log_probs,
+            inputs=answered(question, decoded.token_ids),
+            attention=decoded.attention,
+            hidden=decoded.hidden,
+            vision=None if vision is None else vision[0],
+        )
+
+    def states_of_phrases(self, generation: Generation, phrases: Sequence[Phrase]) -> LMMStates:
+        """See :class:`LMMAdapter`."""
+        item = phrase_inputs(generation, phrases)
+        tokens, ids = phrase_entries(item.phrase_tokens[:, item.prefix_length :], item.record_id)
+        tokens, ids = tokens.to(self.device), ids.to(self.device)
+        attention = hidden = None
+        if generation.attention is not None:
+            rows = generation.attention[None, :, tokens]
+            merged = merge_rows(rows, ids[None], len(phrases), how=self.rows.merge)
+            attention = [attention_maps(merged[0], item.grid)]
+        if generation.hidden is not None:
+            hidden = [HiddenRows(generation.hidden[:, tokens], ids)]
+        vision = None if generation.vision is None else [generation.vision]
+        return LMMStates(attention=attention, hidden=hidden, vision=vision)
 
     def _see(
         self, inputs: Sequence[LMMInputs], owners: Sequence[int], layers: tuple[int, ...]

@@ -161,6 +161,25 @@ def image_columns(item: LMMInputs) -> Tensor:
     )
 
 
+def phrase_entries(phrase_tokens: Tensor, record_id: str) -> tuple[Tensor, Tensor]:
+    """Lists the tokens of phrases, in sequence order; a token of two phrases is listed twice.
+
+    Args:
+        phrase_tokens: bool ``[K, T]``.
+        record_id: Of the sample, for the error.
+
+    Returns:
+        Token and phrase of each entry, both int64 ``[P]``.
+
+    Raises:
+        PhraseWithoutTokensError: A phrase has no token.
+    """
+    if empty := (~phrase_tokens.any(1)).nonzero().flatten().tolist():
+        raise PhraseWithoutTokensError(f"{record_id}: phrases {empty} have no token")
+    tokens, phrases = phrase_tokens.T.nonzero().unbind(1)
+    return tokens, phrases
+
+
 def phrase_rows(inputs: Sequence[LMMInputs], batch: PackedBatch) -> PhraseRows:
     """Finds the phrase tokens and image columns of a packed batch.
 
@@ -175,9 +194,7 @@ def phrase_rows(inputs: Sequence[LMMInputs], batch: PackedBatch) -> PhraseRows:
         row_positions, row_phrases = [], []
         for member in members:
             item = inputs[member]
-            if empty := (~item.phrase_tokens.any(1)).nonzero().flatten().tolist():
-                raise PhraseWithoutTokensError(f"{item.record_id}: phrases {empty} have no token")
-            tokens, phrases = item.phrase_tokens.T.nonzero().unbind(1)
+            tokens, phrases = phrase_entries(item.phrase_tokens, item.record_id)
             row_positions.append(batch.token_index[member][tokens])
             row_phrases.append(phrases + phrase_start)
             sample_phrase_ids[member] = phrases

@@ -22,7 +22,7 @@ from flmm_detseg.ops.letterbox import (
     unpadded_grid,
 )
 from flmm_detseg.ops.spans import tokens_of_spans
-from flmm_detseg.structures import ANSWER_TASKS, GridLevel, LMMInputs, PatchGrid, Sample
+from flmm_detseg.structures import ANSWER_TASKS, GridLevel, LMMInputs, PatchGrid, Phrase, Sample
 
 PROMPT_TEMPLATES: dict[str, str] = {
     "vicuna": "USER: {image}\n{prompt} ASSISTANT:",
@@ -127,7 +127,7 @@ class LMMProcessor(ABC):
             raise DataError(
                 f"{sample.record_id}: image is {image.dtype} {image.shape}; uint8 (H, W, 3) RGB is needed"
             )
-        self._check_spans(sample)
+        check_spans(sample.text, sample.phrases, sample.record_id)
         pixel_values, grid = self.process_image(image)
         if 0 in grid.output_grid:
             raise DataError(
@@ -185,16 +185,6 @@ class LMMProcessor(ABC):
             )
         return PROMPT_TEMPLATES[self.settings.prompt_template].format(image=self.image_token, prompt=prompt)
 
-    @staticmethod
-    def _check_spans(sample: Sample) -> None:
-        for index, phrase in enumerate(sample.phrases):
-            for start, end in phrase.spans:
-                if not 0 <= start < end <= len(sample.text):
-                    raise PhraseNotFoundError(
-                        f"{sample.record_id}: span ({start}, {end}) of phrase {index} lies outside the text "
-                        f"of {len(sample.text)} characters, or is empty"
-                    )
-
     def _check_phrases(self, sample: Sample, phrase_tokens: Tensor) -> None:
         limit = self.settings.max_length
         total, kept = phrase_tokens.sum(1), phrase_tokens[:, :limit].sum(1)
@@ -216,6 +206,21 @@ class LMMProcessor(ABC):
     def _normalise(self, image: np.ndarray) -> Tensor:
         pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         return (pixels - self._mean) / self._std
+
+
+def check_spans(text: str, phrases: Sequence[Phrase], record_id: str) -> None:
+    """Makes sure that phrases lie in their text.
+
+    Raises:
+        PhraseNotFoundError: A span lies outside the text, or is empty.
+    """
+    for index, phrase in enumerate(phrases):
+        for start, end in phrase.spans:
+            if not 0 <= start < end <= len(text):
+                raise PhraseNotFoundError(
+                    f"{record_id}: span ({start}, {end}) of phrase {index} lies outside the text "
+                    f"of {len(text)} characters, or is empty"
+                )
 
 
 def _section_weights(members: Tensor, learned: Tensor) -> Tensor:

@@ -89,9 +89,9 @@ class RowTap:
     """Collects the merged attention rows of one forward pass.
 
     Args:
-        positions: Phrase tokens in the sequence, int64 ``[B, P]``, padded with 0.
+        positions: Phrase tokens among the queries of the pass, int64 ``[B, P]``, padded with 0.
         phrase_ids: Phrase of each of them, int64 ``[B, P]``, -1 for padding.
-        columns: Image tokens in the sequence, int64 ``[B, N]``, padded with 0; newline tokens left out.
+        columns: Image tokens among the keys, int64 ``[B, N]``, padded with 0; newline tokens left out.
         num_phrases: K, the most phrases of a sequence of the batch.
         layers: Layers to collect.
         heads: Heads to collect, None for all.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flmm_detseg.lmms.prefix import PhraseRows
 from flmm_detseg.ops.rows import take_tokens
-from flmm_detseg.structures import HiddenRows, LMMInputs
+from flmm_detseg.structures import HiddenRows, LMMInputs, PatchGrid
 
 
 @contextmanager
@@ -74,15 +74,26 @@ def split_attention(stack: Tensor, inputs: Sequence[LMMInputs], places: PhraseRo
     """
     maps = []
     for item, (row, _, phrases) in zip(inputs, places.row_slices, strict=True):
-        sizes = [level.rows * level.cols for level in item.grid.levels]
-        parts = stack[row, phrases, :, : sum(sizes)].split(sizes, dim=-1)
-        levels = [
-            part.unflatten(-1, (level.rows, level.cols))
-            for part, level in zip(parts, item.grid.levels, strict=True)
-        ]
-        coarse = [_resize(level, item.grid.output_grid) for level in levels[:-1]]
-        maps.append(torch.cat([*coarse, levels[-1]], dim=1))
+        num_columns = sum(level.rows * level.cols for level in item.grid.levels)
+        maps.append(attention_maps(stack[row, phrases, :, :num_columns], item.grid))
     return maps
+
+
+def attention_maps(rows: Tensor, grid: PatchGrid) -> Tensor:
+    """Lays merged attention rows out as maps.
+
+    Args:
+        rows: ``[K, C, N]`` float32; image tokens level after level.
+        grid: Geometry of these tokens.
+
+    Returns:
+        ``[K, levels * C, rows, cols]`` on the output grid: coarser levels resized bilinearly, first.
+    """
+    parts = rows.split([level.rows * level.cols for level in grid.levels], dim=-1)
+    levels = [
+        part.unflatten(-1, (level.rows, level.cols)) for part, level in zip(parts, grid.levels, strict=True)
+    ]
+    return torch.cat([*(_resize(level, grid.output_grid) for level in levels[:-1]), levels[-1]], dim=1)
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

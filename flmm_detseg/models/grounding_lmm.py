@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads import Head
 from flmm_detseg.lmms.base import LMMAdapter
+from flmm_detseg.lmms.decoding import phrase_inputs
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_lmm, build_part
 from flmm_detseg.models.checkpoint import load_parts, load_tensors, trainable_tensors
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Prediction, Sample
+from flmm_detseg.structures import CaptureSpec, Generation, GroundingBatch, LMMStates, Prediction, Sample
 
 RETENTION_MODES = ("frozen", "switched", "always")
 
@@ -248,14 +249,31 @@ class GroundingLMM(BaseModel):
             samples: Records; masks are not needed.
             keep_attention: Put the attention stack into each prediction, whatever the head is set to.
         """
-        head = self._head("phrase")
         batch = self.prepare(samples)
-        states = self._encode(batch, head.capture)
-        predictions = head.predict(states, batch)
+        states = self._encode(batch, self._head("phrase").capture)
+        return self._phrases(states, batch, keep_attention)
+
+    def _phrases(self, states: LMMStates, batch: GroundingBatch, keep_attention: bool) -> list[Prediction]:
+        predictions = self._head("phrase").predict(states, batch)
         if keep_attention:
             for prediction, attention in zip(predictions, states.attention, strict=True):
                 prediction.attention = attention
         return predictions
+
+    @torch.no_grad()
+    def predict_answer(
+        self, sample: Sample, generation: Generation, *, keep_attention: bool = False
+    ) -> Prediction:
+        """The phrase head's prediction for phrases of a generated answer, without another pass of the LMM.
+
+        Args:
+            sample: The question with ``text`` the answer's text and ``phrases`` parts of it.
+            generation: From :meth:`answer_with_states`.
+            keep_attention: See :meth:`predict`.
+        """
+        states = self.lmm.states_of_phrases(generation, sample.phrases)
+        batch = GroundingBatch([sample], [phrase_inputs(generation, sample.phrases)])
+        return self._phrases(states, batch, keep_attention)[0]
 
     @torch.no_grad()
     def detect(self, samples: list[Sample]) -> list[InstanceData]:
@@ -285,6 +303,15 @@ class GroundingLMM(BaseModel):
         """
         with self.lmm.base_mode() if self.plain(sample) else nullcontext():
             return self.lmm.generate(sample, max_new_tokens=max_new_tokens)
+
+    def answer_with_states(self, sample: Sample, *, max_new_tokens: int = 128) -> Generation:
+        """The answer of :meth:`answer` with the states that the phrase head reads.
+
+        Where the untouched LMM answers, the states are the untouched LMM's.
+        """
+        capture = self._head("phrase").capture
+        with self.lmm.base_mode() if self.plain(sample) else nullcontext():
+            return self.lmm.generate_with_states(sample, capture, max_new_tokens=max_new_tokens)
 
     def plain(self, sample: Sample) -> bool:
         """Whether a question goes to the LMM as it was."""

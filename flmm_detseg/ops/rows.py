@@ -43,7 +43,8 @@ def attention_rows(
         key: ``[B, G, S, D]`` after rotary embedding; H is a multiple of G.
         positions: Wanted query tokens, int64 ``[B, P]``.
         scaling: Factor on the scores.
-        mask: bool ``[B or 1, 1, T, S]``, True where a query may look; None for causal attention with T == S.
+        mask: bool ``[B or 1, 1, T, S]``, True where a query may look; None for causal attention of the last T of
+            the S tokens (T < S: the others are in a cache).
         heads: Wanted query heads, int64 ``[h]``; None for all.
 
     Returns:
@@ -58,7 +59,8 @@ def attention_rows(
     scores = rows.reshape(batch, key.shape[1], group * num_rows, key.shape[3]) @ key.transpose(2, 3) * scaling
     scores = scores.view(batch, key.shape[1] * group, num_rows, key.shape[2])
     if mask is None:
-        visible = torch.arange(key.shape[2], device=key.device) <= positions[..., None]
+        cached = key.shape[2] - query.shape[2]
+        visible = torch.arange(key.shape[2], device=key.device) <= cached + positions[..., None]
     else:
         visible = mask[:, 0].expand(batch, -1, -1)
         visible = visible.gather(1, positions[..., None].expand(-1, -1, visible.shape[-1]))

@@ -146,10 +146,10 @@ def folder(run: str) -> str:
 # Title, seconds on two cores, what to do.
 STEPS: tuple[tuple[str, float, Callable[[Quickstart], None]], ...] = (
     ("TinyWorld", 45, make_world),
-    ("control: an LMM with the same eyes and a random language model", 15, make_control),
-    ("training of the heads on the frozen LMM and on the control", 480, train),
-    ("evaluation: RefCOCO, PNG, wrong phrases, control", 240, evaluate),
-    ("pictures", 30, draw),
+    ("control: an LMM with the same eyes and a random language model", 10, make_control),
+    ("training of the heads on the frozen LMM and on the control", 880, train),
+    ("evaluation: RefCOCO, PNG, wrong phrases, control", 100, evaluate),
+    ("pictures", 25, draw),
 )
 # A trial shrinks these values of the recipe: few iterations, no validation on the way.
 FAST_TRAINING: tuple[str, ...] = (

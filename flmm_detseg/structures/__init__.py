@@ -1,5 +1,6 @@
 """Dataclasses that cross rooms. May import torch and numpy only."""
 
+from flmm_detseg.structures.generation import Generation
 from flmm_detseg.structures.grid import GridLevel, PatchGrid
 from flmm_detseg.structures.sample import ANSWER_TASKS, DenseTargets, Phrase, Sample
 from flmm_detseg.structures.states import (
@@ -15,6 +16,7 @@ __all__ = [
     "ANSWER_TASKS",
     "CaptureSpec",
     "DenseTargets",
+    "Generation",
     "GridLevel",
     "GroundingBatch",
     "HiddenRows",

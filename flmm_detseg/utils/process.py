@@ -119,7 +119,12 @@ def run_commands(
         RunError: A command failed or ended without figures (the others are stopped); names command and log.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
-    environment = {**_ALLOCATOR, **os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    environment = {
+        **_ALLOCATOR,
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     waiting, running = list(commands), dict[str, tuple[Command, subprocess.Popen[bytes]]]()
     figures: dict[str, dict[str, Any]] = {}
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flmm_detseg.errors import DataError, PhraseNotFoundError
-from flmm_detseg.inference.phrases import check_spans, locate_phrases
+from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phrases
 
 CAPTION = "A starfish and a star, and a small star."
 
@@ -71,3 +71,39 @@ def test_spans_outside_or_without_text_are_refused(span):
 def test_malformed_spans_are_refused(entry):
     with pytest.raises(DataError, match="span"):
         check_spans(CAPTION, [entry])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a red star above a blue ring .", ["a red star", "a blue ring"]),
+        (
+            "The image shows a man wearing a red hat, standing next to two large dogs.",
+            ["a man", "a red hat", "two large dogs"],
+        ),
+        ("The star is red.", ["The star"]),
+        ("a star left of the ring on the left", ["a star", "the ring"]),
+        ("the left star", ["the left star"]),
+        ("Dogs and a cat", ["Dogs", "a cat"]),
+        ("the man's hat and his blue-green umbrella", ["the man's hat", "his blue-green umbrella"]),
+        ("all the small rings", ["all the small rings"]),
+        (
+            "a smiling woman holding a brightly colored kite near the family",
+            ["a smiling woman", "a brightly colored kite", "the family"],
+        ),
+        ("people in the red building", ["people", "the red building"]),
+        ("there are three stars and 2 rings", ["three stars", "2 rings"]),
+        ("the star [120, 30, 400, 500]", ["the star"]),
+        ("a red star 450 290 740 590 is near the 2 rings", ["a red star", "the 2 rings"]),
+        ("a dog a cat", ["a dog", "a cat"]),
+    ],
+)
+def test_noun_phrases(text, expected):
+    phrases = noun_phrases(text)
+    assert [text[slice(*phrase.spans[0])] for phrase in phrases] == expected
+    assert phrases == check_spans(text, [phrase.spans[0] for phrase in phrases])
+
+
+@pytest.mark.parametrize("text", ["", " ... ", "yes", "red", "two", "It is on the left.", "the picture"])
+def test_answers_that_name_nothing_have_no_phrases(text):
+    assert noun_phrases(text) == ()

@@ -2,7 +2,7 @@
 
 from mmengine.dataset import DefaultSampler
 
-from flmm_detseg.datasets import ConcatMix, EpochSampler, PNGDataset, RefCOCODataset, collate_samples
+from flmm_detseg.datasets import EpochSampler, PNGDataset, RefCOCODataset, WeightedMix, collate_samples
 from flmm_detseg.evaluation import RefSegMetric
 
 refcoco_train = dict(
@@ -34,11 +34,14 @@ png_train = dict(
     image_dir="data/tinyworld/coco/train2017",
 )
 train_dataloader = dict(
-    batch_size=5,
+    batch_size=7,
     num_workers=0,
     sampler=dict(type=EpochSampler, shuffle=True),
     collate_fn=dict(type=collate_samples),
-    dataset=dict(type=ConcatMix, datasets=[png_train, refcoco_train, refcoco_split_train]),
+    # Mostly one expression a text: a step's time goes into phrases, and a caption has seven.
+    dataset=dict(
+        type=WeightedMix, datasets=[png_train, refcoco_train, refcoco_split_train], weights=[1, 1, 8]
+    ),
 )
 
 _refcoco = dict(

@@ -15,8 +15,8 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=False, begin=0, end=60),
-    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=60, end=1900),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=60, end=1700),
 ]
-train_cfg = dict(type=ResumableTrainLoop, max_iters=1900, val_interval=950)
+train_cfg = dict(type=ResumableTrainLoop, max_iters=1700, val_interval=850)
 val_cfg = dict(type=ValLoop)
 model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)
