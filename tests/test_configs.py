@@ -11,6 +11,7 @@ from mmengine.config import Config
 from flmm_detseg.engine.config_check import argument_names, check_config, parse_overrides, resolve, walk
 from flmm_detseg.engine.config_diff import base_files, diff_to_base
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.registry import MODELS, OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 # A plan is a list of runs, not a config of one: tests/experiments reads them.
@@ -74,6 +75,17 @@ def test_a_recipe_has_what_training_and_evaluation_read(path, load):
             assert callable(resolve(node["type"], where))
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in RECIPES if "detseg" in p.stem and "llava" not in p.parts], ids=name_of
+)
+def test_model_and_optimizer_of_a_joint_recipe_can_be_built(path, load):
+    config = load(path)
+    model = MODELS.build(config.model)
+    built = OPTIMIZERS.build(dict(config.optim_wrapper.optimizer, params=model.parameters()))
+    trained = sum(p.requires_grad for p in model.parameters())
+    assert sum(len(group["params"]) for group in built.param_groups) == trained > 10
+
+
 def test_basenames_are_unique():
     names = [path.stem for path in RECIPES]
     assert len(names) == len(set(names))
@@ -113,7 +125,10 @@ def test_an_ablation_changes_the_model_and_nothing_else(path):
     changed = diff_to_base(path)
     assert changed
     # Balancers that compare gradients need all tasks in every batch.
-    allowed = ("model.", "train_dataloader.sampler.", "train_dataloader.batch_sampler")
+    # Full fine-tuning needs learning rates of its own.
+    allowed = (
+        "model.", "train_dataloader.sampler.", "train_dataloader.batch_sampler", "optim_wrapper.optimizer.groups"
+    )  # fmt: skip
     assert all(key.startswith(allowed if path.stem.startswith("detseg_") else "model.") for key in changed), (
         changed
     )

@@ -60,7 +60,10 @@ stages = [
         ],
     )
 ]
+_runs = ["joint", *_questions]
 evaluations = [
-    dict(name=name, tool=f"eval_{name}.py", runs=["joint", *_questions], arguments=["--limit", limit])
-    for name, limit in (("coco", "225"), ("semseg", "225"), ("refcoco", "300"), ("vqa", "600"))
+    dict(name="coco", tool="eval_coco.py", runs=_runs, arguments=["--limit", "225"]),
+    dict(name="semseg", tool="eval_semseg.py", runs=_runs, arguments=["--limit", "225"]),
+    dict(name="refcoco", tool="eval_refcoco.py", runs=_runs, arguments=["--splits", "val", "--limit", "300"]),
+    dict(name="vqa", tool="eval_vqa.py", runs=_runs, arguments=["--limit", "600"]),
 ]

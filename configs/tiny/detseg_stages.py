@@ -26,8 +26,21 @@ stages = [
     ),
 ]
 evaluations = [
-    dict(name="refcoco", tool="eval_refcoco.py", run="stability", arguments=["--splits", "val"]),
-    dict(name="forgetting", tool="eval_forgetting.py", run="stability"),
-    dict(name="coco", tool="eval_coco.py", run="stability"),
-    dict(name="semseg", tool="eval_semseg.py", run="stability"),
+    dict(
+        name="refcoco",
+        tool="eval_refcoco.py",
+        runs=["phrase", "joint", "stability"],
+        arguments=["--splits", "val"],
+    ),
+    dict(name="coco", tool="eval_coco.py", runs=["detection", "joint", "stability"]),
+    dict(name="semseg", tool="eval_semseg.py", runs=["segmentation", "joint", "stability"]),
+    dict(name="forgetting", tool="eval_forgetting.py", runs=["joint", "stability"]),
+    # Retention "switched": the same checkpoint, and not one answer changes.
+    dict(
+        name="forgetting_switched",
+        tool="eval_forgetting.py",
+        run="stability",
+        config="configs/tiny/detseg_switched.py",
+        arguments=["--limit", "200"],
+    ),
 ]

@@ -57,10 +57,6 @@ def ablation_table(
             {f"{kind}.{key}": value for key, value in flatten(figures.get("metrics", figures)).items()}
         )
     known = sorted({key for values in metrics.values() for key in values})
-    if missing := [column for column in columns if column not in known]:
-        raise ConfigError(
-            f"{plan_file}: columns {', '.join(missing)} are in no evaluation; there are {', '.join(known)}"
-        )
     rows = [
         {
             "run": name,
@@ -76,6 +72,11 @@ def ablation_table(
     table = folder / "table.md"
     _write(table, markdown(rows, settings.get("title", Path(plan_file).stem), str(plan_file)))
     _write(folder / "table.json", json.dumps(rows, indent=1))
+    # After the table is written: hours of training are not to be lost to a misspelt column.
+    if missing := [column for column in columns if column not in known]:
+        raise ConfigError(
+            f"{plan_file}: columns {', '.join(missing)} are in no evaluation; there are {', '.join(known)}"
+        )
     return {"rows": rows, "table": str(table), "results": outcome["results"]}
 
 

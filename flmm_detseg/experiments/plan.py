@@ -51,12 +51,14 @@ class Evaluation:
         tool: Script in ``tools/``.
         run: Whose config and checkpoint it takes.
         arguments: Further arguments.
+        config: Config instead of the run's, for another way to use its checkpoint.
     """
 
     name: str
     tool: str
     run: str
     arguments: tuple[str, ...] = ()
+    config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def read_plan(path: str | Path) -> Plan:
 def _evaluations(item: Mapping[str, Any], where: str) -> list[Evaluation]:
     """One evaluation, or the same one of several runs (``runs``), named ``NAME.RUN`` then."""
     if "runs" not in item:
-        return [Evaluation(**_fields(item, ("name", "tool", "run"), ("arguments",), where))]
+        return [Evaluation(**_fields(item, ("name", "tool", "run"), ("arguments", "config"), where))]
     fields = _fields(item, ("name", "tool", "runs"), ("arguments",), where)
     return [
         Evaluation(f"{fields['name']}.{run}", fields["tool"], run, fields.get("arguments", ()))
@@ -162,6 +164,8 @@ def _check(plan: Plan, path: Path) -> None:
             raise ConfigError(
                 f"{path}: evaluation {item.name}: no run {item.run!r}{suggest(item.run, list(plan.runs))}"
             )
+        if item.config is not None and not resolve(item.config).is_file():
+            raise ConfigError(f"{path}: evaluation {item.name}: config {item.config} does not exist")
         if not (REPOSITORY / "tools" / item.tool).is_file():
             raise ConfigError(f"{path}: evaluation {item.name}: tools/{item.tool} does not exist")
 

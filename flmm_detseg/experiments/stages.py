@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.experiments.plan import REPOSITORY, Evaluation, Plan, Run, read_plan, resolve
 from flmm_detseg.models.from_config import read_config
 from flmm_detseg.utils.process import Command, Progress, run_commands
@@ -62,10 +63,11 @@ def run_plan(
             keys[run.name] = key
             commands.append(_training(run, folder, figures, fresh, key, cfg_options))
         if commands:
-            found = _run(commands, folder, progress, slots)
-            for name, value in found.items():
-                figures[name] = value
+
+            def done(name: str, value: dict[str, Any], keys: dict[str, str] = keys) -> None:
                 _write_json(folder / name / DONE_FILE, {"key": keys[name], "figures": value})
+
+            figures.update(_run(commands, folder, progress, slots, done))
         progress.done()
     progress.start("evaluation")
     evaluations: dict[str, dict[str, Any]] = {}
@@ -89,10 +91,16 @@ def run_plan(
     }
 
 
-def _run(commands: list[Command], folder: Path, progress: Progress, slots: int) -> dict[str, dict[str, Any]]:
+def _run(
+    commands: list[Command],
+    folder: Path,
+    progress: Progress,
+    slots: int,
+    on_done: Callable[[str, dict[str, Any]], None] | None = None,
+) -> dict[str, dict[str, Any]]:
     slots = max(1, min(slots, len(commands), os.cpu_count() or 1))
     threads = max(1, (os.cpu_count() or 1) // slots)
-    return run_commands(commands, folder / "logs", progress, slots=slots, threads=threads)
+    return run_commands(commands, folder / "logs", progress, slots=slots, threads=threads, on_done=on_done)
 
 
 def _training(
@@ -125,7 +133,7 @@ def _evaluation(
     item: Evaluation, plan: Plan, folder: Path, figures: Mapping[str, Mapping[str, Any]]
 ) -> Command:
     run = plan.runs[item.run]
-    arguments = [str(resolve(run.config)), "--checkpoint", figures[item.run]["checkpoint"]]
+    arguments = [str(resolve(item.config or run.config)), "--checkpoint", figures[item.run]["checkpoint"]]
     arguments += ["--work-dir", str(folder / "eval" / item.name), *item.arguments]
     return Command(item.name, [sys.executable, str(REPOSITORY / "tools" / item.tool), *arguments])
 
@@ -140,6 +148,11 @@ def _key(run: Run, figures: Mapping[str, Mapping[str, Any]], cfg_options: tuple[
     digest.update(json.dumps([run.cfg_options, run.new_parts, cfg_options]).encode())
     for source in run.init_from:
         file = Path(_checkpoint(source, figures))
+        if not file.exists():
+            raise ConfigError(
+                f"run {run.name} starts from {file}, which does not exist; make it first (python tools/train_stages.py "
+                "configs/tiny/detseg_stages.py makes those of the repository's plans)"
+            )
         for part in sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [file]:
             digest.update(part.read_bytes())
     return digest.hexdigest()

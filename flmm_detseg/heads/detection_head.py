@@ -33,7 +33,8 @@ class DetectionHead(Head):
         classifier: ``"closed"`` (one learned filter per class) or ``"open"`` (similarity to text embeddings, which
             :meth:`set_class_embeddings` must be given before use).
         hidden_size: Width of the text embeddings, that of the LMM; follows from the LMM, open classifier only.
-        sam: Makes masks of predicted boxes; frozen. None gives boxes only.
+        sam: A refiner of the head's own that makes masks of predicted boxes; frozen. None: boxes only, unless
+            :meth:`predict` is lent another head's.
         feat_channels: Width of FCOS's towers.
         stacked_convs: Depth of FCOS's towers.
         range_factor: See :class:`~flmm_detseg.heads.fcos.FrameFCOS`, as the next four.
@@ -159,12 +160,19 @@ class DetectionHead(Head):
         return result
 
     @torch.no_grad()
-    def predict(self, states: LMMStates, batch: GroundingBatch) -> list[InstanceData]:
+    def predict(
+        self, states: LMMStates, batch: GroundingBatch, sam: SAMRefiner | None = None
+    ) -> list[InstanceData]:
         """Objects of every image, best first.
+
+        Args:
+            states: With the neck's vision maps.
+            batch: The samples.
+            sam: Another head's refiner, used as it is where this head has none of its own.
 
         Returns:
             Per sample ``bboxes`` (float32 ``[N, 4]``, xyxy, original image pixels, inside the image), ``scores``
-            (float32 ``[N]``), ``labels`` (int64 ``[N]``), and with a SAM refiner ``masks`` (bool ``[N, H, W]``).
+            (float32 ``[N]``), ``labels`` (int64 ``[N]``), and with a refiner ``masks`` (bool ``[N, H, W]``).
         """
         frames = self.neck.frames(batch)
         candidates = self.fcos.candidates(
@@ -174,8 +182,9 @@ class DetectionHead(Head):
             per_level=self.candidates_per_level,
         )
         found = [self._select(boxes, frame) for boxes, frame in zip(candidates, frames)]
-        if self.sam is not None:
-            logits = self.sam.masks_from_boxes(
+        refiner = self.sam if self.sam is not None else sam
+        if refiner is not None:
+            logits = refiner.masks_from_boxes(
                 [sample.image for sample in batch.samples],
                 [objects.bboxes for objects in found],
                 [sample.image_id for sample in batch.samples],

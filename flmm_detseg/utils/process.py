@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -101,7 +101,13 @@ class Progress:
 
 
 def run_commands(
-    commands: Sequence[Command], log_dir: Path, progress: Progress, *, slots: int, threads: int
+    commands: Sequence[Command],
+    log_dir: Path,
+    progress: Progress,
+    *,
+    slots: int,
+    threads: int,
+    on_done: Callable[[str, dict[str, Any]], None] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Runs commands, at most ``slots`` at a time; each must end with one line of JSON.
 
@@ -111,12 +117,15 @@ def run_commands(
         progress: Display.
         slots: Processes at a time.
         threads: Compute threads of each process.
+        on_done: Called with name and figures of each command as it ends. With it, a failure does not stop the
+            others: they are run to their end before the error is raised.
 
     Returns:
         Per name the figures of the last line.
 
     Raises:
-        RunError: A command failed or ended without figures (the others are stopped); names command and log.
+        RunError: A command failed or ended without figures (the others are stopped, unless ``on_done``); names command
+            and log.
     """
     log_dir.mkdir(parents=True, exist_ok=True)
     environment = {
@@ -127,6 +136,7 @@ def run_commands(
     }
     waiting, running = list(commands), dict[str, tuple[Command, subprocess.Popen[bytes]]]()
     figures: dict[str, dict[str, Any]] = {}
+    failures: list[RunError] = []
     try:
         while waiting or running:
             while waiting and len(running) < slots:
@@ -136,11 +146,21 @@ def run_commands(
             for name, (command, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
-                    figures[name] = _result(command, process.returncode, _log(log_dir, command))
+                    try:
+                        figures[name] = _result(command, process.returncode, _log(log_dir, command))
+                    except RunError as error:
+                        if on_done is None:
+                            raise
+                        failures.append(error)
+                        continue
+                    if on_done is not None:
+                        on_done(name, figures[name])
             notes = [f"{name}: {_last_line(_log(log_dir, entry[0]))}" for name, entry in running.items()]
             progress.tick(" | ".join(notes))
     finally:
         _stop([process for _, process in running.values()])
+    if failures:
+        raise RunError("\n\n".join(map(str, failures)))
     return figures
 
 

@@ -31,7 +31,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """What would have been started; every training leaves a checkpoint."""
     calls: list[list[str]] = []
 
-    def run(commands, folder: Path, progress, slots: int):
+    def run(commands, folder: Path, progress, slots: int, on_done=None):
         figures = {}
         for command in commands:
             calls.append([command.name, *command.arguments[1:]])
@@ -43,6 +43,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
                 figures[command.name] = {"checkpoint": str(checkpoint), "iterations": 1, "seconds": 2.0}
             else:
                 figures[command.name] = {"metrics": {"coco_val": {"AP50": 0.5, "AP": 0.25}}}
+            if on_done is not None:
+                on_done(command.name, figures[command.name])
         return figures
 
     monkeypatch.setattr(stages, "_run", run)
