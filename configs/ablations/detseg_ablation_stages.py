@@ -29,7 +29,7 @@ _questions = [
 ]
 _start = dict(
     init_from=[
-        "work_dirs/detseg_stages/phrase/iter_1700.pth",
+        "work_dirs/detseg_stages/phrase/iter_1600.pth",
         "work_dirs/detseg_stages/detection/iter_600.pth",
         "work_dirs/detseg_stages/segmentation/iter_600.pth",
     ],

@@ -9,4 +9,3 @@ from flmm_detseg.models import GradNormWeighting
 
 model.update(balancer=dict(weighting=dict(type=GradNormWeighting)))
 train_dataloader.update(sampler=dict(mode="mixed"))
-train_dataloader.pop("batch_sampler")

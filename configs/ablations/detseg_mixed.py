@@ -6,4 +6,3 @@ with read_base():
     from ..tiny.detseg_joint import *
 
 train_dataloader.update(sampler=dict(mode="mixed"))
-train_dataloader.pop("batch_sampler")

@@ -7,4 +7,3 @@ with read_base():
 
 model.update(balancer=dict(gradients="pcgrad"))
 train_dataloader.update(sampler=dict(mode="mixed"))
-train_dataloader.pop("batch_sampler")

@@ -30,7 +30,7 @@ class Grounder:
 
     Example:
         >>> grounder = Grounder.from_config(
-        ...     "configs/tiny/frozen_tiny_llava_refcoco_png.py", "work_dirs/quickstart/tiny/iter_1700.pth"
+        ...     "configs/tiny/frozen_tiny_llava_refcoco_png.py", "work_dirs/quickstart/tiny/iter_1600.pth"
         ... )
         >>> result = grounder.ground("scene.png", "a star above a ring .", phrases=["a star", "a ring"])
         >>> result.save_overlay("overlay.png")

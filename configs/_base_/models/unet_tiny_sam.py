@@ -5,7 +5,7 @@ from flmm_detseg.refiners import SAMRefiner
 
 phrase_grounding = dict(
     type=PhraseGroundingHead,
-    mask_head=dict(type=UNetHead, base_channels=24, upsample_input=56),
+    mask_head=dict(type=UNetHead, base_channels=32, num_stages=3, upsample_input=56),
     sam=dict(
         type=SAMRefiner.from_pretrained,
         checkpoint="data/models/tiny_sam",

@@ -1,4 +1,7 @@
-"""AdamW in bf16, a learning rate for each part: LoRA slower than the heads, balancer without decay; 60 k steps."""
+"""AdamW in bf16, 60 k steps, a learning rate for each part.
+
+LoRA of the vision tower learns slower than the heads, that of LLM and projector faster (the longest match wins). LoRA does not decay, nor do the balancer's parameters (GroupedAdamW sees to those by itself).
+"""
 
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import AmpOptimWrapper, CosineAnnealingLR, LinearLR

@@ -9,14 +9,14 @@ from flmm_detseg.engine import ResumableTrainLoop
 
 optim_wrapper = dict(
     type=OptimWrapper,
-    optimizer=dict(type=AdamW, lr=2e-3, betas=(0.9, 0.999), weight_decay=0.01),
+    optimizer=dict(type=AdamW, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01),
     clip_grad=dict(max_norm=1.0, error_if_nonfinite=False),
     accumulative_counts=1,
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=False, begin=0, end=60),
-    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=60, end=1700),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=60, end=1600),
 ]
-train_cfg = dict(type=ResumableTrainLoop, max_iters=1700, val_interval=850)
+train_cfg = dict(type=ResumableTrainLoop, max_iters=1600, val_interval=800)
 val_cfg = dict(type=ValLoop)
 model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)

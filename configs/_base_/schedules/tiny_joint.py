@@ -1,4 +1,7 @@
-"""All tasks at once on two CPU cores, fp32: 600 iterations, a learning rate for each part."""
+"""All tasks at once on two CPU cores, fp32: 600 iterations; LoRA and the phrase head slower than the other heads.
+
+LoRA does not decay, nor do the balancer's parameters (GroupedAdamW sees to those by itself).
+"""
 
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
