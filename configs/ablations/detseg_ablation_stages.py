@@ -30,8 +30,8 @@ _questions = [
 _start = dict(
     init_from=[
         "work_dirs/detseg_stages/phrase/iter_1600.pth",
-        "work_dirs/detseg_stages/detection/iter_600.pth",
-        "work_dirs/detseg_stages/segmentation/iter_600.pth",
+        "work_dirs/detseg_stages/detection/iter_400.pth",
+        "work_dirs/detseg_stages/segmentation/iter_400.pth",
     ],
     cfg_options=["train_cfg.max_iters=200", "param_scheduler.1.end=200", "custom_hooks.1.interval=1000"],
 )

@@ -7,5 +7,5 @@ with read_base():
 
 model.update(heads=dict(language=dict(distill_weight=1.0, temperature=2.0)), l2sp=1e-4)
 optim_wrapper.update(optimizer=dict(lr=3e-4))
-param_scheduler[1].update(end=200)
-train_cfg.update(max_iters=200)
+param_scheduler[1].update(end=150)
+train_cfg.update(max_iters=150)

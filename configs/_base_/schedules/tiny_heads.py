@@ -1,4 +1,4 @@
-"""Heads alone on two CPU cores, fp32: 600 iterations."""
+"""Heads alone on two CPU cores, fp32: 400 iterations."""
 
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import CosineAnnealingLR, LinearLR, OptimWrapper
@@ -13,7 +13,7 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type=LinearLR, start_factor=0.1, by_epoch=False, begin=0, end=30),
-    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=30, end=600),
+    dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=30, end=400),
 ]
-train_cfg = dict(type=ResumableTrainLoop, max_iters=600, val_interval=100000)
+train_cfg = dict(type=ResumableTrainLoop, max_iters=400, val_interval=100000)
 model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)
