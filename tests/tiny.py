@@ -102,6 +102,7 @@ def tiny_llava(
     num_kv_heads: int = 4,
     hidden_size: int = 32,
     lora: dict | None = None,
+    gradient_checkpointing: bool = False,
     seed: int = 0,
 ) -> LlavaAdapter:
     """A ready LLaVA adapter: prepares samples, encodes, generates."""
@@ -117,6 +118,7 @@ def tiny_llava(
             prompt_template=prompt_template,
             dtype=dtype,
             lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
         )
 
 
@@ -128,6 +130,7 @@ def tiny_llava_next(
     prompt_template: str = "vicuna",
     dtype: str = "float32",
     lora: dict | None = None,
+    gradient_checkpointing: bool = False,
     seed: int = 0,
 ) -> LlavaNextAdapter:
     """A ready LLaVA-NeXT adapter."""
@@ -142,6 +145,7 @@ def tiny_llava_next(
             prompt_template=prompt_template,
             dtype=dtype,
             lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
         )
 
 

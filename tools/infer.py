@@ -23,6 +23,7 @@ def main() -> dict[str, Any]:
     parser.add_argument("--instruction", required=True)
     parser.add_argument("--out", default="work_dirs/infer", help="folder for NAME.png and NAME.json")
     parser.add_argument("--score-threshold", type=float, default=0.3, help="least score of a detection")
+    parser.add_argument("--classes", nargs="+", help="what an open detection head is to find, any names")
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--device")
     args = parser.parse_args()
@@ -33,7 +34,7 @@ def main() -> dict[str, Any]:
     from flmm_detseg.models import model_from_config
 
     model = model_from_config(args.config, args.checkpoint, device=args.device)
-    instructor = Instructor(model, score_threshold=args.score_threshold)
+    instructor = Instructor(model, score_threshold=args.score_threshold, classes=args.classes)
     figures = []
     for image in tqdm(args.image, desc="images"):
         result = instructor.follow(image, args.instruction, max_new_tokens=args.max_new_tokens)

@@ -1,4 +1,4 @@
-"""LLaVA-Det-Seg on LLaVA-1.5-7B: boxes, label maps, phrases and answers in one LoRA-adapted model (stage 2).
+"""LLaVA-Det-Seg on LLaVA-1.5-7B: boxes (also in words), label maps, phrases, answers in one LoRA-adapted model (stage 2).
 
 xtuner train configs/llava/detseg_lora.py --deepspeed deepspeed_zero2
 """
@@ -29,7 +29,8 @@ lmm.update(
         vision=dict(r=8, alpha=32, target="qkv"),
         llm=dict(r=16, alpha=64, target="attention"),
         projector=dict(r=8, alpha=32, target="all-linear"),
-    )
+    ),
+    gradient_checkpointing=True,
 )
 language.update(distill_weight=0.5, temperature=2.0)
 model = dict(
@@ -39,6 +40,7 @@ model = dict(
     balancer=dict(type=TaskBalancer, weighting=dict(type=FixedWeighting)),
     retention="always",
     l2sp=1e-4,
+    instance_masks=True,
     init_from=[],
     new_parts=[],
 )
@@ -58,7 +60,8 @@ train_dataloader = dict(
                 type=ConcatMix, datasets=[png_train, refcoco_train, refcoco_plus_train, refcocog_train]
             ),
             vqa=vqa_train,
+            joint=joint_train,
         ),
-        ratios=dict(detection=3, segmentation=2, phrase=3, vqa=2),
+        ratios=dict(detection=3, segmentation=2, phrase=3, vqa=2, joint=1),
     ),
 )

@@ -28,6 +28,7 @@ model = dict(
     balancer=dict(type=TaskBalancer, weighting=dict(type=FixedWeighting)),
     retention="always",
     l2sp=0.0,
+    instance_masks=True,
     init_from=[],
     new_parts=[],
 )

@@ -12,6 +12,7 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import load_json, require_dir, require_keys
+from flmm_detseg.datasets.image_ids import read_image_ids
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
 from flmm_detseg.datasets.policy import RecordError, record_error
@@ -58,6 +59,9 @@ class COCOInstancesDataset(GroundingDataset):
             is left out would be learned as background.
         verify_images: Decode every image and mask at construction, so that ``policy="skip"`` covers them too.
         name: First part of record ids.
+        exclude_image_ids_file: One file or several with ids of images that must not come up
+            (``dropped["excluded image"]``), see :func:`~flmm_detseg.datasets.image_ids.read_image_ids`: with
+            ``refs(unc).p``, the images that referring expressions are evaluated on.
 
     Attributes:
         classes: Category names by label.
@@ -81,6 +85,7 @@ class COCOInstancesDataset(GroundingDataset):
         policy: str = "raise",
         verify_images: bool = False,
         name: str = "coco",
+        exclude_image_ids_file: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(policy)
         self.ann_file = Path(ann_file)
@@ -93,7 +98,8 @@ class COCOInstancesDataset(GroundingDataset):
         self._label_of: dict[Any, int] = {}
         self._has_pseudo = False
         self.classes, self.category_ids = self._read_categories(content["categories"], classes)
-        self.records = self._read_records(content, keep_empty)
+        excluded = frozenset() if exclude_image_ids_file is None else read_image_ids(exclude_image_ids_file)
+        self.records = self._read_records(content, keep_empty, excluded)
         self._finish(verify_images, str(self.ann_file))
 
     @property
@@ -147,7 +153,9 @@ class COCOInstancesDataset(GroundingDataset):
         self._label_of = {category_id: label for label, category_id in enumerate(ids)}
         return tuple(names), ids
 
-    def _read_records(self, content: dict[str, Any], keep_empty: bool) -> list[_Record]:
+    def _read_records(
+        self, content: dict[str, Any], keep_empty: bool, excluded: frozenset[int]
+    ) -> list[_Record]:
         records: dict[Any, _Record] = {}
         listed: set[Any] = set()
         faulty: set[Any] = set()
@@ -158,6 +166,9 @@ class COCOInstancesDataset(GroundingDataset):
             if entry["id"] in listed:
                 raise self._problem(where, f"image id {entry['id']} occurs twice", "duplicate id")
             listed.add(entry["id"])
+            if entry["id"] in excluded:
+                self._log.drop("excluded image", f"{self.name}/image-{entry['id']}")
+                return
             records[entry["id"]] = self._read_image(entry, where)
 
         def add_annotation(entry: Any, where: str) -> None:
@@ -171,7 +182,7 @@ class COCOInstancesDataset(GroundingDataset):
                 if entry["id"] in seen:
                     raise self._problem(where, "its id occurs twice", "duplicate id")
                 seen.add(entry["id"])
-                if entry["image_id"] in records:  # otherwise its image is a problem already
+                if entry["image_id"] in records:  # otherwise its image is excluded, or a problem already
                     self._read_annotation(entry, where, records[entry["image_id"]])
             except (RecordError, TypeError, ValueError):
                 if isinstance(entry, dict) and isinstance(entry.get("image_id"), (int, str)):

@@ -16,6 +16,7 @@ from flmm_detseg.datasets.policy import Problem
 from flmm_detseg.datasets.semantic_maps import IGNORE
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.language import (
+    OBJECTS_QUESTION,
     TASK_TOKENS,
     BoxItem,
     JointAnswer,
@@ -53,8 +54,8 @@ class JointDataset(GroundingDataset):
         box_order: ``"area"`` (largest first) or ``"raster"``.
         max_boxes: More boxes than that lose the smallest ones.
         max_masks: More masks than that lose the last ones.
-        mask_form: ``"seg"``: a ``<SEG>`` per mask, which a head reads; ``"polygons"``: the outline in words (a mask too
-            thin for canonical coordinates is left out).
+        mask_form: ``"polygons"``: the outline in words (a mask too thin for canonical coordinates is left out);
+            ``"seg"``: a ``<SEG>`` per mask, for a head of your own that reads the phrases' states: none here does.
         max_points: Points of each polygon at most.
         seed: Of the random draw.
 
@@ -67,11 +68,11 @@ class JointDataset(GroundingDataset):
         dataset: GroundingDataset | Mapping[str, Any],
         sections: Sequence[str] = ("detections",),
         answers: LLaVAInstructDataset | Mapping[str, Any] | None = None,
-        question: str = "List the objects in the image.",
+        question: str = OBJECTS_QUESTION,
         box_order: Literal["area", "raster"] = "area",
         max_boxes: int = 100,
         max_masks: int = 100,
-        mask_form: Literal["seg", "polygons"] = "seg",
+        mask_form: Literal["seg", "polygons"] = "polygons",
         max_points: int = 24,
         seed: int = 0,
     ) -> None:

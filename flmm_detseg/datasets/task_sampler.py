@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -73,24 +74,26 @@ class TaskSampler(EpochSampler):
     Every member is an endless stream of shuffled passes over its records, and an epoch continues where the last one
     stopped: no record comes twice before all of its data set came once. The order is a function of (``seed``, epoch,
     number of processes, batch size) alone; a resumed run goes on in it (see
-    :class:`~flmm_detseg.engine.loop.ResumableTrainLoop`). Processes get disjoint parts of it.
+    :class:`~flmm_detseg.engine.loop.ResumableTrainLoop`). Processes get disjoint parts of it. Needs
+    ``batch_sampler=dict(type=TaskBatchSampler)`` in the data loader.
 
     * ``mode="one_task"``: all samples of a batch are of one member, and **all processes take the same member in the
-      same step**, so that all run the same heads; ratios count steps. Needs
-      ``batch_sampler=dict(type=TaskBatchSampler)`` in the data loader. With gradient accumulation, one update sees
+      same step**, so that all run the same heads; ratios count steps. With gradient accumulation, one update sees
       several members.
-    * ``mode="mixed"``: members are mixed inside batches; ratios count samples.
+    * ``mode="mixed"``: every batch holds samples of every member, and **all processes hold equally many of each in the
+      same step**; ratios count samples. Where a member's share of a batch is no whole number, its samples per batch
+      change between the two nearest ones from step to step, so that the ratios hold in an epoch.
 
     Args:
         dataset: A MultiTaskMix.
         mode: ``"one_task"`` or ``"mixed"``.
-        epoch_length: Samples per epoch, of all processes; None: the records of all members. Rounded up to whole steps
-            (``mixed``: to a multiple of the number of processes).
+        epoch_length: Samples per epoch, of all processes; None: the records of all members. Rounded up to whole steps.
         shuffle: False keeps the order inside a member, and the members take turns evenly.
         seed: Equal in all processes; None: drawn and shared.
 
     Raises:
-        ConfigError: The data set is of another kind, or a member gets no place in an epoch.
+        ConfigError: The data set is of another kind, a member gets no place in an epoch, or (``mixed``) less than one
+            in a batch.
     """
 
     def __init__(
@@ -112,30 +115,37 @@ class TaskSampler(EpochSampler):
             )
         self.mode, self.epoch_length = mode, epoch_length or len(dataset)
         self._batch_size: int | None = None
-        if mode == "mixed":
-            self._plan_epochs(block=1)
 
     def set_batch_size(self, batch_size: int) -> None:
-        """Called by :class:`TaskBatchSampler`: samples of one process in one step."""
+        """Called by :class:`TaskBatchSampler`: samples of one process in one step. Fixes the length of an epoch."""
         self._batch_size = batch_size
-        if self.mode == "one_task":
-            self._plan_epochs(block=batch_size)
-
-    def _plan_epochs(self, block: int) -> None:
-        """Fixes how many blocks (samples of one member in one process) of each member an epoch has."""
-        self._block = block
-        self.num_steps = -(-self.epoch_length // (block * self.world_size))
-        self.num_samples = self.num_steps * block
+        self.num_steps = -(-self.epoch_length // (batch_size * self.world_size))
+        self.num_samples = self.num_steps * batch_size
         self.total_size = self.num_samples * self.world_size
-        # Of steps in one_task, where all processes agree; of samples in mixed.
-        self._places = self.num_steps if self.mode == "one_task" else self.total_size
-        self.counts = proportional(list(self.dataset.ratios.values()), self._places)
-        for name, count in zip(self.dataset.names, self.counts):
+        shares = np.asarray(list(self.dataset.ratios.values()))
+        shares = shares / shares.sum()
+        if self.mode == "mixed":
+            self._check_batch(shares)
+            self._counts = rounded(shares * batch_size, self.num_steps)
+            return
+        steps = proportional(shares.tolist(), self.num_steps)
+        for name, count in zip(self.dataset.names, steps):
             if count == 0:
                 raise ConfigError(
-                    f"`ratios` of {name!r} gives it none of the {self._places} places of an epoch; raise it, or "
+                    f"`ratios` of {name!r} gives it none of the {self.num_steps} places of an epoch; raise it, or "
                     "`epoch_length`"
                 )
+        self._counts = np.repeat(np.eye(len(steps), dtype=np.int64) * batch_size, steps, axis=0)
+
+    def _check_batch(self, shares: np.ndarray) -> None:
+        rarest = int(shares.argmin())
+        if shares[rarest] * self._batch_size < 1 - 1e-9:
+            name, needed = self.dataset.names[rarest], math.ceil(1 / shares[rarest] - 1e-9)
+            raise ConfigError(
+                f"TaskSampler(mode='mixed') puts every member into every batch, but the ratio of {name!r} gives it "
+                f"{shares[rarest] * self._batch_size:.2g} of the {self._batch_size} samples of a process's batch; use "
+                f"`batch_size` {needed} or more, raise the ratio, or use mode='one_task'"
+            )
 
     def __len__(self) -> int:
         """Samples of this process in an epoch."""
@@ -143,39 +153,55 @@ class TaskSampler(EpochSampler):
         return self.num_samples
 
     def _check_ready(self) -> None:
-        if self.mode == "one_task" and self._batch_size is None:
+        if self._batch_size is None:
             raise ConfigError(
-                "TaskSampler(mode='one_task') forms whole batches: add `batch_sampler=dict(type=TaskBatchSampler)` to "
-                "the data loader, or use mode='mixed'"
+                "TaskSampler forms whole batches: add `batch_sampler=dict(type=TaskBatchSampler)` to the data loader"
             )
 
     def __iter__(self) -> Iterator[int]:
         self._check_ready()
         start, self._start = self._start, 0
-        plan = self._plan().reshape(self.num_steps, self.world_size, self._block)
-        return islice(iter(plan[:, self.rank].reshape(-1).tolist()), start, None)
+        return islice(iter(self._plan()[:, self.rank].reshape(-1).tolist()), start, None)
 
     def _plan(self) -> np.ndarray:
-        """Indices of the current epoch in order of use: step, process, place in the batch; ``[total_size]``."""
-        members = self._order()
-        per_place = self.total_size // self._places
-        plan = np.empty((self._places, per_place), dtype=np.int64)
-        for member, (start, count) in enumerate(zip(self.dataset.starts, self.counts)):
-            length = len(self.dataset.datasets[member])
+        """Indices of the current epoch, ``[steps, processes, batch size]``."""
+        kinds = np.arange(len(self.dataset.names))
+        step = np.stack([np.repeat(kinds, counts) for counts in self._counts[self._order()]])
+        members = np.repeat(step[:, None], self.world_size, axis=1)
+        plan = np.empty_like(members)
+        for member, start in enumerate(self.dataset.starts):
+            places = members == member
             seed = (self.seed, 1 + member) if self.shuffle else None
-            stretch = member_stretch(length, count * per_place, self.epoch, seed)
-            plan[members == member] = start + stretch.reshape(count, per_place)
-        return plan.reshape(-1)
+            length = len(self.dataset.datasets[member])
+            plan[places] = start + member_stretch(length, int(places.sum()), self.epoch, seed)
+        return plan
 
     def _order(self) -> np.ndarray:
-        """Member of each place of the current epoch."""
+        """Order of the rows of ``_counts`` in the current epoch."""
         if self.shuffle:
-            members = np.repeat(np.arange(len(self.counts)), self.counts)
-            return np.random.default_rng((self.seed, 0, self.epoch)).permutation(members)
-        turns = [
-            ((k + 0.5) / count, member) for member, count in enumerate(self.counts) for k in range(count)
-        ]
-        return np.asarray([member for _, member in sorted(turns)])
+            return np.random.default_rng((self.seed, 0, self.epoch)).permutation(self.num_steps)
+        if self.mode == "mixed":
+            return np.arange(self.num_steps)
+        owner = self._counts.argmax(1)  # rows of a member stand together
+        place = np.concatenate([(np.arange(n) + 0.5) / n for n in np.bincount(owner)])
+        return np.lexsort((owner, place))
+
+
+def rounded(quotas: np.ndarray, num_steps: int) -> np.ndarray:
+    """Rounds quotas up or down, step by step, so that they hold in every step's sum and over all steps.
+
+    Args:
+        quotas: float ``[M]``, the sum is a whole number.
+        num_steps: S.
+
+    Returns:
+        int64 ``[S, M]``: each entry is the quota rounded down or up, each row has the quotas' sum, each column S times
+        its quota, up to less than 1 either way.
+    """
+    ends = np.concatenate([[0.0], np.cumsum(quotas)])
+    ends[-1] = round(ends[-1])
+    offsets = (np.arange(num_steps) + 0.5) / num_steps  # systematic sampling with every offset once
+    return np.diff(np.floor(ends + offsets[:, None]), axis=1).astype(np.int64)
 
 
 @DATA_SAMPLERS.register_module()

@@ -123,7 +123,12 @@ class ForgettingTask(_AnswerTask):
     def facts(
         self, model: Any, samples: list[Sample], dataset: Any, options: AnswerOptions
     ) -> list[list[dict[str, Any]]]:
-        """Both answers side by side, one entry per question."""
+        """Both answers side by side, one entry per question.
+
+        Raises:
+            ConfigError: The model was fully fine-tuned: there is nothing left to compare with.
+        """
+        model.require_base("forgetting")
         adapted = [_answer(model, sample, options) for sample in samples]
         with model.lmm.base_mode():
             base = [_answer(model, sample, options) for sample in samples]

@@ -22,11 +22,16 @@ from flmm_detseg.evaluation import (
     text_box_figures,
 )
 from flmm_detseg.evaluation.coco_metric import check_backend
-from flmm_detseg.language import build_prompt, dequantise_boxes, parse_answer
-from flmm_detseg.structures import Sample
+from flmm_detseg.language import (
+    OBJECTS_QUESTION,
+    build_prompt,
+    dequantise_boxes,
+    parse_answer,
+    score_detections,
+)
+from flmm_detseg.structures import CaptureSpec, Sample
 
 BOX_SOURCES = ("head", "text")
-_QUESTION = "List the objects in the image."
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class BoxOptions(EvaluationOptions):
 
     Attributes:
         boxes: ``"head"``: of the detection head; ``"text"``: read from the model's answer to the sample's prompt (or
-            to the request to list the objects), which have no scores.
+            to the request to list the objects), scored by the probabilities of their tokens where the LMM gives them.
         max_new_tokens: Length of such an answer.
         backend: ``"pycocotools"`` | ``"faster"``.
         annotation_file: COCO file to take targets and areas from (the official figures); None: from the samples.
@@ -77,7 +82,7 @@ class BoxTask(Task[BoxOptions]):
     def figures(
         self, records: Sequence[Mapping[str, Any]], dataset: Any, options: BoxOptions
     ) -> dict[str, float]:
-        """COCO's figures, or F1 of the boxes in answers and how many of those could be read."""
+        """COCO's figures; of boxes in answers F1, how many could be read, and AP where they have scores."""
         if options.boxes == "head":
             return coco_figures(
                 records,
@@ -90,13 +95,25 @@ class BoxTask(Task[BoxOptions]):
         for key in ("num_parsed", "num_bad", "num_unknown_names"):
             figures[key] = sum(record[key] for record in records)
         begun = figures["num_parsed"] + figures["num_bad"]
-        return {**figures, "parse_rate": figures["num_parsed"] / begun if begun else 1.0}
+        figures["parse_rate"] = figures["num_parsed"] / begun if begun else 1.0
+        if records and all("scores" in record for record in records):
+            classes = _classes(dataset, "classes")
+            precision = coco_figures(
+                [_known_boxes(record, len(classes)) for record in records],
+                classes,
+                annotation_file=options.annotation_file,
+                backend=options.backend,
+                classwise=options.classwise,
+            )
+            figures.update({key: value for key, value in precision.items() if key.startswith("AP")})
+        return figures
 
     def settings(self, options: BoxOptions) -> dict[str, Any]:
         """Where the boxes come from."""
         if options.boxes == "head":
             return {"boxes": options.boxes}
-        return {"boxes": options.boxes, "max_new_tokens": options.max_new_tokens}
+        source = {"boxes": options.boxes, "max_new_tokens": options.max_new_tokens}
+        return {**source, "scores": "token probabilities"}
 
     def conventions(self, options: BoxOptions) -> dict[str, Any]:
         """Backend and source of the targets."""
@@ -109,7 +126,7 @@ class BoxTask(Task[BoxOptions]):
     def export(
         self, records: Sequence[Mapping[str, Any]], dataset: Any, stem: Path, options: BoxOptions
     ) -> list[Path]:
-        """COCO's results format; boxes from text have the score 1."""
+        """COCO's results format; boxes without a score have the score 1."""
         info = dataset.metainfo
         ids = info.get("category_ids", range(1, 1 + len(_classes(dataset, "classes"))))
         results = []
@@ -148,11 +165,19 @@ def _read_objects(
         phrases=(),
         masks=None,
         task="joint",
-        prompt=sample.prompt or build_prompt(_QUESTION, ("detections",)),
+        prompt=sample.prompt or build_prompt(OBJECTS_QUESTION, ("detections",)),
     )
-    text = model.answer(asked, max_new_tokens=max_new_tokens)
-    parsed = parse_answer(text)
-    items = parsed.answer.detections or ()
+    generate = getattr(getattr(model, "lmm", None), "generate_with_states", None)
+    if generate is None:
+        text = model.answer(asked, max_new_tokens=max_new_tokens)
+        parsed = parse_answer(text)
+        answer = parsed.answer
+    else:  # the answer of `model.answer`: joint samples are the adapted LMM's in every retention mode
+        generation = generate(asked, CaptureSpec(), max_new_tokens=max_new_tokens)
+        text = generation.text
+        parsed = parse_answer(text)
+        answer = score_detections(parsed, generation.log_probs, generation.token_offsets)
+    items = answer.detections or ()
     numbers = {name.lower(): number for number, name in enumerate(classes)}
     labels = [numbers.get(item.label.lower(), len(classes)) for item in items]
     corners = np.asarray([item.box for item in items], dtype=np.float64).reshape(-1, 4)
@@ -160,6 +185,8 @@ def _read_objects(
         bboxes=torch.from_numpy(dequantise_boxes(corners, sample.image_size)).float(),
         labels=torch.tensor(labels, dtype=torch.int64),
     )
+    if generate is not None:
+        objects.scores = torch.tensor([item.score or 0.0 for item in items], dtype=torch.float32)
     facts = {
         "answer": text,
         "num_parsed": parsed.report.num_parsed,
@@ -167,6 +194,12 @@ def _read_objects(
         "num_unknown_names": sum(label == len(classes) for label in labels),
     }
     return objects, facts
+
+
+def _known_boxes(record: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """The record without boxes of names that are no class: average precision has no place for them."""
+    kept = [k for k, label in enumerate(record["labels"]) if label < num_classes]
+    return {**record, **{key: [record[key][k] for k in kept] for key in ("boxes_xyxy", "labels", "scores")}}
 
 
 @dataclass(frozen=True)

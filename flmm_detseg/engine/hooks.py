@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import zlib
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine._strategy.deepspeed import DeepSpeedOptimWrapper
 from mmengine.config import ConfigDict
-from mmengine.dist import all_reduce_dict, get_rank, get_world_size, is_main_process, master_only
+from mmengine.dist import all_reduce, all_reduce_dict, get_rank, get_world_size, is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -160,7 +161,11 @@ class IterationSeedHook(Hook):
 
 @HOOKS.register_module()
 class GlobalLossHook(Hook):
-    """Replaces the logged figures of this process by their mean over all processes: those of the global batch."""
+    """Replaces the logged figures of this process by their mean over all processes: those of the global batch.
+
+    A figure that a process does not have, because no sample of its batch gives it, counts 0 there: figures are scaled
+    by shares of the global batch.
+    """
 
     priority = "HIGHEST"
 
@@ -174,6 +179,15 @@ class GlobalLossHook(Hook):
         """Runs before MMEngine's own hook stores the figures."""
         if outputs and get_world_size() > 1:
             figures = {name: value.detach().float().clone() for name, value in outputs.items()}
+            device = next(iter(figures.values())).device
+            digest = zlib.crc32(repr(sorted(figures)).encode())
+            bounds = torch.tensor([digest, -digest], device=device)
+            all_reduce(bounds, op="max")
+            if int(bounds.sum()):  # some process has other names
+                everywhere: list[list[str]] = [[] for _ in range(get_world_size())]
+                torch.distributed.all_gather_object(everywhere, list(figures))
+                for name in (name for names in everywhere for name in names):
+                    figures.setdefault(name, torch.zeros((), device=device))
             all_reduce_dict(figures, op="mean")
             outputs.update(figures)
 
@@ -186,13 +200,16 @@ class DeepSpeedHook(Hook):
       in-place update ("Output 0 of SplitBackward0 is a view").
     - DeepSpeed stores its options in every checkpoint; as plain containers, so that ``xtuner train --resume``, which
       loads with torch's safe default, can read them.
+    - A step in which processes hold samples of different heads is refused: ZeRO puts gradients into its buckets in the
+      order of their arrival, and would add up those of different parameters.
 
     A hook, because ``xtuner train --deepspeed`` replaces any wrapper and strategy that a config names.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Wraps ``step`` of this run's optimizer wrapper, and the engine's options."""
+        """Wraps ``step`` of this run's optimizer wrapper, and the engine's options; sets the model's guard."""
         if isinstance(runner.optim_wrapper, DeepSpeedOptimWrapper):
+            unwrap(runner.model).same_groups = True
             runner.optim_wrapper.step = torch.no_grad()(runner.optim_wrapper.step)
             engine = runner.optim_wrapper.model.model
             engine.config = ConfigDict(engine.config).to_dict()

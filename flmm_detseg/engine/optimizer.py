@@ -13,6 +13,7 @@ from flmm_detseg.registry import OPTIMIZERS
 
 _SETTINGS = ("lr_mult", "decay_mult")
 REST = "rest"
+BALANCER = "balancer."
 
 
 @OPTIMIZERS.register_module()
@@ -21,7 +22,8 @@ class GroupedAdamW(AdamW):
 
     MMEngine's ``paramwise_cfg`` belongs to the optimizer wrapper, and ``xtuner train --deepspeed`` replaces the
     wrapper: everything but ``optimizer`` is lost there. So the groups are arguments of the optimizer.
-    A :class:`~flmm_detseg.models.GroundingLMM` leaves each parameter's name on it (``flmm_name``).
+    A :class:`~flmm_detseg.models.GroundingLMM` leaves each parameter's name on it (``flmm_name``). The balancer's
+    parameters get no weight decay: it would pull the tasks' weights back to equal ones.
 
     Args:
         params: Parameters of the model; those without ``requires_grad`` are left out.
@@ -30,7 +32,8 @@ class GroupedAdamW(AdamW):
         eps: See ``torch.optim.AdamW``.
         weight_decay: Of what no group names.
         groups: Part of a parameter name to ``dict(lr_mult=..., decay_mult=...)``; of those that occur in a name the
-            longest wins (not the first: a config that is written and read again has its keys sorted).
+            longest wins (not the first: a config that is written and read again has its keys sorted). What
+            ``"balancer."`` holds is ``dict(decay_mult=0.0)``, unless it is given.
 
     Raises:
         ConfigError: A group matches no parameter, has an unknown setting, or the parameters have no names.
@@ -51,8 +54,10 @@ class GroupedAdamW(AdamW):
                 raise ConfigError(
                     f"`optimizer.groups.{key}`: unknown {sorted(unknown)}; allowed: {', '.join(_SETTINGS)}"
                 )
-        members: dict[str, list[nn.Parameter]] = {key: [] for key in (*groups, REST)}
         trainable = [p for p in params if p.requires_grad]
+        if any(getattr(p, "flmm_name", "").startswith(BALANCER) for p in trainable):
+            groups.setdefault(BALANCER, {"decay_mult": 0.0})
+        members: dict[str, list[nn.Parameter]] = {key: [] for key in (*groups, REST)}
         for parameter in trainable:
             name = getattr(parameter, "flmm_name", None)
             if name is None:

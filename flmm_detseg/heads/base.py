@@ -38,8 +38,10 @@ class Head(nn.Module, ABC):
             DataError: A sample carries no target for this head.
         """
 
-    def num_targets(self, batch: GroundingBatch) -> int:
-        """How many targets the losses are averaged over: the weight of this process's share of a step."""
+    def num_targets(self, batch: GroundingBatch) -> float:
+        """How many targets (or sum of weights) the losses are averaged over: the weight of this process's share of a
+        step.
+        """
         return sum(inputs.num_phrases for inputs in batch.inputs)
 
     @abstractmethod

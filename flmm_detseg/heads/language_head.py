@@ -61,16 +61,17 @@ class LanguageHead(Head):
         """Logits of the answer; the untouched LMM's too where they are distilled."""
         return CaptureSpec(logits=True, base_logits=self.distill_weight > 0)
 
-    def num_targets(self, batch: GroundingBatch) -> int:
-        """Tokens learned: the losses are means over them."""
-        return sum(int((inputs.labels != _IGNORED).sum()) for inputs in batch.inputs)
+    def num_targets(self, batch: GroundingBatch) -> float:
+        """Weights of the tokens learned: the losses are means by them."""
+        learned = [(inputs.labels != _IGNORED, inputs.label_weights) for inputs in batch.inputs]
+        return float(sum(mask.sum() if weights is None else weights[mask].sum() for mask, weights in learned))
 
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
         """Losses over all answer tokens of the batch.
 
         Returns:
             ``loss_answer``, ``answer_accuracy`` (teacher-forced, logged), and ``loss_distill`` where it is on and
-            the batch holds a task that is distilled.
+            the batch holds a task that is distilled; means by the tokens' weights (``LMMInputs.label_weights``).
 
         Raises:
             DataError: A sample has no answer.
@@ -85,9 +86,10 @@ class LanguageHead(Head):
             weights.append(weight)
         flat, targets, weight = torch.cat(logits).float(), torch.cat(labels), torch.cat(weights)
         nll = F.cross_entropy(flat, targets, reduction="none")
+        total = weight.sum().clamp(min=1e-6)
         result = {
-            "loss_answer": self.answer_weight * (weight * nll).sum() / weight.sum(),
-            "answer_accuracy": (flat.argmax(-1) == targets).float().mean().detach(),
+            "loss_answer": self.answer_weight * (weight * nll).sum() / total,
+            "answer_accuracy": ((weight * (flat.argmax(-1) == targets)).sum() / total).detach(),
         }
         chosen = [i for i, sample in enumerate(batch.samples) if sample.task in self.distill_tasks]
         if self.distill_weight > 0 and chosen:
@@ -97,7 +99,8 @@ class LanguageHead(Head):
             student = torch.cat([logits[i] for i in chosen])
             divergence = distillation(student, torch.cat(base), self.temperature)
             # A mean over all answer tokens, as the cross-entropy's, so that both scale alike over processes.
-            result["loss_distill"] = self.distill_weight * divergence.sum() / len(targets)
+            own = torch.cat([weights[i] for i in chosen])
+            result["loss_distill"] = self.distill_weight * (own * divergence).sum() / total
         return result
 
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:

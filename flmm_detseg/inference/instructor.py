@@ -52,6 +52,7 @@ class InstructionResult:
         steps: What was understood.
         text: Answers of the LMM and a sentence for each step.
         regions: Boxes and masks, in the order of the steps.
+        uninterpreted: Words of the instruction that belong to no step.
     """
 
     image: np.ndarray = field(repr=False)
@@ -59,6 +60,7 @@ class InstructionResult:
     steps: tuple[Step, ...]
     text: str
     regions: tuple[Region, ...]
+    uninterpreted: tuple[str, ...] = ()
 
     def overlay(self) -> np.ndarray:
         """One picture with everything found; RGB uint8."""
@@ -96,6 +98,7 @@ class InstructionResult:
             "image_size": list(self.image.shape[:2]),
             "text": self.text,
             "steps": steps,
+            "uninterpreted": list(self.uninterpreted),
             "regions": regions,
         }
 
@@ -112,15 +115,42 @@ class InstructionResult:
 class Instructor:
     """A joint model with hands: an image and an instruction in; text, boxes, masks, a picture and JSON out.
 
+    Args:
+        model: With the heads that instructions need.
+        score_threshold: Least score of a detection.
+        classes: What an open detection head (``classifier="open"``) is to find from now on, any names: it compares
+            with the LMM's embeddings of these words. None leaves the head its classes.
+
+    Raises:
+        ConfigError: ``classes`` without a detection head or with a closed one, or a name without a token.
+
     Example:
         >>> instructor = Instructor(model_from_config("configs/tiny/detseg_stability.py", "joint.pth"))
         >>> result = instructor.follow("scene.png", "detect the stars and segment the ring on the left")
         >>> result.save("out")
     """
 
-    def __init__(self, model: GroundingLMM, *, score_threshold: float = 0.3) -> None:
+    def __init__(
+        self, model: GroundingLMM, *, score_threshold: float = 0.3, classes: Sequence[str] | None = None
+    ) -> None:
         self.model = model.eval()
         self.score_threshold = score_threshold
+        if classes is not None:
+            self._set_classes(classes)
+
+    def _set_classes(self, classes: Sequence[str]) -> None:
+        if "detection" not in self.model.heads:
+            raise ConfigError(
+                f"`classes` are for a detection head; the model has none (heads: {', '.join(self.model.heads)})"
+            )
+        head = self.model.heads["detection"]
+        if head.classifier != "open":
+            raise ConfigError(
+                "`classes` need a detection head with `classifier`='open'; this one knows only "
+                f"{', '.join(head.class_names[:5])}{', ...' if len(head.class_names) > 5 else ''}"
+            )
+        with torch.no_grad():
+            head.set_class_embeddings(self.model.lmm.class_embeddings(classes), classes)
 
     def follow(self, image: ImageLike, instruction: str, *, max_new_tokens: int = 128) -> InstructionResult:
         """Carries out an instruction.
@@ -138,12 +168,12 @@ class Instructor:
             ConfigError: The model has no head for what is asked.
         """
         pixels = read_image(image, "image")
-        steps = parse_instruction(instruction)
+        parsed = parse_instruction(instruction)
         regions: list[Region] = []
         texts: list[str] = []
         objects: list[Region] | None = None
         with torch.inference_mode():
-            for step in steps:
+            for step in parsed.steps:
                 if step.kind == "answer":
                     sample = Sample("question", pixels, "", (), prompt=step.text, task="vqa")
                     texts.append(self.model.answer(sample, max_new_tokens=max_new_tokens))
@@ -158,7 +188,9 @@ class Instructor:
                     found = [self._segment(pixels, step)]
                 texts.append(_sentence(step, found))
                 regions += found
-        return InstructionResult(pixels, instruction, tuple(steps), " ".join(texts), tuple(regions))
+        return InstructionResult(
+            pixels, instruction, parsed.steps, " ".join(texts), tuple(regions), parsed.uninterpreted
+        )
 
     def _labels(self, step: Step) -> list[int] | None:
         if step.kind != "detect" or "detection" not in self.model.heads:

@@ -14,9 +14,9 @@ from flmm_detseg.language.polygons import MaskPolygons, mask_to_polygons, polygo
 from flmm_detseg.language.scanner import ItemSpan
 from flmm_detseg.language.serialise import SerialisedAnswer, SerialiseOptions, serialise
 from flmm_detseg.language.task_tokens import (
+    OBJECTS_QUESTION,
     SEG_TOKEN,
     TASK_TOKENS,
-    TOKENS_TO_ADD,
     build_prompt,
     remove_special_tokens,
     split_prompt,
@@ -24,9 +24,9 @@ from flmm_detseg.language.task_tokens import (
 
 __all__ = [
     "MAX_COORDINATE",
+    "OBJECTS_QUESTION",
     "SEG_TOKEN",
     "TASK_TOKENS",
-    "TOKENS_TO_ADD",
     "BoxItem",
     "ItemSpan",
     "JointAnswer",

@@ -4,7 +4,7 @@ from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.llava import LlavaAdapter
 from flmm_detseg.lmms.llava_next import LlavaNextAdapter
 from flmm_detseg.lmms.lora import LoRAGroup, add_lora, lora_groups
-from flmm_detseg.lmms.lora_conv import add_conv_lora_to_convs
+from flmm_detseg.lmms.lora_conv import add_conv_lora_to_convs, add_head_lora
 from flmm_detseg.lmms.lora_layers import lora_group_of, lora_off, recompute_contexts
 from flmm_detseg.lmms.parameters import ParameterReport, format_report, parameter_report
 from flmm_detseg.lmms.processors import LlavaNextProcessor, LlavaProcessor, LMMProcessor, ProcessorSettings
@@ -22,6 +22,7 @@ __all__ = [
     "ProcessorSettings",
     "RowSettings",
     "add_conv_lora_to_convs",
+    "add_head_lora",
     "add_lora",
     "format_report",
     "lora_group_of",

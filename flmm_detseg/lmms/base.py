@@ -25,11 +25,13 @@ class LMMAdapter(nn.Module, ABC):
         model: The transformers model.
         frozen: No gradient flows through the LMM: :meth:`encode` runs without autograd.
         lora_groups: LoRA groups by name, see :func:`~flmm_detseg.lmms.lora.add_lora`.
+        merged: LoRA has become part of the weights: the LMM as it was is gone.
     """
 
     model: nn.Module
     frozen: bool
     lora_groups: Mapping[str, LoRAGroup]
+    merged: bool = False
 
     @property
     @abstractmethod
@@ -181,6 +183,7 @@ class LMMAdapter(nn.Module, ABC):
         count = merge_lora(self.model)
         self.lora_groups = {}
         self.frozen = True
+        self.merged = self.merged or count > 0
         self.model.eval()
         return count
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,7 +16,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.loading import load_model, load_normalisation, load_tokenizer, torch_dtype
 from flmm_detseg.lmms.lora import add_lora, lora_groups
-from flmm_detseg.lmms.lora_layers import lora_off
+from flmm_detseg.lmms.lora_layers import lora_off, recompute_contexts
 from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
 from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, ProcessorSettings
 from flmm_detseg.lmms.row_tap import ROW_TAP, RowSettings
@@ -40,10 +41,12 @@ class HFLlavaBase(LMMAdapter):
             trainable LMM; the pass stays differentiable.
         lora: LoRA groups, see :func:`~flmm_detseg.lmms.lora.lora_groups`. The LMM's own weights are frozen
             then, whatever ``frozen`` says, and :meth:`encode` runs with autograd.
+        gradient_checkpointing: Blocks of tower and language model keep their input only and are repeated in the
+            backward pass: less memory, about a third more time, the same gradients. Only in training mode.
 
     Raises:
-        ConfigError: Row settings that do not fit the model, or a model that keeps the class token among its
-            image tokens.
+        ConfigError: Row settings that do not fit the model, a model that keeps the class token among its image
+            tokens, or ``gradient_checkpointing`` of an LMM that has no gradients.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]
@@ -62,6 +65,7 @@ class HFLlavaBase(LMMAdapter):
         frozen: bool = True,
         share_prefix: bool = True,
         lora: Mapping[str, Mapping[str, Any]] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         text_config = model.config.text_config
@@ -84,6 +88,8 @@ class HFLlavaBase(LMMAdapter):
         self.lora_groups = {}
         if lora:
             add_lora(self, lora_groups(lora))
+        if gradient_checkpointing:
+            self._checkpoint_gradients()
 
     @classmethod
     def from_pretrained(
@@ -98,6 +104,7 @@ class HFLlavaBase(LMMAdapter):
         frozen: bool = True,
         share_prefix: bool = True,
         lora: Mapping[str, Mapping[str, Any]] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> Self:
         """Builds the adapter from a folder in hub layout, or from a model name on the hub.
 
@@ -111,6 +118,7 @@ class HFLlavaBase(LMMAdapter):
             frozen: See the class.
             share_prefix: See the class.
             lora: See the class, e.g. ``dict(vision=dict(r=8), llm=dict(target="all-linear"))``.
+            gradient_checkpointing: See the class.
 
         Raises:
             ConfigError: No such folder, a file is missing, or an argument cannot be used.
@@ -130,7 +138,15 @@ class HFLlavaBase(LMMAdapter):
                 image_std=std,
             ),
         )
-        return cls(model, processor, **vars(settings), frozen=frozen, share_prefix=share_prefix, lora=lora)
+        return cls(
+            model,
+            processor,
+            **vars(settings),
+            frozen=frozen,
+            share_prefix=share_prefix,
+            lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
+        )
 
     @classmethod
     def from_config(
@@ -146,6 +162,7 @@ class HFLlavaBase(LMMAdapter):
         frozen: bool = True,
         share_prefix: bool = True,
         lora: Mapping[str, Mapping[str, Any]] | None = None,
+        gradient_checkpointing: bool = False,
     ) -> Self:
         """Builds the adapter with random weights, on the default device (``with torch.device("meta")``:
         shapes only).
@@ -162,6 +179,7 @@ class HFLlavaBase(LMMAdapter):
             frozen: See the class.
             share_prefix: See the class.
             lora: See the class, e.g. ``dict(vision=dict(r=8), llm=dict(target="all-linear"))``.
+            gradient_checkpointing: See the class.
 
         Raises:
             ConfigError: An argument cannot be used.
@@ -184,7 +202,25 @@ class HFLlavaBase(LMMAdapter):
                     max_length=max_length or config.text_config.max_position_embeddings,
                 ),
             )
-        return cls(model, processor, **vars(settings), frozen=frozen, share_prefix=share_prefix, lora=lora)
+        return cls(
+            model,
+            processor,
+            **vars(settings),
+            frozen=frozen,
+            share_prefix=share_prefix,
+            lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    def _checkpoint_gradients(self) -> None:
+        if self.frozen:
+            raise ConfigError(
+                "`gradient_checkpointing` saves memory of a backward pass, but the LMM is frozen and has none; leave "
+                "it out, or add `lora`"
+            )
+        self.model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": partial(recompute_contexts, self.model)}
+        )
 
     @classmethod
     @abstractmethod

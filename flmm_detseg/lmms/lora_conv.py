@@ -1,6 +1,9 @@
-"""LoRA on the convolutions of a pretrained decoder."""
+"""LoRA on the convolutions of pretrained decoders."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -86,3 +89,30 @@ def _fit_geometry(layer: LoraLayer, name: str) -> None:
     )
     fitted.weight = down.weight
     layer.lora_A[name] = fitted
+
+
+def add_head_lora(
+    heads: Mapping[str, nn.Module], config: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[str, ...]]:
+    """LoRA on the convolutions of heads, as a config asks for it: ``dict(segmentation=dict(r=4, alpha=8))``.
+
+    The adapted convolutions are frozen, so load their weights first.
+
+    Args:
+        heads: Heads by name.
+        config: Per head ``r``, ``alpha``, ``target`` and ``dropout`` of :func:`add_conv_lora_to_convs`, each optional.
+
+    Returns:
+        Per head the names of its adapted convolutions; parameters are ``....lora_A.HEAD.weight``.
+
+    Raises:
+        ConfigError: There is no such head or key, or see :func:`add_conv_lora_to_convs`.
+    """
+    known = ("r", "alpha", "target", "dropout")
+    for name, given in config.items():
+        if name not in heads:
+            raise ConfigError(f"`head_lora`: {name!r} is no head{suggest(name, heads)}")
+        for key in given:
+            if key not in known:
+                raise ConfigError(f"`head_lora.{name}` has no key `{key}`{suggest(str(key), known)}")
+    return {name: add_conv_lora_to_convs(heads[name], **given, name=name) for name, given in config.items()}

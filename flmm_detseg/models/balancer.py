@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import all_reduce, get_world_size
 from torch import Tensor, nn
@@ -44,7 +45,8 @@ class Weighting(nn.Module):
         """Weighted losses.
 
         Args:
-            losses: Loss per task present in the batch.
+            losses: Loss per task present in the batch of any process; the same tasks, in the same order, in all
+                processes (0 where this one has none).
             shared: Parameters all tasks share (of the adapted LMM).
 
         Returns:
@@ -71,7 +73,7 @@ class FixedWeighting(Weighting):
 class UncertaintyWeighting(Weighting):
     """Weights learned as the tasks' uncertainties: ``exp(-s) L + s / 2``, half of the first term for regressions.
 
-    The parameters ``log_variance.TASK`` need weight decay 0 (``paramwise_cfg`` with ``balancer``).
+    The parameters ``log_variance.TASK`` must not decay; :class:`~flmm_detseg.engine.GroupedAdamW` sees to it.
 
     Args:
         weights: Fixed factors on top.
@@ -120,9 +122,9 @@ class GradNormWeighting(Weighting):
 
     ``w = T softmax(v)``; v is trained by ``sum_i |w_i n_i - mean(w n) r_i^alpha|`` with ``n_i`` the norm of the
     task's gradient on the shared parameters and ``r_i`` its relative inverse training rate, both constants to it. The
-    gradient reaches v alone. The softmax takes the place of the paper's renormalisation to a sum of T. Parameters
-    need weight decay 0 (``paramwise_cfg`` with ``balancer``). A task whose first loss has not been seen is
-    weighted by its current w and sets the reference.
+    gradient reaches v alone. The softmax takes the place of the paper's renormalisation to a sum of T. v must not
+    decay; :class:`~flmm_detseg.engine.GroupedAdamW` sees to it. A task whose first loss has not been seen is weighted
+    by its current w and sets the reference.
 
     Args:
         weights: Fixed factors on top.
@@ -130,6 +132,8 @@ class GradNormWeighting(Weighting):
 
     Source: Chen et al., GradNorm, arXiv 1711.02257, section 3.
     """
+
+    checkpoint_buffers = ("first_losses",)
 
     def __init__(self, weights: Mapping[str, float] | None = None, alpha: float = 1.5) -> None:
         super().__init__(weights)
@@ -141,16 +145,15 @@ class GradNormWeighting(Weighting):
         super().setup(tasks)
         self.names = tuple(tasks)
         self.logits = nn.Parameter(torch.zeros(len(tasks)))
-        # First loss per task, 0 before it was seen. A parameter without a gradient, because checkpoints hold
-        # parameters: a resumed run must not forget where it began.
-        self.first_losses = nn.Parameter(torch.zeros(len(tasks)))
+        # First loss per task, 0 before it was seen. Not a parameter: ZeRO writes its own copy over those.
+        self.register_buffer("first_losses", torch.zeros(len(tasks)))
 
     def forward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor]:
         """See the base class; adds the term ``gradnorm``."""
         scaled = super().forward(losses, shared)
         places = [self.names.index(name) for name in scaled]
         values = mean_over_processes(torch.stack([loss.detach().float() for loss in scaled.values()]))
-        first = self.first_losses.data
+        first = self.first_losses
         first[places] = torch.where(first[places] == 0, values.to(first), first[places])
         weights = len(self.names) * self.logits.softmax(0)
         terms = {name: weights[place].detach() * scaled[name] for name, place in zip(scaled, places)}
@@ -217,7 +220,8 @@ class TaskBalancer(nn.Module):
         gradients: ``"sum"``, or ``"pcgrad"``: where two tasks' gradients on the shared parameters point against each
             other, each loses its part along the other. Needs the tasks in one batch, and one more backward pass
             each. Conflicts are those of the micro-batch, over all processes.
-        seed: Of the random order in which PCGrad takes the tasks.
+        seed: Of the random order in which PCGrad takes the tasks: a function of seed and number of steps so far, which
+            checkpoints hold.
 
     Source: Yu et al., Gradient Surgery, arXiv 2001.06782, algorithm 1.
     """
@@ -228,7 +232,11 @@ class TaskBalancer(nn.Module):
             raise ConfigError(f"gradients {gradients!r} is none of {', '.join(GRADIENT_METHODS)}")
         self.weighting = weighting or Weighting()
         self.gradients = gradients
-        self._generator = torch.Generator().manual_seed(seed)  # the same order in every process
+        self.seed = seed
+        self.checkpoint_buffers: tuple[str, ...] = ()
+        if gradients == "pcgrad":
+            self.register_buffer("num_steps", torch.zeros((), dtype=torch.int64))
+            self.checkpoint_buffers = ("num_steps",)
         self._gates: dict[str, GradientGate] = {}
 
     def setup(self, tasks: Sequence[str]) -> None:
@@ -246,22 +254,28 @@ class TaskBalancer(nn.Module):
         """Terms of the objective (to be summed), and figures for the log.
 
         Args:
-            losses: Loss per head present in the batch.
+            losses: See :meth:`Weighting.forward`.
             shared: Trainable parameters of the LMM.
         """
+        for gate in self._gates.values():  # before any gradient is taken: the last step's are still set
+            gate.scale = 1.0
         terms = self.weighting(losses, shared)
         figures = self.weighting.statistics()
         tasks = list(losses)
-        for gate in self._gates.values():
-            gate.scale = 1.0
         if self.gradients == "pcgrad" and len(tasks) > 1 and shared:
             gradients = [mean_over_processes(flat_gradient(terms[name], shared)) for name in tasks]
             gram = torch.stack([torch.stack([a @ b for b in gradients]) for a in gradients]).double().cpu()
-            scales = pcgrad_coefficients(gram, self._generator)
+            scales = pcgrad_coefficients(gram, order_generator(self.seed, int(self.num_steps)))
+            self.num_steps += 1
             for name, scale in zip(tasks, scales.tolist()):
                 self._gates[name].scale = scale
                 figures[f"pcgrad_{name}"] = scale
         return terms, figures
+
+
+def order_generator(seed: int, step: int) -> torch.Generator:
+    """Source of PCGrad's order of a step, the same in every process."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
 
 
 def pcgrad_coefficients(gram: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +25,37 @@ _LISTED = 8
 
 
 def trainable_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
-    """Parameters with ``requires_grad`` by name, detached (storage shared)."""
+    """Parameters with ``requires_grad``, and :func:`state_buffers`, by name, detached (storage shared)."""
     # An OrderedDict because MMEngine attaches metadata to a state dict.
-    return OrderedDict((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
+    found = OrderedDict((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
+    found.update(state_buffers(model))
+    return found
+
+
+def state_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that belong to the run, so that checkpoints must hold them: those a module names in an attribute
+    ``checkpoint_buffers``.
+    """
+    return {
+        f"{path}.{name}" if path else name: getattr(module, name)
+        for path, module in model.named_modules()
+        for name in getattr(module, "checkpoint_buffers", ())
+    }
+
+
+def fingerprint(lmm: nn.Module) -> str:
+    """sha256 over an LMM's frozen parameters and its buffers: equal if and only if every bit is."""
+    digest = hashlib.sha256()
+    # LoRA moves the weight it stands beside to `base_layer`; the weight is the same.
+    frozen = [
+        (name.replace(".base_layer.", "."), p.detach())
+        for name, p in lmm.named_parameters()
+        if not p.requires_grad
+    ]
+    for name, tensor in sorted([*frozen, *lmm.named_buffers()], key=lambda item: item[0]):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -164,15 +193,14 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
 
 @torch.no_grad()
 def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
-    """Copies checked tensors into the model's trainable parameters.
+    """Copies checked tensors into the model's trainable parameters and state buffers.
 
     Raises:
         CheckpointError: See :func:`check_tensors`; nothing is changed then.
     """
     given = check_tensors(model, state_dict, source)
-    for name, parameter in model.named_parameters():
-        if name in given:
-            parameter.copy_(given[name])
+    for name, tensor in trainable_tensors(model).items():
+        tensor.copy_(given[name])
 
 
 def _list(names: list[str]) -> str:
@@ -213,7 +241,8 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
                 f"{_list(shapes) or 'none'}"
             )
         found.update({name: value for name, value in tensors.items() if name in wanted})
-    missing = [name for name in wanted if name not in found and not name.startswith(tuple(new_parts))]
+    new = (*new_parts, *state_buffers(model))  # a new run may begin with a state of its own
+    missing = [name for name in wanted if name not in found and not name.startswith(new)]
     if missing:
         raise CheckpointError(
             f"{len(missing)} trainable parameters are in none of {', '.join(map(str, files))}: {_list(missing)}; add "

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads import Head
+from flmm_detseg.heads.language_head import answer_rows, distillation
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.decoding import phrase_inputs
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_lmm, build_part
-from flmm_detseg.models.checkpoint import load_parts, load_tensors, trainable_tensors
+from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors, trainable_tensors
+from flmm_detseg.models.objective import StepTotals, objective, parse_objective, step_totals
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, Generation, GroundingBatch, LMMStates, Prediction, Sample
 
@@ -54,9 +54,13 @@ class GroundingLMM(BaseModel):
             may change all. Heads that read the same samples share one pass and must agree.
         l2sp: Factor of the squared Frobenius norm of the LoRA products: the distance of the adapted weights from
             the LMM's own.
+        instance_masks: Detected objects also get masks: the phrase head's SAM, prompted with their boxes.
         init_from: Checkpoints to start from, each with tensors of this model only (another stage's, another task's).
         new_parts: Prefixes of trainable parameters that ``init_from`` does not hold, e.g. ``["lmm."]``; every other
             one must be in one of the files.
+
+    Attributes:
+        same_groups: Refuse steps in which processes hold samples of different heads (set for DeepSpeed).
 
     Raises:
         ConfigError: A part cannot be built; names its key.
@@ -72,6 +76,7 @@ class GroundingLMM(BaseModel):
         retention: str | None = None,
         isolate: Mapping[str, Sequence[str]] | None = None,
         l2sp: float = 0.0,
+        instance_masks: bool = False,
         init_from: Sequence[str] = (),
         new_parts: Sequence[str] = (),
     ) -> None:
@@ -95,6 +100,7 @@ class GroundingLMM(BaseModel):
         self._check_base()
         self.isolate = {name: tuple(groups) for name, groups in (isolate or {}).items()}
         self._check_isolation()
+        self.same_groups = False
         self.l2sp = l2sp
         if l2sp and not self.lmm.lora_groups:
             raise ConfigError("`model.l2sp` keeps LoRA near the LMM's weights, but `model.lmm` has no `lora`")
@@ -102,6 +108,12 @@ class GroundingLMM(BaseModel):
             names = getattr(head, "class_names", None)
             if names and hasattr(head, "set_class_embeddings") and head.classifier == "open":
                 head.set_class_embeddings(self.lmm.class_embeddings(names))
+        self.instance_masks = instance_masks
+        if (
+            instance_masks
+            and getattr(self.heads["phrase"] if "phrase" in self.heads else None, "sam", None) is None
+        ):
+            raise ConfigError("`model.instance_masks` needs a head `phrase` with a `sam`")
         if init_from:
             load_parts(self, init_from, new_parts)
         for name, parameter in self.named_parameters():
@@ -136,50 +148,47 @@ class GroundingLMM(BaseModel):
         raise ConfigError(f"mode {mode!r} is none of loss, predict, tensor")
 
     def loss(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """Losses and logged figures of every head that has samples in the batch, as ``HEAD.NAME``.
+        """The objective's terms, and losses and figures of every head that has samples in the batch, for the log.
 
         Samples that the same heads read run through the LMM together, and only what these ask for is captured. A
         head's figures are means over its targets in the whole batch, also where it reads several tasks. With
-        several processes they are scaled by the process's share of the global batch's targets, so that their mean
-        over processes, and the gradient, is that of one process with the whole batch.
+        several processes they are scaled by the process's share of the global batch's targets (the LMM's own auxiliary
+        losses: of its samples), so that their mean over processes, and the gradient, is that of one process with the
+        whole batch. Every trainable parameter gets a gradient, 0 where nothing of the batch reaches it.
+
+        Returns:
+            ``objective.loss_NAME``: terms, weighted by the balancer, to be summed. Without a graph: ``HEAD.NAME``,
+            ``lmm.NAME`` and ``balancer.NAME``.
+
+        Raises:
+            ConfigError: No head reads a sample's task, or heads that share a pass disagree on ``isolate``.
+            RunError: :attr:`same_groups` is set and the processes' batches differ in the heads they are for.
         """
         groups = self._groups(samples)
-        totals = self._mean_targets(groups)
+        totals = self._totals(groups)
         losses: dict[str, Tensor] = {}
         for group in groups:
             with self._isolated(group.heads):
                 states = self._encode(group.batch, group.capture)
-            extra = self.lmm.auxiliary_losses()
+            share = len(group.batch.samples) / totals.samples
+            found = {f"lmm.{key}": share * value for key, value in self.lmm.auxiliary_losses().items()}
             for name in group.heads:
                 head = self.heads[name]
                 seen = self.balancer.gate(name, states) if self.balancer is not None else states
-                share = head.num_targets(group.batch) / max(totals[name], 1e-6)
+                share = head.num_targets(group.batch) / max(totals.targets[name], 1e-6)
                 for key, value in head.loss(seen, group.batch).items():
-                    value = share * value
-                    key = f"{name}.{key}"
-                    losses[key] = losses[key] + value if key in losses else value
-            for key, value in extra.items():
-                losses[f"lmm.{key}"] = losses.get(f"lmm.{key}", 0.0) + value
+                    found[f"{name}.{key}"] = share * value
+            for key, value in found.items():
+                losses[key] = losses[key] + value if key in losses else value
         if self.l2sp:
             losses["lmm.loss_l2sp"] = self.l2sp * self.lmm.lora_penalty()
-        return losses
+        shared = [p for p in self.lmm.parameters() if p.requires_grad]
+        trainable = [p for p in self.parameters() if p.requires_grad]
+        return objective(losses, totals.heads, self.balancer, shared, trainable)
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """MMEngine's hook from losses to the objective: the balancer speaks here."""
-        if self.balancer is None:
-            return super().parse_losses(losses)
-        tasks = {
-            name: sum(v for k, v in losses.items() if k.startswith(f"{name}.") and "loss" in k)
-            for name in self.heads
-            if any(k.startswith(f"{name}.") and "loss" in k for k in losses)
-        }
-        shared = [p for p in self.lmm.parameters() if p.requires_grad]
-        terms, figures = self.balancer(tasks, shared)
-        rest = [v for k, v in losses.items() if k.startswith("lmm.") and "loss" in k]
-        total = sum(terms.values()) + sum(rest)
-        log = {"loss": total, **{key: value.mean() for key, value in losses.items()}}
-        log.update({f"balancer.{k}": torch.tensor(v, device=total.device) for k, v in figures.items()})
-        return total, log
+        """MMEngine's hook from :meth:`loss` to the number to minimise and the figures to log."""
+        return parse_objective(losses)
 
     def _groups(self, samples: Sequence[Sample]) -> list[_Group]:
         members: dict[tuple[str, ...], list[Sample]] = {}
@@ -192,19 +201,19 @@ class GroundingLMM(BaseModel):
                     f"{', '.join(known)}); add a head, or leave the data set out"
                 )
             members.setdefault(names, []).append(sample)
-        return [_Group(self.prepare(group), names, self._capture(names)) for names, group in members.items()]
+        # One order in all processes: ZeRO adds up gradients in the order in which they arrive.
+        order = list(self.heads)
+        found = sorted(members.items(), key=lambda item: [order.index(name) for name in item[0]])
+        return [_Group(self.prepare(group), names, self._capture(names)) for names, group in found]
 
-    def _mean_targets(self, groups: Sequence[_Group]) -> dict[str, float]:
-        """Per head, targets in the batch; the mean over processes."""
-        counts = [
-            float(sum(head.num_targets(g.batch) for g in groups if name in g.heads))
+    def _totals(self, groups: Sequence[_Group]) -> StepTotals:
+        targets = {
+            name: float(sum(head.num_targets(g.batch) for g in groups if name in g.heads))
             for name, head in self.heads.items()
-        ]
-        if get_world_size() > 1:
-            total = torch.tensor(counts, device=self.lmm.device)
-            all_reduce(total, op="mean")
-            counts = total.tolist()
-        return dict(zip(self.heads, counts, strict=True))
+        }
+        num_samples = sum(len(group.batch.samples) for group in groups)
+        names = [group.heads for group in groups]
+        return step_totals(targets, names, num_samples, self.lmm.device, same_groups=self.same_groups)
 
     def _isolated(self, heads: Sequence[str]) -> Any:
         """While the graph is built, only these LoRA groups are in it."""
@@ -219,17 +228,29 @@ class GroundingLMM(BaseModel):
 
     @property
     def keeps_base(self) -> bool:
-        """Whether the LMM as it was is still there behind the adapters (not under full fine-tuning)."""
-        return self.lmm.frozen or bool(self.lmm.lora_groups)
+        """Whether the LMM as it was is still there behind the adapters (not when fully fine-tuned, or merged)."""
+        return (self.lmm.frozen and not self.lmm.merged) or bool(self.lmm.lora_groups)
+
+    def require_base(self, what: str) -> None:
+        """For what compares with, or returns to, the LMM as it was.
+
+        Args:
+            what: What asks for it, for the error.
+
+        Raises:
+            ConfigError: The LMM was fully fine-tuned, or LoRA merged into it.
+        """
+        if not self.keeps_base:
+            raise ConfigError(
+                "the LMM as it was is gone (`model.lmm` has `frozen`=False without `lora`, or its LoRA was merged): "
+                f"{what} cannot be had; use `lora`"
+            )
 
     def _check_base(self) -> None:
-        if self.keeps_base:
-            return
-        if self.retention == "switched" or self.capture.base_logits:
-            raise ConfigError(
-                "`model.lmm` is fully fine-tuned (`frozen`=False without `lora`): the LMM as it was is gone, so "
-                "neither retention='switched' nor distillation to it can work; use `lora`"
-            )
+        if self.retention == "switched":
+            self.require_base("retention='switched'")
+        if self.capture.base_logits:
+            self.require_base("distillation")
 
     def _check_isolation(self) -> None:
         for name, groups in self.isolate.items():
@@ -278,16 +299,14 @@ class GroundingLMM(BaseModel):
     @torch.no_grad()
     def detect(self, samples: list[Sample]) -> list[InstanceData]:
         """Objects per sample: ``bboxes`` (xyxy, original pixels), ``scores``, ``labels``; ``masks`` with a refiner."""
-        return self._dense("detection", samples)
+        head, batch = self._head("detection"), self.prepare(samples)
+        sam = self.heads["phrase"].sam if self.instance_masks else None
+        return head.predict(self._encode(batch, head.capture), batch, sam=sam)
 
     @torch.no_grad()
     def segment(self, samples: list[Sample]) -> list[Tensor]:
         """Class map per sample, int64 ``[H, W]``, original size."""
-        return self._dense("segmentation", samples)
-
-    def _dense(self, name: str, samples: list[Sample]) -> list[Any]:
-        head = self._head(name)
-        batch = self.prepare(samples)
+        head, batch = self._head("segmentation"), self.prepare(samples)
         return head.predict(self._encode(batch, head.capture), batch)
 
     def _head(self, name: str) -> Head:
@@ -319,9 +338,12 @@ class GroundingLMM(BaseModel):
 
     @torch.no_grad()
     def answer_kl(self, samples: list[Sample]) -> list[float]:
-        """``KL(base || model)`` per sample: mean over the answer's tokens (``sample.text``, teacher-forced), nats."""
-        from flmm_detseg.heads.language_head import answer_rows, distillation
+        """``KL(base || model)`` per sample: mean over the answer's tokens (``sample.text``, teacher-forced), nats.
 
+        Raises:
+            ConfigError: The LMM as it was is gone (:meth:`require_base`).
+        """
+        self.require_base("the divergence from the base model")
         batch = self.prepare(samples)
         states = self.lmm.encode(batch.inputs, CaptureSpec(logits=True))
         with self.lmm.base_mode():
@@ -370,17 +392,7 @@ class GroundingLMM(BaseModel):
 
     def frozen_fingerprint(self) -> str:
         """sha256 over the LMM's frozen parameters and its buffers: equal if and only if every bit is."""
-        digest = hashlib.sha256()
-        # LoRA moves the weight it stands beside to `base_layer`; the weight is the same.
-        frozen = [
-            (name.replace(".base_layer.", "."), p.detach())
-            for name, p in self.lmm.named_parameters()
-            if not p.requires_grad
-        ]
-        for name, tensor in sorted([*frozen, *self.lmm.named_buffers()], key=lambda item: item[0]):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.lmm)
 
 
 def _retention(mode: str | None, *, adapted: bool) -> str:

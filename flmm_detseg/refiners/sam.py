@@ -53,8 +53,8 @@ class SAMRefiner(nn.Module):
     The image encoder is frozen (evaluation mode, no gradient); prompt encoder and mask decoder are trained.
     Gradients reach the coarse logits through the mask prompt. Ten trainable tensors never get one because
     their prompts and outputs are not used (point embeddings 0 and 1, ``not_a_point_embed``,
-    ``no_mask_embed``, the quality head): they stay trainable because published checkpoints contain them, so
-    plain DDP needs ``find_unused_parameters=True``.
+    ``no_mask_embed``, the quality head): they stay trainable because published checkpoints contain them, and
+    ``GroundingLMM.loss`` gives them the gradient 0.
 
     Args:
         model: A segment-anything model, see :func:`build_sam`.

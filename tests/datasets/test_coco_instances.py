@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -234,3 +235,23 @@ def test_scores_of_pseudo_labels_are_weights(tmp_path):
         files = write(tmp_path, content([annotation(0), annotation(1, pseudo=True, score=score)]))
         with pytest.raises(DataError, match="annotation 1: `score` .* of a pseudo-label"):
             COCOInstancesDataset(**files)
+
+
+def test_images_of_an_evaluation_are_left_out(tmp_path):
+    refs = [
+        {"image_id": image, "split": split, "ref_id": image}
+        for image, split in ((1, "val"), (2, "train"), (3, "testA"))
+    ]
+    (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(refs))
+    files = write(tmp_path, content([annotation(1), annotation(2), annotation(3, image_id=3)]))
+    (tmp_path / "images" / "3.png").unlink()  # what is left out need not be there
+    dataset = COCOInstancesDataset(**files, exclude_image_ids_file=str(tmp_path / "refs(unc).p"))
+    assert [dataset[index].meta["coco_image_id"] for index in range(len(dataset))] == [2]
+    assert dataset.dropped["excluded image"] == ["coco/image-1", "coco/image-3"]
+    (tmp_path / "more.txt").write_text("2")
+    with pytest.raises(DataError):
+        COCOInstancesDataset(
+            **files, exclude_image_ids_file=[str(tmp_path / "refs(unc).p"), str(tmp_path / "more.txt")]
+        )
+    with pytest.raises(DataError, match="no_such.p"):
+        COCOInstancesDataset(**files, exclude_image_ids_file=str(tmp_path / "no_such.p"))

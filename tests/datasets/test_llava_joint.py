@@ -185,7 +185,9 @@ def test_a_faulty_file_is_one_clear_error(tmp_path, content, match):
 
 def test_joint_boxes_and_masks_stand_in_the_text(world):
     dense = coco(world, with_masks=True)
-    dataset = JointDataset(dense, sections=["segmentations", "detections"], box_order="raster")
+    dataset = JointDataset(
+        dense, sections=["segmentations", "detections"], box_order="raster", mask_form="seg"
+    )
     assert len(dataset) == len(dense)
     for index in range(4):
         sample, plain = dataset[index], dense[index]
@@ -246,9 +248,7 @@ def test_joint_masks_of_a_label_map(world):
 
 
 def test_joint_polygons_are_read_back_as_the_masks(world):
-    dataset = JointDataset(
-        coco(world, with_masks=True), ["segmentations"], mask_form="polygons", max_points=40
-    )
+    dataset = JointDataset(coco(world, with_masks=True), ["segmentations"], max_points=40)
     for index in range(3):
         sample = dataset[index]
         items = parse_answer(sample.text).answer.segmentations

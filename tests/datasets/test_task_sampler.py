@@ -20,6 +20,7 @@ from flmm_detseg.datasets import (
     TaskSampler,
     collate_samples,
 )
+from flmm_detseg.datasets.task_sampler import rounded
 from flmm_detseg.engine.loop import endless
 from flmm_detseg.errors import ConfigError
 
@@ -70,22 +71,38 @@ def test_one_task_per_batch_in_the_ratios(members):
     assert found != batches(mix, seed=8)
 
 
-def test_mixed_batches_in_the_ratios(members):
+def members_of(mix: MultiTaskMix, batch: list[int]) -> Counter:
+    return Counter(map(mix.name_of, batch))
+
+
+def test_every_mixed_batch_holds_every_member(members):
     mix = mix_of(members, refer=1, png=3)
-    sampler = TaskSampler(mix, mode="mixed", epoch_length=40, seed=1)
-    found = list(sampler)
-    assert len(found) == len(sampler) == 40
-    assert Counter(map(mix.name_of, found)) == {"refer": 10, "png": 30}
-    names = [mix.name_of(index) for index in found]
-    assert len({tuple(names[i : i + 4]) for i in range(0, 40, 4)}) > 3
-    assert [
-        index for batch in batches(mix, mode="mixed", epoch_length=40, seed=1) for index in batch
-    ] == found
+    found = batches(mix, mode="mixed", epoch_length=40, batch_size=4)
+    assert [members_of(mix, batch) for batch in found] == [{"refer": 1, "png": 3}] * 10
+    assert found != batches(mix, mode="mixed", epoch_length=40, batch_size=4, epoch=1)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_shares_that_are_no_whole_numbers_hold_in_the_epoch(members, shuffle):
+    mix = mix_of(members, refer=3, png=5)  # of 4: 1.5 and 2.5
+    for epoch in range(2):
+        found = batches(mix, epoch, mode="mixed", epoch_length=80, batch_size=4, shuffle=shuffle)
+        kinds = Counter(members_of(mix, batch)["refer"] for batch in found)
+        assert kinds == {1: 10, 2: 10}
+
+
+def test_rounded_quotas() -> None:
+    quotas = np.array([2.4, 2.4, 3.6, 3.6])
+    found = rounded(quotas, 50)
+    assert (found.sum(1) == 12).all()
+    assert ((found == np.floor(quotas)) | (found == np.ceil(quotas))).all()
+    assert np.abs(found.sum(0) - 50 * quotas).max() < 1
+    assert (rounded(np.array([1.0, 3.0]), 7) == [1, 3]).all()
 
 
 def test_lengths_are_the_default_ratios(members):
     mix = mix_of(members)
-    found = list(TaskSampler(mix, mode="mixed", seed=0))
+    (found,) = batches(mix, mode="mixed", epoch_length=None, batch_size=13)
     assert sorted(found) == list(range(13))
 
 
@@ -100,16 +117,15 @@ def test_no_record_comes_twice_before_all_of_its_member_came(members, mode):
     counts = {name: Counter(found) for name, found in seen.items()}
     assert set(counts["refer"].values()) == {6}
     assert set(counts["png"].values()) == {20}
-    if mode == "one_task":  # in mixed, places of an epoch are shuffled
-        for name, length in (("refer", 10), ("png", 3)):
-            passes = [seen[name][k : k + length] for k in range(0, 60, length)]
-            assert all(len(set(one)) == length for one in passes)
-            assert len({tuple(one) for one in passes}) > 1
+    for name, length in (("refer", 10), ("png", 3)):
+        passes = [seen[name][k : k + length] for k in range(0, 60, length)]
+        assert all(len(set(one)) == length for one in passes)
+        assert len({tuple(one) for one in passes}) > 1
 
 
 @pytest.mark.parametrize("mode", ["one_task", "mixed"])
 def test_processes_share_the_step_s_task_and_no_record(members, mode, monkeypatch):
-    mix = mix_of(members, refer=3, png=1)
+    mix = mix_of(members, refer=3 if mode == "one_task" else 1, png=1)
     on_rank(monkeypatch, 0, 1)
     # the same global batches as one process of twice the batch size
     alone = batches(mix, batch_size=4, mode=mode, epoch_length=40)
@@ -125,6 +141,8 @@ def test_processes_share_the_step_s_task_and_no_record(members, mode, monkeypatc
         # 10 records: no pass ends within the first two of its steps
         steps = [set(one) | set(two) for one, two in zip(*shards) if mix.name_of(one[0]) == "refer"]
         assert len(steps[0] | steps[1]) == 8
+    else:
+        assert all(members_of(mix, batch) == {"refer": 1, "png": 1} for shard in shards for batch in shard)
     refer = Counter(i for shard in shards for batch in shard for i in batch if mix.name_of(i) == "refer")
     assert max(refer.values()) - min(refer.values()) <= 1
 
@@ -135,14 +153,26 @@ def test_epoch_is_rounded_up_to_whole_steps(members, monkeypatch):
         on_rank(monkeypatch, rank, 3)
         found = batches(mix, batch_size=4, epoch_length=25)
         assert [len(batch) for batch in found] == [4, 4, 4]
-        assert len(list(TaskSampler(mix, mode="mixed", epoch_length=25, seed=0))) == 9
+
+
+def test_processes_hold_equally_many_of_each_member_in_a_step(members, monkeypatch):
+    mix = mix_of(members, refer=3, png=5)
+    shards = []
+    for rank in range(2):
+        on_rank(monkeypatch, rank, 2)
+        shards.append(batches(mix, batch_size=4, mode="mixed", epoch_length=80))
+    kinds = [[members_of(mix, batch) for batch in shard] for shard in shards]
+    assert kinds[0] == kinds[1]
+    assert len({kind["refer"] for kind in kinds[0]}) == 2
+    assert shards[0] != shards[1]
 
 
 @pytest.mark.parametrize("mode", ["one_task", "mixed"])
 def test_a_resumed_epoch_goes_on(members, mode):
-    mix = mix_of(members, refer=1, png=3)
+    mix = mix_of(members, refer=1, png=2)
     for epoch in (0, 4):
-        assert batches(mix, epoch, start=22, mode=mode) == batches(mix, epoch, mode=mode)[11:]
+        straight = batches(mix, epoch, mode=mode, batch_size=4)
+        assert batches(mix, epoch, start=44, mode=mode, batch_size=4) == straight[11:]
 
 
 def test_without_shuffling_members_take_turns(members):
@@ -161,9 +191,8 @@ def build_loader(members: dict, mode: str, workers: int = 0):
         num_workers=workers,
         sampler=dict(type=TaskSampler, mode=mode),
         collate_fn=dict(type=collate_samples),
+        batch_sampler=dict(type=TaskBatchSampler),
     )
-    if mode == "one_task":
-        config["batch_sampler"] = dict(type=TaskBatchSampler)
     return Runner.build_dataloader(config, seed=5)
 
 
@@ -214,8 +243,13 @@ def test_wrong_samplers(members):
         TaskSampler(mix, epoch_length=0, seed=0)
     with pytest.raises(ConfigError, match="needs a MultiTaskMix, got a RefCOCODataset"):
         TaskSampler(members["refer"], seed=0)
-    with pytest.raises(ConfigError, match="add `batch_sampler=dict"):
-        list(TaskSampler(mix, seed=0))
+    for mode in ("one_task", "mixed"):
+        with pytest.raises(ConfigError, match="add `batch_sampler=dict"):
+            list(TaskSampler(mix, mode=mode, seed=0))
+    rare = TaskSampler(mix_of(members, refer=1, png=5), mode="mixed", seed=0)
+    with pytest.raises(ConfigError, match="'refer' gives it 0.67 of the 4 samples.*`batch_size` 6 or more"):
+        TaskBatchSampler(rare, 4)
+    TaskBatchSampler(rare, 6)
     with pytest.raises(ConfigError, match="needs a TaskSampler, got a EpochSampler"):
         TaskBatchSampler(EpochSampler(mix, seed=0), 2)
     with pytest.raises(ConfigError, match="none of the 4 places"):

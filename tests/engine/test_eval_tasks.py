@@ -20,6 +20,7 @@ from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from tiny import tiny_llava
 from torch import nn
 
 import flmm_detseg.engine.evaluate
@@ -36,7 +37,7 @@ from flmm_detseg.engine.evaluate import build_datasets, evaluate_model
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.evaluation import box_record, coco_figures, semseg_figures, semseg_record
 from flmm_detseg.language import BoxItem, JointAnswer, quantise_boxes, serialise
-from flmm_detseg.structures import Sample
+from flmm_detseg.structures import CaptureSpec, Sample
 from flmm_detseg.utils.rle import encode_rle
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -128,6 +129,9 @@ class StandIn(nn.Module):
         items += (BoxItem("zebra", (0, 0, 9, 9)),)
         return serialise(JointAnswer(detections=items)).text + "; star [1, 2"
 
+    def require_base(self, what: str) -> None:
+        assert what == "forgetting"
+
     def answer_kl(self, samples: list[Sample]) -> list[float]:
         return [0.25] * len(samples)
 
@@ -217,6 +221,48 @@ def test_boxes_in_words(folder, tmp_path):
     objects = figures["num_boxes"] - 6 - crowds
     assert figures["precision@0.5"] == pytest.approx(objects / (objects + 6))
     assert run(folder, tmp_path, COCO_BOXES, BoxOptions, boxes="text", max_new_tokens=5)["num_resumed"] == 0
+
+
+class Surest(StandIn):
+    """Writes as the stand-in does, character by character: the first two images' numbers are surer than others'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lmm.generate_with_states = self.generate_with_states
+
+    def generate_with_states(self, sample: Sample, capture: CaptureSpec, *, max_new_tokens: int):
+        assert (sample.task, capture) == ("joint", CaptureSpec())
+        text = self.boxes_in_words(sample)
+        sure = 0.9 if sample.meta["coco_image_id"] < 52 else 0.4
+        chance = torch.tensor([sure if character.isdigit() else 0.001 for character in text])
+        offsets = [(place, place + 1) for place in range(len(text))]
+        return SimpleNamespace(text=text, log_probs=chance.log(), token_offsets=offsets)
+
+
+def test_boxes_in_words_are_scored_by_their_tokens(folder, tmp_path):
+    plain = run(folder, tmp_path / "plain", COCO_BOXES, BoxOptions, boxes="text")["metrics"]["own"]
+    result = run(folder, tmp_path / "scored", COCO_BOXES, BoxOptions, Surest(), boxes="text")
+    figures = result["metrics"]["own"]
+    assert "AP" not in plain
+    assert {key: figures[key] for key in plain} == plain
+    assert figures["AP50"] == 1, "names that are no class are no false positives of a class"
+    assert figures["AP"] > 0.9
+    (file,) = json.loads(Path(result["results"]).read_text())["data_sets"]["own"]["exported"]
+    exported = json.loads(Path(file).read_text())
+    assert {entry["score"] > 0.5 for entry in exported} == {True, False}
+    for entry in exported:
+        assert entry["score"] == pytest.approx(0.9 if entry["image_id"] < 52 else 0.4)
+
+
+def test_answers_with_states_are_the_answers(folder):
+    sample = coco_samples(folder)[0]
+    dataset = COCOInstancesDataset(str(folder / "instances.json"), str(folder / "images"))
+    lmm = tiny_llava()
+    asked = replace(sample, task="joint", prompt="<TASK_DET> List the objects in the image.")
+    options = BoxOptions("c.py", boxes="text", max_new_tokens=9)
+    ((record,),) = COCO_BOXES.facts(SimpleNamespace(lmm=lmm), [sample], dataset, options)
+    assert record["answer"] == lmm.generate(asked, max_new_tokens=9)
+    assert record["scores"] == []
 
 
 def test_label_maps(folder, tmp_path):

@@ -47,6 +47,20 @@ def test_decay_of_a_group() -> None:
     assert {g["group_name"]: g["weight_decay"] for g in optimizer.param_groups} == {"head": 0.0, "rest": 0.1}
 
 
+def test_the_balancer_does_not_decay() -> None:
+    model = nn.ModuleDict({"balancer": nn.Linear(1, 1), "head": nn.Linear(1, 1)})
+    for name, parameter in model.named_parameters():
+        parameter.flmm_name = name
+
+    def decay(groups: dict | None) -> dict[str, float]:
+        optimizer = GroupedAdamW(model.parameters(), weight_decay=0.1, groups=groups)
+        return {g["group_name"]: g["weight_decay"] for g in optimizer.param_groups}
+
+    assert decay(None) == {"balancer.": 0.0, "rest": 0.1}
+    assert decay({"head": {"decay_mult": 2.0}}) == {"head": 0.2, "balancer.": 0.0}
+    assert decay({"balancer.": {"decay_mult": 0.5}}) == {"balancer.": 0.05, "rest": 0.1}
+
+
 @pytest.mark.parametrize(
     ("groups", "named"), [({"nothing": {}}, "nothing"), ({"head": {"lr": 1.0}}, r"\['lr'\]")]
 )

@@ -220,6 +220,23 @@ def test_masks_of_boxes_come_from_sam():
         assert torch.equal(objects.masks, logits > 0)
 
 
+def test_a_lent_refiner_makes_masks_and_stays_as_it_is():
+    refiner = make_refiner()
+    before = {name: p.requires_grad for name, p in refiner.named_parameters()}
+    assert any(before.values())
+    states, batch = make_dense_case()
+    head = make_head(score_threshold=0.001, max_per_image=4)
+    own = make_head(score_threshold=0.001, max_per_image=4, sam=make_refiner())
+    for lent, expected, boxes in zip(
+        head.predict(states, batch, sam=refiner), own.predict(states, batch), head.predict(states, batch)
+    ):
+        assert torch.equal(lent.masks, expected.masks)
+        assert "masks" not in boxes
+        assert torch.equal(lent.bboxes, boxes.bboxes)
+    assert {name: p.requires_grad for name, p in refiner.named_parameters()} == before
+    assert not any(name.startswith("sam") for name, _ in head.named_parameters())
+
+
 @pytest.mark.parametrize("make", [make_head, make_open])
 def test_every_trainable_tensor_gets_a_gradient(make):
     neck = make_neck(scales=(4, 2, 1), gate="channel", side=PixelStem(4, 8))

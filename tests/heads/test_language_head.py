@@ -61,6 +61,30 @@ def test_sections_count_alike() -> None:
     torch.testing.assert_close(LanguageHead().loss(states, batch)["loss_answer"], wanted)
 
 
+@pytest.mark.parametrize("edges", [(0, 1, 3), (0, 2, 3), (0, 1, 2, 3)])
+def test_parts_of_a_batch_weighed_by_their_targets_are_the_batch(edges: tuple[int, ...]) -> None:
+    """Sections give tokens different weights: shares must count those and not tokens."""
+    states, batch = make_batch(("vqa", "joint", "vqa"))
+    for index, scale in ((0, 1.0), (1, 4.0)):
+        weights = scale * torch.rand(
+            len(batch.inputs[index].labels), generator=torch.Generator().manual_seed(7)
+        )
+        batch.inputs[index] = replace(batch.inputs[index], label_weights=weights)
+    head = LanguageHead(distill_weight=0.5, distill_tasks=("vqa", "joint"))
+    whole, total = head.loss(states, batch), head.num_targets(batch)
+    sums = dict.fromkeys(whole, 0.0)
+    for first, last in zip(edges, edges[1:]):
+        part = GroundingBatch(batch.samples[first:last], batch.inputs[first:last])
+        own = LMMStates(
+            logits=states.logits[first:last],
+            logits_start=states.logits_start[first:last],
+            base_logits=states.base_logits[first:last],
+        )
+        for name, value in head.loss(own, part).items():
+            sums[name] += head.num_targets(part) / total * float(value.detach())
+    assert sums == pytest.approx({name: float(value.detach()) for name, value in whole.items()}, rel=1e-5)
+
+
 def test_distillation_is_the_divergence_of_plain_answers() -> None:
     states, batch = make_batch()
     found = LanguageHead(distill_weight=2.0, temperature=2.0).loss(states, batch)["loss_distill"]

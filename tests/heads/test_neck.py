@@ -15,12 +15,14 @@ from dense_parts import (
     make_dense_case,
     make_neck,
     select,
+    total,
 )
+from torch import nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.heads import PixelStem
+from flmm_detseg.heads import DetectionHead, PixelStem, SemanticSegHead
 from flmm_detseg.heads.frame import Frame
-from flmm_detseg.heads.gates import GATES
+from flmm_detseg.heads.gates import GATES, TASKS
 from flmm_detseg.heads.neck import nearest
 from flmm_detseg.structures import GridLevel, GroundingBatch, LMMStates, PatchGrid
 
@@ -148,3 +150,32 @@ def test_stem_settings_that_cannot_be():
         PixelStem(stride=6)
     with pytest.raises(ConfigError, match="power of two"):
         PixelStem(stride=1)
+
+
+def test_a_shared_neck_lets_tasks_choose_their_layers():
+    """The `task` gate has something to choose only where heads of different tasks share a neck."""
+    neck = make_neck(scales=(2, 1), gate="task", gate_initial_share=0.5)
+    heads = nn.ModuleDict(
+        dict(
+            detection=DetectionHead(neck, ("a", "b", "c"), feat_channels=16, stacked_convs=1),
+            segmentation=SemanticSegHead(neck, ("a", "b", "c"), channels=16),
+        )
+    )
+    names = [name for name, _ in heads.named_parameters() if "gate" in name]
+    assert names
+    assert all(name.startswith("detection.neck.gate") for name in names), "once, under the first head"
+    rows = neck.gate.task_embedding.weight
+    cases = {name: make_dense_case(task=name) for name in heads}
+    for name, head in heads.items():
+        (gradient,) = torch.autograd.grad(total(head.loss(*cases[name])), rows)
+        assert {TASKS[index] for index in gradient.abs().sum(1).nonzero().flatten().tolist()} == {name}
+
+    optimizer = torch.optim.Adam(neck.gate.parameters(), lr=0.05)
+    for _ in range(20):
+        shares = {name: neck.gate.shares(torch.zeros(1, 3, 1, 1, 1), [name]).flatten() for name in heads}
+        optimizer.zero_grad()
+        # What a task's loss would ask for: another layer than the other task's.
+        (-shares["detection"][0].log() - shares["segmentation"][2].log()).backward()
+        optimizer.step()
+    assert shares["detection"].argmax() == 0
+    assert shares["segmentation"].argmax() == 2

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from dense_parts import make_dense_case, make_neck
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as rle
+from tiny import tiny_llava
 
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads import DetectionHead
 from flmm_detseg.inference import Instructor
 from flmm_detseg.inference.instructions import match_class, parse_instruction
 from flmm_detseg.structures import Prediction
@@ -38,14 +42,73 @@ from flmm_detseg.structures import Prediction
         ("  please segment a cat", [("segment", "a cat")]),
         ("detect everything", [("detect", "everything")]),
         ("segment the man who is running", [("segment", "the man who is running")]),
+        ("detect the cars then is there a dog", [("detect", "cars"), ("answer", "is there a dog")]),
+        (
+            "segment the mask and box on the table",
+            [("segment", "the mask"), ("segment", "box on the table")],
+        ),
+        ("segment the mask and box the car", [("segment", "the mask"), ("detect", "car")]),
+        ("can you segment the red ring?", [("segment", "the red ring")]),
+        ("Could you please detect the cars for me, please?", [("detect", "cars")]),
+        ("I'd like you to find the dog and can you outline it", [("detect", "dog"), ("segment", "it")]),
+        ("can you see a dog?", [("answer", "can you see a dog?")]),
+        ("a list of cars", [("answer", "a list of cars")]),
+        ("list of cars", [("answer", "list of cars")]),
+        ("count the cars", [("detect", "cars")]),
+        ("count how many cars there are", [("answer", "count how many cars there are")]),
+        ("detect and segment the cars", [("detect", "cars"), ("segment", "the cars")]),
+        ("segment the ring, which is above the star", [("segment", "the ring, which is above the star")]),
+        ("detect the cars, which one is red?", [("detect", "cars"), ("answer", "which one is red?")]),
+        (
+            "segment the ring that is red and is above it",
+            [("segment", "the ring that is red and is above it")],
+        ),
+        (
+            "detect the stars and please describe the sky",
+            [("detect", "stars"), ("answer", "describe the sky")],
+        ),
     ],
 )
 def test_steps(instruction: str, wanted: list[tuple[str, str]]) -> None:
-    steps = parse_instruction(instruction)
-    found = [(step.kind, step.text.rstrip("?") if step.kind != "answer" else step.text) for step in steps]
-    assert found == wanted
-    for step in steps:
+    parsed = parse_instruction(instruction)
+    assert [(step.kind, step.text) for step in parsed.steps] == wanted
+    assert parsed.uninterpreted == ()
+    for step in parsed.steps:
         assert instruction[slice(*step.span)] == step.text
+
+
+@pytest.mark.parametrize(
+    ("instruction", "wanted", "rest"),
+    [
+        ("in the image, detect the cars", [("detect", "cars")], ("in the image",)),
+        ("In this picture, could you please find the dog?", [("detect", "dog")], ("In this picture",)),
+        ("Hello there. Segment the ring!", [("segment", "the ring")], ("Hello there",)),
+        ("detect, segment", None, ()),
+        ("detect. What is this?", [("answer", "What is this?")], ("detect",)),
+        ("in the image, what is red?", [("answer", "in the image, what is red?")], ()),
+    ],
+)
+def test_what_belongs_to_no_step_is_reported(instruction, wanted, rest) -> None:
+    if wanted is None:
+        with pytest.raises(DataError, match="names nothing"):
+            parse_instruction(instruction)
+        return
+    parsed = parse_instruction(instruction)
+    assert [(step.kind, step.text) for step in parsed.steps] == wanted
+    assert parsed.uninterpreted == rest
+
+
+def test_no_word_is_lost() -> None:
+    """Every word is in a step, reported, or one of the words that only join."""
+    instruction = (
+        "Hi all. Could you detect the red cars, the bus, then is there a dog? And segment the box on the table, "
+        "which is big, and is blue, then count the cats and please tell me why, thanks"
+    )
+    parsed = parse_instruction(instruction)
+    kept = " ".join([*(step.text for step in parsed.steps), *parsed.uninterpreted])
+    joining = "could you detect segment count the then and please".split()
+    for word in re.findall(r"\w+", instruction):
+        assert word in kept or word.lower() in joining, word
 
 
 def test_an_instruction_that_asks_for_nothing_is_refused() -> None:
@@ -64,6 +127,8 @@ def test_class_words() -> None:
     assert match_class("cherries", names) == [4]
     assert match_class("everything", names) == [0, 1, 2, 3, 4]
     assert match_class("unicorns", names) is None
+    assert match_class("buses in the image", names) == [2]
+    assert match_class("objects in this picture", names) == [0, 1, 2, 3, 4]
 
 
 class _Detection:
@@ -101,7 +166,7 @@ class FakeModel:
 def test_a_compound_instruction_gives_text_boxes_masks_picture_and_json(tmp_path) -> None:
     model = FakeModel()
     picture = np.zeros((8, 10, 3), dtype=np.uint8)
-    instruction = "detect stars and rings and segment the left side. What is this?"
+    instruction = "In the picture, detect stars and rings and segment the left side. What is this?"
     result = Instructor(model).follow(picture, instruction)
     assert model.calls == ["detect", "the left side"], "objects are detected once for all classes"
     assert [(r.kind, r.label) for r in result.regions] == [("detect", "star"), ("segment", "the left side")]
@@ -112,6 +177,7 @@ def test_a_compound_instruction_gives_text_boxes_masks_picture_and_json(tmp_path
     content = json.loads((tmp_path / "scene.json").read_text())
     assert content["regions"][0]["bbox"] == [1.0, 2.0, 4.0, 4.0]
     assert "segmentation" not in content["regions"][0]
+    assert content["uninterpreted"] == ["In the picture"]
     decoded = rle.decode(content["regions"][1]["segmentation"])
     assert decoded.sum() == 40 == content["regions"][1]["area"]
     assert decoded[:, :5].all()
@@ -127,3 +193,36 @@ def test_a_word_that_is_no_class_is_grounded_as_a_phrase() -> None:
 def test_a_missing_head_is_named() -> None:
     with pytest.raises(ConfigError, match="no phrase head"):
         Instructor(FakeModel(heads=("detection",))).follow(np.zeros((8, 10, 3), np.uint8), "segment the sky")
+
+
+def test_an_open_head_takes_the_classes_it_is_given() -> None:
+    neck = make_neck(scales=(2, 1))
+    head = DetectionHead(neck, ("star", "ring"), "open", hidden_size=32, feat_channels=16, stacked_convs=1)
+    lmm = tiny_llava()
+    model = FakeModel()
+    model.lmm, model.heads["detection"] = lmm, head
+    instructor = Instructor(model, classes=["red square", "circle"])
+    assert head.class_names == ("red square", "circle")
+    result = instructor.follow(
+        np.zeros((8, 10, 3), np.uint8), "detect the circle, the red squares and a star"
+    )
+    assert model.calls == ["detect", "star"], "what is no class any more is grounded as a phrase"
+    assert [(r.kind, r.label) for r in result.regions] == [("detect", "red square"), ("segment", "star")]
+    by_hand = DetectionHead(neck, ("star", "ring"), "open", hidden_size=32, feat_channels=16, stacked_convs=1)
+    by_hand.load_state_dict(head.state_dict())
+    by_hand.set_class_embeddings(lmm.class_embeddings(["red square", "circle"]), ["red square", "circle"])
+    states, batch = make_dense_case()
+    for ours, expected in zip(head.fcos(neck(states, batch))[0], by_hand.fcos(neck(states, batch))[0]):
+        assert torch.equal(ours, expected)
+        assert ours.shape[1] == 2
+
+
+def test_classes_need_an_open_head() -> None:
+    closed = FakeModel()
+    closed.heads["detection"] = DetectionHead(
+        make_neck(), ("star", "ring"), feat_channels=16, stacked_convs=1
+    )
+    with pytest.raises(ConfigError, match="`classifier`='open'; this one knows only star, ring"):
+        Instructor(closed, classes=["dog"])
+    with pytest.raises(ConfigError, match="the model has none"):
+        Instructor(FakeModel(heads=("phrase",)), classes=["dog"])

@@ -6,7 +6,6 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.language import (
     SEG_TOKEN,
     TASK_TOKENS,
-    TOKENS_TO_ADD,
     build_prompt,
     remove_special_tokens,
     split_prompt,
@@ -17,8 +16,6 @@ def test_prompt_tokens_and_the_answer_token_cannot_be_confused():
     for token in TASK_TOKENS.values():
         assert token not in SEG_TOKEN
         assert SEG_TOKEN not in token
-        assert token not in TOKENS_TO_ADD
-    assert TOKENS_TO_ADD == (SEG_TOKEN,)
 
 
 def test_tokens_stand_before_the_question_in_a_fixed_order():

@@ -299,6 +299,38 @@ def test_checkpointing_repeats_the_forward_as_it_was(lora):
         torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@BUILDERS
+@LORAS
+def test_gradient_checkpointing_is_one_argument(build, lora):
+    def grads(**arguments):
+        adapter = build(lora=lora, **arguments).train()
+        move_off_zero(adapter)
+        calls = []
+        block = adapter.model.model.language_model.layers[0].mlp
+        block.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        with torch.no_grad(), adapter.base_mode():
+            adapter.encode(make_batch(adapter, mixed_samples()).inputs, CaptureSpec(logits=True))
+        loss = objective(adapter)
+        loss.backward()
+        found = {n: p.grad for n, p in adapter.named_parameters() if p.grad is not None}
+        return loss.detach(), found, calls
+
+    loss, expected, calls = grads()
+    assert calls == [False, True]
+    repeated_loss, found, calls = grads(gradient_checkpointing=True)
+    assert calls == [False, True, True], "the block runs again in the backward pass, and only there"
+    assert torch.equal(loss, repeated_loss)
+    assert found.keys() == expected.keys()
+    for name, grad in expected.items():
+        torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_gradient_checkpointing_of_a_frozen_lmm_is_refused():
+    with pytest.raises(ConfigError, match="the LMM is frozen"):
+        tiny_llava(gradient_checkpointing=True)
+    assert tiny_llava(frozen=False, gradient_checkpointing=True).model.is_gradient_checkpointing
+
+
 def test_switching_off_works_on_any_module_and_by_itself():
     adapter = tiny_llava(lora=PLAIN)
     move_off_zero(adapter)

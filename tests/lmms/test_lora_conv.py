@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from dense_parts import make_dense_case, make_neck, total
 from torch import nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.lora_conv import add_conv_lora_to_convs
+from flmm_detseg.heads import DetectionHead, SemanticSegHead
+from flmm_detseg.lmms.lora_conv import add_conv_lora_to_convs, add_head_lora
 from flmm_detseg.lmms.lora_layers import lora_group_of, lora_layers, lora_off
 
 
@@ -114,3 +116,46 @@ def test_what_cannot_be_used_is_named(arguments, message):
         add_conv_lora_to_convs(module, **arguments)
     assert not lora_layers(module)
     assert F.relu(module.stem.weight).requires_grad
+
+
+def make_heads() -> nn.ModuleDict:
+    torch.manual_seed(0)
+    names = ("wall", "sky", "tree")
+    detection = DetectionHead(make_neck(scales=(2, 1)), names, feat_channels=16, stacked_convs=1)
+    return nn.ModuleDict(
+        dict(detection=detection, segmentation=SemanticSegHead(make_neck(), names, channels=16))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("segmentation", {}), ("segmentation", dict(target=r"decoder\.lateral.*")), ("detection", {})],
+)
+def test_heads_learn_through_low_ranks(name, options):
+    plain, adapted = make_heads(), make_heads()
+    chosen = add_head_lora(adapted, {name: dict(r=2, alpha=4, **options)})[name]
+    assert chosen
+    assert all(key.startswith("decoder.") for key in chosen) or not options
+    states, batch = make_dense_case()
+    losses = adapted[name].loss(states, batch)
+    expected = plain[name].loss(states, batch)
+    for key, value in losses.items():
+        assert torch.equal(value, expected[key]), "nothing changes at the start"
+    total(losses).backward()
+    ups = {n for n, p in adapted.named_parameters() if ".lora_B." in n}
+    assert {lora_group_of(n) for n in ups} == {name}
+    graded = {n for n, p in adapted.named_parameters() if p.grad is not None and p.grad.any()}
+    assert ups <= graded
+    assert not any(".base_layer." in n for n in graded)
+    other = adapted["detection" if name == "segmentation" else "segmentation"]
+    assert not lora_layers(other)
+    assert all(p.requires_grad for p in other.parameters())
+
+
+def test_a_head_lora_that_cannot_be_is_named():
+    heads = make_heads()
+    with pytest.raises(ConfigError, match="'segmentaton' is no head; did you mean `segmentation`"):
+        add_head_lora(heads, {"segmentaton": {}})
+    with pytest.raises(ConfigError, match=r"`head_lora\.detection` has no key `rank`"):
+        add_head_lora(heads, {"detection": dict(rank=4)})
+    assert not lora_layers(heads)

@@ -14,6 +14,7 @@ from flmm_detseg.models.balancer import (
     GradNormWeighting,
     TaskBalancer,
     UncertaintyWeighting,
+    order_generator,
     pcgrad_coefficients,
 )
 from flmm_detseg.structures import LMMStates
@@ -85,12 +86,27 @@ def test_pcgrad_changes_shared_gradients_only() -> None:
     for loss in explicit.losses(inputs()).values():
         parts = torch.autograd.grad(loss, list(explicit.shared.parameters()), retain_graph=True)
         gradients.append(torch.cat([part.reshape(-1) for part in parts]))
-    wanted = reference_pcgrad(gradients, torch.Generator().manual_seed(5))
+    wanted = reference_pcgrad(gradients, order_generator(5, 0))
     found = torch.cat([p.grad.reshape(-1) for p in model.shared.parameters()])
     torch.testing.assert_close(found, wanted)
     assert any(abs(figures[f"pcgrad_{name}"] - 1) > 1e-3 for name in "abc"), (
         "no conflict: the test shows nothing"
     )
+
+
+def test_the_order_of_projections_follows_seed_and_step() -> None:
+    def figures(model: TwoTasks) -> list[float]:
+        found = model.objective(inputs())[1]
+        return [found[f"pcgrad_{name}"] for name in "abc"]
+
+    model = TwoTasks(TaskBalancer(gradients="pcgrad", seed=5))
+    curve = [figures(model) for _ in range(12)]
+    assert len({tuple(step) for step in curve}) > 1, "one order only: the test shows nothing"
+    resumed = TwoTasks(TaskBalancer(gradients="pcgrad", seed=5))
+    resumed.balancer.num_steps.fill_(6)
+    assert [figures(resumed) for _ in range(6)] == curve[6:]
+    other = TwoTasks(TaskBalancer(gradients="pcgrad", seed=6))
+    assert [figures(other) for _ in range(12)] != curve
 
 
 def test_gate_without_conflict_is_the_sum() -> None:

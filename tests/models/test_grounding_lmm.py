@@ -35,7 +35,8 @@ def test_three_modes(model):
     samples = [make_sample(0), make_sample(1)]
     losses = model(samples, mode="loss")
     assert {name for name in losses if "loss" in name} == {
-        "phrase.loss_mask", "phrase.loss_dice", "phrase.sam_loss_mask", "phrase.sam_loss_dice"
+        "phrase.loss_mask", "phrase.loss_dice", "phrase.sam_loss_mask", "phrase.sam_loss_dice",
+        "objective.loss_phrase", "objective.loss_reach",
     }  # fmt: skip
     predictions = model(samples, mode="predict")
     assert [p.record_id for p in predictions] == ["tiny/0", "tiny/1"]
@@ -80,7 +81,7 @@ def test_training_keeps_the_frozen_parts_still():
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     for _ in range(2):
         losses = model([make_sample(0)], mode="loss")
-        sum(value for name, value in losses.items() if "loss" in name).backward()
+        model.parse_losses(losses)[0].backward()
         optimizer.step()
         optimizer.zero_grad()
     assert model.frozen_fingerprint() == before
@@ -153,9 +154,10 @@ def test_shares_of_processes_average_to_the_whole_batch(model, monkeypatch):
     """Two processes with unequal numbers of phrases: the mean of their losses is the loss of the joint batch."""
     samples = [make_sample(0, num_phrases=1), make_sample(1, num_phrases=4)]
     whole = model(samples, mode="loss")
-    module = "flmm_detseg.models.grounding_lmm"
+    module = "flmm_detseg.models.objective"
     monkeypatch.setattr(f"{module}.get_world_size", lambda: 2)
-    monkeypatch.setattr(f"{module}.all_reduce", lambda tensor, op: tensor.fill_((1 + 4) / 2))
+    # The only head's targets come first.
+    monkeypatch.setattr(f"{module}.all_reduce", lambda tensor, op: tensor[0].fill_((1 + 4) / 2))
     parts = [model([sample], mode="loss") for sample in samples]
     for name, value in whole.items():
         torch.testing.assert_close(

@@ -5,90 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from multi_task_parts import HEADS, batch, dense_sample, make_model, move_lora, objective, question
 from tiny import make_sample, tiny_llava
 
+from flmm_detseg.engine.eval_answers import FORGETTING
 from flmm_detseg.errors import CheckpointError, ConfigError
-from flmm_detseg.heads import (
-    DetectionHead,
-    LanguageHead,
-    PhraseGroundingHead,
-    SemanticSegHead,
-    UNetHead,
-    VisionNeck,
-)
-from flmm_detseg.models import GroundingLMM, TaskBalancer, UncertaintyWeighting
-from flmm_detseg.structures import DenseTargets, Sample
-
-LORA = {
-    "vision": {"r": 2, "alpha": 4, "target": "qkv"},
-    "llm": {"r": 2, "alpha": 4, "target": "attention"},
-    "projector": {"r": 2, "alpha": 4, "target": "all-linear"},
-}
-NECK = {"type": VisionNeck, "vision_layers": (1, 2), "channels": 8, "scales": (2, 1)}
-HEADS = {
-    "detection": {
-        "type": DetectionHead, "neck": NECK, "class_names": ["a", "b"], "feat_channels": 8, "stacked_convs": 1,
-    },
-    "segmentation": {
-        "type": SemanticSegHead, "neck": NECK, "class_names": ["a", "b", "c"], "channels": 8, "rates": (1, 2),
-    },
-    "phrase": {
-        "type": PhraseGroundingHead,
-        "mask_head": {"type": UNetHead, "base_channels": 2, "num_stages": 2, "upsample_input": 8},
-        "sam": None,
-    },
-    "language": {"type": LanguageHead, "distill_weight": 0.5},
-}  # fmt: skip
-
-
-def make_model(**changes) -> GroundingLMM:
-    settings = {"lmm": tiny_llava(lora=LORA, frozen=False), "heads": HEADS, **changes}
-    torch.manual_seed(0)
-    return GroundingLMM(**settings)
-
-
-def dense_sample(index: int, task: str) -> Sample:
-    base = make_sample(index, num_phrases=0)
-    height, width = base.image_size
-    semantic = np.zeros((height, width), dtype=np.uint8)
-    semantic[: height // 2] = 1 + index % 2
-    dense = DenseTargets(
-        boxes_xyxy=np.array([[4, 4, width * 0.6, height * 0.7]], dtype=np.float32),
-        labels=np.array([index % 2]),
-        semantic=semantic,
-    )
-    return replace(base, text="", task=task, dense=dense)
-
-
-def question(index: int = 0) -> Sample:
-    return replace(make_sample(index, num_phrases=0), prompt="the star ?", text="red star", task="vqa")
-
-
-def batch() -> list[Sample]:
-    return [
-        make_sample(0),
-        dense_sample(1, "detection"),
-        question(2),
-        dense_sample(3, "segmentation"),
-        dense_sample(4, "detection"),
-        make_sample(5),
-    ]
-
-
-def objective(model: GroundingLMM, samples: list[Sample]) -> torch.Tensor:
-    return model.parse_losses(model.loss(samples))[0]
-
-
-def move_lora(model: GroundingLMM, seed: int = 1) -> None:
-    """B starts at zero: move it, so that LoRA does something and A gets a gradient."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.lmm.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+from flmm_detseg.models import GradNormWeighting, GroundingLMM, TaskBalancer, UncertaintyWeighting
+from flmm_detseg.models.balancer import flat_gradient, order_generator, pcgrad_coefficients
+from flmm_detseg.structures import Sample
 
 
 def test_a_mixed_batch_is_the_sum_of_its_tasks() -> None:
@@ -98,9 +24,10 @@ def test_a_mixed_batch_is_the_sum_of_its_tasks() -> None:
     for task in ("phrase", "detection", "vqa", "segmentation"):
         parts |= model.loss([sample for sample in batch() if sample.task == task])
     assert set(whole) == set(parts)
+    assert not any(value.requires_grad for name, value in whole.items() if not name.startswith("objective."))
     for name, value in whole.items():
         torch.testing.assert_close(value, parts[name], rtol=1e-4, atol=1e-5, msg=name)
-    assert {name.split(".")[0] for name in whole} == set(HEADS)
+    assert {name.split(".")[0] for name in whole} == {*HEADS, "objective"}
 
 
 def test_a_head_that_reads_two_tasks_averages_over_all_its_targets() -> None:
@@ -208,6 +135,18 @@ def test_full_fine_tuning_leaves_no_base_to_return_to() -> None:
     ):
         with pytest.raises(ConfigError, match="frozen"):
             make_model(**{**full, **changes})
+    with pytest.raises(ConfigError, match="LMM as it was is gone.*divergence"):
+        model.answer_kl([question()])
+    with pytest.raises(ConfigError, match="forgetting"):
+        FORGETTING.facts(model, [question()], None, None)
+
+
+def test_merged_lora_leaves_no_base_to_return_to() -> None:
+    model = make_model(heads={"detection": HEADS["detection"]})
+    assert model.keeps_base
+    model.lmm.merge_lora()
+    with pytest.raises(ConfigError, match="merged"):
+        model.answer_kl([question()])
 
 
 def test_a_task_nobody_reads_is_named() -> None:
@@ -267,26 +206,90 @@ def test_a_saved_joint_model_predicts_the_same(tmp_path: Path) -> None:
     )
 
 
-def test_pcgrad_runs_on_the_whole_model() -> None:
-    model = make_model(balancer={"type": TaskBalancer, "gradients": "pcgrad"})
+def test_pcgrad_projects_the_gradients_of_the_whole_model() -> None:
+    model = make_model(balancer={"type": TaskBalancer, "gradients": "pcgrad", "seed": 3}).eval()
     move_lora(model)
     total, log = model.parse_losses(model.loss(batch()))
     total.backward()
-    assert {f"balancer.pcgrad_{name}" for name in HEADS} <= set(log)
-    plain = make_model(balancer={"type": TaskBalancer})
+    plain = make_model(balancer={"type": TaskBalancer}).eval()
     move_lora(plain)
-    objective(plain, batch()).backward()
+    terms = plain.loss(batch())
+    shared = [p for p in plain.lmm.parameters() if p.requires_grad]
+    gradients = [flat_gradient(terms[f"objective.loss_{name}"], shared) for name in HEADS]
+    gram = torch.stack([torch.stack([a @ b for b in gradients]) for a in gradients]).double()
+    assert (gram < 0).any(), "no conflict: the test shows nothing"
+    scales = pcgrad_coefficients(gram, order_generator(3, 0)).tolist()
+    wanted = sum(scale * gradient for scale, gradient in zip(scales, gradients))
+    found = torch.cat([p.grad.reshape(-1) for p in model.lmm.parameters() if p.requires_grad])
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5 * float(wanted.abs().max()))
+    assert (found - sum(gradients)).abs().max() > 1e-3 * wanted.abs().max(), "the plain sum"
+    assert [float(log[f"balancer.pcgrad_{name}"]) for name in HEADS] == pytest.approx(scales, rel=1e-3)
+    plain.parse_losses(terms)[0].backward()
     for (name, mine), theirs in zip(model.heads.named_parameters(), plain.heads.parameters(), strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_heads_of_other_tasks_get_gradient_zero_and_not_none() -> None:
+    model = make_model()
+    objective(model, [dense_sample(0, "detection")]).backward()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.shape == parameter.shape
+    storages = [p.grad.data_ptr() for p in model.parameters() if p.requires_grad]
+    assert len(set(storages)) == len(storages), "gradients share memory"
+    assert sum(float(p.grad.abs().sum()) for p in model.heads["segmentation"].parameters()) == 0
+    assert sum(float(p.grad.abs().sum()) for p in model.heads["detection"].parameters()) > 0
+
+
+def test_what_a_balancer_remembers_is_in_the_checkpoint() -> None:
+    def build() -> GroundingLMM:
+        weighting = {"type": GradNormWeighting}
+        return make_model(
+            balancer={"type": TaskBalancer, "gradients": "pcgrad", "weighting": weighting}
+        ).eval()
+
+    model = build()
+    move_lora(model)
+    for _ in range(2):
+        objective(model, batch())
+    stored = {name: value.clone() for name, value in model.trainable_state_dict().items()}
+    assert stored["balancer.num_steps"] == 2
+    assert (stored["balancer.weighting.first_losses"] > 0).all()
+    assert "balancer.weighting.first_losses" not in dict(model.named_parameters()), "ZeRO would write over it"
+    resumed = build()
+    resumed.load_trainable(stored, "memory")
+    resumed_losses = resumed.loss(batch())
+    for name, value in model.loss(batch()).items():
+        assert name in resumed_losses
+        torch.testing.assert_close(resumed_losses[name], value, msg=name)
+    with pytest.raises(CheckpointError, match=r"balancer\.num_steps"):
+        build().load_trainable({k: v for k, v in stored.items() if "num_steps" not in k}, "memory")
+
+
+def test_auxiliary_losses_count_once_however_the_batch_is_cut() -> None:
+    model = make_model()
+    seen = []
+    model.lmm.auxiliary_losses = lambda: seen.append(1) or {"x_loss": torch.tensor(3.0)}
+    mixed = model.loss(batch())
+    assert len(seen) == 4
+    assert float(mixed["lmm.x_loss"]) == pytest.approx(3.0)
+    assert float(mixed["objective.loss_lmm"]) == pytest.approx(3.0)
+    assert float(model.loss([question()])["lmm.x_loss"]) == pytest.approx(3.0)
+
+
+def read(losses: dict[str, torch.Tensor]) -> set[str]:
+    """Heads that gave a loss."""
+    return {key.split(".")[0] for key in losses} - {"objective"}
 
 
 def test_a_joint_sample_is_read_by_the_heads_it_has_something_for() -> None:
     model = make_model().eval()
     joint = replace(dense_sample(0, "joint"), text="a red star .")
-    assert {key.split(".")[0] for key in model.loss([joint])} == {"detection", "segmentation", "language"}
+    assert read(model.loss([joint])) == {"detection", "segmentation", "language"}
     boxes_only = replace(joint, dense=replace(joint.dense, semantic=None))
     mixed = model.loss([joint, boxes_only])
     torch.testing.assert_close(
         mixed["segmentation.loss_dice"], model.loss([joint])["segmentation.loss_dice"], rtol=1e-4, atol=1e-5
     )
-    assert {key.split(".")[0] for key in model.loss([boxes_only])} == {"detection", "language"}
+    assert read(model.loss([boxes_only])) == {"detection", "language"}

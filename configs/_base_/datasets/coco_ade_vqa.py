@@ -1,12 +1,16 @@
-"""COCO instances, ADE20K and LLaVA-Instruct; questions about images of RefCOCO's and COCO's evaluation are left out."""
+"""COCO instances, ADE20K and LLaVA-Instruct, without the images that RefCOCO(+/g) and COCO are evaluated on."""
 
-from flmm_detseg.datasets import COCOInstancesDataset, LLaVAInstructDataset, SemanticMapsDataset
+from flmm_detseg.datasets import COCOInstancesDataset, JointDataset, LLaVAInstructDataset, SemanticMapsDataset
 
+_referring = ["data/refcoco/refs(unc).p", "data/refcoco+/refs(unc).p", "data/refcocog/refs(umd).p"]
 detection_train = dict(
     type=COCOInstancesDataset,
     ann_file="data/coco/annotations/instances_train2017.json",
     image_dir="data/coco/train2017",
+    exclude_image_ids_file=_referring,
 )
+# The same boxes in words: an answer of the LMM. The largest 30 fit into LLaVA-1.5's context beside the image.
+joint_train = dict(type=JointDataset, dataset=detection_train, sections=("detections",), max_boxes=30)
 segmentation_train = dict(
     type=SemanticMapsDataset,
     label_dir="data/ade/annotations/training",
@@ -19,7 +23,7 @@ vqa_train = dict(
     file="data/llava/llava_instruct_150k.json",
     image_dir="data/coco/train2017",
     turns="random",
-    exclude_image_ids_file=["data/refcoco/refs(unc).p", "data/coco/annotations/instances_val2017.json"],
+    exclude_image_ids_file=[*_referring, "data/coco/annotations/instances_val2017.json"],
 )
 coco_eval = dict(
     coco_val=dict(

@@ -21,5 +21,5 @@ param_scheduler = [
 ]
 train_cfg = dict(type=ResumableTrainLoop, max_epochs=8, val_interval=10000)
 val_cfg = dict(type=ValLoop)
-# Ten tensors of SAM never get a gradient and stay trainable (published checkpoints hold them).
-model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)
+# The model gives every trainable tensor a gradient: DDP need not look for unused ones.
+model_wrapper_cfg = dict(type=MMDistributedDataParallel)

@@ -31,4 +31,4 @@ param_scheduler = [
     dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=1000, end=60000),
 ]
 train_cfg = dict(type=ResumableTrainLoop, max_iters=60000, val_interval=1000000)
-model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)
+model_wrapper_cfg = dict(type=MMDistributedDataParallel)

@@ -19,4 +19,4 @@ param_scheduler = [
 ]
 train_cfg = dict(type=ResumableTrainLoop, max_iters=1600, val_interval=800)
 val_cfg = dict(type=ValLoop)
-model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)
+model_wrapper_cfg = dict(type=MMDistributedDataParallel)

@@ -16,4 +16,4 @@ param_scheduler = [
     dict(type=CosineAnnealingLR, eta_min=0.0, by_epoch=False, begin=30, end=400),
 ]
 train_cfg = dict(type=ResumableTrainLoop, max_iters=400, val_interval=100000)
-model_wrapper_cfg = dict(type=MMDistributedDataParallel, find_unused_parameters=True)
+model_wrapper_cfg = dict(type=MMDistributedDataParallel)
