@@ -67,13 +67,7 @@ def test_every_evaluation_reads_the_joint_model(world: Path, joint: dict) -> Non
 
 
 def test_switched_retention_changes_no_answer(world: Path, joint: dict) -> None:
-    config = world / "switched.py"
-    config.write_text(
-        "from mmengine.config import read_base\n\nwith read_base():\n"
-        "    from configs.tiny.detseg_stability import *\n\nmodel.update(retention='switched')\n"
-    )
-    (world / "configs").symlink_to(ROOT / "configs")
-    arguments = [str(config), "--checkpoint", joint["checkpoint"], "--limit", "6"]
+    arguments = [str(TINY / "detseg_switched.py"), "--checkpoint", joint["checkpoint"], "--limit", "6"]
     (figures,) = run(world, "eval_forgetting.py", *arguments)["metrics"].values()
     assert figures["identical"] == 1.0
     assert figures["kl_mean"] == 0.0
