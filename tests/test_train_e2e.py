@@ -77,13 +77,13 @@ def test_checkpoints_hold_trainable_tensors_and_plain_containers_only(baseline):
 def test_pictures_and_validation_are_in_the_log(baseline):
     folder, _, _ = baseline
     (run_folder,) = [path for path in (folder / "baseline").iterdir() if (path / "vis_data").is_dir()]
-    assert list((run_folder / "vis_data" / "vis_image").glob("grounding_0_*.png"))
+    assert list((run_folder / "vis_data" / "vis_image").glob("phrase_0_*.png"))
     assert list((run_folder / "vis_data").glob("events.out.tfevents*"))
     rows = [json.loads(line) for line in (run_folder / "vis_data" / "scalars.json").read_text().splitlines()]
     assert any("refseg/refined_cIoU" in row for row in rows)
     log = next(run_folder.glob("*.log")).read_text()
     assert "Training data:" in log
-    assert "Trainable:" in log
+    assert "memory for full fine-tuning" in log
 
 
 @pytest.mark.e2e
