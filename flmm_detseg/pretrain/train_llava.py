@@ -32,6 +32,7 @@ from flmm_detseg.pretrain.tiny_llava import (
     TinyLlavaSizes,
     build_model,
     build_tokenizer,
+    load_tiny_llava,
     save_hub_layout,
 )
 
@@ -59,6 +60,8 @@ class LlavaTrainSettings:
         eval_items: Questions of each kind at intermediate exports.
         final_eval_items: Questions of each kind at the end.
         resume: Continue from the state file of ``work_dir``.
+        start: Hub-layout folder whose weights a new run starts from (new optimizers, new patch-label head); empty
+            for random weights.
         status_file: Text file that gets one line per export; empty for none.
         sizes: Sizes of the model.
     """
@@ -81,6 +84,7 @@ class LlavaTrainSettings:
     eval_items: int = 100
     final_eval_items: int = 300
     resume: bool = False
+    start: str = ""
     status_file: str = ""
     sizes: TinyLlavaSizes = TinyLlavaSizes()
 
@@ -145,6 +149,10 @@ class LlavaTrainer:
         self.state_path = Path(settings.work_dir) / "state.pt"
         if settings.resume:
             self.load_state()
+        elif settings.start:
+            weights = load_tiny_llava(settings.start)[0].state_dict()
+            model.load_state_dict(weights)
+            self.average.load_state_dict(weights)
 
     def stream(self) -> PackedStream:
         """This process's batches (another seed per process and start)."""
