@@ -40,11 +40,15 @@ class Listed(Dataset[Sample]):
 
 @pytest.fixture(scope="module")
 def model() -> GroundingLMM:
-    return make_model().eval()
+    model = make_model().eval()
+    model.heads["detection"].score_threshold = 0.0  # an untrained head is sure of nothing
+    return model
 
 
 def validate(model: GroundingLMM, dataset: Listed, metric: Any) -> dict[str, float]:
-    runner = SimpleNamespace(model=model, call_hook=lambda *args, **kwargs: None)
+    runner = SimpleNamespace(
+        model=model, visualizer=SimpleNamespace(), call_hook=lambda *args, **kwargs: None
+    )
     loader = DataLoader(dataset, batch_size=2, collate_fn=collate_samples)
     return ValLoop(runner, loader, Evaluator([metric])).run()
 
