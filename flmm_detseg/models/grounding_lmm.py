@@ -52,7 +52,8 @@ class GroundingLMM(BaseModel):
             may change all. Heads that read the same samples share one pass and must agree.
         l2sp: Factor of the squared Frobenius norm of the LoRA products: the distance of the adapted weights from
             the LMM's own.
-        instance_masks: Detected objects also get masks: the phrase head's SAM, prompted with their boxes.
+        instance_masks: Detected objects also get masks: the phrase head's SAM, prompted with their boxes, with prompt
+            encoder and mask decoder as they were before any training for phrases.
         head_lora: LoRA on the convolutions of heads whose weights ``init_from`` holds, e.g.
             ``dict(segmentation=dict(r=4, alpha=8))``, see :func:`~flmm_detseg.lmms.add_head_lora`. The adapted
             convolutions are frozen; checkpoints hold them all the same.
@@ -115,11 +116,11 @@ class GroundingLMM(BaseModel):
             if names and hasattr(head, "set_class_embeddings") and head.classifier == "open":
                 head.set_class_embeddings(self.lmm.class_embeddings(names))
         self.instance_masks = instance_masks
-        if (
-            instance_masks
-            and getattr(self.heads["phrase"] if "phrase" in self.heads else None, "sam", None) is None
-        ):
-            raise ConfigError("`model.instance_masks` needs a head `phrase` with a `sam`")
+        if instance_masks:
+            sam = getattr(self.heads["phrase"] if "phrase" in self.heads else None, "sam", None)
+            if sam is None:
+                raise ConfigError("`model.instance_masks` needs a head `phrase` with a `sam`")
+            sam.keep_box_decoder()  # before `init_from`: SAM as it was published makes masks of boxes
         if init_from:
             load_parts(self, init_from, new_parts)
         for name, parameter in self.named_parameters():

@@ -14,6 +14,7 @@ from flmm_detseg.engine.eval_answers import FORGETTING
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models import GradNormWeighting, GroundingLMM, TaskBalancer, UncertaintyWeighting
 from flmm_detseg.models.balancer import flat_gradient, order_generator, pcgrad_coefficients
+from flmm_detseg.refiners import SAMRefiner
 from flmm_detseg.structures import Sample
 
 
@@ -228,6 +229,24 @@ def test_a_decoder_adapted_by_lora_is_whole_in_its_checkpoint(tmp_path: Path) ->
         for name, value in model.trainable_state_dict().items():
             assert torch.equal(again.trainable_state_dict()[name], value), name
         assert torch.equal(again.eval().segment([sample])[0], model.segment([sample])[0])
+
+
+def test_training_for_phrases_does_not_touch_the_masks_of_boxes() -> None:
+    folder = Path(__file__).resolve().parents[2] / "data" / "models" / "tiny_sam"
+    sam = {"type": SAMRefiner.from_pretrained, "checkpoint": str(folder)}
+    model = make_model(
+        heads={"phrase": {**HEADS["phrase"], "sam": sam, "text_dim": 64}}, instance_masks=True
+    ).eval()
+    sample, boxes = make_sample(0), [torch.tensor([[4.0, 4.0, 30.0, 40.0]])]
+    sam = model.heads["phrase"].sam
+    before = sam.masks_from_boxes([sample.image], boxes)[0]
+    optimizer = torch.optim.SGD([p for p in sam.parameters() if p.requires_grad], lr=1.0)
+    objective(model, [sample]).backward()
+    optimizer.step()
+    assert torch.equal(sam.masks_from_boxes([sample.image], boxes)[0], before)
+    assert not any("box_parts" in name for name in model.trainable_state_dict())
+    sam.box_parts = None
+    assert not torch.equal(sam.masks_from_boxes([sample.image], boxes)[0], before), "nothing was trained"
 
 
 def test_a_saved_joint_model_predicts_the_same(tmp_path: Path) -> None:
