@@ -8,6 +8,7 @@ from tiny import make_sample, tiny_llava
 
 from flmm_detseg.cache.detectors import GivenRegions, Partitioner
 from flmm_detseg.cache.model import CachedLMM
+from flmm_detseg.cache.prefusion import PreFusion
 from flmm_detseg.structures import Sample
 
 # Position embeddings and attention of a fresh tower are nearly uniform: nothing would depend on anything.
@@ -21,6 +22,8 @@ def cached_llava(
     projectors: str = "shared",
     train: tuple[str, ...] = (),
     train_layers: int = 0,
+    prefusion: PreFusion | None = None,
+    order: str = "background",
     dilate: int = 0,
     partitioner: Partitioner | None = None,
     **arguments,
@@ -40,9 +43,18 @@ def cached_llava(
         positions=positions,
         letterbox=letterbox,
         projectors=projectors,
+        prefusion=prefusion,
+        order=order,
         train=train,
         train_layers=train_layers,
     )
+    if prefusion is not None:
+        # Other draws than those of the LLaVA; large enough to matter.
+        generator = torch.Generator().manual_seed(11)
+        with torch.no_grad():
+            for name, weight in model.prefusion.named_parameters():
+                if weight.dim() > 1 and name != "layers.gates":
+                    weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
     if projectors == "separate":
         with torch.no_grad():
             for weight in model.object_projector.parameters():

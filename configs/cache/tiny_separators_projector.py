@@ -5,9 +5,9 @@ from mmengine.config import read_base
 with read_base():
     from .._base_.datasets.tinyworld_detseg import *
     from .._base_.default_runtime import *
-    from .._base_.models.tiny_cached_llava import lmm, stream_cache
+    from .._base_.models.tiny_cached_llava import ladder_lora, lmm, stream_cache
     from .._base_.models.tiny_detseg_heads import language
-    from .._base_.schedules.tiny_joint import *
+    from .._base_.schedules.tiny_heads import *
 
 from flmm_detseg.datasets import EpochSampler, collate_samples
 from flmm_detseg.models import GroundingLMM
@@ -20,3 +20,4 @@ train_dataloader = dict(
     collate_fn=dict(type=collate_samples),
     dataset=vqa_train,
 )
+optim_wrapper.update(optimizer=dict(lr=1e-3))

@@ -15,6 +15,7 @@ from flmm_detseg.cache.detectors_hf import HFDetector
 from flmm_detseg.cache.layout import PromptLayout
 from flmm_detseg.cache.model import CachedLMM
 from flmm_detseg.cache.parts import load_own, part_reports, save_own
+from flmm_detseg.cache.prefusion import PreFusion
 from flmm_detseg.cache.session import StreamSession
 from flmm_detseg.cache.settings import ApproximateSettings, CacheSettings
 from flmm_detseg.cache.store import BackgroundCache
@@ -36,6 +37,7 @@ __all__ = [
     "Partitioner",
     "PatchPartition",
     "PluginRegions",
+    "PreFusion",
     "PrefixKV",
     "PromptLayout",
     "RandomRegions",

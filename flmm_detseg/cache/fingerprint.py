@@ -95,8 +95,10 @@ class Fingerprints:
             model.layout.positions,
             model.layout.letterbox,
             model.layout.num_patches,
+            model.layout.compressed,
         ]
-        parts = [part for part in (*projectors, model.model.model.language_model) if part is not None]
+        parts = (*projectors, model.model.model.language_model, model.prefusion)
+        parts = [part for part in parts if part is not None]
         return _digest(facts, parts, [("separators", model.separators)])
 
 

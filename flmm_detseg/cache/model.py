@@ -16,6 +16,7 @@ from flmm_detseg.cache.answering import Answer, answer
 from flmm_detseg.cache.detectors import Partitioner
 from flmm_detseg.cache.fingerprint import Fingerprints
 from flmm_detseg.cache.layout import NUM_SEPARATORS, PromptLayout, only_sent
+from flmm_detseg.cache.prefusion import PreFusion
 from flmm_detseg.cache.prompt import (
     PartitionedInputs,
     PromptParts,
@@ -24,6 +25,7 @@ from flmm_detseg.cache.prompt import (
     text_places,
     with_partition,
 )
+from flmm_detseg.cache.trainable import set_trainable
 from flmm_detseg.cache.types import PatchPartition
 from flmm_detseg.cache.wrapped import WrappedLlava
 from flmm_detseg.errors import ConfigError
@@ -37,7 +39,6 @@ from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
 
 PROJECTORS = ("shared", "separate")
-TRAINABLE = ("separators", "projectors")
 
 
 @MODELS.register_module()
@@ -55,12 +56,16 @@ class CachedLMM(WrappedLlava):
         letterbox: ``"background"`` or ``"drop"``.
         projectors: ``"shared"``: the LLaVA's own. ``"separate"``: one each for background and objects, copies of it to
             begin with.
-        train: Trained besides the LLaVA's LoRA: any of ``"separators"``, ``"projectors"``.
+        prefusion: Settings of pre-fusion, or their config; None for none.
+        order: ``"image"`` only isolates the groups and leaves the sequence as it is, see :class:`PromptLayout`; nothing
+            of it can be cached.
+        train: Trained besides the LLaVA's LoRA: any of ``"separators"``, ``"projectors"``, ``"prefusion"``.
         train_layers: Last decoder layers of the language model that are trained, too.
 
     Attributes:
         separators: ``[4, d]``: begin and end of background, begin and end of objects; to begin with the mean embedding
             of the words "background" and "objects".
+        prefusion: See :class:`~flmm_detseg.cache.prefusion.QuestionFusion`; None without.
 
     Raises:
         ConfigError: A setting is unknown, or the LMM is no LLaVA-1.5 with a CLIP tower.
@@ -73,6 +78,8 @@ class CachedLMM(WrappedLlava):
         positions: str = "raster",
         letterbox: str = "background",
         projectors: str = "shared",
+        prefusion: PreFusion | Mapping[str, Any] | None = None,
+        order: str = "background",
         train: Sequence[str] = (),
         train_layers: int = 0,
     ) -> None:
@@ -87,7 +94,9 @@ class CachedLMM(WrappedLlava):
             # Room for the separators: texts are cut where the longer sequence would end.
             self.processor.settings = replace(settings, max_length=max(1, limit - NUM_SEPARATORS))
         rows, cols = lmm.vision_grid
-        self.layout = PromptLayout(rows * cols, positions, letterbox, limit)
+        prefusion = MODELS.build(prefusion) if isinstance(prefusion, Mapping) else prefusion
+        compressed = 0 if prefusion is None else prefusion.num_compressed
+        self.layout = PromptLayout(rows * cols, positions, letterbox, limit, compressed, order)
         parts = lmm.model.model
         self.feature_layer = feature_layer(parts.vision_tower, lmm.model.config.vision_feature_layer)
         words = lmm.class_embeddings(["background", "objects"])
@@ -97,27 +106,11 @@ class CachedLMM(WrappedLlava):
         own = projectors == "separate"
         self.background_projector = copy.deepcopy(parts.multi_modal_projector) if own else None
         self.object_projector = copy.deepcopy(parts.multi_modal_projector) if own else None
-        self._set_trainable(train, train_layers)
+        self.prefusion = None if prefusion is None else prefusion.build(lmm)
+        set_trainable(self, train, train_layers)
         self.frozen = lmm.frozen and not any(p.requires_grad for p in self.parameters())
         self.fingerprints = Fingerprints(self)
         self._stock = False
-
-    def _set_trainable(self, train: Sequence[str], train_layers: int) -> None:
-        if unknown := sorted(set(train) - set(TRAINABLE)):
-            raise ConfigError(f"`train` names {unknown}; allowed: {', '.join(TRAINABLE)}")
-        layers = self.model.model.language_model.layers
-        if not 0 <= train_layers <= len(layers):
-            raise ConfigError(
-                f"`train_layers` is {train_layers}; the language model has {len(layers)} layers"
-            )
-        self.separators.requires_grad_("separators" in train)
-        own = [module for module in (self.background_projector, self.object_projector) if module is not None]
-        for module in own:
-            module.requires_grad_("projectors" in train)
-        if "projectors" in train and not own:
-            self.model.model.multi_modal_projector.requires_grad_(True)
-        for layer in layers[len(layers) - train_layers :]:
-            layer.requires_grad_(True)
 
     def train(self, mode: bool = True) -> Self:
         """Like ``nn.Module.train``, but a frozen LMM stays in eval mode. Weights are about to change: fingerprints are
@@ -178,7 +171,7 @@ class CachedLMM(WrappedLlava):
 
         Args:
             system_ids: int64 ``[S]``.
-            background: Vision features ``[n, D]``.
+            background: Vision features ``[n, D]`` of its tokens, see :meth:`sent_features`.
 
         Returns:
             ``[S + 2 + n, d]``.
@@ -192,12 +185,64 @@ class CachedLMM(WrappedLlava):
     def _embeds(
         self, projector: nn.Module | None, separator: int, ids: Tensor, features: Tensor, *, first: bool
     ) -> Tensor:
-        text = self.model.get_input_embeddings()(ids.to(self.device))
-        projector = self.model.model.multi_modal_projector if projector is None else projector
-        tokens = projector(features.to(text.dtype)).to(text.dtype)
+        text = self._words(ids)
         start, end = self.separators[separator : separator + 2].to(text.dtype).split(1)
-        image = [start, tokens, end]
+        image = [start, self._projected(projector, features), end]
         return torch.cat([text, *image] if first else [*image, text])
+
+    def _words(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids.to(self.device))
+
+    def _projected(self, projector: nn.Module | None, features: Tensor) -> Tensor:
+        projector = self.model.model.multi_modal_projector if projector is None else projector
+        return projector(features.to(self.model.dtype)).to(self.model.dtype)
+
+    def background_tokens(self, features: Tensor) -> Tensor:
+        """Projected patches of a background, ``[n, d]``: what pre-fusion reads."""
+        return self._projected(self.background_projector, features)
+
+    def sent_features(self, background: Tensor, indices: Tensor) -> Tensor:
+        """Features of the tokens that stand for a background: its own, or the compressor's.
+
+        Args:
+            background: Vision features ``[n, D]``.
+            indices: Its patches, int64 ``[n]``.
+        """
+        compressor = None if self.prefusion is None else self.prefusion.compressor
+        return background if compressor is None else compressor(background.to(self.model.dtype), indices)
+
+    def image_order_embeds(self, features: Tensor, part: PromptParts) -> Tensor:
+        """Embeddings of a whole prompt in image order, ``[T, d]``.
+
+        Args:
+            features: Vision features of all patches, ``[N, D]``.
+            part: The prompt.
+        """
+        objects = self._projected(self.object_projector, features[part.objects])
+        tokens = torch.cat([self.background_tokens(features[part.background]), objects])
+        order = torch.cat([part.background, part.objects]).argsort()
+        return torch.cat([self._words(part.system_ids), tokens[order], self._words(part.text_ids)])
+
+    def _sequences(self, features: Tensor, parts: Sequence[PromptParts]) -> Tensor:
+        """Embeddings of a batch of prompts, ``[B, T, d]``, from features ``[B, N, D]``."""
+        if self.layout.order == "image":
+            rows = [self.image_order_embeds(*pair) for pair in zip(features, parts, strict=True)]
+            return pad_sequence(rows, batch_first=True)
+        backgrounds = [found[part.background] for found, part in zip(features, parts, strict=True)]
+        suffixes = [
+            self.suffix_embeds(found[part.objects], part.text_ids)
+            for found, part in zip(features, parts, strict=True)
+        ]
+        if self.prefusion is not None:
+            tokens = [self.background_tokens(found) for found in backgrounds]
+            suffixes = self.prefusion(tokens, suffixes, parts)
+        rows = [
+            torch.cat(
+                [self.prefix_embeds(part.system_ids, self.sent_features(found, part.background)), suffix]
+            )
+            for found, part, suffix in zip(backgrounds, parts, suffixes, strict=True)
+        ]
+        return pad_sequence(rows, batch_first=True)
 
     def decoder(self, keys: list[Tensor] | None = None, values: list[Tensor] | None = None) -> PrefixDecoder:
         """The language model behind stored keys and values (or at the beginning)."""
@@ -236,19 +281,12 @@ class CachedLMM(WrappedLlava):
             vision = self._vision_maps(states, len(inputs), capture.vision_layers)
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)
-            features = states[self.feature_layer]
-            rows = [
-                torch.cat(
-                    [
-                        self.prefix_embeds(part.system_ids, features[index, part.background]),
-                        self.suffix_embeds(features[index, part.objects], part.text_ids),
-                    ]
-                )
-                for index, part in enumerate(parts)
-            ]
-            return replace(
-                self._read(inputs, parts, pad_sequence(rows, batch_first=True), capture), vision=vision
-            )
+            embeds = self._sequences(states[self.feature_layer], parts)
+            return replace(self._read(inputs, parts, embeds, capture), vision=vision)
+
+    def isolated_features(self, item: LMMInputs) -> Tensor:
+        """Vision features of all patches of one sample, each group for itself, ``[N, D]``."""
+        return self._see([item], (self.feature_layer,))[self.feature_layer][0]
 
     def vision_states(self, item: LMMInputs, layers: Collection[int]) -> dict[int, Tensor]:
         """Hidden states of the isolated tower as maps: per layer ``[D, rows, cols]``."""

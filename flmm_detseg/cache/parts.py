@@ -24,8 +24,8 @@ class PartReport:
     """One module of a model.
 
     Attributes:
-        name: ``"separators"``, ``"background_projector"``, ``"object_projector"``, or ``"llm"``, ``"vision"``,
-            ``"projector"`` for the LLaVA's own (with their LoRA).
+        name: ``"separators"``, ``"background_projector"``, ``"object_projector"``, ``"prefusion"``, or ``"llm"``,
+            ``"vision"``, ``"projector"`` for the LLaVA's own (with their LoRA).
         num_tensors: Stored tensors of it.
         num_values: Numbers in them.
         sha256: First 16 hex digits over names, dtypes, shapes and bytes.
@@ -135,6 +135,8 @@ def _layout(model: CachedLMM) -> str:
         num_patches=layout.num_patches,
         positions=layout.positions,
         letterbox=layout.letterbox,
+        compressed=layout.compressed,
+        order=layout.order,
         projectors=projectors,
     )
     return json.dumps(facts, sort_keys=True)

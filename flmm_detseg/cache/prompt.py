@@ -33,6 +33,8 @@ class PromptParts:
         background: Patches of the prefix, int64 ``[n]``.
         objects: Patches sent anew, int64 ``[m]``.
         plan: Where everything is.
+        num_question: Leading tokens of ``text_ids`` that are no answer.
+        fusion_positions: See :meth:`PromptLayout.fusion_positions`.
     """
 
     system_ids: Tensor
@@ -40,6 +42,8 @@ class PromptParts:
     background: Tensor
     objects: Tensor
     plan: SequencePlan
+    num_question: int
+    fusion_positions: Tensor
 
 
 def with_partition(item: LMMInputs, partition: PatchPartition) -> PartitionedInputs:
@@ -76,12 +80,15 @@ def split_prompt(
     if stale is not None:
         objects = torch.cat([objects, stale]).sort().values
     text = item.input_ids[end:]
+    num_question = item.prefix_length - end
     return PromptParts(
         system_ids=item.input_ids[:start],
         text_ids=text,
         background=background,
         objects=objects,
         plan=layout.plan(start, background, objects, len(text), item.record_id),
+        num_question=num_question,
+        fusion_positions=layout.fusion_positions(background, objects, num_question),
     )
 
 

@@ -126,6 +126,8 @@ def prefill(
     """
     if partition is not None and use is not None:
         raise ConfigError("a given partition is for runs without a cache, where matching does not choose one")
+    if use is not None and model.layout.order == "image":
+        raise ConfigError("`order`='image' has no prefix to keep; use order='background' with a cache")
     with watch("prepare"):
         item = model.prepare_text(replace(sample, text="", phrases=(), sections=()))
         patch_grid(item.grid)
@@ -216,6 +218,8 @@ class _Request:
         """
         item = with_partition(self.item, partition)
         parts = self.model.parts(item)
+        if self.model.layout.order == "image":
+            return self._in_image_order(item, parts, level)
         with self.watch("vision"):
             features = self.model.group_features(item, parts.background)
         vision_ms = self._spent("vision")
@@ -236,10 +240,24 @@ class _Request:
 
     def _prefix(self, parts: PromptParts, features: Tensor) -> PrefixKV:
         with self.watch("prefix"):
-            decoder = self.model.decoder()
-            embeds = self.model.prefix_embeds(parts.system_ids, features)
+            model, decoder = self.model, self.model.decoder()
+            sent = model.sent_features(features, parts.background)
+            embeds = model.prefix_embeds(parts.system_ids, sent)
             decoder.feed(embeds[None], parts.plan.position_ids[: parts.plan.prefix_length])
-            return PrefixKV(*decoder.snapshot())
+            prefix = PrefixKV(*decoder.snapshot())
+            if model.prefusion is None:
+                return prefix
+            return model.prefusion.with_background(prefix, model.background_tokens(features), parts)
+
+    def _in_image_order(self, item: PartitionedInputs, parts: PromptParts, level: str) -> Prefill:
+        """One pass over a sequence of which nothing can be kept."""
+        with self.watch("vision"):
+            features = self.model.isolated_features(item)
+        with self.watch("suffix"):
+            decoder = self.model.decoder()
+            embeds = self.model.image_order_embeds(features, parts)
+            last = decoder.feed(embeds[None], parts.plan.position_ids)
+        return Prefill(item, parts, decoder, last[:, -1:], level, None, False, None)
 
     def _insert(
         self,
@@ -276,8 +294,11 @@ class _Request:
         with self.watch("vision"):
             features = self.model.group_features(item, parts.objects)
         with self.watch("suffix"):
-            decoder = self.model.decoder(prefix.keys, prefix.values)
+            count = self.model.num_layers
+            decoder = self.model.decoder(prefix.keys[:count], prefix.values[:count])
             embeds = self.model.suffix_embeds(features, parts.text_ids)
+            if self.model.prefusion is not None:
+                embeds = self.model.prefusion.behind(prefix, embeds, parts)
             last = decoder.feed(embeds[None], parts.plan.position_ids[parts.plan.prefix_length :])
         return Prefill(
             item, parts, decoder, last[:, -1:], level, None if key is None else key.entry_id, stored, match

@@ -96,6 +96,17 @@ class WrappedLlava(LMMAdapter):
         """See :class:`LMMAdapter`."""
         return self.lmm.device
 
+    @property
+    def keeps_base(self) -> bool:
+        """See :class:`LMMAdapter`: what was added beside the LLaVA may be trained, the LLaVA's own weights not."""
+        trained = (name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        return not (self.merged or self.lmm.merged) and all(".lora_" in name for name in trained)
+
+    @property
+    def adapted(self) -> bool:
+        """See :class:`LMMAdapter`: it reads images otherwise, trained or not."""
+        return True
+
     def class_embeddings(self, names: Sequence[str]) -> Tensor:
         """See :class:`LMMAdapter`."""
         return self.lmm.class_embeddings(names)

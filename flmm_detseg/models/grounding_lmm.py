@@ -96,7 +96,7 @@ class GroundingLMM(BaseModel):
         if balancer is not None:
             self.balancer = build_part(balancer, self.lmm, "model.balancer")
             self.balancer.setup(list(self.heads))
-        self.retention = _retention(retention, adapted=not self.keeps_base or bool(self.lmm.lora_groups))
+        self.retention = _retention(retention, adapted=self.lmm.adapted)
         self._check_base()
         self.isolate = {name: tuple(groups) for name, groups in (isolate or {}).items()}
         self._check_isolation()
@@ -228,8 +228,8 @@ class GroundingLMM(BaseModel):
 
     @property
     def keeps_base(self) -> bool:
-        """Whether the LMM as it was is still there behind the adapters (not when fully fine-tuned, or merged)."""
-        return (self.lmm.frozen and not self.lmm.merged) or bool(self.lmm.lora_groups)
+        """See :attr:`LMMAdapter.keeps_base`."""
+        return self.lmm.keeps_base
 
     def require_base(self, what: str) -> None:
         """For what compares with, or returns to, the LMM as it was.
@@ -242,8 +242,8 @@ class GroundingLMM(BaseModel):
         """
         if not self.keeps_base:
             raise ConfigError(
-                "the LMM as it was is gone (`model.lmm` has `frozen`=False without `lora`, or its LoRA was merged): "
-                f"{what} cannot be had; use `lora`"
+                "the LMM as it was is gone (`model.lmm` has `frozen`=False without `lora`, trains weights of it, or "
+                f"its LoRA was merged): {what} cannot be had; use `lora`"
             )
 
     def _check_base(self) -> None:
@@ -402,7 +402,7 @@ def _retention(mode: str | None, *, adapted: bool) -> str:
         raise ConfigError(f"`model.retention` is {mode!r}; allowed: {', '.join(RETENTION_MODES)}")
     if mode == "frozen" and adapted:
         raise ConfigError(
-            "`model.retention`='frozen' leaves the LMM as it is, but `model.lmm` is adapted (`lora`, or "
-            "`frozen`=False); leave that out, or use 'switched'"
+            "`model.retention`='frozen' leaves the LMM as it is, but `model.lmm` is adapted (`lora`, "
+            "`frozen`=False, or isolated groups); leave that out, or use 'switched'"
         )
     return mode

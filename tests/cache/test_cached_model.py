@@ -249,7 +249,7 @@ def test_built_from_a_config():
     ("arguments", "message"),
     [
         (dict(projectors="two"), "shared, separate"),
-        (dict(train=("prefusion",)), "separators, projectors"),
+        (dict(train=("fusion",)), "separators, projectors, prefusion"),
         (dict(train_layers=4), "has 3 layers"),
         (dict(positions="rope"), "packed, raster"),
     ],

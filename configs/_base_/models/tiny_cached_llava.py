@@ -18,3 +18,5 @@ lmm = dict(
     train=("separators", "projectors"),
 )
 stream_cache = dict(type=CacheSettings, host_bytes=1 << 30, min_tiles=20)
+# The ladder's last rung, and its control without a cache.
+ladder_lora = dict(vision=dict(r=8, alpha=32, target="qkv"), llm=dict(r=16, alpha=64, target="attention"))
