@@ -21,6 +21,7 @@ install: $(STAMP)
 $(STAMP): requirements/lock.txt requirements/no_deps.txt requirements/deepspeed.txt setup.py
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"Python 3.11 or 3.12 is needed, $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "this Python cannot make virtual environments: apt-get install python3-venv"; exit 1; }
+	@if [ "$(VENV)" != .venv ] && [ -e "$(VENV)" ] && [ ! -e "$(STAMP)" ]; then echo "$(VENV) exists and was not made by this Makefile; name another with VENV=..."; exit 1; fi
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/lock.txt

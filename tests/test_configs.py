@@ -15,7 +15,7 @@ from flmm_detseg.registry import MODELS, OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
 # A plan is a list of runs, not a config of one: tests/experiments reads them.
-PLANS = sorted(ROOT.rglob("*_stages.py"))
+PLANS = sorted(ROOT.rglob("*_stages*.py"))
 FILES = sorted(path for path in ROOT.rglob("*.py") if path not in PLANS)
 RECIPES = [path for path in FILES if "_base_" not in path.parts]
 ABLATIONS = [path for path in RECIPES if "ablations" in path.parts]
@@ -86,6 +86,26 @@ def test_model_and_optimizer_of_a_joint_recipe_can_be_built(path, load):
     assert sum(len(group["params"]) for group in built.param_groups) == trained > 10
 
 
+def test_the_7b_chain_learns_from_no_image_that_it_is_evaluated_on(load):
+    """Annotation files of the images that are evaluated: every reader of COCO images leaves them out."""
+    config = load(ROOT / "llava" / "detseg_lora.py")
+    referring = {"data/refcoco/refs(unc).p", "data/refcoco+/refs(unc).p", "data/refcocog/refs(umd).p"}
+    assert referring == {item.refs_file for item in config.refcoco_eval.values()}
+    # All else is evaluated on val2017, which shares no image with train2017 or train2014 (val2014 does).
+    for name in ("coco_eval", "png_eval", "vqa_eval"):
+        assert {item.image_dir for item in config[name].values()} == {"data/coco/val2017"}
+    seen = 0
+    for where, node in walk(config.train_dataloader.to_dict()):
+        if str(node.get("image_dir", "")).startswith("data/coco"):
+            assert node["image_dir"] in ("data/coco/train2017", "data/coco/train2014")
+            assert referring <= set(node["exclude_image_ids_file"]), where
+            seen += 1
+    assert seen == 7
+    # F-LMM's own recipe keeps its published protocol.
+    published = load(ROOT / "llava" / "frozen_llava15_7b_refcoco_png.py").train_dataloader.to_dict()
+    assert not any("exclude_image_ids_file" in node for _, node in walk(published))
+
+
 def test_basenames_are_unique():
     names = [path.stem for path in RECIPES]
     assert len(names) == len(set(names))
@@ -130,6 +150,8 @@ def test_an_ablation_changes_the_model_and_nothing_else(path):
         "model.", "train_dataloader.sampler.", "train_dataloader.batch_sampler", "optim_wrapper.optimizer.groups",
         "train_dataloader.dataset.datasets.joint", "train_dataloader.dataset.ratios.joint",
     )  # fmt: skip
+    if "_only_" in path.stem:  # one task's data
+        allowed = (*allowed, "train_dataloader.dataset.")
     assert all(key.startswith(allowed if path.stem.startswith("detseg_") else "model.") for key in changed), (
         changed
     )

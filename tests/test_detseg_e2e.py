@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,33 @@ def test_every_evaluation_reads_the_joint_model(world: Path, joint: dict) -> Non
     assert kept["kl_mean"] >= 0
     (answers,) = run(world, "eval_vqa.py", *arguments)["metrics"].values()
     assert answers["accuracy"] == kept["adapted_accuracy"]
+
+
+def test_a_training_validates_boxes_as_the_documentation_shows(world: Path) -> None:
+    """The lines of docs/own_data.md; the best checkpoint is kept."""
+    (lines,) = re.findall(
+        r"```python\n([^`]*val_evaluator[^`]*)```", (ROOT / "docs" / "own_data.md").read_text(), re.DOTALL
+    )
+    shutil.copytree(ROOT / "configs", world / "configs")
+    base = (
+        "from mmengine.config import read_base\nwith read_base():\n    from .tiny.detseg_detection import *\n"
+    )
+    (world / "configs" / "watched.py").write_text(base + lines)
+    options = ["train_cfg.max_iters=2", "train_cfg.val_interval=1", "train_dataloader.batch_size=4", *SHORT]
+    figures = run(
+        world,
+        "train.py",
+        "configs/watched.py",
+        "--cfg-options",
+        *options,
+        "model.heads.detection.score_threshold=0.0",
+    )
+    (log,) = (world / figures["work_dir"]).glob("*/vis_data/scalars.json")
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    measured = [row for row in rows if "coco/AP" in row]
+    assert [row["step"] for row in measured] == [1, 2]
+    assert all(0 <= row["coco/AP"] <= row["coco/AP50"] <= 1 and row["coco/num_boxes"] > 0 for row in measured)
+    assert list((world / figures["work_dir"]).glob("best_coco_AP_*.pth"))
 
 
 def test_switched_retention_changes_no_answer(world: Path, joint: dict) -> None:

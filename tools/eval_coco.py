@@ -2,7 +2,8 @@
 
 accelerate launch tools/eval_coco.py CONFIG --checkpoint FILE [--boxes head|text] [--backend pycocotools|faster]
 
-`--boxes text` reads the boxes from the model's answers instead; they have no scores: precision, recall and F1.
+`--boxes text` reads the boxes from the model's answers instead: precision, recall, F1, and AP with the probabilities of
+their numbers as scores.
 The answers also go into a file in COCO's results format.
 Sharded and resumable as the other evaluation tools: see tools/eval_refcoco.py.
 """

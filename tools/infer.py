@@ -7,7 +7,6 @@ python tools/infer.py configs/tiny/detseg_stability.py --checkpoint FILE --image
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from flmm_detseg.utils.cli import run_tool
@@ -31,14 +30,16 @@ def main() -> dict[str, Any]:
     from tqdm import tqdm
 
     from flmm_detseg.inference import Instructor
+    from flmm_detseg.inference.instructor import result_names
     from flmm_detseg.models import model_from_config
 
+    names = result_names(args.image)
     model = model_from_config(args.config, args.checkpoint, device=args.device)
     instructor = Instructor(model, score_threshold=args.score_threshold, classes=args.classes)
     figures = []
-    for image in tqdm(args.image, desc="images"):
+    for image, name in zip(tqdm(args.image, desc="images"), names, strict=True):
         result = instructor.follow(image, args.instruction, max_new_tokens=args.max_new_tokens)
-        files = result.save(args.out, Path(image).stem)
+        files = result.save(args.out, name)
         figures.append({"image": image, "text": result.text, "regions": len(result.regions), **files})
     return {"instruction": args.instruction, "results": figures}
 

@@ -12,58 +12,87 @@ columns = [
     "refcoco.coarse_cIoU",
     "refcoco.refined_cIoU",
     "vqa.accuracy",
+    "words.F1@0.5",
 ]
-_questions = [
-    "detseg_rank2",
-    "detseg_rank32",
-    "detseg_conv_lora",
-    "detseg_full",
-    "detseg_gate_static",
-    "detseg_gate_dynamic",
-    "detseg_uncertainty",
-    "detseg_mixed",
-    "detseg_gradnorm",
-    "detseg_pcgrad",
-    "detseg_distillation",
-    "detseg_isolated",
-]
-_start = dict(
-    init_from=[
-        "work_dirs/detseg_stages/phrase/iter_1600.pth",
-        "work_dirs/detseg_stages/detection/iter_400.pth",
-        "work_dirs/detseg_stages/segmentation/iter_400.pth",
-    ],
-    cfg_options=["train_cfg.max_iters=200", "param_scheduler.1.end=200", "custom_hooks.1.interval=1000"],
+_stage1 = dict(
+    phrase="work_dirs/detseg_stages/phrase/iter_1600.pth",
+    detection="work_dirs/detseg_stages/detection/iter_400.pth",
+    segmentation="work_dirs/detseg_stages/segmentation/iter_400.pth",
 )
+_settings = ["train_cfg.max_iters=200", "param_scheduler.1.end=200", "custom_hooks.1.interval=1000"]
 _gates = ["heads.detection.neck.gate", "heads.segmentation.neck.gate"]
-# What stage 1 does not hold: LoRA, and what the question adds.
-_new = {
+# Every question, and what stage 1 does not hold: LoRA, and what the question adds.
+_questions = {
+    "detseg_rank2": ["lmm."],
+    "detseg_rank32": ["lmm."],
+    "detseg_conv_lora": ["lmm."],
+    "detseg_head_lora": ["lmm.", "heads.segmentation.*.lora_"],
+    "detseg_full": ["lmm."],
     "detseg_gate_static": ["lmm.", *_gates],
     "detseg_gate_dynamic": ["lmm.", *_gates],
+    "detseg_gate_channel": ["lmm.", *_gates],
+    "detseg_gate_spatial": ["lmm.", *_gates],
     "detseg_uncertainty": ["lmm.", "balancer."],
+    "detseg_mixed": ["lmm."],
     "detseg_gradnorm": ["lmm.", "balancer."],
+    "detseg_pcgrad": ["lmm."],
+    "detseg_distillation": ["lmm."],
+    "detseg_isolated": ["lmm."],
+    "detseg_text": ["lmm."],
 }
+
+
+def _run(name, config, new_parts, sources):
+    files = [_stage1[source] for source in sources]
+    return dict(name=name, config=config, new_parts=new_parts, init_from=files, cfg_options=_settings)
+
+
+_single = ["detection", "segmentation", "phrase"]
 stages = [
     dict(
         name="stage 2",
         runs=[
-            dict(name="joint", config="configs/tiny/detseg_joint.py", new_parts=["lmm."], **_start),
+            _run("joint", "configs/tiny/detseg_joint.py", ["lmm."], _stage1),
+            *(_run(name, f"configs/ablations/{name}.py", new, _stage1) for name, new in _questions.items()),
+            # A classifier that stage 1 did not train: the whole detection head begins anew.
+            _run(
+                "detseg_open",
+                "configs/ablations/detseg_open.py",
+                ["lmm.", "heads.detection."],
+                ["phrase", "segmentation"],
+            ),
             *(
-                dict(
-                    name=name,
-                    config=f"configs/ablations/{name}.py",
-                    new_parts=_new.get(name, ["lmm."]),
-                    **_start,
-                )
-                for name in _questions
+                _run(f"detseg_only_{task}", f"configs/ablations/detseg_only_{task}.py", ["lmm."], [task])
+                for task in _single
             ),
         ],
     )
 ]
-_runs = ["joint", *_questions]
+_joint = ["joint", *_questions, "detseg_open"]
 evaluations = [
-    dict(name="coco", tool="eval_coco.py", runs=_runs, arguments=["--limit", "225"]),
-    dict(name="semseg", tool="eval_semseg.py", runs=_runs, arguments=["--limit", "225"]),
-    dict(name="refcoco", tool="eval_refcoco.py", runs=_runs, arguments=["--splits", "val", "--limit", "300"]),
-    dict(name="vqa", tool="eval_vqa.py", runs=_runs, arguments=["--limit", "600"]),
+    dict(
+        name="coco",
+        tool="eval_coco.py",
+        runs=[*_joint, "detseg_only_detection"],
+        arguments=["--limit", "225"],
+    ),
+    dict(
+        name="semseg",
+        tool="eval_semseg.py",
+        runs=[*_joint, "detseg_only_segmentation"],
+        arguments=["--limit", "225"],
+    ),
+    dict(
+        name="refcoco",
+        tool="eval_refcoco.py",
+        runs=[*_joint, "detseg_only_phrase"],
+        arguments=["--splits", "val", "--limit", "300"],
+    ),
+    dict(name="vqa", tool="eval_vqa.py", runs=_joint, arguments=["--limit", "600"]),
+    dict(
+        name="words",
+        tool="eval_coco.py",
+        runs=["joint", "detseg_text"],
+        arguments=["--boxes", "text", "--limit", "100"],
+    ),
 ]

@@ -1,4 +1,4 @@
-"""Does GradNorm beat fixed weights? (All tasks in every batch: it compares their gradients.) Baseline: tiny/detseg_joint."""
+"""Does GradNorm beat fixed weights? (All tasks in every batch: it compares their gradients.) Baseline: detseg_mixed."""
 
 from mmengine.config import read_base
 

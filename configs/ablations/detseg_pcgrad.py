@@ -1,4 +1,4 @@
-"""Do projected gradients beat their sum? (All tasks in every batch: it compares their gradients.) Baseline: tiny/detseg_joint."""
+"""Do projected gradients beat their sum? (All tasks in every batch: it compares their gradients.) Baseline: detseg_mixed."""
 
 from mmengine.config import read_base
 

@@ -1,27 +1,23 @@
 """LLaVA-Det-Seg on LLaVA-1.5-7B: boxes (also in words), label maps, phrases, answers in one LoRA-adapted model (stage 2).
 
 xtuner train configs/llava/detseg_lora.py --deepspeed deepspeed_zero2
+
+It starts from the heads of stage 1 (detseg_stages_7b names the configs), given by
+--cfg-options 'model.init_from=[PHRASE,DETECTION,SEGMENTATION]' 'model.new_parts=["lmm."]'; alone it begins at random heads.
 """
 
 from mmengine.config import read_base
 
 with read_base():
     from .._base_.datasets.coco_ade_vqa import *
-    from .._base_.datasets.refcoco_png import (
-        png_eval,
-        png_train,
-        refcoco_eval,
-        refcoco_plus_train,
-        refcoco_train,
-        refcocog_train,
-    )
+    from .._base_.datasets.refcoco_png_held_out import phrase_train, png_eval, refcoco_eval
     from .._base_.default_runtime import *
     from .._base_.models.coco_ade_heads import detection, language, segmentation
     from .._base_.models.llava15_7b import lmm
     from .._base_.models.unet_sam_l import phrase_grounding
     from .._base_.schedules.adamw_detseg import *
 
-from flmm_detseg.datasets import ConcatMix, MultiTaskMix, TaskBatchSampler, TaskSampler, collate_samples
+from flmm_detseg.datasets import MultiTaskMix, TaskBatchSampler, TaskSampler, collate_samples
 from flmm_detseg.models import FixedWeighting, GroundingLMM, TaskBalancer
 
 lmm.update(
@@ -56,9 +52,7 @@ train_dataloader = dict(
         datasets=dict(
             detection=detection_train,
             segmentation=segmentation_train,
-            phrase=dict(
-                type=ConcatMix, datasets=[png_train, refcoco_train, refcoco_plus_train, refcocog_train]
-            ),
+            phrase=phrase_train,
             vqa=vqa_train,
             joint=joint_train,
         ),

@@ -21,6 +21,8 @@ lmm.update(
         projector=dict(r=8, alpha=32, target="all-linear"),
     )
 )
+# A stage is a few minutes: what a stop can cost is to be less.
+default_hooks.update(checkpoint=dict(interval=100))
 model = dict(
     type=GroundingLMM,
     lmm=lmm,

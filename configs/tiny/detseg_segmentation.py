@@ -12,6 +12,8 @@ with read_base():
 from flmm_detseg.datasets import EpochSampler, collate_samples
 from flmm_detseg.models import GroundingLMM
 
+# A stage is a few minutes: what a stop can cost is to be less.
+default_hooks.update(checkpoint=dict(interval=100))
 model = dict(type=GroundingLMM, lmm=lmm, heads=dict(segmentation=segmentation), init_from=[], new_parts=[])
 train_dataloader = dict(
     batch_size=16,

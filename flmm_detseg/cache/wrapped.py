@@ -96,6 +96,10 @@ class WrappedLlava(LMMAdapter):
         """See :class:`LMMAdapter`."""
         return self.lmm.device
 
+    def freeze_unread(self, vision_layers: Sequence[int]) -> None:
+        """See :class:`LMMAdapter`."""
+        self.lmm.freeze_unread(vision_layers)
+
     @property
     def keeps_base(self) -> bool:
         """See :class:`LMMAdapter`: what was added beside the LLaVA may be trained, the LLaVA's own weights not."""

@@ -19,9 +19,9 @@ from flmm_detseg.errors import DataError
 from flmm_detseg.structures import Sample
 
 
-class _SharedInt:
+class SharedInt:
     """An integer in shared memory: persistent workers hold a copy of the dataset, yet must see the epoch
-    that the main process sets later.
+    that the main process sets later, and the main process what they count.
     """
 
     def __init__(self, value: int = 0) -> None:
@@ -29,16 +29,17 @@ class _SharedInt:
 
     @property
     def value(self) -> int:
+        """The number."""
         return int(self._tensor)
 
     @value.setter
     def value(self, value: int) -> None:
         self._tensor.fill_(value)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedInt:
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedInt:
         # Copying the tensor would leave shared memory; MMEngine copies the datasets handed to its loader
         # builder.
-        return _SharedInt(self.value)
+        return SharedInt(self.value)
 
 
 class GroundingDataset(Dataset[Sample], ABC):
@@ -59,7 +60,7 @@ class GroundingDataset(Dataset[Sample], ABC):
 
     def __init__(self, policy: str) -> None:
         self._log = ProblemLog(policy)
-        self._epoch = _SharedInt()
+        self._epoch = SharedInt()
         self._last_image: tuple[str, np.ndarray] | None = None
 
     @property

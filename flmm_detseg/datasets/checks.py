@@ -102,6 +102,8 @@ def check_dataset(name: str, config: Mapping[str, Any], *, num_examples: int = 0
             check.num_objects += len(sample.dense.boxes_xyxy)
         if index in wanted:
             check.examples.append(sample)
+    if left_out := dataset.report().get("left_out"):
+        check.dropped["object without room in the text"] = left_out
     return check
 
 

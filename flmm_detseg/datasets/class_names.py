@@ -37,6 +37,6 @@ def named_classes(classes: Sequence[str] | str) -> tuple[str, ...]:
         return tuple(get_classes(classes))
     except ValueError:
         raise ConfigError(
-            f"classes {classes!r}: no list of that name; give the names, or tinyworld, tinyworld_things, coco, "
+            f"`classes` {classes!r}: no list of that name; give the names, or tinyworld, tinyworld_things, coco, "
             "ade20k, cityscapes, ..."
         ) from None

@@ -12,7 +12,7 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import load_json, require_dir, require_keys
-from flmm_detseg.datasets.image_ids import read_image_ids
+from flmm_detseg.datasets.image_ids import excluded_ids
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
 from flmm_detseg.datasets.policy import RecordError, record_error
@@ -98,8 +98,7 @@ class COCOInstancesDataset(GroundingDataset):
         self._label_of: dict[Any, int] = {}
         self._has_pseudo = False
         self.classes, self.category_ids = self._read_categories(content["categories"], classes)
-        excluded = frozenset() if exclude_image_ids_file is None else read_image_ids(exclude_image_ids_file)
-        self.records = self._read_records(content, keep_empty, excluded)
+        self.records = self._read_records(content, keep_empty, excluded_ids(exclude_image_ids_file))
         self._finish(verify_images, str(self.ann_file))
 
     @property

@@ -49,6 +49,11 @@ def read_image_ids(files: str | Sequence[str]) -> frozenset[int]:
     return frozenset(ids)
 
 
+def excluded_ids(files: str | Sequence[str] | None) -> frozenset[int]:
+    """:func:`read_image_ids` for a reader's ``exclude_image_ids_file``; None excludes nothing."""
+    return frozenset() if files is None else read_image_ids(files)
+
+
 def _values(path: Path) -> list[Any]:
     if path.suffix == ".p":
         refs = load_plain_pickle(path, "refs file")

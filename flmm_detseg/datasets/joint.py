@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from flmm_detseg.datasets.base import GroundingDataset
+from flmm_detseg.datasets.base import GroundingDataset, SharedInt
 from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
 from flmm_detseg.datasets.policy import Problem
 from flmm_detseg.datasets.semantic_maps import IGNORE
@@ -28,9 +29,19 @@ from flmm_detseg.language import (
     quantise_boxes,
     serialise,
 )
+from flmm_detseg.language.items import Polygon
 from flmm_detseg.language.wording import SECTION_TAGS
 from flmm_detseg.registry import DATASETS, SCOPE
 from flmm_detseg.structures import DenseTargets, Phrase, Sample
+
+
+class _Mask(NamedTuple):
+    """A mask to write: of which object (None: of a class), its name, bool ``[H, W]``, its outline in words."""
+
+    item: int | None
+    label: str
+    pixels: np.ndarray
+    polygons: tuple[Polygon, ...] | None
 
 
 @DATASETS.register_module()
@@ -41,8 +52,11 @@ class JointDataset(GroundingDataset):
     ``Segmentations: ...`` from the instance masks, or from the semantic map (one mask per class that is there, largest
     first). Objects stand in the same order in both; crowd regions are not written. The wanted sections stand as task
     tokens before the question. The samples keep their ``dense`` targets, so dense heads may read them too; ``sections``
-    holds the sections' spans. The k-th item of ``Segmentations`` (with ``mask_form="seg"`` the k-th ``<SEG>``) belongs
-    to the k-th phrase and mask; the phrase's span is the item's label.
+    holds the sections' spans. With ``mask_form="seg"`` the k-th ``<SEG>`` belongs to the k-th phrase and mask; the
+    phrase's span is the item's label. Outlines are words like all others: their samples have no phrases.
+
+    A list that is cut teaches the model not to end. So whole objects, the smallest ones, are left out until the text
+    has ``max_characters``; :meth:`report` counts them (``left_out``).
 
     Args:
         dataset: A reader of boxes or label maps, or its config.
@@ -57,6 +71,9 @@ class JointDataset(GroundingDataset):
         mask_form: ``"polygons"``: the outline in words (a mask too thin for canonical coordinates is left out);
             ``"seg"``: a ``<SEG>`` per mask, for a head of your own that reads the phrases' states: none here does.
         max_points: Points of each polygon at most.
+        max_characters: Longest text, as far as leaving objects out can make it shorter (one stays, and so do the words
+            of an answer). LLaMA's tokenizer needs at most a token a character: 3000 fit into LLaVA-1.5's 4096 tokens
+            beside the image and a question.
         seed: Of the random draw.
 
     Raises:
@@ -74,6 +91,7 @@ class JointDataset(GroundingDataset):
         max_masks: int = 100,
         mask_form: Literal["seg", "polygons"] = "polygons",
         max_points: int = 24,
+        max_characters: int = 3000,
         seed: int = 0,
     ) -> None:
         super().__init__("raise")
@@ -83,7 +101,10 @@ class JointDataset(GroundingDataset):
         self.options = SerialiseOptions(box_order=box_order, max_boxes=max_boxes, max_masks=max_masks)
         if mask_form not in ("seg", "polygons"):
             raise ConfigError(f"`mask_form` is {mask_form!r}; allowed: seg, polygons")
-        self.mask_form, self.max_points = mask_form, max_points
+        if max_characters < 1:
+            raise ConfigError(f"`max_characters` is {max_characters}; it must be at least 1")
+        self.mask_form, self.max_points, self.max_characters = mask_form, max_points, max_characters
+        self._num_left_out = SharedInt()
         self._check_sections()
         self.records = list(range(len(self.dataset)))
         self._answers_of: dict[str, list[int]] = {}
@@ -143,8 +164,11 @@ class JointDataset(GroundingDataset):
             self.answers.set_epoch(epoch)
 
     def report(self) -> dict[str, Any]:
-        """Counts, with the reports of the reader and the answers."""
-        parts = {"dataset": self.dataset.report()}
+        """Counts, with the reports of the reader and the answers.
+
+        ``left_out``: objects for which there was no room, in the samples read so far (by worker processes too).
+        """
+        parts: dict[str, Any] = {"left_out": self._num_left_out.value, "dataset": self.dataset.report()}
         if self.answers is not None:
             parts["answers"] = self.answers.report()
         return {**super().report(), **parts}
@@ -167,29 +191,65 @@ class JointDataset(GroundingDataset):
             choices = self._answers_of[_image_key(self.dataset, record)]
             draw = int(np.random.default_rng((self.seed, self.epoch, record)).integers(len(choices)))
             question, words = self.answers.question_and_answer(choices[draw])
-        wanted = self.sections
         boxes = self._boxes(dense, sample.image_size) if dense.boxes_xyxy is not None else ()
-        items, masks = self._mask_items(dense, boxes) if "segmentations" in wanted else ((), ())
-        written = serialise(
-            JointAnswer(
-                answer=words,
-                detections=boxes if "detections" in wanted else None,
-                segmentations=items if "segmentations" in wanted else None,
-            ),
-            self.options,
-        )
-        phrases = label_phrases(written)
-        shown = masks[: len(phrases)]
+        masks = self._masks(dense, boxes) if "segmentations" in self.sections else []
+        written, shown = self._fit(words, boxes, masks)
+        with_phrases = self.mask_form == "seg" and bool(shown)
         return replace(
             sample,
             record_id=f"joint/{sample.record_id}",
             task="joint",
-            prompt=build_prompt(question, wanted),
+            prompt=build_prompt(question, self.sections),
             text=written.text,
-            phrases=phrases,
-            masks=np.stack(shown) if shown else np.zeros((0, *sample.image_size), dtype=bool),
+            phrases=label_phrases(written) if with_phrases else (),
+            masks=np.stack(shown) if with_phrases else np.zeros((0, *sample.image_size), dtype=bool),
             sections=tuple(written.section_spans.values()),
         )
+
+    def _fit(
+        self, words: str | None, boxes: tuple[BoxItem, ...], masks: Sequence[_Mask]
+    ) -> tuple[SerialisedAnswer, list[np.ndarray]]:
+        """The longest answer that fits, of whole objects, and the masks in it."""
+        most = max(len(boxes), len(masks), 1)
+        written, shown = self._write(words, boxes, masks, most)
+        if len(written.text) <= self.max_characters:
+            return written, shown
+        # How many of the limits 1, 2, ... are small enough.
+        limit = bisect_right(
+            range(1, most + 1),
+            self.max_characters,
+            key=lambda limit: len(self._write(words, boxes, masks, limit)[0].text),
+        )
+        shorter, shown = self._write(words, boxes, masks, max(limit, 1))
+        self._num_left_out.value += _num_objects(written) - _num_objects(shorter)
+        return shorter, shown
+
+    def _write(
+        self, words: str | None, boxes: tuple[BoxItem, ...], masks: Sequence[_Mask], limit: int
+    ) -> tuple[SerialisedAnswer, list[np.ndarray]]:
+        """The answer with at most ``limit`` items in each section, and the masks of its items."""
+        options = replace(
+            self.options,
+            max_boxes=min(self.options.max_boxes, limit),
+            max_masks=min(self.options.max_masks, limit),
+        )
+        by_object = {mask.item: mask for mask in masks if mask.item is not None}
+        if by_object:  # in the boxes' order, and of the same objects
+            order = serialise(JointAnswer(detections=boxes), options).detection_order
+            masks = [by_object[index] for index in order if index in by_object]
+        masks = masks[: options.max_masks]
+        items = tuple(
+            MaskItem(mask.label, seg_index=k)
+            if mask.polygons is None
+            else MaskItem(mask.label, mask.polygons)
+            for k, mask in enumerate(masks)
+        )
+        answer = JointAnswer(
+            answer=words,
+            detections=boxes if "detections" in self.sections else None,
+            segmentations=items if "segmentations" in self.sections else None,
+        )
+        return serialise(answer, options), [mask.pixels for mask in masks]
 
     def _boxes(self, dense: DenseTargets, image_size: tuple[int, int]) -> tuple[BoxItem, ...]:
         classes = self.dataset.metainfo["classes"]
@@ -197,28 +257,28 @@ class JointDataset(GroundingDataset):
         boxes = quantise_boxes(dense.boxes_xyxy[kept], image_size).tolist()
         return tuple(BoxItem(classes[label], tuple(box)) for label, box in zip(dense.labels[kept], boxes))
 
-    def _mask_items(
-        self, dense: DenseTargets, boxes: tuple[BoxItem, ...]
-    ) -> tuple[tuple[MaskItem, ...], list[np.ndarray]]:
-        """Items and masks, bool ``[H, W]`` each: of the objects, else of the classes of the semantic map."""
+    def _masks(self, dense: DenseTargets, boxes: tuple[BoxItem, ...]) -> list[_Mask]:
+        """Masks of the objects, else of the classes of the semantic map, largest first."""
         if dense.masks is not None:
-            order = serialise(JointAnswer(detections=boxes), self.options).detection_order
-            masks = dense.masks[_written_objects(dense)]
-            named = [(boxes[index].label, masks[index]) for index in order]
+            named = [
+                (box.label, mask)
+                for box, mask in zip(boxes, dense.masks[_written_objects(dense)], strict=True)
+            ]
         else:
             assert dense.semantic is not None
             classes = self.dataset.metainfo["semantic_classes"]
             values, counts = np.unique(dense.semantic[dense.semantic != IGNORE], return_counts=True)
             values = values[np.argsort(-counts, kind="stable")]
             named = [(classes[value], dense.semantic == value) for value in values]
-        if self.mask_form == "seg":
-            return tuple(MaskItem(name, seg_index=k) for k, (name, _) in enumerate(named)), [
-                m for _, m in named
-            ]
-        outlined = [(name, mask, mask_to_polygons(mask, self.max_points).polygons) for name, mask in named]
-        outlined = [item for item in outlined if item[2]]  # nothing of a thin mask may be left
-        items = tuple(MaskItem(name, polygons=polygons) for name, _, polygons in outlined)
-        return items, [mask for _, mask, _ in outlined]
+        masks = []
+        for index, (label, pixels) in enumerate(named):
+            polygons = None
+            if self.mask_form == "polygons":
+                polygons = mask_to_polygons(pixels, self.max_points).polygons
+                if not polygons:  # nothing of a thin mask may be left
+                    continue
+            masks.append(_Mask(index if dense.masks is not None else None, label, pixels, polygons))
+        return masks
 
 
 def label_phrases(written: SerialisedAnswer) -> tuple[Phrase, ...]:
@@ -241,6 +301,10 @@ def _written_objects(dense: DenseTargets) -> np.ndarray:
     """Which objects are written: all but crowd regions; bool ``[N]``."""
     assert dense.labels is not None
     return ~dense.crowd if dense.crowd is not None else np.ones(len(dense.labels), dtype=bool)
+
+
+def _num_objects(written: SerialisedAnswer) -> int:
+    return max(len(written.answer.detections or ()), len(written.answer.segmentations or ()))
 
 
 def _build(dataset: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
-from flmm_detseg.datasets.image_ids import coco_id_of_path, read_image_ids
+from flmm_detseg.datasets.image_ids import coco_id_of_path, excluded_ids
 from flmm_detseg.datasets.policy import RecordError, record_error
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
@@ -80,9 +80,7 @@ class LLaVAInstructDataset(GroundingDataset):
         self.annotation_files = (self.file,)
         self.image_dir = require_dir(image_dir, "image folder")
         self.turns, self.seed, self.name = turns, seed, name
-        excluded = frozenset(exclude_image_ids)
-        if exclude_image_ids_file is not None:
-            excluded |= read_image_ids(exclude_image_ids_file)
+        excluded = frozenset(exclude_image_ids) | excluded_ids(exclude_image_ids_file)
         self.records = self._read_records(excluded)
         self._finish(verify_images, str(self.file))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
+from flmm_detseg.datasets.image_ids import excluded_ids
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import read_panoptic_ids
 from flmm_detseg.datasets.policy import RecordError, record_error
@@ -59,6 +61,8 @@ class PNGDataset(GroundingDataset):
         verify_images: Decode every image and panoptic map at construction, so that ``policy="skip"`` covers
             them too.
         name: First part of record ids.
+        exclude_image_ids_file: One file or several with ids of images that must not come up
+            (``dropped["excluded image"]``), see :func:`~flmm_detseg.datasets.image_ids.read_image_ids`.
 
     Raises:
         DataError: A file is missing, truncated or of another kind, or (``policy="raise"``) a narrative is
@@ -78,6 +82,7 @@ class PNGDataset(GroundingDataset):
         prompt: str | None = None,
         verify_images: bool = False,
         name: str = "png",
+        exclude_image_ids_file: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(policy)
         self.narratives_file, self.panoptic_json = Path(narratives_file), Path(panoptic_json)
@@ -85,7 +90,7 @@ class PNGDataset(GroundingDataset):
         self.panoptic_dir = require_dir(panoptic_dir, "panoptic folder")
         self.image_dir = require_dir(image_dir, "image folder")
         self.plural_is_thing, self.prompt, self.name = plural_is_thing, prompt, name
-        self.records = self._read_records()
+        self.records = self._read_records(excluded_ids(exclude_image_ids_file))
         self._finish(verify_images, str(self.narratives_file))
 
     def phrase_texts(self, index: int) -> tuple[str, list[str]]:
@@ -131,7 +136,7 @@ class PNGDataset(GroundingDataset):
         self._read_entries(self.panoptic_json, "annotations", content["annotations"], add_annotation)
         return result
 
-    def _read_records(self) -> list[_Record]:
+    def _read_records(self, excluded: frozenset[int]) -> list[_Record]:
         content = load_json(self.narratives_file, "narratives file")
         narratives = require_list(content, "narratives", self.narratives_file)
         panoptic = self._read_panoptic()
@@ -143,6 +148,9 @@ class PNGDataset(GroundingDataset):
                     narrative, ("image_id", "segments"), self.narratives_file, f"narrative {position}"
                 )
                 record_id = f"{record_id}-image-{narrative['image_id']}"
+                if int(narrative["image_id"]) in excluded:
+                    self._log.drop("excluded image", record_id)
+                    continue
                 record = self._read_record(position, record_id, narrative, panoptic)
             except RecordError as error:
                 self._log.handle(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset, join_sentences
 from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
+from flmm_detseg.datasets.image_ids import excluded_ids
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
 from flmm_detseg.datasets.policy import RecordError, record_error
@@ -76,6 +78,9 @@ class RefCOCODataset(GroundingDataset):
         max_phrases: Upper limit of phrases per sample; larger images are divided into several samples.
         verify_images: Decode every image and mask at construction, so that ``policy="skip"`` covers them too.
         name: First part of record ids.
+        exclude_image_ids_file: One file or several with ids of images that must not come up
+            (``dropped["excluded image"]``), see :func:`~flmm_detseg.datasets.image_ids.read_image_ids`: the files of
+            the other two sets, whose splits overlap with this one's.
 
     Raises:
         DataError: A file is missing, truncated or of another kind, or (``policy="raise"``) a reference is
@@ -100,6 +105,7 @@ class RefCOCODataset(GroundingDataset):
         max_phrases: int | None = None,
         verify_images: bool = False,
         name: str = "refcoco",
+        exclude_image_ids_file: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(policy)
         for key, value, allowed in (("sentences", sentences, SENTENCES), ("layout", layout, LAYOUTS)):
@@ -118,7 +124,7 @@ class RefCOCODataset(GroundingDataset):
             max_phrases,
             name,
         )
-        self.objects = self._read_objects()
+        self.objects = self._read_objects(excluded_ids(exclude_image_ids_file))
         self.records = self._make_records()
         self._finish(verify_images, f"{self.refs_file} split {split}")
 
@@ -127,7 +133,7 @@ class RefCOCODataset(GroundingDataset):
         record = self.records[index]
         return str(record.objects[0].image.path), self._draw(record)[0]
 
-    def _read_objects(self) -> list[_Object]:
+    def _read_objects(self, excluded: frozenset[int]) -> list[_Object]:
         refs = require_list(load_plain_pickle(self.refs_file, "refs file"), "references", self.refs_file)
         images, annotations = self._read_instances()
         splits: set[str] = set()
@@ -139,6 +145,9 @@ class RefCOCODataset(GroundingDataset):
                 require_keys(ref, keys, self.refs_file, f"entry {position}")
                 splits.add(str(ref["split"]))
                 if ref["split"] != self.split:
+                    continue
+                if ref["image_id"] in excluded:
+                    self._log.drop("excluded image", f"{self.name}/{self.split}/ref-{ref['ref_id']}")
                     continue
                 if ref["ref_id"] in seen:
                     raise self._problem(ref, "its ref_id occurs twice in the split", "duplicate id")

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from flmm_detseg.datasets.base import GroundingDataset
+from flmm_detseg.datasets.class_names import named_classes
 from flmm_detseg.datasets.files import require_dir
 from flmm_detseg.datasets.policy import record_error
 from flmm_detseg.errors import ConfigError, DataError
@@ -40,8 +41,7 @@ class SemanticMapsDataset(GroundingDataset):
     Args:
         label_dir: Folder of the label maps (sub-folders too); class numbers as pixel values, 255 is unknown.
         image_dir: Folder of the images: same name, any image suffix.
-        classes: Class names by index, or the name of a set of classes: ``"ade20k"`` and others of mmseg,
-            ``"tinyworld"``.
+        classes: Class names by index, or the name of a list: ``"ade20k"`` and others of mmseg, ``"tinyworld"``.
         reduce_zero_label: Value 0 is unknown and class i has the value i + 1 (ADE20K, TinyWorld).
         label_suffix: End of the label maps' names, cut off to find the image.
         policy: ``"raise"`` | ``"skip"`` for label maps that cannot be used.
@@ -159,30 +159,12 @@ class SemanticMapsDataset(GroundingDataset):
 
 
 def semantic_classes(classes: Sequence[str] | str) -> tuple[str, ...]:
-    """Class names of a list, or of a name of a set of classes.
+    """Class names of a list, or of the name of one (:func:`~flmm_detseg.datasets.class_names.named_classes`).
 
     Raises:
         ConfigError: Unknown, empty, repeated, or more than label maps of 8 bits can hold.
     """
-    if classes == "tinyworld":
-        from flmm_detseg.datasets.tinyworld.formats import CATEGORIES
-
-        names = tuple(str(category["name"]) for category in CATEGORIES)
-    elif isinstance(classes, str):
-        from flmm_detseg.compat import install
-
-        install()
-        from mmseg.utils import get_classes
-
-        try:
-            names = tuple(get_classes(classes))
-        except ValueError:
-            message = (
-                f"`classes` is {classes!r}; give the list of names, or tinyworld, ade20k, cityscapes, ..."
-            )
-            raise ConfigError(message) from None
-    else:
-        names = tuple(classes)
+    names = named_classes(classes)
     if not 0 < len(names) < IGNORE or len(set(names)) != len(names):
         raise ConfigError(f"`classes` has {len(names)} names; 1 to 254 different ones are needed")
     return names

@@ -128,7 +128,7 @@ class ForgettingTask(_AnswerTask):
         Raises:
             ConfigError: The model was fully fine-tuned: there is nothing left to compare with.
         """
-        model.require_base("forgetting")
+        model.retention.require_base("forgetting")
         adapted = [_answer(model, sample, options) for sample in samples]
         with model.lmm.base_mode():
             base = [_answer(model, sample, options) for sample in samples]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from mmengine.structures import InstanceData
 
+from flmm_detseg.engine.class_check import check_classes
 from flmm_detseg.engine.eval_task import EvaluationOptions, Task
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.evaluation import (
@@ -64,6 +65,11 @@ class BoxTask(Task[BoxOptions]):
     """Boxes and masks of objects, from ``model.detect`` or ``model.answer``."""
 
     name, config_key = "coco", "coco_eval"
+
+    def check(self, model: Any, dataset: Any, options: BoxOptions) -> None:
+        """Classes of head and data; answers in words are compared with the data's names as they are."""
+        if options.boxes == "head":
+            check_classes(model, dataset)
 
     def facts(
         self, model: Any, samples: list[Sample], dataset: Any, options: BoxOptions
@@ -221,6 +227,10 @@ class MapTask(Task[MapOptions]):
     """Label maps, from ``model.segment``."""
 
     name, config_key = "semseg", "semseg_eval"
+
+    def check(self, model: Any, dataset: Any, options: MapOptions) -> None:
+        """Classes of head and data."""
+        check_classes(model, dataset)
 
     def facts(
         self, model: Any, samples: list[Sample], dataset: Any, options: MapOptions

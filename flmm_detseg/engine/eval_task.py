@@ -65,6 +65,9 @@ class Task(ABC, Generic[Options]):
     name: str
     config_key: str
 
+    def check(self, model: Any, dataset: Any, options: Options) -> None:
+        """Refuses data that do not fit the model, before it is asked; nothing to compare unless a task says so."""
+
     @abstractmethod
     def facts(
         self, model: Any, samples: list[Sample], dataset: Any, options: Options

@@ -118,6 +118,8 @@ def evaluate_model(
         weights = weights_hash(model)
     metrics: dict[str, dict[str, float]] = {}
     reports: dict[str, dict[str, Any]] = {}
+    for item in datasets.values():
+        task.check(model, item.dataset, options)
     for name, item in datasets.items():
         data = _data_hashes(item.dataset)
         identity = {

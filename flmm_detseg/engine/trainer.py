@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import resource
 import sys
 import time
@@ -115,7 +116,7 @@ def _figures(work_dir: Path, seconds: float) -> dict[str, Any]:
     return {
         "work_dir": str(work_dir),
         "checkpoint": str(checkpoint),
-        "iterations": hub.get_info("iter", -1) + 1,
+        "iterations": int(number[1]) if (number := re.search(r"iter_(\d+)", checkpoint.name)) else None,
         "losses": losses,
         "lmm_sha256_before": fingerprint.get("before"),
         "lmm_sha256_after": fingerprint.get("after"),

@@ -64,10 +64,14 @@ class COCOBoxMetric(BaseMetric):
         self.annotation_file, self.backend, self.classwise = annotation_file, backend, classwise
 
     def process(
-        self, data_batch: Mapping[str, Sequence[Sample]], data_samples: Sequence[InstanceData]
+        self,
+        data_batch: Mapping[str, Sequence[Sample]],
+        data_samples: Sequence[InstanceData | Mapping[str, Any]],
     ) -> None:
         """Adds a batch: ``data_batch["samples"]`` and their predictions, index by index."""
         for sample, prediction in zip(data_batch["samples"], data_samples, strict=True):
+            if isinstance(prediction, Mapping):  # MMEngine's evaluator takes its own containers apart
+                prediction = InstanceData(**prediction)
             self.results.append(box_record(sample, prediction))
 
     def compute_metrics(self, results: list[dict[str, Any]]) -> dict[str, float]:

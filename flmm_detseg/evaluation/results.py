@@ -110,7 +110,7 @@ class RecordStore:
     def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
         found = {}
         if file.is_file():
-            for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
                 try:
                     entry = json.loads(line)
                 except json.JSONDecodeError:  # cut off by a kill; the sample counts as not done

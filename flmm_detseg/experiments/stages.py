@@ -48,6 +48,11 @@ def run_plan(
     """
     plan = read_plan(plan_file)
     folder = Path(work_dir or f"work_dirs/{Path(plan_file).stem}")
+    if any(character.isspace() or character in "[](),'\"" for character in str(folder)):
+        raise ConfigError(
+            f"the work folder {str(folder)!r} has a blank, bracket, comma or quote in its path, which MMEngine's "
+            "--cfg-options cannot carry; choose another"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress([60.0 * max(len(stage.runs) / slots, 1) for stage in plan.stages] + [60.0])
     figures: dict[str, dict[str, Any]] = {}
@@ -119,9 +124,13 @@ def _training(
             f"model.init_from={json.dumps(files, separators=(',', ':'))}",
             f"model.new_parts={json.dumps(list(run.new_parts), separators=(',', ':'))}",
         ]
-    started = folder / run.name / "started.json"
+    started, pointer = (folder / run.name / name for name in ("started.json", "last_checkpoint"))
     same = started.is_file() and json.loads(started.read_text()).get("key") == key
-    if same and not fresh and (folder / run.name / "last_checkpoint").is_file():
+    if fresh or not same:
+        # Before the new key is written: a later start must not take the other run's checkpoint for this one's.
+        for file in (pointer, folder / run.name / DONE_FILE):
+            file.unlink(missing_ok=True)
+    elif pointer.is_file():
         arguments += ["--resume"]
     _write_json(started, {"key": key})
     if options:
@@ -148,7 +157,10 @@ def _checkpoint(source: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _key(run: Run, figures: Mapping[str, Mapping[str, Any]], cfg_options: tuple[str, ...]) -> str:
     """What a run's result depends on, as far as files can tell."""
-    digest = hashlib.sha256(read_config(resolve(run.config)).pretty_text.encode())
+    config = read_config(resolve(run.config))
+    digest = hashlib.sha256(config.pretty_text.encode())
+    for path in sorted(_paths(config.to_dict())):
+        digest.update(_state(path).encode())
     digest.update(json.dumps([run.cfg_options, run.new_parts, cfg_options]).encode())
     for source in run.init_from:
         file = Path(_checkpoint(source, figures))
@@ -160,6 +172,22 @@ def _key(run: Run, figures: Mapping[str, Mapping[str, Any]], cfg_options: tuple[
         for part in sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [file]:
             digest.update(part.read_bytes())
     return digest.hexdigest()
+
+
+def _paths(value: object) -> set[Path]:
+    """Files and folders that a config names: the LMM's weights, annotations, images."""
+    if isinstance(value, Mapping):
+        return set().union(*map(_paths, value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(_paths, value))
+    return {Path(value)} if isinstance(value, str) and "/" in value and Path(value).exists() else set()
+
+
+def _state(path: Path) -> str:
+    """Name, size and time of a file, or of what lies in a folder: contents of gigabytes are not read."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    stats = [(file.name, file.stat()) for file in files]
+    return json.dumps([str(path), [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]])
 
 
 def _read_done(folder: Path, key: str) -> dict[str, Any] | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
 
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Prediction, Sample
 
 
@@ -47,3 +49,20 @@ class Head(nn.Module, ABC):
     @abstractmethod
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Prediction]:
         """One prediction per sample, in order."""
+
+
+def checked_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Class names of a head.
+
+    Raises:
+        ConfigError: None, one that occurs twice, or the name of a list: only a config may use that.
+    """
+    if isinstance(names, str):
+        raise ConfigError(
+            f"`class_names` is {names!r}; in Python a head takes the names themselves "
+            "(flmm_detseg.datasets.class_names.named_classes gives those of a list)"
+        )
+    names = tuple(names)
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"`class_names` {names[:5]}... must be different names, at least one")
+    return names

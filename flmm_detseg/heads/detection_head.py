@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from mmcv.ops import batched_nms
 from mmengine.structures import InstanceData
 from torch import Tensor
 
-from flmm_detseg.datasets.class_names import named_classes
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.heads.base import Head
+from flmm_detseg.heads.base import Head, checked_names
 from flmm_detseg.heads.fcos import FrameFCOS, Objects
 from flmm_detseg.heads.frame import Frame
 from flmm_detseg.heads.neck import VisionNeck
@@ -28,8 +28,7 @@ class DetectionHead(Head):
 
     Args:
         neck: Pyramid; its strides set those of FCOS and the sizes each level is responsible for.
-        class_names: Classes in the order of the labels, or the name of a list (``"coco"``, see
-            :func:`~flmm_detseg.datasets.class_names.named_classes`).
+        class_names: Classes in the order of the labels; in a config also the name of a list (``"coco"``).
         classifier: ``"closed"`` (one learned filter per class) or ``"open"`` (similarity to text embeddings, which
             :meth:`set_class_embeddings` must be given before use).
         hidden_size: Width of the text embeddings, that of the LMM; follows from the LMM, open classifier only.
@@ -58,7 +57,7 @@ class DetectionHead(Head):
     def __init__(
         self,
         neck: VisionNeck,
-        class_names: Sequence[str] | str,
+        class_names: Sequence[str],
         classifier: str = "closed",
         hidden_size: int | None = None,
         sam: SAMRefiner | None = None,
@@ -79,7 +78,7 @@ class DetectionHead(Head):
             raise ConfigError(f"classifier {classifier!r} is none of {', '.join(CLASSIFIERS)}")
         if classifier == "open" and hidden_size is None:
             raise ConfigError("an open classifier needs `hidden_size`, the width of the text embeddings")
-        self.class_names = _checked_names(named_classes(class_names))
+        self.class_names = checked_names(class_names)
         self.classifier = classifier
         self.neck = neck
         self.sam = sam.requires_grad_(False) if sam is not None else None
@@ -123,11 +122,23 @@ class DetectionHead(Head):
         """
         if self.classifier != "open":
             raise ConfigError("class embeddings are for `classifier='open'`; this head's classes are fixed")
-        names = self.class_names if class_names is None else _checked_names(class_names)
+        names = self.class_names if class_names is None else checked_names(class_names)
         if len(embeddings) != len(names):
             raise ConfigError(f"{len(embeddings)} class embeddings for {len(names)} class names")
         self.fcos.set_class_embeddings(embeddings)
         self.class_names = names
+
+    @contextmanager
+    def other_classes(self, embeddings: Tensor, class_names: Sequence[str]) -> Iterator[None]:
+        """Context in which an open head finds other classes; arguments and errors as :meth:`set_class_embeddings`."""
+        names, fcos = self.class_names, self.fcos
+        before = fcos.conv_cls.embeddings if self.classifier == "open" else None
+        self.set_class_embeddings(embeddings, class_names)
+        try:
+            yield
+        finally:
+            fcos.conv_cls.embeddings, self.class_names = before, names
+            fcos.num_classes = fcos.cls_out_channels = len(names)
 
     def num_targets(self, batch: GroundingBatch) -> int:
         """Positive points, at least one where there is a sample: what every loss is divided by."""
@@ -234,10 +245,3 @@ class DetectionHead(Head):
         boxes = frame.boxes_into(boxes).to(device)
         keep, crowd = ~crowd.to(device), crowd.to(device)
         return Objects(boxes[keep], labels.to(device)[keep], weights.to(device)[keep], boxes[crowd])
-
-
-def _checked_names(names: Sequence[str]) -> tuple[str, ...]:
-    names = tuple(names)
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"`class_names` {names[:5]}... must be different names, at least one")
-    return names

@@ -11,9 +11,8 @@ from mmcv.cnn import ConvModule, DepthwiseSeparableConvModule
 from mmseg.models.decode_heads.sep_aspp_head import DepthwiseSeparableASPPModule
 from torch import Tensor, nn
 
-from flmm_detseg.datasets.class_names import named_classes
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.heads.base import Head
+from flmm_detseg.heads.base import Head, checked_names
 from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.heads.seg_losses import IGNORE, SegmentationLoss
 from flmm_detseg.ops.masks import resize_maps
@@ -78,7 +77,8 @@ class SemanticSegHead(Head):
 
     Args:
         neck: Pyramid.
-        class_names: Classes in the order of the labels, at most 255.
+        class_names: Classes in the order of the labels, at most 255; in a config also the name of a list
+            (``"ade20k"``).
         channels: Width of the decoder.
         rates: Dilations of the atrous branches; those of DeepLab (6, 12, 18) are for maps larger than 64 cells.
         loss_stride: Pixels of the frame per cell of the map on which losses are computed; None is the finest level's
@@ -97,7 +97,7 @@ class SemanticSegHead(Head):
     def __init__(
         self,
         neck: VisionNeck,
-        class_names: Sequence[str] | str,
+        class_names: Sequence[str],
         channels: int = 128,
         rates: Sequence[int] = (1, 3, 6, 9),
         loss_stride: float | None = None,
@@ -107,7 +107,7 @@ class SemanticSegHead(Head):
         boundary_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        class_names = named_classes(class_names)
+        class_names = checked_names(class_names)
         if not 2 <= len(class_names) <= IGNORE:
             raise ConfigError(f"{len(class_names)} semantic classes; 2 to {IGNORE} can be told apart")
         if not rates or min(rates) < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.inference.grounder import ImageLike, read_image
@@ -28,7 +30,7 @@ class Region:
     """One thing found in the image.
 
     Attributes:
-        kind: ``"detect"`` or ``"segment"``.
+        kind: ``"detect"`` or ``"segment"``: what the step asked for.
         label: Class name, or the phrase.
         score: In [0, 1].
         box_xyxy: Half-open pixel box in the original image.
@@ -118,8 +120,8 @@ class Instructor:
     Args:
         model: With the heads that instructions need.
         score_threshold: Least score of a detection.
-        classes: What an open detection head (``classifier="open"``) is to find from now on, any names: it compares
-            with the LMM's embeddings of these words. None leaves the head its classes.
+        classes: What an open detection head (``classifier="open"``) is to find for this instructor, any names: it
+            compares with the LMM's embeddings of these words. The model itself keeps its classes. None: those.
 
     Raises:
         ConfigError: ``classes`` without a detection head or with a closed one, or a name without a token.
@@ -135,10 +137,10 @@ class Instructor:
     ) -> None:
         self.model = model.eval()
         self.score_threshold = score_threshold
-        if classes is not None:
-            self._set_classes(classes)
+        self.classes = None if classes is None else tuple(classes)
+        self._embeddings = None if classes is None else self._embed(classes)
 
-    def _set_classes(self, classes: Sequence[str]) -> None:
+    def _embed(self, classes: Sequence[str]) -> Tensor:
         if "detection" not in self.model.heads:
             raise ConfigError(
                 f"`classes` are for a detection head; the model has none (heads: {', '.join(self.model.heads)})"
@@ -150,13 +152,16 @@ class Instructor:
                 f"{', '.join(head.class_names[:5])}{', ...' if len(head.class_names) > 5 else ''}"
             )
         with torch.no_grad():
-            head.set_class_embeddings(self.model.lmm.class_embeddings(classes), classes)
+            embeddings = self.model.lmm.class_embeddings(classes)
+            with head.other_classes(embeddings, classes):
+                return embeddings  # they fit
 
     def follow(self, image: ImageLike, instruction: str, *, max_new_tokens: int = 128) -> InstructionResult:
         """Carries out an instruction.
 
-        Classes the detection head knows are detected; other words after "detect" are grounded as a phrase. Phrases
-        are segmented by the phrase head, each as a text of its own. Questions go to the LMM.
+        Classes the detection head knows are detected; other words after "detect" are grounded as a phrase, which gives
+        one region (however many things it names) or none. Phrases are segmented by the phrase head, each as a text of
+        its own; one whose mask is empty gives no region. Questions go to the LMM.
 
         Args:
             image: Path, PIL image, or RGB uint8 array.
@@ -179,14 +184,16 @@ class Instructor:
                     texts.append(self.model.answer(sample, max_new_tokens=max_new_tokens))
                     continue
                 labels = self._labels(step)
-                if step.kind == "detect" and labels is not None:
+                if labels is not None:
                     if objects is None:
                         objects = self._detect(pixels)
-                    names = {self.model.heads["detection"].class_names[label] for label in labels}
+                    names = {self._class_names[label] for label in labels}
                     found = [region for region in objects if region.label in names]
+                    texts.append(f"{step.text}: {len(found)} found.")
                 else:
-                    found = [self._segment(pixels, step)]
-                texts.append(_sentence(step, found))
+                    found = self._ground(pixels, step)
+                    how = "segmented" if step.kind == "segment" else "found as a phrase"
+                    texts.append(f"{step.text}: {how if found else 'not found'}.")
                 regions += found
         return InstructionResult(
             pixels, instruction, parsed.steps, " ".join(texts), tuple(regions), parsed.uninterpreted
@@ -195,11 +202,18 @@ class Instructor:
     def _labels(self, step: Step) -> list[int] | None:
         if step.kind != "detect" or "detection" not in self.model.heads:
             return None
-        return match_class(step.text, self.model.heads["detection"].class_names)
+        return match_class(step.text, self._class_names)
+
+    @property
+    def _class_names(self) -> tuple[str, ...]:
+        return self.classes or self.model.heads["detection"].class_names
 
     def _detect(self, pixels: np.ndarray) -> list[Region]:
-        found = self.model.detect([Sample("image", pixels, "", (), task="detection")])[0].cpu()
-        names = self.model.heads["detection"].class_names
+        """Objects of all classes; the model has its own classes again afterwards."""
+        names, head = self._class_names, self.model.heads["detection"]
+        own = nullcontext() if self._embeddings is None else head.other_classes(self._embeddings, names)
+        with own:
+            found = self.model.detect([Sample("image", pixels, "", (), task="detection")])[0].cpu()
         masks: Sequence[Any] = found.masks.numpy() if "masks" in found else [None] * len(found)
         return [
             Region("detect", names[int(label)], float(score), tuple(map(float, box)), mask)
@@ -207,25 +221,37 @@ class Instructor:
             if float(score) >= self.score_threshold
         ]
 
-    def _segment(self, pixels: np.ndarray, step: Step) -> Region:
+    def _ground(self, pixels: np.ndarray, step: Step) -> list[Region]:
+        """What the phrase head finds of a step's words: one region, none where its mask is empty."""
         if "phrase" not in self.model.heads:
             raise ConfigError(
                 f"{step.text!r}: the model has no phrase head to ground it (heads: {', '.join(self.model.heads)})"
             )
         if not step.text.strip():
-            raise DataError("a phrase to segment is empty")
+            raise DataError("a phrase to ground is empty")
         # The phrase alone is the text, as in training on referring expressions.
         sample = Sample("image", pixels, step.text, (Phrase(((0, len(step.text)),)),))
         found = self.model.predict([sample])[0].cpu()
+        mask = found.masks[0].numpy()
+        if not mask.any():
+            return []
         box = tuple(map(float, found.boxes_xyxy[0]))
-        return Region("segment", step.text, float(found.scores[0]), box, found.masks[0].numpy())
+        return [Region(step.kind, step.text, float(found.scores[0]), box, mask)]
 
 
-def _sentence(step: Step, found: Sequence[Region]) -> str:
-    if step.kind == "detect":
-        return f"{step.text}: {len(found)} found."
-    return (
-        f"{step.text}: segmented."
-        if found[0].mask is not None and found[0].mask.any()
-        else f"{step.text}: not found."
-    )
+def result_names(images: Sequence[str | Path]) -> list[str]:
+    """Names of the files that :meth:`InstructionResult.save` writes for images: their names without the suffix.
+
+    Raises:
+        ConfigError: Two images would have the same result.
+    """
+    by_name: dict[str, str | Path] = {}
+    for image in images:
+        name = Path(image).stem
+        if name in by_name:
+            raise ConfigError(
+                f"{by_name[name]} and {image} would both be written as {name}.png and {name}.json; give one of them "
+                "another name, or run the tool once for each with another --out"
+            )
+        by_name[name] = image
+    return list(by_name)

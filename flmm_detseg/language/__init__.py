@@ -19,7 +19,6 @@ from flmm_detseg.language.task_tokens import (
     TASK_TOKENS,
     build_prompt,
     remove_special_tokens,
-    split_prompt,
 )
 
 __all__ = [
@@ -49,6 +48,5 @@ __all__ = [
     "score_detections",
     "serialise",
     "span_confidence",
-    "split_prompt",
     "token_log_probs",
 ]

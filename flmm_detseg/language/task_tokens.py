@@ -32,7 +32,6 @@ TASK_TOKENS = {
 OBJECTS_QUESTION = "List the objects in the image."
 
 _SPECIAL = re.compile("|".join(map(re.escape, (SEG_TOKEN, *TASK_TOKENS.values()))))
-_LEADING_TASKS = re.compile(r"\s*((?:<TASK_(?:VQA|DET|SEG)>)+)[ \t]?")
 
 
 def remove_special_tokens(text: str) -> str:
@@ -61,11 +60,3 @@ def build_prompt(question: str, sections: Iterable[str]) -> str:
     question = remove_special_tokens(question).strip()
     tokens = "".join(token for name, token in TASK_TOKENS.items() if name in wanted)
     return f"{tokens} {question}" if tokens else question
-
-
-def split_prompt(prompt: str) -> tuple[tuple[str, ...], str]:
-    """The inverse of :func:`build_prompt`: ``(sections in canonical order, question)``."""
-    match = _LEADING_TASKS.match(prompt)
-    if match is None:
-        return (), prompt
-    return tuple(name for name, token in TASK_TOKENS.items() if token in match[1]), prompt[match.end() :]

@@ -73,6 +73,13 @@ class LMMAdapter(nn.Module, ABC):
     def vision_grid(self) -> tuple[int, int]:
         """``(rows, cols)`` of patches the vision tower sees."""
 
+    def freeze_unread(self, vision_layers: Sequence[int]) -> None:
+        """Takes parameters that no gradient can reach out of training, such as tower blocks behind the last one read.
+
+        Args:
+            vision_layers: Hidden states of the tower that heads read, beside what the language model sees.
+        """
+
     @property
     @abstractmethod
     def part_prefixes(self) -> Mapping[str, str]:

@@ -276,6 +276,17 @@ class HFLlavaBase(LMMAdapter):
         side = self.model.config.vision_config.image_size // self.patch_size
         return side, side
 
+    def freeze_unread(self, vision_layers: Sequence[int]) -> None:
+        """See :class:`LMMAdapter`."""
+        tower = self.model.model.vision_tower.vision_model
+        blocks = tower.encoder.layers
+        read = self.model.config.vision_feature_layer
+        wanted = [*([read] if isinstance(read, int) else read), *vision_layers]
+        # Hidden state i is what block i - 1 gave; negative ones count from the end.
+        last = max(layer % (len(blocks) + 1) for layer in wanted)
+        for unread in (*blocks[last:], tower.post_layernorm):
+            unread.requires_grad_(False)
+
     @property
     def part_prefixes(self) -> dict[str, str]:
         """See :class:`LMMAdapter`."""

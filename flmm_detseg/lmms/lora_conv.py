@@ -26,9 +26,9 @@ def add_conv_lora_to_convs(
     """Puts PEFT's Conv2d LoRA beside the convolutions of a head: ``W0 * x + alpha / r B_1x1(A_kxk * x)``.
 
     Worth its price only where the decoder's weights are pretrained. The adapted convolutions' own weights and biases
-    are frozen; every other parameter keeps its ``requires_grad``. Grouped (also depthwise) convolutions are left out: A
-    reads all channels, so the sum would be no grouped convolution any more and could not be merged, and a depthwise
-    kernel has nothing to save.
+    become buffers, which checkpoints hold; every other parameter keeps its ``requires_grad``. Grouped (also depthwise)
+    convolutions are left out: A reads all channels, so the sum would be no grouped convolution any more and could not
+    be merged, and a depthwise kernel has nothing to save.
 
     Args:
         module: A head, decoder or refiner.
@@ -65,9 +65,19 @@ def add_conv_lora_to_convs(
     inject(module, name, chosen, r=r, alpha=alpha, dropout=dropout)
     for key in chosen:
         layer = module.get_submodule(key)
-        layer.get_base_layer().requires_grad_(False)
+        _keep(layer.get_base_layer())
         _fit_geometry(layer, name)
     return tuple(chosen)
+
+
+def _keep(conv: nn.Module) -> None:
+    """Makes a convolution's parameters buffers that checkpoints hold: nobody publishes them."""
+    names = [name for name, parameter in conv.named_parameters(recurse=False) if parameter is not None]
+    for name in names:
+        value = getattr(conv, name).detach()
+        delattr(conv, name)
+        conv.register_buffer(name, value)
+    conv.checkpoint_buffers = tuple(names)
 
 
 def _fit_geometry(layer: LoraLayer, name: str) -> None:
@@ -96,7 +106,7 @@ def add_head_lora(
 ) -> dict[str, tuple[str, ...]]:
     """LoRA on the convolutions of heads, as a config asks for it: ``dict(segmentation=dict(r=4, alpha=8))``.
 
-    The adapted convolutions are frozen, so load their weights first.
+    The adapted convolutions are frozen, so trained weights must come to them from a checkpoint.
 
     Args:
         heads: Heads by name.

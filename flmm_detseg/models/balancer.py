@@ -106,14 +106,33 @@ class UncertaintyWeighting(Weighting):
         """See the base class."""
         terms = {}
         for name, loss in super().forward(losses, shared).items():
-            s = self.log_variance[name].clamp(-self.limit, self.limit)
+            s = _Bounded.apply(self.log_variance[name], self.limit)
             factor = 0.5 if name in self.regression else 1.0
             terms[name] = factor * torch.exp(-s) * loss + 0.5 * s
         return terms
 
     def statistics(self) -> dict[str, float]:
-        """``exp(-s)`` per task."""
-        return {f"weight_{k}": math.exp(-float(v.detach())) for k, v in self.log_variance.items()}
+        """``exp(-s)`` per task, as used."""
+        return {
+            f"weight_{name}": math.exp(-min(max(float(s.detach()), -self.limit), self.limit))
+            for name, s in self.log_variance.items()
+        }
+
+
+class _Bounded(torch.autograd.Function):
+    """Clamps to [-limit, limit]; outside, a gradient that leads back in still passes."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, limit: float) -> Tensor:
+        ctx.save_for_backward(value)
+        ctx.limit = limit
+        return value.clamp(-limit, limit)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (value,) = ctx.saved_tensors
+        outwards = ((value > ctx.limit) & (gradient < 0)) | ((value < -ctx.limit) & (gradient > 0))
+        return gradient.masked_fill(outwards, 0.0), None
 
 
 @MODELS.register_module()

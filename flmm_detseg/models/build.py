@@ -10,6 +10,7 @@ from mmengine.config import ConfigDict
 from mmengine.registry import Registry
 from torch import nn
 
+from flmm_detseg.datasets.class_names import named_classes
 from flmm_detseg.errors import ConfigError, FlmmError
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.registry import MODELS
@@ -41,7 +42,8 @@ def build_part(config: Mapping[str, Any] | nn.Module, lmm: LMMAdapter, where: st
     """Builds a head with all its parts; a built one is returned as it is.
 
     Sizes that follow from the LMM (``in_channels``, ``num_layers``, ``hidden_size``) are filled in where the config
-    leaves them out, and compared where it states them.
+    leaves them out, and compared where it states them. ``class_names`` may be the name of a list (see
+    :func:`~flmm_detseg.datasets.class_names.named_classes`).
 
     Args:
         config: ``dict(type=..., ...)``, with nested parts of the same form.
@@ -71,6 +73,9 @@ def _build(config: Mapping[str, Any], where: str, derived: Mapping[str, int]) ->
             )
         elif isinstance(value, ConfigDict):
             arguments[name] = value.to_dict()
+        elif name == "class_names" and isinstance(value, str):
+            # Heads take names; which lists have a name is the data sets' knowledge.
+            arguments[name] = named_classes(value)
     _check_names(signature, arguments, where)
     for name, value in derived.items():
         if name not in signature.parameters:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.lmms.lora_layers import lora_group_of
 from flmm_detseg.models.zero_folder import check_states, read_model_states
 
 PHRASE_PREFIX = "heads.phrase."
@@ -22,6 +24,7 @@ _FLMM_GROUPS = ("text_layer_weights", "text_proj.", "mask_head.", "sam.model.")
 _OPTIONAL_SUFFIX = "sam.model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 _ZERO_STATES = "mp_rank_00_model_states.pt"
 _LISTED = 8
+_BASE = ".base_layer."
 
 
 def trainable_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
@@ -50,7 +53,7 @@ def fingerprint(lmm: nn.Module) -> str:
     frozen = [
         (name.replace(".base_layer.", "."), p.detach())
         for name, p in lmm.named_parameters()
-        if not p.requires_grad
+        if not p.requires_grad and not lora_group_of(name)
     ]
     for name, tensor in sorted([*frozen, *lmm.named_buffers()], key=lambda item: item[0]):
         digest.update(name.encode())
@@ -208,6 +211,16 @@ def _list(names: list[str]) -> str:
     return ", ".join(names[:_LISTED]) + more
 
 
+def _beside_lora(tensors: Mapping[str, Tensor], wanted: Container[str]) -> dict[str, Tensor]:
+    """Weights trained before LoRA came beside them get the names they have there."""
+    renamed = {}
+    for name, value in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        base = f"{module}{_BASE}{leaf}"
+        renamed[base if name not in wanted and base in wanted else name] = value
+    return renamed
+
+
 def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] = ()) -> None:
     """Loads several checkpoints into one model: the heads of other runs, or an earlier stage.
 
@@ -215,7 +228,7 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
         model: Receives the tensors.
         files: Checkpoints; each may hold only trainable tensors of the model. Where two hold the same one, the
             later file wins.
-        new_parts: Prefixes of trainable parameters that need not be in any file.
+        new_parts: Prefixes, or patterns with ``*``, of trainable parameters that need not be in any file.
 
     Raises:
         CheckpointError: A file holds a tensor that the model does not have or has in another shape, or a parameter
@@ -223,12 +236,14 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
         ConfigError: A prefix of ``new_parts`` names no trainable parameter.
     """
     wanted = trainable_tensors(model)
-    for prefix in new_parts:
-        if not any(name.startswith(prefix) for name in wanted):
-            raise ConfigError(f"`new_parts`: no trainable parameter starts with {prefix!r}")
+    # `a*b` names everything that begins with a, something, b.
+    patterns = [f"{part}*" for part in new_parts]
+    for part, pattern in zip(new_parts, patterns):
+        if not any(fnmatchcase(name, pattern) for name in wanted):
+            raise ConfigError(f"`new_parts`: no trainable parameter starts with {part!r}")
     found: dict[str, Tensor] = {}
     for file in files:
-        tensors = to_our_names(load_checkpoint(file))
+        tensors = _beside_lora(to_our_names(load_checkpoint(file)), wanted)
         wrong = [name for name in tensors if name not in wanted and not name.endswith(_OPTIONAL_SUFFIX)]
         shapes = [
             f"{name} {tuple(value.shape)} (model: {tuple(wanted[name].shape)})"
@@ -241,8 +256,14 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
                 f"{_list(shapes) or 'none'}"
             )
         found.update({name: value for name, value in tensors.items() if name in wanted})
-    new = (*new_parts, *state_buffers(model))  # a new run may begin with a state of its own
-    missing = [name for name in wanted if name not in found and not name.startswith(new)]
+    own = [
+        name for name in state_buffers(model) if _BASE not in name
+    ]  # a new run may begin with a state of its own
+    missing = [
+        name
+        for name in wanted
+        if name not in found and name not in own and not any(fnmatchcase(name, p) for p in patterns)
+    ]
     if missing:
         raise CheckpointError(
             f"{len(missing)} trainable parameters are in none of {', '.join(map(str, files))}: {_list(missing)}; add "

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads import Head
 from flmm_detseg.heads.language_head import answer_rows, distillation
+from flmm_detseg.lmms import add_head_lora
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.decoding import phrase_inputs
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_lmm, build_part
 from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors, trainable_tensors
 from flmm_detseg.models.objective import StepTotals, objective, parse_objective, step_totals
+from flmm_detseg.models.retention import Retention
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, Generation, GroundingBatch, LMMStates, Prediction, Sample
-
-RETENTION_MODES = ("frozen", "switched", "always")
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,20 @@ class GroundingLMM(BaseModel):
             Sizes that follow from the LMM may be left out.
         freeze: Prefixes of head parameters that are not trained, e.g. ``["phrase.mask_head"]``.
         balancer: Weights of the heads' losses and agreement of their gradients; None sums them.
-        retention: What becomes of the answers the LMM gave before. ``"frozen"``: nothing is added to the LMM.
-            ``"switched"``: adapters are on for the heads and off for plain questions; answers are bit-identical.
-            ``"always"``: adapters are on; what was forgotten is to be measured (``tools/eval_forgetting.py``).
-            None: ``"frozen"`` without adapters, else ``"always"``.
+        retention: What becomes of the answers the LMM gave before: ``"frozen"``, ``"switched"`` or ``"always"``, see
+            :class:`~flmm_detseg.models.retention.Retention`.
         isolate: Per head the LoRA groups its loss may change, e.g. ``dict(detection=["vision"])``; heads left out
             may change all. Heads that read the same samples share one pass and must agree.
         l2sp: Factor of the squared Frobenius norm of the LoRA products: the distance of the adapted weights from
             the LMM's own.
-        instance_masks: Detected objects also get masks: the phrase head's SAM, prompted with their boxes.
+        instance_masks: Detected objects also get masks: the phrase head's SAM, prompted with their boxes, with prompt
+            encoder and mask decoder as they were before any training for phrases.
+        head_lora: LoRA on the convolutions of heads whose weights ``init_from`` holds, e.g.
+            ``dict(segmentation=dict(r=4, alpha=8))``, see :func:`~flmm_detseg.lmms.add_head_lora`. The adapted
+            convolutions are frozen; checkpoints hold them all the same.
         init_from: Checkpoints to start from, each with tensors of this model only (another stage's, another task's).
-        new_parts: Prefixes of trainable parameters that ``init_from`` does not hold, e.g. ``["lmm."]``; every other
-            one must be in one of the files.
+        new_parts: Prefixes, or patterns with ``*``, of trainable parameters that ``init_from`` does not hold, e.g.
+            ``["lmm.", "heads.*.lora_*"]``; every other one must be in one of the files.
 
     Attributes:
         same_groups: Refuse steps in which processes hold samples of different heads (set for DeepSpeed).
@@ -77,6 +79,7 @@ class GroundingLMM(BaseModel):
         isolate: Mapping[str, Sequence[str]] | None = None,
         l2sp: float = 0.0,
         instance_masks: bool = False,
+        head_lora: Mapping[str, Mapping[str, Any]] | None = None,
         init_from: Sequence[str] = (),
         new_parts: Sequence[str] = (),
     ) -> None:
@@ -86,6 +89,9 @@ class GroundingLMM(BaseModel):
             raise ConfigError("`model.heads` is empty; a GroundingLMM needs at least one head")
         parts = {name: build_part(part, self.lmm, f"model.heads.{name}") for name, part in heads.items()}
         self.heads = nn.ModuleDict(parts)
+        if head_lora:
+            add_head_lora(self.heads, head_lora)
+        self.lmm.freeze_unread(self.capture.vision_layers)
         for prefix in freeze:
             frozen = [p for name, p in self.heads.named_parameters() if name.startswith(prefix)]
             if not frozen:
@@ -96,8 +102,9 @@ class GroundingLMM(BaseModel):
         if balancer is not None:
             self.balancer = build_part(balancer, self.lmm, "model.balancer")
             self.balancer.setup(list(self.heads))
-        self.retention = _retention(retention, adapted=self.lmm.adapted)
-        self._check_base()
+        self.retention = Retention(self.lmm, retention)
+        if self.capture.base_logits:
+            self.retention.require_base("distillation")
         self.isolate = {name: tuple(groups) for name, groups in (isolate or {}).items()}
         self._check_isolation()
         self.same_groups = False
@@ -109,11 +116,11 @@ class GroundingLMM(BaseModel):
             if names and hasattr(head, "set_class_embeddings") and head.classifier == "open":
                 head.set_class_embeddings(self.lmm.class_embeddings(names))
         self.instance_masks = instance_masks
-        if (
-            instance_masks
-            and getattr(self.heads["phrase"] if "phrase" in self.heads else None, "sam", None) is None
-        ):
-            raise ConfigError("`model.instance_masks` needs a head `phrase` with a `sam`")
+        if instance_masks:
+            sam = getattr(self.heads["phrase"] if "phrase" in self.heads else None, "sam", None)
+            if sam is None:
+                raise ConfigError("`model.instance_masks` needs a head `phrase` with a `sam`")
+            sam.keep_box_decoder()  # before `init_from`: SAM as it was published makes masks of boxes
         if init_from:
             load_parts(self, init_from, new_parts)
         for name, parameter in self.named_parameters():
@@ -132,17 +139,18 @@ class GroundingLMM(BaseModel):
 
     def forward(
         self, samples: list[Sample], mode: str = "tensor"
-    ) -> dict[str, Tensor] | list[Prediction] | LMMStates:
+    ) -> dict[str, Tensor] | list[Any] | LMMStates:
         """MMEngine's entry.
 
         Args:
             samples: Records as data sets give them.
-            mode: ``"loss"``, ``"predict"`` or ``"tensor"`` (the captured states).
+            mode: ``"loss"``, ``"predict"`` (by the samples' tasks, see :meth:`predict_tasks`) or ``"tensor"`` (the
+                captured states).
         """
         if mode == "loss":
             return self.loss(samples)
         if mode == "predict":
-            return self.predict(samples)
+            return self.predict_tasks(samples)
         if mode == "tensor":
             return self.encode(self.prepare(samples))
         raise ConfigError(f"mode {mode!r} is none of loss, predict, tensor")
@@ -226,32 +234,6 @@ class GroundingLMM(BaseModel):
         groups = wanted.pop()
         return nullcontext() if groups is None else self.lmm.lora_gradients(groups)
 
-    @property
-    def keeps_base(self) -> bool:
-        """See :attr:`LMMAdapter.keeps_base`."""
-        return self.lmm.keeps_base
-
-    def require_base(self, what: str) -> None:
-        """For what compares with, or returns to, the LMM as it was.
-
-        Args:
-            what: What asks for it, for the error.
-
-        Raises:
-            ConfigError: The LMM was fully fine-tuned, or LoRA merged into it.
-        """
-        if not self.keeps_base:
-            raise ConfigError(
-                "the LMM as it was is gone (`model.lmm` has `frozen`=False without `lora`, trains weights of it, or "
-                f"its LoRA was merged): {what} cannot be had; use `lora`"
-            )
-
-    def _check_base(self) -> None:
-        if self.retention == "switched":
-            self.require_base("retention='switched'")
-        if self.capture.base_logits:
-            self.require_base("distillation")
-
     def _check_isolation(self) -> None:
         for name, groups in self.isolate.items():
             if name not in self.heads:
@@ -261,6 +243,24 @@ class GroundingLMM(BaseModel):
                     f"`model.isolate.{name}`: {sorted(unknown)} are none of the LoRA groups "
                     f"{', '.join(self.lmm.lora_groups) or '(none)'}"
                 )
+
+    def predict_tasks(self, samples: Sequence[Sample]) -> list[Prediction | InstanceData | Tensor]:
+        """What validation measures, one per sample, in order: :meth:`predict`, :meth:`detect` or :meth:`segment`.
+
+        Raises:
+            ConfigError: The model has no head for a sample's task, or the task has no prediction (answers).
+        """
+        ways = {"phrase": self.predict, "detection": self.detect, "segmentation": self.segment}
+        found: dict[int, Any] = {}
+        for task in dict.fromkeys(sample.task for sample in samples):
+            members = [i for i, sample in enumerate(samples) if sample.task == task]
+            if task not in ways:
+                raise ConfigError(
+                    f"{samples[members[0]].record_id}: samples of task {task!r} cannot validate a training (those of "
+                    f"{', '.join(ways)} can); measure answers with tools/eval_vqa.py"
+                )
+            found.update(zip(members, ways[task]([samples[i] for i in members]), strict=True))
+        return [found[i] for i in range(len(samples))]
 
     @torch.no_grad()
     def predict(self, samples: list[Sample], *, keep_attention: bool = False) -> list[Prediction]:
@@ -320,7 +320,7 @@ class GroundingLMM(BaseModel):
         Plain questions (task ``"vqa"``) are answered by the untouched LMM where retention is not ``"always"``;
         instructions that ask for boxes or masks (task ``"joint"``) always by the adapted one.
         """
-        with self.lmm.base_mode() if self.plain(sample) else nullcontext():
+        with self.retention.answering(sample):
             return self.lmm.generate(sample, max_new_tokens=max_new_tokens)
 
     def answer_with_states(self, sample: Sample, *, max_new_tokens: int = 128) -> Generation:
@@ -329,21 +329,17 @@ class GroundingLMM(BaseModel):
         Where the untouched LMM answers, the states are the untouched LMM's.
         """
         capture = self._head("phrase").capture
-        with self.lmm.base_mode() if self.plain(sample) else nullcontext():
+        with self.retention.answering(sample):
             return self.lmm.generate_with_states(sample, capture, max_new_tokens=max_new_tokens)
-
-    def plain(self, sample: Sample) -> bool:
-        """Whether a question goes to the LMM as it was."""
-        return self.retention != "always" and sample.task != "joint"
 
     @torch.no_grad()
     def answer_kl(self, samples: list[Sample]) -> list[float]:
         """``KL(base || model)`` per sample: mean over the answer's tokens (``sample.text``, teacher-forced), nats.
 
         Raises:
-            ConfigError: The LMM as it was is gone (:meth:`require_base`).
+            ConfigError: The LMM as it was is gone.
         """
-        self.require_base("the divergence from the base model")
+        self.retention.require_base("the divergence from the base model")
         batch = self.prepare(samples)
         states = self.lmm.encode(batch.inputs, CaptureSpec(logits=True))
         with self.lmm.base_mode():
@@ -352,7 +348,9 @@ class GroundingLMM(BaseModel):
         for i, (sample, inputs) in enumerate(zip(batch.samples, batch.inputs, strict=True)):
             start = states.logits_start[i]
             teacher = answer_rows(base.logits[i], start, inputs)[0]
-            student = teacher if self.plain(sample) else answer_rows(states.logits[i], start, inputs)[0]
+            student = (
+                teacher if self.retention.plain(sample) else answer_rows(states.logits[i], start, inputs)[0]
+            )
             result.append(float(distillation(student, teacher, 1.0).mean()))
         return result
 
@@ -393,16 +391,3 @@ class GroundingLMM(BaseModel):
     def frozen_fingerprint(self) -> str:
         """sha256 over the LMM's frozen parameters and its buffers: equal if and only if every bit is."""
         return fingerprint(self.lmm)
-
-
-def _retention(mode: str | None, *, adapted: bool) -> str:
-    if mode is None:
-        return "always" if adapted else "frozen"
-    if mode not in RETENTION_MODES:
-        raise ConfigError(f"`model.retention` is {mode!r}; allowed: {', '.join(RETENTION_MODES)}")
-    if mode == "frozen" and adapted:
-        raise ConfigError(
-            "`model.retention`='frozen' leaves the LMM as it is, but `model.lmm` is adapted (`lora`, "
-            "`frozen`=False, or isolated groups); leave that out, or use 'switched'"
-        )
-    return mode

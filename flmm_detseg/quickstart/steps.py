@@ -173,8 +173,10 @@ def quickstart(*, fast: bool = False) -> dict[str, Any]:
     Raises:
         RunError: A step failed, or an acceptance line does not hold (after everything was written); names it.
     """
-    if WORK_DIR.exists():
-        shutil.rmtree(WORK_DIR)
+    before = WORK_DIR.with_name(f"{WORK_DIR.name}_before")
+    if WORK_DIR.exists():  # kept until the new one is whole
+        shutil.rmtree(before, ignore_errors=True)
+        WORK_DIR.rename(before)
     WORK_DIR.mkdir(parents=True)
     progress = Progress([60.0 if fast else seconds for _, seconds, _ in STEPS])
     state = Quickstart(fast, Summary(fast), progress)
@@ -187,6 +189,7 @@ def quickstart(*, fast: bool = False) -> dict[str, Any]:
     summary.write_json(WORK_DIR / "results.json")
     configs = {run: effective_config(run) for run in CONFIGS}
     report = write_report(summary, WORK_DIR / "report.html", state.pictures, configs)
+    shutil.rmtree(before, ignore_errors=True)
     if failures := summary.failures():
         raise RunError(f"the quickstart ran, but {'; '.join(failures)} (see {report})")
     return figures_line(summary, report)

@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 from dataset_files import write_image
+from tiny import tiny_llava
 
 from flmm_detseg.datasets import COCOInstancesDataset, JointDataset, LLaVAInstructDataset, SemanticMapsDataset
 from flmm_detseg.datasets.image_ids import coco_id_of_path, read_image_ids
 from flmm_detseg.datasets.tinyworld import make_questions, make_scene
 from flmm_detseg.datasets.tinyworld.world import WorldSpec, write_world
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.language import parse_answer, polygons_to_mask, quantise_boxes, split_prompt
+from flmm_detseg.language import build_prompt, parse_answer, polygons_to_mask, quantise_boxes
+from flmm_detseg.structures import Sample
 
 SPEC = WorldSpec(num_images=20, seed=3)
 
@@ -192,9 +194,8 @@ def test_joint_boxes_and_masks_stand_in_the_text(world):
     for index in range(4):
         sample, plain = dataset[index], dense[index]
         assert sample.task == "joint"
-        assert split_prompt(sample.prompt) == (
-            ("detections", "segmentations"),
-            "List the objects in the image.",
+        assert sample.prompt == build_prompt(
+            "List the objects in the image.", ("detections", "segmentations")
         )
         boxes = quantise_boxes(plain.dense.boxes_xyxy, plain.image_size).tolist()
         names = [dense.classes[label] for label in plain.dense.labels]
@@ -226,7 +227,8 @@ def test_joint_answers_come_from_conversations_about_the_image(world):
         dataset.set_epoch(epoch)
         sample = dataset[1]
         answer = sample.text.split("\n")[0].removeprefix("Answer: ")
-        assert (sample.image_id, split_prompt(sample.prompt)[1], answer) in pairs
+        question = sample.prompt.removeprefix(build_prompt("", ("answer", "detections")))
+        assert (sample.image_id, question, answer) in pairs
         drawn.add(answer)
     assert len(drawn) > 2
     assert [path.name for path in dataset.annotation_files] == ["instances_val2017.json", "val.json"]
@@ -237,7 +239,7 @@ def test_joint_masks_of_a_label_map(world):
         type=SemanticMapsDataset, label_dir=str(world / "ade/annotations/training"),
         image_dir=str(world / "coco/train2017"), classes="tinyworld", reduce_zero_label=True,
     )  # fmt: skip
-    dataset = JointDataset(maps, sections=["segmentations"], max_masks=3)
+    dataset = JointDataset(maps, sections=["segmentations"], max_masks=3, mask_form="seg")
     sample = dataset[0]
     assert len(sample.phrases) == len(sample.masks) == 3
     sizes = sample.masks.sum((1, 2))
@@ -252,12 +254,88 @@ def test_joint_polygons_are_read_back_as_the_masks(world):
     for index in range(3):
         sample = dataset[index]
         items = parse_answer(sample.text).answer.segmentations
-        assert [item.label for item in items] == [sample.phrase_text(k) for k in range(len(sample.phrases))]
-        for item, mask in zip(items, sample.masks, strict=True):
+        order = np.argsort(-box_areas(sample), kind="stable")
+        masks = sample.dense.masks[order]
+        names = [dataset.dataset.classes[label] for label in sample.dense.labels[order]]
+        assert sorted(item.label for item in items) == sorted(names)
+        for item in items:
             drawn = polygons_to_mask(item.polygons, sample.image_size)
-            assert (drawn & mask).sum() / (drawn | mask).sum() > 0.7
+            assert max((drawn & mask).sum() / (drawn | mask).sum() for mask in masks) > 0.7
+        assert sample.phrases == (), "outlines are words: nobody reads their states"
+        assert sample.masks.shape == (0, *sample.image_size)
     with pytest.raises(ConfigError, match="`mask_form` is 'rle'"):
         JointDataset(coco(world, with_masks=True), ["segmentations"], mask_form="rle")
+
+
+def box_areas(sample: Sample) -> np.ndarray:
+    return (sample.dense.boxes_xyxy[:, 2:] - sample.dense.boxes_xyxy[:, :2]).prod(1)
+
+
+def crowded(folder: Path, num_objects: int) -> COCOInstancesDataset:
+    """One image of squares, each smaller than the one before."""
+    write_image(folder / "a.png", 1, (200, 300))
+    annotations = []
+    for index in range(num_objects):
+        side = 60 - index
+        x, y = (index * 37) % 230, (index * 23) % 130
+        outline = [x, y, x + side, y, x + side, y + side, x, y + side]
+        annotations.append(
+            dict(
+                id=index + 1, image_id=1, category_id=1 + index % 2, bbox=[x, y, side, side],
+                segmentation=[outline], iscrowd=0,
+            )
+        )  # fmt: skip
+    content = dict(
+        images=[dict(id=1, file_name="a.png", height=200, width=300)], annotations=annotations,
+        categories=[dict(id=1, name="dog"), dict(id=2, name="cat")],
+    )  # fmt: skip
+    (folder / "ann.json").write_text(json.dumps(content))
+    return COCOInstancesDataset(str(folder / "ann.json"), str(folder), with_masks=True)
+
+
+@pytest.mark.parametrize("mask_form", ["polygons", "seg"])
+@pytest.mark.parametrize("box_order", ["area", "raster"])
+def test_a_crowded_image_loses_whole_objects_not_the_end_of_its_text(tmp_path, mask_form, box_order):
+    reader = crowded(tmp_path, 40)
+    forms = dict(sections=["detections", "segmentations"], mask_form=mask_form, box_order=box_order)
+    whole = JointDataset(reader, **forms, max_characters=100_000)
+    full = parse_answer(whole[0].text).answer
+    assert len(full.detections) == len(full.segmentations) == 40
+    assert whole.report()["left_out"] == 0
+    room = len(whole[0].text) // 3
+    dataset = JointDataset(reader, **forms, max_characters=room)
+    sample = dataset[0]
+    answer = parse_answer(sample.text).answer
+    kept = len(answer.detections)
+    assert 5 < kept < 20
+    assert len(answer.segmentations) == kept
+    assert room * 0.8 < len(sample.text) <= room
+    assert dataset.report()["left_out"] == 40 - kept
+    sizes = sorted((b.box[2] - b.box[0]) * (b.box[3] - b.box[1]) for b in full.detections)
+    assert sorted((b.box[2] - b.box[0]) * (b.box[3] - b.box[1]) for b in answer.detections) == sizes[-kept:]
+    assert [b.label for b in answer.detections] == [m.label for m in answer.segmentations]
+    assert len(sample.phrases) == len(sample.masks) == (kept if mask_form == "seg" else 0)
+
+
+def test_a_crowded_image_of_outlines_fits_a_processor(tmp_path):
+    """No phrase behind the last token, and the end token is learned."""
+    lmm = tiny_llava(max_length=600)
+    reader = crowded(tmp_path, 40)
+    dataset = JointDataset(reader, ["detections", "segmentations"], max_characters=400)
+    inputs = lmm.prepare(dataset[0])
+    assert len(inputs.input_ids) < 600
+    assert inputs.input_ids[-1] == lmm.processor.tokenizer.eos_token_id
+    longest = JointDataset(reader, ["detections", "segmentations"], max_characters=100_000)
+    cut = lmm.prepare(longest[0])
+    assert len(cut.input_ids) == 600, "without a limit the text is cut; the test shows nothing"
+    with pytest.raises(ConfigError, match="`max_characters` is 0"):
+        JointDataset(reader, max_characters=0)
+
+
+def test_one_object_stays_however_little_room_there_is(tmp_path):
+    dataset = JointDataset(crowded(tmp_path, 5), max_characters=3)
+    assert len(parse_answer(dataset[0].text).answer.detections) == 1
+    assert dataset.report()["left_out"] == 4
 
 
 def test_joint_leaves_crowds_out_and_says_none(tmp_path):

@@ -244,3 +244,11 @@ def test_real_coco_images(tmp_path):
                 if i["id"] in ids
             }
             assert phrase.is_plural or {phrase.is_thing} == things
+
+
+def test_excluded_images_do_not_come_up(files, tmp_path):
+    (tmp_path / "instances.json").write_text(json.dumps({"images": [{"id": 8}], "annotations": []}))
+    dataset = PNGDataset(**files, exclude_image_ids_file=str(tmp_path / "instances.json"))
+    kept = [dataset.record_id(i) for i in range(len(dataset))]
+    assert kept == ["png/narrative-0-image-7", "png/narrative-2-image-9"]
+    assert dataset.dropped["excluded image"] == ["png/narrative-1-image-8"]

@@ -321,3 +321,22 @@ def test_damaged_pickle_is_one_clear_error(files, content):
     Path(files["refs_file"]).write_bytes(content)
     with pytest.raises(DataError, match="refs file (is not a complete pickle|refused)"):
         RefCOCODataset(**files, split="val")
+
+
+def test_images_that_are_evaluated_elsewhere_do_not_come_up(files, tmp_path):
+    """Another set's file, whose test split holds an image of this one's val split."""
+    plain = RefCOCODataset(**files, split="val", sentences="random")
+    others = [dict(image_id=101, split="testB"), dict(image_id=102, split="train")]
+    (tmp_path / "refs(umd).p").write_bytes(pickle.dumps(others))
+    (tmp_path / "ids.txt").write_text("999")
+    excluding = [str(tmp_path / "refs(umd).p"), str(tmp_path / "ids.txt")]
+    dataset = RefCOCODataset(**files, split="val", exclude_image_ids_file=excluding)
+    assert [plain.record_id(i) for i in range(3)] == [f"refcoco/val/image-{n}" for n in (100, 101, 102)]
+    assert [dataset.record_id(i) for i in range(2)] == ["refcoco/val/image-100", "refcoco/val/image-102"]
+    assert dataset.dropped == {"excluded image": ["refcoco/val/ref-6010", "refcoco/val/ref-6011"]}
+    assert dataset.report()["dropped"] == {"excluded image": 2}
+    # Its own file: nothing of val and testA is left, and train was not asked for.
+    with pytest.raises(DataError, match="no usable record"):
+        RefCOCODataset(**files, split="val", exclude_image_ids_file=files["refs_file"])
+    with pytest.raises(DataError, match="gone.p"):
+        RefCOCODataset(**files, split="val", exclude_image_ids_file=str(tmp_path / "gone.p"))

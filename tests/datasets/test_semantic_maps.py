@@ -8,6 +8,7 @@ from dataset_files import SIZE, write_image
 from PIL import Image
 
 from flmm_detseg.datasets import SemanticMapsDataset
+from flmm_detseg.datasets.class_names import named_classes
 from flmm_detseg.datasets.semantic_maps import semantic_classes
 from flmm_detseg.datasets.tinyworld import KINDS, STUFF, make_scene
 from flmm_detseg.datasets.tinyworld.formats import label_map
@@ -120,6 +121,8 @@ def test_suffixes_and_subfolders(tmp_path):
 
 def test_class_names():
     assert len(semantic_classes("ade20k")) == 150
+    assert semantic_classes("coco") == named_classes("coco")  # one resolver for heads and data
+    assert semantic_classes("tinyworld") == named_classes("tinyworld")
     for wrong in ("nonsense", [], ["a", "a"], [str(n) for n in range(255)]):
         with pytest.raises(ConfigError, match="`classes`"):
             semantic_classes(wrong)

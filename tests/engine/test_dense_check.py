@@ -37,8 +37,9 @@ def configs(world: Path) -> dict[str, dict]:
 
 def test_good_data_has_no_problem_and_every_kind_is_drawn(world, tmp_path):
     joint = dict(
-        type="JointDataset", dataset=configs(world)["masks"], sections=["detections", "segmentations"]
-    )
+        type="JointDataset", dataset=configs(world)["masks"], sections=["detections", "segmentations"],
+        mask_form="seg",
+    )  # fmt: skip
     figures, num_problems = check_data({**configs(world), "joint": joint}, str(tmp_path / "sheet.png"), 1)
     assert num_problems == 0
     counts = figures["data_sets"]
@@ -50,6 +51,13 @@ def test_good_data_has_no_problem_and_every_kind_is_drawn(world, tmp_path):
     for row, column in np.ndindex(2, 3):
         tile = pixels[row * 360 : row * 360 + 360, column * 380 : column * 380 + 380]
         assert (len(np.unique(tile.reshape(-1, 3), axis=0)) > 50) == (row * 3 + column < 5)
+
+
+def test_objects_that_a_joint_text_has_no_room_for_are_counted(world):
+    joint = dict(type="JointDataset", dataset=configs(world)["boxes"], max_characters=60)
+    figures, _ = check_data({"joint": joint})
+    counts = figures["data_sets"]["joint"]
+    assert 0 < counts["dropped"]["object without room in the text"] < counts["objects"]
 
 
 def test_every_fault_is_listed(world, tmp_path, capsys):

@@ -99,6 +99,7 @@ class StandIn(nn.Module):
         self.weight = nn.Parameter(torch.ones(1))
         self.adapted, self.calls = True, 0
         self.lmm = SimpleNamespace(base_mode=self.base_mode)
+        self.heads = nn.ModuleDict()
 
     @contextmanager
     def base_mode(self) -> Iterator[None]:
@@ -129,7 +130,12 @@ class StandIn(nn.Module):
         items += (BoxItem("zebra", (0, 0, 9, 9)),)
         return serialise(JointAnswer(detections=items)).text + "; star [1, 2"
 
-    def require_base(self, what: str) -> None:
+    @property
+    def retention(self) -> SimpleNamespace:
+        return SimpleNamespace(require_base=self.require_base)
+
+    @staticmethod
+    def require_base(what: str) -> None:
         assert what == "forgetting"
 
     def answer_kl(self, samples: list[Sample]) -> list[float]:

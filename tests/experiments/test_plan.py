@@ -9,7 +9,7 @@ import pytest
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.experiments.plan import REPOSITORY, read_plan
 
-PLANS = sorted((REPOSITORY / "configs").rglob("*_stages.py"))
+PLANS = sorted((REPOSITORY / "configs").rglob("*_stages*.py"))
 CONFIG = "configs/tiny/detseg_detection.py"
 
 

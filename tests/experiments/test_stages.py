@@ -99,6 +99,45 @@ def test_a_stopped_run_is_resumed_and_a_changed_one_is_not(tmp_path: Path, recor
     assert "--resume" not in recorded[1], "b is another run now"
 
 
+def test_a_changed_run_that_is_stopped_at_once_does_not_go_on_from_the_old_one(
+    tmp_path: Path, recorded: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages.run_plan(write(tmp_path), tmp_path / "work")
+    changed = write(tmp_path, PLAN.replace("max_iters=3", "max_iters=5"))
+    run = stages._run
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stages.run_plan(changed, tmp_path / "work")
+    monkeypatch.setattr(stages, "_run", run)
+    recorded.clear()
+    stages.run_plan(changed, tmp_path / "work")
+    assert recorded[0][0] == "b"
+    assert "--resume" not in recorded[0], "the checkpoint there is the old run's"
+
+
+def test_other_data_or_weights_make_another_run(tmp_path: Path, recorded: list[list[str]]) -> None:
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"one")
+    config = tmp_path / "mine.py"
+    config.write_text(f"model = dict(lmm=dict(pretrained={str(weights)!r}))")
+    plan = f"stages = [dict(name='s', runs=[dict(name='a', config={str(config)!r})])]"
+    for content, wanted in ((b"one", ["a"]), (b"one", []), (b"other", ["a"])):
+        if weights.read_bytes() != content:
+            weights.write_bytes(content)
+        recorded.clear()
+        stages.run_plan(write(tmp_path, plan), tmp_path / "work")
+        assert [call[0] for call in recorded] == wanted
+
+
+def test_a_folder_that_overrides_cannot_carry_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="blank"):
+        stages.run_plan(write(tmp_path), tmp_path / "my work")
+
+
 def test_the_table_has_a_row_per_run(tmp_path: Path, recorded: list[list[str]]) -> None:
     figures = ablation_table(write(tmp_path), tmp_path / "work")
     assert [row["run"] for row in figures["rows"]] == ["a", "b", "c"]

@@ -368,10 +368,17 @@ def test_settings_that_cannot_be():
         make_head(classifier="open")
     with pytest.raises(ConfigError, match="different names"):
         DetectionHead(make_neck(), ["a", "a"])
+    with pytest.raises(ConfigError, match="'coco'; in Python a head takes the names"):
+        DetectionHead(make_neck(), "coco")
     with pytest.raises(ConfigError, match="classes are fixed"):
         make_head().set_class_embeddings(torch.zeros(3, TEXT))
     with pytest.raises(ConfigError, match="2 class embeddings for 3"):
         make_open().set_class_embeddings(torch.zeros(2, TEXT))
+    with (
+        pytest.raises(ConfigError, match="classes are fixed"),
+        make_head().other_classes(torch.zeros(3, TEXT), NAMES),
+    ):
+        pass
     with pytest.raises(ConfigError, match="no classes"):
         make_head(classifier="open", hidden_size=TEXT).loss(*make_dense_case())
 

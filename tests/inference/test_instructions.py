@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import DetectionHead
 from flmm_detseg.inference import Instructor
 from flmm_detseg.inference.instructions import match_class, parse_instruction
+from flmm_detseg.inference.instructor import result_names
 from flmm_detseg.structures import Prediction
 
 
@@ -136,26 +141,31 @@ class _Detection:
 
 
 class FakeModel:
-    """Finds one star (sure), one ring (unsure); segments the left half; answers with the question."""
+    """Finds one star (sure), one ring (unsure); segments the left half; answers with the question.
+
+    It sees no elephant.
+    """
 
     def __init__(self, heads: tuple[str, ...] = ("detection", "phrase")) -> None:
         self.heads = {name: _Detection() for name in heads}
         self.calls: list[str] = []
+        self.classes_when_detecting: tuple[str, ...] = ()
 
     def eval(self) -> FakeModel:
         return self
 
     def detect(self, samples: list) -> list[InstanceData]:
         self.calls.append("detect")
+        self.classes_when_detecting = self.heads["detection"].class_names
         boxes = torch.tensor([[1.0, 2.0, 5.0, 6.0], [0.0, 0.0, 3.0, 3.0]])
         return [InstanceData(bboxes=boxes, scores=torch.tensor([0.9, 0.1]), labels=torch.tensor([0, 1]))]
 
     def predict(self, samples: list) -> list[Prediction]:
         self.calls.append(samples[0].text)
         mask = torch.zeros(1, 8, 10, dtype=torch.bool)
-        mask[:, :, :5] = True
+        mask[:, :, :5] = "elephant" not in samples[0].text
         logits = mask.float()
-        box = torch.tensor([[0.0, 0.0, 5.0, 8.0]])
+        box = torch.tensor([[0.0, 0.0, 5.0, 8.0]]) * float(mask.any())
         return [Prediction("image", (8, 10), logits, None, logits, mask, box, torch.tensor([0.8]))]
 
     def answer(self, sample, max_new_tokens: int) -> str:
@@ -187,7 +197,33 @@ def test_a_word_that_is_no_class_is_grounded_as_a_phrase() -> None:
     model = FakeModel()
     result = Instructor(model).follow(np.zeros((8, 10, 3), np.uint8), "detect the unicorn")
     assert model.calls == ["unicorn"]
-    assert result.regions[0].label == "unicorn"
+    (region,) = result.regions
+    assert (region.kind, region.label, region.box_xyxy) == ("detect", "unicorn", (0.0, 0.0, 5.0, 8.0))
+    assert result.text == "unicorn: found as a phrase."
+    wide = replace(region, box_xyxy=(0.0, 0.0, 9.0, 8.0))  # a box that the mask's outline does not hide
+    pictures = [
+        replace(result, regions=(replace(wide, kind=kind),)).overlay() for kind in ("detect", "segment")
+    ]
+    assert not np.array_equal(*pictures), "the box that was asked for is drawn"
+
+
+def test_what_is_not_there_gives_no_region() -> None:
+    picture = np.zeros((8, 10, 3), np.uint8)
+    result = Instructor(FakeModel()).follow(picture, "detect the elephant and segment the grey elephant")
+    assert result.regions == ()
+    assert result.text == "elephant: not found. the grey elephant: not found."
+    assert result.as_dict()["regions"] == []
+    assert result.overlay().shape[2] == 3
+
+
+def test_images_of_one_name_are_refused_before_a_result_is_overwritten(monkeypatch, capsys) -> None:
+    assert result_names(["a/cat.jpg", "b/dog.jpg"]) == ["cat", "dog"]
+    words = "infer.py no_such_config.py --image a/cat.jpg b/cat.png --instruction find"
+    monkeypatch.setattr(sys, "argv", words.split())
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(Path(__file__).parents[2] / "tools" / "infer.py"), run_name="__main__")
+    assert stopped.value.code == 2
+    assert "a/cat.jpg and b/cat.png would both be written as cat.png" in capsys.readouterr().err
 
 
 def test_a_missing_head_is_named() -> None:
@@ -201,20 +237,33 @@ def test_an_open_head_takes_the_classes_it_is_given() -> None:
     lmm = tiny_llava()
     model = FakeModel()
     model.lmm, model.heads["detection"] = lmm, head
+    head.set_class_embeddings(lmm.class_embeddings(["star", "ring"]))
+    own = head.fcos.conv_cls.embeddings
     instructor = Instructor(model, classes=["red square", "circle"])
-    assert head.class_names == ("red square", "circle")
+    other = Instructor(model, classes=["green ring", "large star", "circle"])
+    assert head.class_names == ("star", "ring")
     result = instructor.follow(
         np.zeros((8, 10, 3), np.uint8), "detect the circle, the red squares and a star"
     )
     assert model.calls == ["detect", "star"], "what is no class any more is grounded as a phrase"
-    assert [(r.kind, r.label) for r in result.regions] == [("detect", "red square"), ("segment", "star")]
-    by_hand = DetectionHead(neck, ("star", "ring"), "open", hidden_size=32, feat_channels=16, stacked_convs=1)
+    assert [(r.kind, r.label) for r in result.regions] == [("detect", "red square"), ("detect", "star")]
+    assert model.classes_when_detecting == ("red square", "circle")
+    other.follow(np.zeros((8, 10, 3), np.uint8), "detect everything")
+    assert model.classes_when_detecting == ("green ring", "large star", "circle")
+    assert head.class_names == ("star", "ring"), "the model's own classes are back"
+    assert head.fcos.conv_cls.embeddings is own
+    assert head.fcos.num_classes == 2
+    names = ["red square", "circle", "left ring"]
+    by_hand = DetectionHead(neck, names, "open", hidden_size=32, feat_channels=16, stacked_convs=1)
     by_hand.load_state_dict(head.state_dict())
-    by_hand.set_class_embeddings(lmm.class_embeddings(["red square", "circle"]), ["red square", "circle"])
+    by_hand.set_class_embeddings(lmm.class_embeddings(names))
     states, batch = make_dense_case()
-    for ours, expected in zip(head.fcos(neck(states, batch))[0], by_hand.fcos(neck(states, batch))[0]):
+    with head.other_classes(lmm.class_embeddings(names), names):
+        outputs = head.fcos(neck(states, batch))[0]
+    for ours, expected in zip(outputs, by_hand.fcos(neck(states, batch))[0], strict=True):
         assert torch.equal(ours, expected)
-        assert ours.shape[1] == 2
+        assert ours.shape[1] == 3
+    assert head.fcos(neck(states, batch))[0][0].shape[1] == 2
 
 
 def test_classes_need_an_open_head() -> None:

@@ -8,7 +8,6 @@ from flmm_detseg.language import (
     TASK_TOKENS,
     build_prompt,
     remove_special_tokens,
-    split_prompt,
 )
 
 
@@ -21,8 +20,7 @@ def test_prompt_tokens_and_the_answer_token_cannot_be_confused():
 def test_tokens_stand_before_the_question_in_a_fixed_order():
     prompt = build_prompt("Where are the cars?", ["segmentations", "detections"])
     assert prompt == "<TASK_DET><TASK_SEG> Where are the cars?"
-    assert split_prompt(prompt) == (("detections", "segmentations"), "Where are the cars?")
-    assert split_prompt(build_prompt("Plain?", [])) == ((), "Plain?")
+    assert build_prompt("Plain?", []) == "Plain?"
 
 
 @settings(deadline=None)
@@ -32,7 +30,6 @@ def test_a_typed_question_brings_no_special_token_along(question):
     assert prompt.startswith("<TASK_VQA> ")
     rest = prompt.removeprefix("<TASK_VQA>")
     assert remove_special_tokens(rest) == rest
-    assert split_prompt(prompt) == (("answer",), rest[1:])
 
 
 def test_unknown_sections_are_refused():

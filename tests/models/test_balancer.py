@@ -174,3 +174,21 @@ def test_fixed_weights() -> None:
 def test_wrong_settings_are_named(build, named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         build()
+
+
+def test_an_uncertainty_at_its_limit_comes_back() -> None:
+    weighting = UncertaintyWeighting(limit=3.0)
+    weighting.setup(["a"])
+    with torch.no_grad():
+        weighting.log_variance["a"].fill_(-3.5)
+    assert weighting.statistics()["weight_a"] == pytest.approx(math.exp(3.0)), (
+        "what is used, not what is stored"
+    )
+
+    def gradient(loss: float) -> float:
+        weighting.log_variance["a"].grad = None
+        sum(weighting({"a": torch.tensor(loss)}, []).values()).backward()
+        return float(weighting.log_variance["a"].grad)
+
+    assert gradient(50.0) == pytest.approx(0.5 - math.exp(3.0) * 50.0, rel=1e-5), "a large loss leads back"
+    assert gradient(0.0) == 0.0, "further out goes nothing"

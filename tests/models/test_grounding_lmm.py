@@ -9,7 +9,7 @@ from sam_parts import make_refiner
 from tiny import make_sample, mixed_samples
 
 from flmm_detseg.errors import CheckpointError, ConfigError
-from flmm_detseg.heads import PhraseGroundingHead, UNetHead
+from flmm_detseg.heads import DetectionHead, PhraseGroundingHead, SemanticSegHead, UNetHead, VisionNeck
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import LMMStates
 
@@ -122,6 +122,21 @@ def test_sizes_follow_from_the_lmm_and_are_checked_when_stated():
         build(heads=dict(phrase=head(mask_head=UNET | dict(in_channels=1024))))
     with pytest.raises(ConfigError, match=r"`model\.heads\.phrase\.num_layers` is 32.*LMM gives 3"):
         build(heads=dict(phrase=head(num_layers=32)))
+
+
+def test_a_config_may_name_a_list_of_classes():
+    neck = dict(type=VisionNeck, vision_layers=(1, 2), channels=8, scales=(2, 1))
+    heads = dict(
+        detection=dict(type=DetectionHead, neck=neck, class_names="tinyworld_things", feat_channels=8),
+        segmentation=dict(type=SemanticSegHead, neck=neck, class_names="tinyworld", channels=8),
+    )
+    model = build(heads=heads)
+    things, everything = (model.heads[name].class_names for name in heads)
+    assert things == everything[: len(things)]
+    assert (len(things), len(everything)) == (12, 18)
+    heads["detection"]["class_names"] = "no_such_list"
+    with pytest.raises(ConfigError, match="'no_such_list': no list of that name"):
+        build(heads=heads)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from flmm_detseg.engine.eval_answers import FORGETTING
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models import GradNormWeighting, GroundingLMM, TaskBalancer, UncertaintyWeighting
 from flmm_detseg.models.balancer import flat_gradient, order_generator, pcgrad_coefficients
+from flmm_detseg.refiners import SAMRefiner
 from flmm_detseg.structures import Sample
 
 
@@ -46,17 +47,19 @@ def test_every_trainable_tensor_gets_a_gradient_and_the_rest_stays() -> None:
     before = model.frozen_fingerprint()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     objective(model, batch()).backward()
-    # The tower's last layer is not read (LLaVA takes the last but one, the heads layers 1 and 2), and no object is
-    # large enough for the coarsest level.
+    # No object is large enough for the coarsest level.
     missing = [
         name
         for name, p in model.named_parameters()
         if p.requires_grad
         and (p.grad is None or not p.grad.abs().sum() > 0)
-        and "encoder.layers.2." not in name
         and name != "heads.detection.fcos.scales.1.scale"
     ]
     assert not missing
+    # LLaVA takes the last but one layer of the tower, the heads layers 1 and 2.
+    unread = [p for name, p in model.named_parameters() if "encoder.layers.2." in name and "lora_" in name]
+    assert unread
+    assert not any(p.requires_grad for p in unread)
     assert sum("lora_" in name for name, p in model.named_parameters() if p.requires_grad) > 20
     optimizer.step()
     assert model.frozen_fingerprint() == before
@@ -80,7 +83,10 @@ def test_isolated_tasks_leave_other_groups_alone() -> None:
     assert touched([dense_sample(0, "detection")]) == {"vision"}
     assert touched([question()]) == {"llm", "projector"}
     assert touched([make_sample(0)]) == {"vision", "llm", "projector"}
-    assert all(p.requires_grad for n, p in model.lmm.named_parameters() if "lora_" in n), "not restored"
+    learning = {n for n, p in model.lmm.named_parameters() if p.requires_grad}
+    assert learning == {
+        n for n, p in model.lmm.named_parameters() if "lora_" in n and "encoder.layers.2." not in n
+    }, "not restored"
 
 
 def test_heads_that_share_a_pass_must_agree_on_isolation() -> None:
@@ -93,7 +99,7 @@ def test_heads_that_share_a_pass_must_agree_on_isolation() -> None:
 
 def test_retention_modes() -> None:
     plain = make_model(lmm=tiny_llava(), heads={"phrase": HEADS["phrase"]})
-    assert plain.retention == "frozen"
+    assert plain.retention.mode == "frozen"
     wanted = plain.answer(question(), max_new_tokens=6)
     switched = make_model(retention="switched")
     move_lora(switched)
@@ -105,7 +111,7 @@ def test_retention_modes() -> None:
     move_lora(always)
     assert min(always.answer_kl([question(0), question(1)])) > 1e-3
     joint = replace(question(), task="joint")
-    assert not switched.plain(joint), "instructions for boxes need the adapters"
+    assert not switched.retention.plain(joint), "instructions for boxes need the adapters"
 
 
 @pytest.mark.parametrize(
@@ -126,8 +132,8 @@ def test_contradictions_are_named(changes: dict, named: str) -> None:
 def test_full_fine_tuning_leaves_no_base_to_return_to() -> None:
     full = {"lmm": tiny_llava(frozen=False), "heads": {"detection": HEADS["detection"]}}
     model = make_model(**full)
-    assert model.retention == "always"
-    assert not model.keeps_base
+    assert model.retention.mode == "always"
+    assert not model.retention.keeps_base
     for changes in (
         {"retention": "switched"},
         {"heads": {"language": HEADS["language"]}},
@@ -143,7 +149,7 @@ def test_full_fine_tuning_leaves_no_base_to_return_to() -> None:
 
 def test_merged_lora_leaves_no_base_to_return_to() -> None:
     model = make_model(heads={"detection": HEADS["detection"]})
-    assert model.keeps_base
+    assert model.retention.keeps_base
     model.lmm.merge_lora()
     with pytest.raises(ConfigError, match="merged"):
         model.answer_kl([question()])
@@ -189,6 +195,58 @@ def test_stages_chain_by_checkpoint(tmp_path: Path) -> None:
         make_model(heads={"detection": HEADS["detection"]}, init_from=files, new_parts=["lmm."])
     with pytest.raises(ConfigError, match="nothing_of_ours"):
         make_model(heads=heads, init_from=files, new_parts=["lmm.", "nothing_of_ours"])
+
+
+def test_a_decoder_adapted_by_lora_is_whole_in_its_checkpoint(tmp_path: Path) -> None:
+    heads = {name: HEADS[name] for name in ("detection", "segmentation")}
+    alone = make_model(heads=heads).eval()
+    with torch.no_grad():
+        for parameter in alone.heads.parameters():
+            parameter.add_(0.1)
+    stage1 = save(alone, tmp_path / "stage1.pth")
+    adapted = {"heads": heads, "head_lora": {"segmentation": dict(r=2, alpha=4)}}
+    model = make_model(**adapted, init_from=[stage1], new_parts=["heads.segmentation.*.lora_"]).eval()
+    sample = dense_sample(0, "segmentation")
+    assert torch.equal(model.segment([sample])[0], alone.segment([sample])[0])
+    with pytest.raises(CheckpointError, match=r"heads\.segmentation.*lora_A"):
+        make_model(**adapted, init_from=[stage1])
+    with pytest.raises(CheckpointError, match=r"in none of .*base_layer"):
+        make_model(
+            **adapted,
+            init_from=[save(alone, tmp_path / "part.pth", drop="decoder.lateral.0.conv")],
+            new_parts=["heads.segmentation.*.lora_"],
+        )
+    before = {name: value.clone() for name, value in model.state_dict().items() if "heads." in name}
+    objective(model, [sample]).backward()
+    torch.optim.SGD([p for p in model.heads.parameters() if p.requires_grad], lr=1.0).step()
+    moved = {name for name, value in before.items() if not torch.equal(model.state_dict()[name], value)}
+    assert any("lora_B" in name for name in moved)
+    assert not any(".base_layer." in name for name in moved)
+    # The next stage, and a model that knows no other file.
+    stage2 = save(model, tmp_path / "stage2.pth")
+    for again in (make_model(**adapted, init_from=[stage2]), make_model(**adapted)):
+        again.load_trainable(torch.load(stage2, weights_only=True)["state_dict"], stage2)
+        for name, value in model.trainable_state_dict().items():
+            assert torch.equal(again.trainable_state_dict()[name], value), name
+        assert torch.equal(again.eval().segment([sample])[0], model.segment([sample])[0])
+
+
+def test_training_for_phrases_does_not_touch_the_masks_of_boxes() -> None:
+    folder = Path(__file__).resolve().parents[2] / "data" / "models" / "tiny_sam"
+    sam = {"type": SAMRefiner.from_pretrained, "checkpoint": str(folder)}
+    model = make_model(
+        heads={"phrase": {**HEADS["phrase"], "sam": sam, "text_dim": 64}}, instance_masks=True
+    ).eval()
+    sample, boxes = make_sample(0), [torch.tensor([[4.0, 4.0, 30.0, 40.0]])]
+    sam = model.heads["phrase"].sam
+    before = sam.masks_from_boxes([sample.image], boxes)[0]
+    optimizer = torch.optim.SGD([p for p in sam.parameters() if p.requires_grad], lr=1.0)
+    objective(model, [sample]).backward()
+    optimizer.step()
+    assert torch.equal(sam.masks_from_boxes([sample.image], boxes)[0], before)
+    assert not any("box_parts" in name for name in model.trainable_state_dict())
+    sam.box_parts = None
+    assert not torch.equal(sam.masks_from_boxes([sample.image], boxes)[0], before), "nothing was trained"
 
 
 def test_a_saved_joint_model_predicts_the_same(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ import torch
 from mmengine.config import Config
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
 
+from flmm_detseg.engine import GroupedAdamW
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.experiments.plan import Run, read_plan
 from flmm_detseg.models.checkpoint import PHRASE_PREFIX, load_checkpoint
 from flmm_detseg.models.shapes import import_flmm_checkpoint, model_on_meta
 
@@ -118,3 +120,28 @@ def test_wrong_keys_and_shapes_are_listed_and_nothing_is_written(published, llav
     )
     assert "heads.phrase.text_proj.weight (256, 2048) (model: (256, 4096))" in message
     assert not (tmp_path / "out.pth").exists()
+
+
+def test_stage_2_of_the_7b_chain_finds_all_it_needs_in_stage_1(llava_config):
+    """Every trainable tensor of the joint model but LoRA is in exactly one of the heads' own trainings."""
+    plan = read_plan(ROOT / "configs" / "llava" / "detseg_stages_7b.py")
+    heads, joint, stability = plan.stages
+    assert joint.runs[0].init_from == tuple(run.name for run in heads.runs)
+    assert stability.runs[0].init_from == ("joint",)
+
+    def trained(run: Run) -> dict[str, tuple[int, ...]]:
+        model = model_on_meta(Config.fromfile(ROOT / run.config), llava_config)
+        groups = Config.fromfile(ROOT / run.config).optim_wrapper.optimizer
+        if groups.type is GroupedAdamW:
+            GroupedAdamW(**{**{k: v for k, v in groups.items() if k != "type"}, "params": model.parameters()})
+        return {name: tuple(value.shape) for name, value in model.trainable_state_dict().items()}
+
+    parts = [trained(run) for run in heads.runs]
+    assert all(parts)
+    assert sum(map(len, parts)) == len({name for part in parts for name in part})
+    whole = trained(joint.runs[0])
+    known = {name: shape for part in parts for name, shape in part.items()}
+    assert joint.runs[0].new_parts == ("lmm.",)
+    assert {name: shape for name, shape in whole.items() if not name.startswith("lmm.")} == known
+    assert sum(name.startswith("lmm.") for name in whole) > 200
+    assert trained(stability.runs[0]) == whole

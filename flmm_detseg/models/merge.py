@@ -1,0 +1,56 @@
+"""An adapted LMM as an ordinary one: LoRA added to the weights, stored in hub layout."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.export import check_free, save_hub_model
+from flmm_detseg.models.from_config import model_from_config, read_config
+
+
+def merge_checkpoint(
+    config: str | Path, checkpoint: str | Path, out: str | Path, dtype: str | None = None
+) -> dict[str, Any]:
+    """Builds a config's model on the CPU, merges its LoRA and writes the LMM, without heads.
+
+    The result answers as the adapted LMM does, needs nothing of this package, and can be the ``pretrained`` of another
+    config.
+
+    Args:
+        config: Config of the model.
+        checkpoint: Its trained parts.
+        out: Folder to make.
+        dtype: Of weights and arithmetic; None: the config's. Small changes survive in ``"float32"`` only.
+
+    Returns:
+        ``out``, ``merged_layers``, ``num_parameters``, ``dtype``.
+
+    Raises:
+        ConfigError: The folder exists, the LMM is not made from stored weights, there is no LoRA, or it is Conv-LoRA,
+            which depends on the input.
+        CheckpointError: The checkpoint does not fit.
+        RunError: Rounding to the dtype would change an answer.
+    """
+    check_free(out)
+    read = copy.deepcopy(read_config(config))
+    lmm = read.model.lmm
+    if not lmm.get("pretrained"):
+        raise ConfigError(
+            f"{config}: `model.lmm` names no `pretrained` whose tokenizer could be stored with it"
+        )
+    if not lmm.get("lora"):
+        raise ConfigError(f"{config}: `model.lmm` has no `lora`; there is nothing to merge")
+    if dtype is not None:
+        lmm.dtype = dtype
+    model = model_from_config(read, checkpoint, device="cpu").lmm
+    count = model.merge_lora()
+    save_hub_model(model.model, lmm.pretrained, out)
+    return {
+        "out": str(out),
+        "merged_layers": count,
+        "num_parameters": sum(parameter.numel() for parameter in model.model.parameters()),
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+    }

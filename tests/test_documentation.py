@@ -1,0 +1,73 @@
+"""Commands that the documentation shows: their tools read them, their configs exist."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
+_COMMAND = re.compile(
+    r"(?:python|accelerate launch(?: --\S+ \d+)?) (tools/\w+\.py|benchmarks/\w+\.py)([^`\n#]*)"
+)
+
+
+class Read(Exception):
+    """The arguments were read."""
+
+
+def commands() -> list[tuple[str, str, str]]:
+    """Page, script and arguments; optional parts (in brackets) are left out, alternatives are the first."""
+    found = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for script, arguments in _COMMAND.findall(text):
+            plain = re.sub(r"\[[^]]*\]|\.\.\.$", "", arguments.rstrip(" .,;)"))
+            if "--" in plain or plain.split() or script.endswith("quickstart.py"):
+                found.append((page.name, script, plain))
+    return found
+
+
+COMMANDS = commands()
+
+
+def test_there_are_commands() -> None:
+    assert len(COMMANDS) >= 20
+    assert len({script for _, script, _ in COMMANDS}) >= 12
+
+
+@pytest.mark.parametrize(
+    ("page", "script", "arguments"), COMMANDS, ids=[f"{p}:{s}{a}" for p, s, a in COMMANDS]
+)
+def test_a_documented_command_is_understood(
+    page: str,
+    script: str,
+    arguments: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = shlex.split(arguments)
+    for word in words:
+        if word.startswith("configs/") and word.endswith(".py") and "my_" not in word:
+            assert (ROOT / word).is_file(), f"{page} names {word}"
+    read = argparse.ArgumentParser.parse_args
+
+    def parse(self: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        read(self, *args, **kwargs)
+        raise Read
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except Read:
+        return
+    except SystemExit:
+        pytest.fail(f"{page}: `{script}{arguments}` is not understood: {capsys.readouterr().err}")
+    pytest.fail(f"{script} reads no arguments")
