@@ -55,8 +55,8 @@ class Retention:
         """
         if not self.keeps_base:
             raise ConfigError(
-                "the LMM as it was is gone (`model.lmm` has `frozen`=False without `lora`, trains weights of it, or its "
-                f"LoRA was merged): {what} cannot be had; use `lora`"
+                "the LMM as it was is gone (`model.lmm` has `frozen`=False without `lora`, trains weights of it, or "
+                f"its LoRA was merged): {what} cannot be had; use `lora`"
             )
 
     def plain(self, sample: Sample) -> bool:
