@@ -45,7 +45,7 @@ class CacheSettings:
         folder: Of the disk tier; None: none.
         disk_bytes: Budget of the disk tier.
         disk_prefix: Also write keys and values (L2) to disk. Off: reading them takes longer than computing them on most
-            disks (``docs``, section 4.5 of the reference).
+            disks (``docs/background_cache.md``).
         write_behind: Values that may wait for a thread that writes them to disk and Redis; more are not written. 0:
             they are written before :meth:`BackgroundCache.insert` returns, which adds an fsync to the request.
         redis_url: Shares L1 between machines; None: not.
