@@ -99,7 +99,7 @@ def model_of(retention: str | None = None, **arguments) -> GroundingLMM:
 def test_isolated_groups_answer_for_themselves_unless_switched():
     sample = boxed_sample(0)
     model = model_of()
-    assert model.retention == "always"
+    assert model.retention.mode == "always"
     assert model.answer(sample, max_new_tokens=8) == model.lmm.generate(sample, max_new_tokens=8)
     assert model.answer(sample, max_new_tokens=8) != model.lmm.lmm.generate(sample, max_new_tokens=8)
     switched = model_of("switched", train=("separators",))
@@ -121,9 +121,9 @@ def test_isolated_groups_answer_for_themselves_unless_switched():
     ],
 )
 def test_the_llava_is_there_unless_its_own_weights_are_trained(arguments, kept):
-    assert model_of(**arguments).keeps_base == kept
+    assert model_of(**arguments).retention.keeps_base == kept
     if kept:
-        assert model_of("switched", **arguments).retention == "switched"
+        assert model_of("switched", **arguments).retention.mode == "switched"
     else:
         with pytest.raises(ConfigError, match="is gone"):
             model_of("switched", **arguments)
@@ -132,4 +132,4 @@ def test_the_llava_is_there_unless_its_own_weights_are_trained(arguments, kept):
 def test_merged_lora_is_part_of_the_llava():
     model = model_of(frozen=False, lora=dict(llm=dict(r=2, alpha=4)))
     model.lmm.merge_lora()
-    assert not model.keeps_base
+    assert not model.retention.keeps_base
