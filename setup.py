@@ -36,5 +36,7 @@ setup(
         "matplotlib",
         "pillow",
     ],
+    # Level L1 of the background cache, shared between machines.
+    extras_require={"redis": ["redis>=5"]},
     entry_points={"console_scripts": ["flmm-detseg=flmm_detseg.cli:main"]},
 )

@@ -22,7 +22,13 @@ MODELS = Registry(
     "model",
     parent=MMENGINE_MODELS,
     scope=SCOPE,
-    locations=["flmm_detseg.lmms", "flmm_detseg.heads", "flmm_detseg.refiners", "flmm_detseg.models"],
+    locations=[
+        "flmm_detseg.lmms",
+        "flmm_detseg.heads",
+        "flmm_detseg.cache",
+        "flmm_detseg.refiners",
+        "flmm_detseg.models",
+    ],
 )
 # Readers of annotation formats, mixes and samplers' datasets.
 DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=SCOPE, locations=["flmm_detseg.datasets"])

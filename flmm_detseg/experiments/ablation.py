@@ -49,11 +49,14 @@ def ablation_table(
     columns = list(columns or settings.get("columns", ()))
     outcome = run_plan(plan_file, work_dir, slots=slots, fresh=fresh, cfg_options=cfg_options)
     results = json.loads(Path(outcome["results"]).read_text())
-    metrics: dict[str, dict[str, float]] = {name: {} for name in plan.runs}
+    # An evaluation without a run has a row of its own, before the trained ones: KIND.ROW.
+    rows_of = {item.name: item.run or item.name.rpartition(".")[2] for item in plan.evaluations}
+    untrained = [rows_of[item.name] for item in plan.evaluations if item.run is None]
+    metrics: dict[str, dict[str, float]] = {name: {} for name in (*untrained, *plan.runs)}
     for evaluation in plan.evaluations:
         figures = results["evaluations"][evaluation.name]
-        kind = evaluation.name.removesuffix(f".{evaluation.run}")
-        metrics[evaluation.run].update(
+        kind = evaluation.name.removesuffix(f".{rows_of[evaluation.name]}")
+        metrics[rows_of[evaluation.name]].update(
             {f"{kind}.{key}": value for key, value in flatten(figures.get("metrics", figures)).items()}
         )
     known = sorted({key for values in metrics.values() for key in values})
@@ -61,12 +64,12 @@ def ablation_table(
         {
             "run": name,
             **{column: metrics[name].get(column) for column in columns or known},
-            "trainable": results["runs"][name].get("trainable_parameters"),
-            "peak_memory_mib": _mib(results["runs"][name].get("peak_memory_bytes")),
-            "iterations": results["runs"][name].get("iterations"),
-            "seconds": results["runs"][name].get("seconds"),
+            "trainable": results["runs"].get(name, {}).get("trainable_parameters"),
+            "peak_memory_mib": _mib(results["runs"].get(name, {}).get("peak_memory_bytes")),
+            "iterations": results["runs"].get(name, {}).get("iterations"),
+            "seconds": results["runs"].get(name, {}).get("seconds"),
         }
-        for name in plan.runs
+        for name in metrics
     ]
     folder = Path(outcome["results"]).parent
     table = folder / "table.md"

@@ -44,19 +44,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One tool on one run's checkpoint.
+    """One tool on one run's checkpoint, or on a config as it is.
 
     Attributes:
         name: Unique in the plan.
         tool: Script in ``tools/``.
-        run: Whose config and checkpoint it takes.
+        run: Whose config and checkpoint it takes; None for a config of which nothing is trained.
         arguments: Further arguments.
-        config: Config instead of the run's, for another way to use its checkpoint.
+        config: Config instead of the run's, for another way to use its checkpoint; needed without a run.
     """
 
     name: str
     tool: str
-    run: str
+    run: str | None
     arguments: tuple[str, ...] = ()
     config: str | None = None
 
@@ -79,7 +79,7 @@ def read_plan(path: str | Path) -> Plan:
 
     The form: ``stages = [dict(name=..., runs=[dict(name=..., config=..., init_from=[...], new_parts=[...],
     cfg_options=[...])])]``, ``evaluations = [dict(name=..., tool=..., run=..., arguments=[...])]``; with
-    ``runs=[...]`` the same evaluation is made of each.
+    ``runs=[...]`` the same evaluation is made of each, with ``config=...`` and no run it is made of an untrained model.
 
     Raises:
         ConfigError: No such file, it cannot be executed, a key is missing or unknown, a name is used twice or refers
@@ -120,7 +120,9 @@ def read_plan(path: str | Path) -> Plan:
 def _evaluations(item: Mapping[str, Any], where: str) -> list[Evaluation]:
     """One evaluation, or the same one of several runs (``runs``), named ``NAME.RUN`` then."""
     if "runs" not in item:
-        return [Evaluation(**_fields(item, ("name", "tool", "run"), ("arguments", "config"), where))]
+        needed = "run" if "config" not in item else "config"
+        fields = _fields(item, ("name", "tool", needed), ("arguments", "config", "run"), where)
+        return [Evaluation(**{"run": None, **fields})]
     fields = _fields(item, ("name", "tool", "runs"), ("arguments",), where)
     return [
         Evaluation(f"{fields['name']}.{run}", fields["tool"], run, fields.get("arguments", ()))
@@ -160,7 +162,7 @@ def _check(plan: Plan, path: Path) -> None:
                     )
         earlier += [run.name for run in stage.runs]
     for item in plan.evaluations:
-        if item.run not in plan.runs:
+        if item.run is not None and item.run not in plan.runs:
             raise ConfigError(
                 f"{path}: evaluation {item.name}: no run {item.run!r}{suggest(item.run, list(plan.runs))}"
             )

@@ -141,8 +141,12 @@ def _training(
 def _evaluation(
     item: Evaluation, plan: Plan, folder: Path, figures: Mapping[str, Mapping[str, Any]]
 ) -> Command:
-    run = plan.runs[item.run]
-    arguments = [str(resolve(item.config or run.config)), "--checkpoint", figures[item.run]["checkpoint"]]
+    if item.run is None:
+        assert item.config is not None, item.name
+        arguments = [str(resolve(item.config)), "--untrained"]
+    else:
+        config = resolve(item.config or plan.runs[item.run].config)
+        arguments = [str(config), "--checkpoint", str(figures[item.run]["checkpoint"])]
     arguments += ["--work-dir", str(folder / "eval" / item.name), *item.arguments]
     return Command(item.name, [sys.executable, str(REPOSITORY / "tools" / item.tool), *arguments])
 

@@ -161,6 +161,16 @@ class LMMAdapter(nn.Module, ABC):
     def base_mode(self) -> AbstractContextManager[None]:
         """Context in which every added part (adapters, taps) is off: the untouched LMM, bit for bit."""
 
+    @property
+    def keeps_base(self) -> bool:
+        """Whether the LMM as it was is still there in :meth:`base_mode` (not when fully fine-tuned, or merged)."""
+        return (self.frozen and not self.merged) or bool(self.lora_groups)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether the LMM may answer otherwise than in :meth:`base_mode`."""
+        return bool(self.lora_groups) or not self.keeps_base
+
     @abstractmethod
     def class_embeddings(self, names: Sequence[str]) -> Tensor:
         """Mean input embedding of each name's tokens, float32 ``[len(names), d]``, no gradient.

@@ -207,6 +207,18 @@ class LMMProcessor(ABC):
         pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
         return (pixels - self._mean) / self._std
 
+    def denormalise(self, pixel_values: Tensor) -> np.ndarray:
+        """The bytes that :meth:`process_image` normalised, exactly (rounding errors are far below half a step).
+
+        Args:
+            pixel_values: float32 ``[3, S, S]``, CPU.
+
+        Returns:
+            RGB, uint8, ``[S, S, 3]``.
+        """
+        pixels = (pixel_values * self._std + self._mean) * 255
+        return pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+
 
 def check_spans(text: str, phrases: Sequence[Phrase], record_id: str) -> None:
     """Makes sure that phrases lie in their text.

@@ -26,15 +26,14 @@ class Retention:
 
     def __init__(self, lmm: LMMAdapter, mode: str | None = None) -> None:
         self._lmm = lmm
-        adapted = not self.keeps_base or bool(lmm.lora_groups)
         if mode is None:
-            mode = "always" if adapted else "frozen"
+            mode = "always" if lmm.adapted else "frozen"
         if mode not in MODES:
             raise ConfigError(f"`model.retention` is {mode!r}; allowed: {', '.join(MODES)}")
-        if mode == "frozen" and adapted:
+        if mode == "frozen" and lmm.adapted:
             raise ConfigError(
-                "`model.retention`='frozen' leaves the LMM as it is, but `model.lmm` is adapted (`lora`, or "
-                "`frozen`=False); leave that out, or use 'switched'"
+                "`model.retention`='frozen' leaves the LMM as it is, but `model.lmm` is adapted (`lora`, "
+                "`frozen`=False, or isolated groups); leave that out, or use 'switched'"
             )
         self.mode = mode
         if mode == "switched":
@@ -42,8 +41,8 @@ class Retention:
 
     @property
     def keeps_base(self) -> bool:
-        """Whether the LMM as it was is still there behind the adapters (not when fully fine-tuned, or merged)."""
-        return (self._lmm.frozen and not self._lmm.merged) or bool(self._lmm.lora_groups)
+        """See :attr:`LMMAdapter.keeps_base`."""
+        return self._lmm.keeps_base
 
     def require_base(self, what: str) -> None:
         """For what compares with, or returns to, the LMM as it was.
@@ -56,8 +55,8 @@ class Retention:
         """
         if not self.keeps_base:
             raise ConfigError(
-                "the LMM as it was is gone (`model.lmm` has `frozen`=False without `lora`, or its LoRA was merged): "
-                f"{what} cannot be had; use `lora`"
+                "the LMM as it was is gone (`model.lmm` has `frozen`=False without `lora`, trains weights of it, or "
+                f"its LoRA was merged): {what} cannot be had; use `lora`"
             )
 
     def plain(self, sample: Sample) -> bool:

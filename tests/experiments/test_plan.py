@@ -54,6 +54,16 @@ def write(tmp_path: Path, text: str) -> Path:
             "evaluations = [dict(name='e', tool='train.py', run='z')]",
             "no run 'z'",
         ),
+        (
+            f"stages = [dict(name='a', runs=[dict(name='x', config='{CONFIG}')])]\n"
+            "evaluations = [dict(name='e', tool='train.py')]",
+            "lacks `run`",
+        ),
+        (
+            f"stages = [dict(name='a', runs=[dict(name='x', config='{CONFIG}')])]\n"
+            "evaluations = [dict(name='e', tool='train.py', config='none.py')]",
+            "none.py does not exist",
+        ),
         ("1 / 0", "ZeroDivisionError"),
     ],
 )

@@ -149,6 +149,20 @@ def test_the_table_has_a_row_per_run(tmp_path: Path, recorded: list[list[str]]) 
         ablation_table(write(tmp_path), tmp_path / "work", columns=["coco.AP51"])
 
 
+def test_a_config_that_is_not_trained_has_a_row_before_the_runs(
+    tmp_path: Path, recorded: list[list[str]]
+) -> None:
+    untrained = 'dict(name="coco.stock", tool="eval_coco.py", config="configs/tiny/detseg_detection.py"), '
+    plan = write(tmp_path, PLAN.replace("evaluations = [", f"evaluations = [{untrained}"))
+    figures = ablation_table(plan, tmp_path / "work")
+    (call,) = [call for call in recorded if call[0] == "coco.stock"]
+    assert "--untrained" in call
+    assert "--checkpoint" not in call
+    assert [row["run"] for row in figures["rows"]] == ["stock", "a", "b", "c"]
+    assert figures["rows"][0]["coco.AP50"] == 0.5
+    assert figures["rows"][0]["iterations"] is None
+
+
 def test_flatten_names_numbers_by_their_place() -> None:
     assert flatten({"val": {"AP": 1, "per": {"x": 2.0, "y": 3.0}, "note": "no", "ok": True}}) == {
         "AP": 1.0, "per.x": 2.0, "per.y": 3.0,

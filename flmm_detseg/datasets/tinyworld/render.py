@@ -47,7 +47,7 @@ def make_scene(
         The scene with visible masks; objects that would be hidden too much are left out before drawing.
     """
     rng = scene_rng(seed, index, split)
-    image, region_map, names = _draw_stuff(rng, image_size)
+    image, region_map, names = draw_stuff(rng, image_size)
     placements = plan_objects(rng, image_size, split)
     shapes = [_shape_alpha(p, image_size) for p in placements]
     keep = _visible_enough(shapes)
@@ -91,10 +91,18 @@ def _visible_enough(shapes: list[np.ndarray]) -> list[int]:
     return sorted(keep)
 
 
-def _draw_stuff(
+def draw_stuff(
     rng: np.random.Generator, image_size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """One to three textured regions split by slightly tilted lines; returns image, 1-based region map and names."""
+    """Draws one to three textured regions split by slightly tilted lines.
+
+    Args:
+        rng: Source of the draw.
+        image_size: ``(H, W)``.
+
+    Returns:
+        Image float64 ``[H, W, 3]``, region map int32 ``[H, W]`` (1-based) and names of the regions.
+    """
     height, width = image_size
     num_regions = int(rng.choice([1, 2, 3], p=[0.25, 0.55, 0.2]))
     names = [str(n) for n in rng.choice(STUFF, size=num_regions, replace=False)]

@@ -57,6 +57,7 @@ def make_screens(
     num_frames: int,
     split: str = "train",
     image_size: tuple[int, int] = (112, 112),
+    num_changing: int = 6,
 ) -> list[Screen]:
     """Draws the frames of one sequence.
 
@@ -66,6 +67,7 @@ def make_screens(
         num_frames: Frames; minutes pass between them and some icons change.
         split: As for scenes.
         image_size: ``(H, W)``.
+        num_changing: Only the first so many of the six icons ever change.
 
     Returns:
         Frames in order of time.
@@ -78,7 +80,7 @@ def make_screens(
     for frame in range(num_frames):
         screens.append(_draw(sequence_id, frame, wallpaper, minute, icons))
         minute = (minute + int(rng.integers(1, 9))) % (24 * 60)
-        icons[int(rng.integers(len(icons)))] = _random_icon(rng)
+        icons[int(rng.integers(num_changing))] = _random_icon(rng)
     return screens
 
 
@@ -118,22 +120,36 @@ def _draw(
 
 
 def _draw_clock(image: np.ndarray, text: str) -> ScreenElement:
-    """Draws seven-segment digits into the image."""
+    mask = draw_digits(image, text, (image.shape[1] // 2 - 22, 3))
+    return ScreenElement("clock", text, mask, mask_box(mask))
+
+
+def draw_digits(image: np.ndarray, text: str, corner_xy: tuple[int, int]) -> np.ndarray:
+    """Draws seven-segment digits into an image, in place.
+
+    Args:
+        image: ``[H, W, 3]``.
+        text: Digits (10 pixels wide each, 13 high) and colons (5 wide).
+        corner_xy: Upper left corner of the text in pixels.
+
+    Returns:
+        The drawn pixels, bool ``[H, W]``.
+    """
     mask = np.zeros(image.shape[:2], dtype=bool)
-    x = image.shape[1] // 2 - 22
+    x, y = corner_xy
     for character in text:
         if character == ":":
-            mask[6:8, x + 1 : x + 3] = mask[11:13, x + 1 : x + 3] = True
+            mask[y + 3 : y + 5, x + 1 : x + 3] = mask[y + 8 : y + 10, x + 1 : x + 3] = True
             x += 5
             continue
         top, left, right, middle, low_left, low_right, bottom = (s == "1" for s in _SEGMENTS[int(character)])
-        mask[3:5, x : x + 8] |= top
-        mask[8:10, x : x + 8] |= middle
-        mask[14:16, x : x + 8] |= bottom
-        mask[3:10, x : x + 2] |= left
-        mask[3:10, x + 6 : x + 8] |= right
-        mask[8:16, x : x + 2] |= low_left
-        mask[8:16, x + 6 : x + 8] |= low_right
+        mask[y : y + 2, x : x + 8] |= top
+        mask[y + 5 : y + 7, x : x + 8] |= middle
+        mask[y + 11 : y + 13, x : x + 8] |= bottom
+        mask[y : y + 7, x : x + 2] |= left
+        mask[y : y + 7, x + 6 : x + 8] |= right
+        mask[y + 5 : y + 13, x : x + 2] |= low_left
+        mask[y + 5 : y + 13, x + 6 : x + 8] |= low_right
         x += 10
     image[mask] = 252
-    return ScreenElement("clock", text, mask, mask_box(mask))
+    return mask

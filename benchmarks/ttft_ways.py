@@ -1,0 +1,254 @@
+"""Ways from an image and a question to the first token, all on the same weights, for ``ttft.py``."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flmm_detseg.cache import BackgroundCache, CachedLMM, PrefixKV
+from flmm_detseg.cache.keys import cut_tiles
+from flmm_detseg.cache.partition import letterbox_tiles
+from flmm_detseg.cache.prompt import image_span
+from flmm_detseg.cache.serving import CacheUse, Stopwatch, prefill
+from flmm_detseg.lmms.isolated import gathered_states
+from flmm_detseg.lmms.prefix_kv import PrefixDecoder
+from flmm_detseg.structures import LMMInputs, Sample
+
+# Images whose keys and values the baselines keep.
+_DEPTH = 8
+FULL = {"L2": "hit L2", "miss": "miss"}
+L1_ONLY = {"L1": "hit L1", "miss": "miss, L1 only"}
+NO_CACHE = {"off": "split, no cache"}
+
+
+class Clocks(Stopwatch):
+    """Wall clock and processor clock of this process; the second one does not count time that others had."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.processor: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        start = time.process_time()
+        with super().__call__(part):
+            yield
+        self.processor[part] = self.processor.get(part, 0.0) + 1e3 * (time.process_time() - start)
+
+
+@dataclass
+class Prompted:
+    """A prompt that has run.
+
+    Attributes:
+        label: Row of the table.
+        decoder: Behind the prompt.
+        last_state: ``[1, 1, d]``.
+        next_position: Rotary position of the first token of the answer.
+        new_tokens: Tokens that the language model read for it.
+        past_tokens: Tokens whose keys and values were there before.
+    """
+
+    label: str
+    decoder: PrefixDecoder
+    last_state: Tensor
+    next_position: int
+    new_tokens: int
+    past_tokens: int
+
+
+class Way(ABC):
+    """One way to serve a stream.
+
+    Args:
+        model: In eval mode. Ways that are not split use its wrapped LLaVA: own order, one group.
+    """
+
+    def __init__(self, model: CachedLMM) -> None:
+        self.model = model
+
+    @abstractmethod
+    def __call__(self, sample: Sample, watch: Clocks, session: str) -> Prompted:
+        """Runs the prompt of one item of a stream."""
+
+    # Parts of ways that are not split.
+
+    def _item(self, sample: Sample, watch: Clocks) -> LMMInputs:
+        with watch("prepare"):
+            return self.model.prepare_text(sample)
+
+    def _tiles(self, item: LMMInputs) -> np.ndarray:
+        return cut_tiles(self.model.processor.denormalise(item.pixel_values), self.model.patch_size)
+
+    def _image(self, item: LMMInputs, sent: Tensor) -> Tensor:
+        """Tower (up to the layer that LLaVA reads) and projector: embeddings ``[n, d]`` of the sent patches."""
+        parts, layer = self.model.model.model, self.model.feature_layer
+        states = gathered_states(parts.vision_tower, self.model.pixels(item), sent, (layer,))
+        return parts.multi_modal_projector(states[layer])
+
+    def _text(self, ids: Tensor) -> Tensor:
+        return self.model.model.get_input_embeddings()(ids.to(self.model.device))
+
+
+class Split(Way):
+    """The background cache.
+
+    Args:
+        model: See :class:`Way`.
+        cache: Its store; None: split, but nothing is kept.
+        labels: Rows of the table by level of the request.
+    """
+
+    def __init__(self, model: CachedLMM, cache: BackgroundCache | None, labels: Mapping[str, str]) -> None:
+        super().__init__(model)
+        self.cache, self.labels = cache, labels
+
+    def __call__(self, sample: Sample, watch: Clocks, session: str) -> Prompted:
+        """See :class:`Way`."""
+        use = None if self.cache is None else CacheUse(self.cache, session=session)
+        done = prefill(self.model, sample, watch, use)
+        plan = done.parts.plan
+        past = plan.prefix_length if done.level == "L2" else 0
+        label = self.labels.get(done.level, done.level)
+        position = int(plan.position_ids[-1]) + 1
+        return Prompted(label, done.decoder, done.last_state, position, plan.length - past, past)
+
+
+class Stock(Way):
+    """LLaVA as it is.
+
+    Args:
+        model: See :class:`Way`.
+        drop_letterbox: Padding is neither encoded nor sent; all other tokens keep their positions.
+    """
+
+    def __init__(self, model: CachedLMM, drop_letterbox: bool = False) -> None:
+        super().__init__(model)
+        self.drop_letterbox = drop_letterbox
+
+    def __call__(self, sample: Sample, watch: Clocks, session: str) -> Prompted:
+        """See :class:`Way`."""
+        item = self._item(sample, watch)
+        start, end = image_span(item)
+        sent = torch.arange(end - start)
+        if self.drop_letterbox:
+            sent = torch.from_numpy(np.flatnonzero(~letterbox_tiles(item.grid)))
+        with watch("vision"):
+            image = self._image(item, sent)
+        with watch("language"):
+            ids = item.input_ids
+            embeds = torch.cat([self._text(ids[:start]), image, self._text(ids[end:])])
+            positions = torch.cat([torch.arange(start), start + sent, torch.arange(end, len(ids))])
+            decoder = self.model.decoder()
+            last = decoder.feed(embeds[None], positions)[:, -1:]
+        label = "stock, no letterbox" if self.drop_letterbox else "stock"
+        return Prompted(label, decoder, last, len(ids), len(embeds), 0)
+
+
+class ExactImage(Way):
+    """A prefix cache as servers have it: keys and values of system text and image, for the very same pixels only."""
+
+    def __init__(self, model: CachedLMM) -> None:
+        super().__init__(model)
+        self._stored: OrderedDict[bytes, PrefixKV] = OrderedDict()
+
+    def __call__(self, sample: Sample, watch: Clocks, session: str) -> Prompted:
+        """See :class:`Way`."""
+        item = self._item(sample, watch)
+        start, end = image_span(item)
+        with watch("match"):
+            name = blake2b(self._tiles(item), digest_size=16)
+            name.update(item.input_ids[:start].numpy())
+            prefix = self._stored.get(name.digest())
+        found = prefix is not None
+        if prefix is None:
+            prefix = self._read(item, watch)
+            self._stored[name.digest()] = prefix
+            while len(self._stored) > _DEPTH:
+                self._stored.popitem(last=False)
+        with watch("language"):
+            decoder = self.model.decoder(prefix.keys, prefix.values)
+            ids = item.input_ids
+            last = decoder.feed(self._text(ids[end:])[None], torch.arange(end, len(ids)))[:, -1:]
+        new, past = (len(ids) - end, end) if found else (len(ids), 0)
+        label = f"exact-image cache, {'hit' if found else 'miss'}"
+        return Prompted(label, decoder, last, len(ids), new, past)
+
+    def _read(self, item: LMMInputs, watch: Clocks) -> PrefixKV:
+        start, end = image_span(item)
+        with watch("vision"):
+            image = self._image(item, torch.arange(end - start))
+        with watch("language"):
+            decoder = self.model.decoder()
+            decoder.feed(torch.cat([self._text(item.input_ids[:start]), image])[None], torch.arange(end))
+            return PrefixKV(*decoder.snapshot())
+
+
+class FirstK(ExactImage):
+    """Position-dependent reuse as in MPIC or EPIC: a similar image's keys and values, the first k tokens read anew.
+
+    Approximate: what changed behind the first k patches is not seen by the language model. The tower has to run over
+    the whole new image, because its patches see each other.
+
+    Args:
+        model: See :class:`Way`.
+        num_tokens: k.
+        min_equal: Least share of equal tiles at which an image is similar.
+    """
+
+    def __init__(self, model: CachedLMM, num_tokens: int = 32, min_equal: float = 0.4) -> None:
+        super().__init__(model)
+        self.num_tokens, self.min_equal = num_tokens, min_equal
+        self._donors: OrderedDict[str, tuple[np.ndarray, PrefixKV]] = OrderedDict()
+
+    def __call__(self, sample: Sample, watch: Clocks, session: str) -> Prompted:
+        """See :class:`Way`; the donor is the session's last image that was read in full."""
+        item = self._item(sample, watch)
+        start, end = image_span(item)
+        k, ids = min(self.num_tokens, end - start), item.input_ids
+        with watch("match"):
+            tiles = self._tiles(item)
+            donor = self._donors.get(session)
+            if donor is not None and (donor[0] == tiles).all(1).mean() < self.min_equal:
+                donor = None
+        if donor is None:
+            prefix, new, past = self._read(item, watch), len(ids), 0
+            self._donors[session] = tiles, prefix
+            while len(self._donors) > _DEPTH:
+                self._donors.popitem(last=False)
+        else:
+            new, past = k + len(ids) - end, end - k
+            with watch("vision"):
+                image = self._image(item, torch.arange(end - start))[:k]
+            with watch("language"):
+                prefix = self._patched(donor[1], image, start)
+        with watch("language"):
+            decoder = self.model.decoder(prefix.keys, prefix.values)
+            last = decoder.feed(self._text(ids[end:])[None], torch.arange(end, len(ids)))[:, -1:]
+        label = "first-k recompute, miss" if donor is None else "first-k recompute, reuse"
+        return Prompted(label, decoder, last, len(ids), new, past)
+
+    def _patched(self, donor: PrefixKV, image: Tensor, start: int) -> PrefixKV:
+        """The donor with its first image tokens replaced."""
+        cut = [[tensor[:, :, :start] for tensor in side] for side in (donor.keys, donor.values)]
+        decoder = self.model.decoder(*cut)
+        decoder.feed(image[None], start + torch.arange(len(image)))
+        fresh = decoder.snapshot()
+        return PrefixKV(
+            *(
+                [
+                    torch.cat([new, old[:, :, start + len(image) :]], dim=2)
+                    for new, old in zip(*pair, strict=True)
+                ]
+                for pair in zip(fresh, (donor.keys, donor.values), strict=True)
+            )
+        )

@@ -1,0 +1,9 @@
+"""Rung 5: LoRA in vision tower and language model learns isolated groups and their order, behind rung 3."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .tiny_separators_projector import *
+
+model.update(lmm=dict(lmm=dict(lora=ladder_lora)))
+optim_wrapper.update(optimizer=dict(groups={".lora_": dict(lr_mult=0.3, decay_mult=0.0)}))

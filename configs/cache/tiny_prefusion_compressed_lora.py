@@ -1,0 +1,8 @@
+"""Rung 5 on rung 4: LoRA behind question fusion and compressed backgrounds."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .tiny_prefusion_lora import *
+
+model.update(lmm=dict(prefusion=dict(compressed_side=3)))

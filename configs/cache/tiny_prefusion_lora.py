@@ -1,0 +1,9 @@
+"""Rung 5 on rung 4: LoRA behind question fusion."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .tiny_prefusion import *
+
+model.update(lmm=dict(lmm=dict(lora=ladder_lora)))
+optim_wrapper.update(optimizer=dict(groups={".lora_": dict(lr_mult=0.3, decay_mult=0.0)}))

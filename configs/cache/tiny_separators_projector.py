@@ -1,0 +1,23 @@
+"""Rung 3 of the background cache on TinyWorld: split, background first; separators and projector learn the order."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.datasets.tinyworld_detseg import *
+    from .._base_.default_runtime import *
+    from .._base_.models.tiny_cached_llava import ladder_lora, lmm, stream_cache
+    from .._base_.models.tiny_detseg_heads import language
+    from .._base_.schedules.tiny_heads import *
+
+from flmm_detseg.datasets import EpochSampler, collate_samples
+from flmm_detseg.models import GroundingLMM
+
+model = dict(type=GroundingLMM, lmm=lmm, heads=dict(language=language), init_from=[], new_parts=[])
+train_dataloader = dict(
+    batch_size=12,
+    num_workers=0,
+    sampler=dict(type=EpochSampler, shuffle=True),
+    collate_fn=dict(type=collate_samples),
+    dataset=vqa_train,
+)
+optim_wrapper.update(optimizer=dict(lr=1e-3))

@@ -1,0 +1,10 @@
+"""Control of rung 5: the LLaVA as it is with the same LoRA and the same training; what only comes from more training."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.models.tiny_cached_llava import ladder_lora
+    from .tiny_ladder_stock import *
+
+model.update(lmm=dict(lora=ladder_lora))
+optim_wrapper.update(optimizer=dict(groups={".lora_": dict(lr_mult=0.3, decay_mult=0.0)}))

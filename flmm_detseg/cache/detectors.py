@@ -1,0 +1,304 @@
+"""Who says what the objects of an image are. Asked on a miss only: a hit compares with stored backgrounds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from importlib import import_module
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from flmm_detseg.cache.partition import box_tiles, mask_tiles, partition_tiles
+from flmm_detseg.cache.types import PatchPartition
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.registry import MODELS
+from flmm_detseg.structures import PatchGrid, Sample
+
+POLICIES = ("all", "top1")
+GIVEN = ("boxes", "masks", "dense_masks", "meta")
+# Key of `Sample.meta`: which stream of images a sample belongs to.
+SESSION = "session"
+
+
+def _no_boxes() -> np.ndarray:
+    return np.zeros((0, 4), dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Objects of one image, in its original pixels.
+
+    Attributes:
+        boxes_xyxy: float32 ``[n, 4]``, half-open.
+        scores: float32 ``[n]``; None where all count alike.
+        labels: Class names of the boxes; None where they have none.
+        mask: bool ``[H, W]``, further pixels that belong to objects.
+    """
+
+    boxes_xyxy: np.ndarray = field(default_factory=_no_boxes)
+    scores: np.ndarray | None = None
+    labels: Sequence[str] | None = None
+    mask: np.ndarray | None = None
+
+
+class RegionSource(ABC):
+    """Finds objects. Subclasses may keep models; they are not part of the LMM and not saved with it.
+
+    Attributes:
+        name: Recorded with each partition.
+    """
+
+    name: str
+
+    @abstractmethod
+    def find(self, sample: Sample) -> Regions:
+        """Objects of an image.
+
+        Args:
+            sample: The image and what is known about it.
+
+        Raises:
+            DataError: The sample lacks what the source reads.
+        """
+
+
+@MODELS.register_module()
+class NoRegions(RegionSource):
+    """No objects: the whole image is background, so only exactly repeated images hit."""
+
+    name = "none"
+
+    def find(self, sample: Sample) -> Regions:
+        """See :class:`RegionSource`."""
+        return Regions()
+
+
+@MODELS.register_module()
+class GivenRegions(RegionSource):
+    """Objects that come with the sample.
+
+    Args:
+        kind: ``"boxes"``: ``Sample.dense.boxes_xyxy``; ``"masks"``: ``Sample.masks`` (of the phrases);
+            ``"dense_masks"``: ``Sample.dense.masks``; ``"meta"``: ``Sample.meta["objects_xyxy"]``.
+
+    Raises:
+        ConfigError: Unknown kind.
+    """
+
+    name = "given"
+
+    def __init__(self, kind: str = "boxes") -> None:
+        if kind not in GIVEN:
+            raise ConfigError(f"`kind` is {kind!r}; allowed: {', '.join(GIVEN)}")
+        self.kind = kind
+
+    def find(self, sample: Sample) -> Regions:
+        """See :class:`RegionSource`."""
+        dense = sample.dense
+        found = {
+            "boxes": None if dense is None else dense.boxes_xyxy,
+            "masks": sample.masks,
+            "dense_masks": None if dense is None else dense.masks,
+            "meta": sample.meta.get("objects_xyxy"),
+        }[self.kind]
+        if found is None:
+            raise DataError(
+                f"{sample.record_id}: the partition wants given {self.kind}, the sample has none; add them, or use a "
+                "detector"
+            )
+        if self.kind in ("boxes", "meta"):
+            return Regions(boxes_xyxy=np.asarray(found, dtype=np.float32).reshape(-1, 4))
+        return Regions(mask=np.asarray(found, dtype=bool).any(0))
+
+
+@MODELS.register_module()
+class FrameDifference(RegionSource):
+    """What changes in a stream of images is object: screens with clocks, fixed cameras. Needs no detector.
+
+    The first image of a scene is all background. From the second on, the pixels that differ from the scene's previous
+    image, in this one or before, are objects. Streams are told apart by ``Sample.meta["session"]``.
+
+    Args:
+        threshold: A pixel changed when a channel differs by more; 0 for lossless images.
+        max_change: With a larger share of changed pixels the scene is a new one.
+        max_streams: Streams remembered; the one asked for least recently is forgotten.
+
+    Raises:
+        ConfigError: A number cannot be used.
+    """
+
+    name = "difference"
+
+    def __init__(self, threshold: int = 0, max_change: float = 0.5, max_streams: int = 256) -> None:
+        if threshold < 0 or not 0 < max_change <= 1 or max_streams < 1:
+            raise ConfigError(
+                f"threshold={threshold} must be 0 or more, max_change={max_change} in (0, 1], "
+                f"max_streams={max_streams} at least 1"
+            )
+        self.threshold = threshold
+        self.max_change = max_change
+        self.max_streams = max_streams
+        self._streams: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._lock = Lock()
+
+    def find(self, sample: Sample) -> Regions:
+        """See :class:`RegionSource`; remembers the image."""
+        stream = str(sample.meta.get(SESSION, ""))
+        with self._lock:
+            before = self._streams.pop(stream, None)
+        mask = np.zeros(sample.image_size, dtype=bool)
+        if before is not None and before[0].shape == sample.image.shape:
+            changed = (np.abs(sample.image.astype(np.int16) - before[0]) > self.threshold).any(-1)
+            if changed.mean() <= self.max_change:
+                mask = changed | before[1]
+        with self._lock:
+            self._streams[stream] = sample.image.copy(), mask
+            while len(self._streams) > self.max_streams:
+                self._streams.popitem(last=False)
+        return Regions(mask=mask)
+
+
+@MODELS.register_module()
+class RandomRegions(RegionSource):
+    """Boxes drawn by lot, for training: the model has to read every partition, not one detector's.
+
+    The same sample always gets the same boxes.
+
+    Args:
+        num_boxes: Most boxes of an image; also none at all is drawn.
+        max_side: Longest side of a box, as a share of the image's.
+        seed: Of the draw.
+
+    Raises:
+        ConfigError: A number cannot be used.
+    """
+
+    name = "random"
+
+    def __init__(self, num_boxes: int = 3, max_side: float = 0.6, seed: int = 0) -> None:
+        if num_boxes < 1 or not 0 < max_side <= 1:
+            raise ConfigError(f"num_boxes={num_boxes} must be at least 1, max_side={max_side} in (0, 1]")
+        self.num_boxes = num_boxes
+        self.max_side = max_side
+        self.seed = seed
+
+    def find(self, sample: Sample) -> Regions:
+        """See :class:`RegionSource`."""
+        name = f"{self.seed}/{sample.record_id}/{sample.prompt}/{sample.text}"
+        rng = np.random.default_rng(list(blake2b(name.encode(), digest_size=8).digest()))
+        count = int(rng.integers(0, self.num_boxes + 1))
+        sides = rng.uniform(0.02, self.max_side, (count, 2))
+        corners = rng.uniform(0, 1, (count, 2)) * (1 - sides)
+        height, width = sample.image_size
+        boxes = np.concatenate([corners, corners + sides], axis=1) * (width, height, width, height)
+        return Regions(boxes_xyxy=boxes.astype(np.float32))
+
+
+@MODELS.register_module()
+class PluginRegions(RegionSource):
+    """A user's own detector: any function from an image to objects (the place for Ultralytics, an OCR engine, ...).
+
+    Args:
+        function: ``"package.module:name"`` of the function (code of the user's own, run as it is), or the function:
+            RGB uint8 ``[H, W, 3]`` and the arguments to :class:`Regions`.
+        arguments: Keyword arguments of the function.
+
+    Raises:
+        ConfigError: There is no such function.
+    """
+
+    name = "plugin"
+
+    def __init__(
+        self, function: str | Callable[..., Regions], arguments: Mapping[str, Any] | None = None
+    ) -> None:
+        self._function = _imported(function) if isinstance(function, str) else function
+        self._arguments = dict(arguments or {})
+
+    def find(self, sample: Sample) -> Regions:
+        """See :class:`RegionSource`."""
+        found = self._function(sample.image, **self._arguments)
+        if not isinstance(found, Regions):
+            raise DataError(
+                f"{sample.record_id}: the plug-in detector gave {type(found).__name__}, wanted Regions"
+            )
+        return found
+
+
+def _imported(path: str) -> Callable[..., Regions]:
+    module, _, name = path.partition(":")
+    try:
+        function = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"`function` {path!r} cannot be imported ({error}); write package.module:name"
+        ) from error
+    if not callable(function):
+        raise ConfigError(f"`function` {path!r} is no function")
+    return function
+
+
+@MODELS.register_module()
+class Partitioner:
+    """From a sample to its groups of patches.
+
+    Args:
+        source: Who finds objects, or its config.
+        policy: ``"all"`` boxes are objects, or only the best one (``"top1"``, by score, then area).
+        labels: Only boxes of these classes count (for example those of a text detector); None for all.
+        min_score: Boxes below are left out.
+        dilate: Patches by which objects are widened; 1 for lossless images and large JPEGs, 2 for JPEGs near the size
+            of the vision tower's input.
+
+    Raises:
+        ConfigError: Unknown policy, or labels together with a source that gives none.
+    """
+
+    def __init__(
+        self,
+        source: RegionSource | Mapping[str, Any],
+        policy: str = "all",
+        labels: Sequence[str] | None = None,
+        min_score: float = 0.0,
+        dilate: int = 1,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ConfigError(f"`policy` is {policy!r}; allowed: {', '.join(POLICIES)}")
+        self.source = source if isinstance(source, RegionSource) else MODELS.build(source)
+        self.policy = policy
+        self.labels = None if labels is None else frozenset(labels)
+        self.min_score = min_score
+        self.dilate = dilate
+
+    def __call__(self, sample: Sample, grid: PatchGrid) -> PatchPartition:
+        """Groups of an image's patches.
+
+        Raises:
+            DataError: The source cannot read the sample, or a box is no box.
+        """
+        regions = self.source.find(sample)
+        boxes = self._chosen(regions)
+        tiles = box_tiles(grid, boxes)
+        if regions.mask is not None:
+            tiles = tiles | mask_tiles(grid, regions.mask)
+        return partition_tiles(grid, tiles, dilate=self.dilate, source=self.source.name, boxes_xyxy=boxes)
+
+    def _chosen(self, regions: Regions) -> np.ndarray:
+        boxes = regions.boxes_xyxy
+        kept = np.ones(len(boxes), dtype=bool)
+        if self.labels is not None:
+            if regions.labels is None:
+                raise ConfigError(f"`labels` chooses among classes, but {self.source.name} names none")
+            kept &= np.array([label in self.labels for label in regions.labels], dtype=bool)
+        scores = np.ones(len(boxes)) if regions.scores is None else regions.scores
+        kept &= scores >= self.min_score
+        if self.policy == "top1" and kept.any():
+            areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+            best = max(np.flatnonzero(kept), key=lambda index: (scores[index], areas[index]))
+            kept = np.arange(len(boxes)) == best
+        return boxes[kept]

@@ -1,0 +1,308 @@
+"""The prompt of one request: match, compute what is missing, hand on to the decoder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flmm_detseg.cache.detectors import SESSION
+from flmm_detseg.cache.keys import cut_tiles
+from flmm_detseg.cache.layout import NUM_SEPARATORS
+from flmm_detseg.cache.partition import letterbox_tiles, partition_like, patch_grid
+from flmm_detseg.cache.prompt import PartitionedInputs, PromptParts, image_span, with_partition
+from flmm_detseg.cache.types import BackgroundKey, Match, PatchPartition, PrefixKV
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.prefix_kv import PrefixDecoder
+from flmm_detseg.structures import LMMInputs, Sample
+
+if TYPE_CHECKING:
+    from flmm_detseg.cache.model import CachedLMM
+    from flmm_detseg.cache.store import BackgroundCache
+
+
+class Stopwatch:
+    """Milliseconds per part of a request; waits for the device, so that a part's work counts for that part.
+
+    Args:
+        device: Of the model.
+
+    Attributes:
+        milliseconds: By part, in order of first use.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._start = time.perf_counter()
+        self.milliseconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Adds the time until the context is left to a part."""
+        start = self._now()
+        try:
+            yield
+        finally:
+            elapsed = 1e3 * (self._now() - start)
+            self.milliseconds[part] = self.milliseconds.get(part, 0.0) + elapsed
+
+    def since_start(self) -> float:
+        """Milliseconds since the stopwatch was made."""
+        return 1e3 * (self._now() - self._start)
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+@dataclass(frozen=True)
+class CacheUse:
+    """A cache as one caller uses it.
+
+    Attributes:
+        cache: The store.
+        tenant: Owner of the images; nothing is shared between tenants.
+        session: Stream the images belong to; its latest backgrounds are tried first.
+    """
+
+    cache: BackgroundCache
+    tenant: str = "default"
+    session: str | None = None
+
+
+@dataclass
+class Prefill:
+    """A prompt that has run.
+
+    Attributes:
+        item: Prepared question, with its partition.
+        parts: Its parts.
+        decoder: Behind the prompt.
+        last_state: ``[1, 1, d]``.
+        level: ``"L2"`` (prefix found), ``"L1"`` (vision features found), ``"L3"`` (nearly equal donor), ``"miss"``, or
+            ``"off"``.
+        entry_id: Of the background, None where it has none.
+        stored: Whether the request put something into the cache.
+        match: What was found.
+    """
+
+    item: PartitionedInputs
+    parts: PromptParts
+    decoder: PrefixDecoder
+    last_state: Tensor
+    level: str
+    entry_id: str | None
+    stored: bool
+    match: Match | None
+
+
+@torch.no_grad()
+def prefill(
+    model: CachedLMM,
+    sample: Sample,
+    watch: Stopwatch,
+    use: CacheUse | None = None,
+    partition: PatchPartition | None = None,
+) -> Prefill:
+    """Runs a prompt, with what a cache has of it.
+
+    Args:
+        model: In eval mode.
+        sample: Image and question (``text`` is ignored).
+        watch: Takes the times.
+        use: The cache; None computes everything and stores nothing.
+        partition: Groups to use whatever the partitioner says; not together with a cache.
+
+    Raises:
+        ConfigError: ``partition`` together with a cache, or a model without a tokenizer.
+        DataError: The sample cannot be used, or the prompt is too long.
+    """
+    if partition is not None and use is not None:
+        raise ConfigError("a given partition is for runs without a cache, where matching does not choose one")
+    if use is not None and model.layout.order == "image":
+        raise ConfigError("`order`='image' has no prefix to keep; use order='background' with a cache")
+    with watch("prepare"):
+        item = model.prepare_text(replace(sample, text="", phrases=(), sections=()))
+        patch_grid(item.grid)
+    request = _Request(model, sample, item, watch, use)
+    if use is not None:
+        return request.cached(use)
+    if partition is None:
+        partition = request.detect()
+    return request.computed(partition, "off")
+
+
+class _Request:
+    """One question on its way through the levels."""
+
+    def __init__(
+        self, model: CachedLMM, sample: Sample, item: LMMInputs, watch: Stopwatch, use: CacheUse | None
+    ) -> None:
+        self.model, self.sample, self.item, self.watch = model, sample, item, watch
+        if use is None:
+            return
+        with watch("match"):
+            self.namespace = model.fingerprints.namespace(use.tenant)
+            self.tiles = cut_tiles(model.processor.denormalise(item.pixel_values), model.patch_size)
+            system_ids = item.input_ids[: image_span(item)[0]]
+            self.prefix_key = model.layout.prefix_key(system_ids, model.separators)
+            self.grid = patch_grid(item.grid)
+            self.live = ~letterbox_tiles(item.grid).ravel()
+
+    def cached(self, use: CacheUse) -> Prefill:
+        """Match, or compute and store."""
+        found = self._match(use)
+        if found is not None:
+            return self._from_match(use, found)
+        partition = self.detect(use.session)
+        mask = np.zeros(len(partition.group), dtype=bool)
+        mask[self.model.layout.background(partition).numpy()] = True
+        if not mask.any():
+            return self.computed(partition, "miss")
+        with self.watch("match"):
+            key = use.cache.key(self.tiles, mask, self.namespace, grid=self.grid)
+        with use.cache.single_flight(f"{key.entry_id}/{self.prefix_key}") as flight:
+            found = None if flight.leader else self._match(use)
+            if found is None:
+                return self.computed(partition, "miss", use, key)
+        return self._from_match(use, found)
+
+    def _match(self, use: CacheUse) -> Match | None:
+        with self.watch("match"):
+            found = use.cache.match(
+                self.tiles,
+                self.namespace,
+                session=use.session,
+                prefix_key=self.prefix_key,
+                grid=self.grid,
+                live=self.live,
+            )
+        longest = len(self.item.input_ids) + NUM_SEPARATORS
+        if found is not None and longest + len(found.stale) > self.model.layout.max_length:
+            # There is no room to send the stale patches again.
+            return None
+        return found
+
+    def _from_match(self, use: CacheUse, match: Match) -> Prefill:
+        model = self.model
+        partition = partition_like(
+            self.item.grid, match.key.mask, drop_letterbox=model.layout.letterbox == "drop"
+        )
+        item = with_partition(self.item, partition)
+        parts = model.parts(item, stale=torch.from_numpy(match.stale) if len(match.stale) else None)
+        level = "L3" if match.level == "approximate" else "L1" if match.prefix is None else "L2"
+        prefix, stored = match.prefix, False
+        if prefix is None:
+            assert match.features is not None, match.key.entry_id
+            prefix = self._prefix(parts, match.features.to(model.device))
+            if level == "L1":
+                stored = self._insert(use, match.key, None, prefix, {"L2": self._spent("prefix")})
+        return self._behind(item, parts, prefix, level, stored=stored, match=match)
+
+    def computed(
+        self,
+        partition: PatchPartition,
+        level: str,
+        use: CacheUse | None = None,
+        key: BackgroundKey | None = None,
+    ) -> Prefill:
+        """Computes everything. Background and objects run one after the other, in the shapes in which they run when one
+        of them comes from the cache: the outcome has the same bits.
+        """
+        item = with_partition(self.item, partition)
+        parts = self.model.parts(item)
+        if self.model.layout.order == "image":
+            return self._in_image_order(item, parts, level)
+        with self.watch("vision"):
+            features = self.model.group_features(item, parts.background)
+        vision_ms = self._spent("vision")
+        prefix = self._prefix(parts, features)
+        stored = False
+        if use is not None and key is not None:
+            saved = {"L1": vision_ms, "L2": vision_ms + self._spent("prefix")}
+            stored = self._insert(use, key, features, prefix, saved)
+        return self._behind(item, parts, prefix, level, stored=stored, key=key)
+
+    def detect(self, session: str | None = None) -> PatchPartition:
+        """Asks the partitioner."""
+        with self.watch("detect"):
+            sample = self.sample
+            if session is not None:
+                sample = replace(sample, meta={SESSION: session, **sample.meta})
+            return self.model.partitioner(sample, self.item.grid)
+
+    def _prefix(self, parts: PromptParts, features: Tensor) -> PrefixKV:
+        with self.watch("prefix"):
+            model, decoder = self.model, self.model.decoder()
+            sent = model.sent_features(features, parts.background)
+            embeds = model.prefix_embeds(parts.system_ids, sent)
+            decoder.feed(embeds[None], parts.plan.position_ids[: parts.plan.prefix_length])
+            prefix = PrefixKV(*decoder.snapshot())
+            if model.prefusion is None:
+                return prefix
+            return model.prefusion.with_background(prefix, model.background_tokens(features), parts)
+
+    def _in_image_order(self, item: PartitionedInputs, parts: PromptParts, level: str) -> Prefill:
+        """One pass over a sequence of which nothing can be kept."""
+        with self.watch("vision"):
+            features = self.model.isolated_features(item)
+        with self.watch("suffix"):
+            decoder = self.model.decoder()
+            embeds = self.model.image_order_embeds(features, parts)
+            last = decoder.feed(embeds[None], parts.plan.position_ids)
+        return Prefill(item, parts, decoder, last[:, -1:], level, None, False, None)
+
+    def _insert(
+        self,
+        use: CacheUse,
+        key: BackgroundKey,
+        features: Tensor | None,
+        prefix: PrefixKV,
+        saved_ms: dict[str, float],
+    ) -> bool:
+        with self.watch("insert"):
+            return use.cache.insert(
+                key,
+                self.namespace,
+                features=features,
+                prefix=prefix,
+                prefix_key=self.prefix_key,
+                saved_ms=saved_ms,
+                session=use.session,
+            )
+
+    def _behind(
+        self,
+        item: PartitionedInputs,
+        parts: PromptParts,
+        prefix: PrefixKV,
+        level: str,
+        *,
+        stored: bool,
+        key: BackgroundKey | None = None,
+        match: Match | None = None,
+    ) -> Prefill:
+        assert prefix.length == parts.plan.prefix_length, (prefix.length, parts.plan.prefix_length)
+        key = match.key if match is not None else key
+        with self.watch("vision"):
+            features = self.model.group_features(item, parts.objects)
+        with self.watch("suffix"):
+            count = self.model.num_layers
+            decoder = self.model.decoder(prefix.keys[:count], prefix.values[:count])
+            embeds = self.model.suffix_embeds(features, parts.text_ids)
+            if self.model.prefusion is not None:
+                embeds = self.model.prefusion.behind(prefix, embeds, parts)
+            last = decoder.feed(embeds[None], parts.plan.position_ids[parts.plan.prefix_length :])
+        return Prefill(
+            item, parts, decoder, last[:, -1:], level, None if key is None else key.entry_id, stored, match
+        )
+
+    def _spent(self, part: str) -> float:
+        return self.watch.milliseconds.get(part, 0.0)

@@ -1,0 +1,104 @@
+"""What an operator decides about the cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flmm_detseg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ApproximateSettings:
+    """Level L3: donors that are nearly equal. Off unless given.
+
+    Attributes:
+        tau: Largest difference of a byte at which a tile still counts as equal.
+        share: Largest share of mask tiles that may differ by more (they are sent again as fresh tokens).
+        edge_step: Difference of neighbouring grey values that counts as an edge.
+        edge_density: Share of edges from which a tile may carry text; such a tile must be equal to the byte. One
+            stroke of a 14 pixel tile is 0.08, the dots of a colon are 0.04.
+        shadow_rate: Share of L3 hits that are computed in full as well.
+        max_disagreement: L3 is switched off when disagreements are more frequent than this beyond doubt.
+        confidence: Of the Clopper-Pearson bounds.
+    """
+
+    tau: int = 4
+    share: float = 0.05
+    edge_step: int = 32
+    edge_density: float = 0.02
+    shadow_rate: float = 0.05
+    max_disagreement: float = 0.01
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class CacheSettings:
+    """All settings of :class:`~flmm_detseg.cache.store.BackgroundCache`.
+
+    Attributes:
+        host_bytes: Budget in host memory.
+        device_bytes: Budget on ``device``; 0: values are kept in host memory only.
+        device: Where the device tier keeps its copies, for example ``"cuda:0"``.
+        pin_host: Host copies in pinned memory (faster to copy to a GPU).
+        folder: Of the disk tier; None: none.
+        disk_bytes: Budget of the disk tier.
+        disk_prefix: Also write keys and values (L2) to disk. Off: reading them takes longer than computing them on most
+            disks (``docs/background_cache.md``).
+        write_behind: Values that may wait for a thread that writes them to disk and Redis; more are not written. 0:
+            they are written before :meth:`BackgroundCache.insert` returns, which adds an fsync to the request.
+        redis_url: Shares L1 between machines; None: not.
+        redis_ttl_s: Life of a value in Redis.
+        secret: Key of all names and checksums, at least 16 characters. None: the folder's own, or a random one. With
+            Redis it has to be given, the same on every machine.
+        eviction: Registered policy, ``gdsf`` or ``lru``.
+        admission: ``second_sighting``: a background is stored when an earlier image showed it too (or its stream was
+            declared static); ``always``.
+        ghost_images: Images remembered for that, per namespace.
+        min_tiles: Smaller backgrounds are not worth storing.
+        max_object_share: A donor that leaves more than this share of the live tiles to compute is none.
+        session_depth: Backgrounds of a stream that are tried first.
+        tenant_bytes: Of each tier, per tenant; None: the whole tier.
+        tenant_inserts_per_s: Insertions per second and tenant (a burst of two seconds is allowed); None: any number.
+        lease_s: Life of the lease of a computation whose process died.
+        flight_timeout_s: Longest wait for another thread's or process' computation.
+        poll_s: How often rows of other processes and machines are looked for.
+        approximate: Level L3; None: off.
+    """
+
+    host_bytes: int = 2 << 30
+    device_bytes: int = 0
+    device: str = "cpu"
+    pin_host: bool = False
+    folder: str | Path | None = None
+    disk_bytes: int = 8 << 30
+    disk_prefix: bool = False
+    write_behind: int = 0
+    redis_url: str | None = None
+    redis_ttl_s: int = 86400
+    secret: str | None = None
+    eviction: str = "gdsf"
+    admission: Literal["second_sighting", "always"] = "second_sighting"
+    ghost_images: int = 256
+    min_tiles: int = 64
+    max_object_share: float = 0.6
+    session_depth: int = 8
+    tenant_bytes: int | None = None
+    tenant_inserts_per_s: float | None = None
+    lease_s: float = 30.0
+    flight_timeout_s: float = 60.0
+    poll_s: float = 1.0
+    approximate: ApproximateSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.admission not in ("second_sighting", "always"):
+            raise ConfigError(f"admission {self.admission!r}: give 'second_sighting' or 'always'")
+        if self.redis_url is not None and self.secret is None:
+            raise ConfigError("a cache in Redis needs a secret (the same on every machine): set secret=")
+        if self.secret is not None and len(self.secret) < 16:
+            raise ConfigError("the cache's secret has fewer than 16 characters")
+        if not 0.0 <= self.max_object_share <= 1.0:
+            raise ConfigError(f"max_object_share {self.max_object_share}: give a share from 0 to 1")
+        if min(self.host_bytes, self.device_bytes, self.disk_bytes) < 0 or self.session_depth < 1:
+            raise ConfigError("byte budgets of the cache cannot be negative, session_depth is at least 1")

@@ -1,0 +1,341 @@
+"""The cache as its users see it: match an image against stored backgrounds, insert a new one."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from flmm_detseg.cache.disk import DiskTier, folder_secret
+from flmm_detseg.cache.flight import Flight, SingleFlight
+from flmm_detseg.cache.guard import ApproximateGuard
+from flmm_detseg.cache.index import GhostList, Record, SessionHistory, make_record
+from flmm_detseg.cache.keys import KeyMaker, check_tiles, frozen_key, resolve_grid
+from flmm_detseg.cache.matching import Matcher, Query
+from flmm_detseg.cache.memory import Unit, num_bytes_of
+from flmm_detseg.cache.settings import CacheSettings
+from flmm_detseg.cache.shelves import Shelves
+from flmm_detseg.cache.stats import CacheStats
+from flmm_detseg.cache.types import BackgroundKey, Match, Namespace, PrefixKV
+from flmm_detseg.errors import ConfigError, DataError
+
+
+class _RateLimit:
+    """Token bucket per tenant; a burst of two seconds is allowed."""
+
+    def __init__(self, per_s: float | None) -> None:
+        self._per_s = per_s
+        self._state: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def allows(self, tenant: str) -> bool:
+        if self._per_s is None:
+            return True
+        burst, now = max(1.0, 2 * self._per_s), time.monotonic()
+        tokens, since = self._state.get(tenant, (burst, now))
+        tokens = min(burst, tokens + (now - since) * self._per_s)
+        allowed = tokens >= 1
+        self._state[tenant] = (tokens - allowed, now)
+        self._state.move_to_end(tenant)
+        if len(self._state) > 4096:
+            self._state.popitem(last=False)
+        return allowed
+
+
+class BackgroundCache:
+    """Backgrounds of images with their vision features (L1) and prefix keys and values (L2). Thread-safe.
+
+    Tensors are copied when they come in, and handed out as they are: nobody writes to them. A background that somebody
+    wrote to nevertheless is noticed and dropped. Nothing that fails in a store (full disk, damaged file, server away)
+    reaches the caller: it is a miss.
+
+    Args:
+        settings: See :class:`CacheSettings`.
+
+    Raises:
+        ConfigError: A setting or the folder cannot be used.
+    """
+
+    def __init__(self, settings: CacheSettings | None = None) -> None:
+        self.settings = settings or CacheSettings()
+        self._stats = CacheStats()
+        if self.settings.secret is not None:
+            secret = self.settings.secret.encode()
+        elif self.settings.folder is not None:
+            secret = folder_secret(Path(self.settings.folder))
+        else:
+            secret = secrets.token_bytes(32)
+        self._maker = KeyMaker(secret)
+        self._shelves = Shelves(self.settings, self._maker, self._stats)
+        self._history = SessionHistory(self.settings.session_depth)
+        self._ghosts = GhostList(self.settings.ghost_images)
+        # Per thread: within a flight an image is matched for the second time, which is no second sighting.
+        self._matched = threading.local()
+        self._static: set[tuple[str, str]] = set()
+        self._rates = _RateLimit(self.settings.tenant_inserts_per_s)
+        approximate = self.settings.approximate
+        self.guard = None if approximate is None else ApproximateGuard(approximate)
+        self._matcher = Matcher(self._shelves, self._history, self.settings, self.guard, self._stats)
+        disk = self._shelves.remote.get("disk")
+        leases = disk if isinstance(disk, DiskTier) else None
+        self._flights = SingleFlight(
+            None if leases is None else lambda name: leases.acquire(name, self.settings.lease_s),
+            None if leases is None else leases.release,
+            self.settings.flight_timeout_s,
+        )
+
+    def key(
+        self,
+        tiles: np.ndarray,
+        mask: np.ndarray,
+        namespace: Namespace,
+        *,
+        grid: tuple[int, int] | None = None,
+    ) -> BackgroundKey:
+        """The background of an image.
+
+        Args:
+            tiles: ``[N, tile_bytes]`` uint8, all tiles of the processed image (:func:`~.keys.cut_tiles`).
+            mask: ``[N]`` bool, tiles of the background group.
+            namespace: Owner and fingerprints.
+            grid: ``(rows, cols)``; None means square.
+
+        Raises:
+            DataError: Shapes or dtypes do not fit.
+            ConfigError: ``grid`` does not fit.
+        """
+        return self._maker.key(tiles, mask, namespace, grid)
+
+    def match(
+        self,
+        tiles: np.ndarray,
+        namespace: Namespace,
+        *,
+        session: str | None = None,
+        prefix_key: str | None = None,
+        grid: tuple[int, int] | None = None,
+        live: np.ndarray | None = None,
+    ) -> Match | None:
+        """Looks for a stored background that this image shows; no network runs for it.
+
+        Order: the session's last backgrounds; votes of tile hashes; the approximate level when it is on. Stored pixels
+        decide. Among several, one whose prefix is stored wins, then the one with the most live tiles.
+
+        Args:
+            tiles: ``[N, tile_bytes]`` uint8, all tiles of the processed image.
+            namespace: Owner and fingerprints.
+            session: Stream that the image belongs to.
+            prefix_key: Prompt prefix (system tokens, separators, layout, positions); None: L2 is of no use.
+            grid: ``(rows, cols)``; None means square.
+            live: ``[N]`` bool, False on letterbox tiles; None: all are live.
+
+        Raises:
+            DataError: Shapes or dtypes do not fit.
+            ConfigError: ``grid`` does not fit.
+        """
+        started = time.perf_counter()
+        check_tiles(tiles)
+        bucket = self._maker.bucket(namespace, resolve_grid(len(tiles), grid), tiles.shape[1])
+        live = np.ones(len(tiles), bool) if live is None else live
+        if live.shape != (len(tiles),) or live.dtype != np.bool_:
+            raise DataError(f"live is {live.dtype} {live.shape}, wanted bool ({len(tiles)},)")
+        query = Query(tiles, namespace, bucket, session, prefix_key, live, self._maker)
+        self._shelves.poll()
+        found = self._matcher.exact(query) or self._matcher.approximate(query)
+        with self._shelves.lock:
+            if found is None:
+                if not getattr(self._matched, "already", False):
+                    self._ghosts.push_image(bucket, query.hashes)
+                self._stats.add("requests", "miss")
+            else:
+                self._history.push(bucket, session, found.key.entry_id)
+        self._stats.add("match_ms", amount=1000 * (time.perf_counter() - started))
+        return found
+
+    def insert(
+        self,
+        key: BackgroundKey,
+        namespace: Namespace,
+        *,
+        features: Tensor | None,
+        prefix: PrefixKV | None = None,
+        prefix_key: str | None = None,
+        saved_ms: Mapping[str, float],
+        session: str | None = None,
+    ) -> bool:
+        """Stores a background, or adds a value to a stored one.
+
+        Args:
+            key: From :meth:`key` or from a match.
+            namespace: The same that made the key.
+            features: ``[n, D]`` vision features of its tiles; None: only the prefix is new.
+            prefix: Keys and values of the prefix that ends with this background.
+            prefix_key: Names the prefix; given exactly when ``prefix`` is.
+            saved_ms: Milliseconds that a use of each level saves: ``{"L1": ..., "L2": ...}``.
+            session: Stream that the image belongs to.
+
+        Returns:
+            False when nothing was stored: too small, first sighting, over a quota or budget.
+
+        Raises:
+            DataError: Features do not fit the key, or the key was made for another namespace.
+            ConfigError: ``prefix`` without ``prefix_key`` or the reverse; unknown names in ``saved_ms``.
+        """
+        key = frozen_key(key)
+        self._check_insert(key, namespace, features, prefix, prefix_key, saved_ms)
+        record = self._admit(key, namespace, session)
+        if record is None:
+            return False
+        stored = False
+        values = [("L1", features, None), ("L2", prefix, prefix_key)]
+        for level, value, prefix_name in values:
+            if value is None:
+                continue
+            unit = Unit(
+                self._maker.unit(namespace, key.entry_id, prefix_name), level, self._maker.tenant(namespace),
+                record.bucket, record.scope, key, num_bytes_of(value) + key.pixels.nbytes + key.mask.nbytes,
+                float(saved_ms.get(level, 0.0)), value,
+            )  # fmt: skip
+            if self._shelves.store(record, unit):
+                stored = True
+                self._stats.add("inserts", level)
+            else:
+                self._stats.add("refused", "budget")
+        if stored:
+            with self._shelves.lock:
+                self._history.push(record.bucket, session, key.entry_id)
+        return stored
+
+    def declare_static(self, session: str, namespace: Namespace) -> None:
+        """This stream repeats its background (fixed camera, kiosk): it is stored at first sight."""
+        with self._shelves.lock:
+            self._static.add((self._maker.scope(namespace), session))
+
+    @contextmanager
+    def _enter(self, name: str) -> Iterator[Flight]:
+        with self._flights.enter(name) as flight:
+            # Another process may have stored it after this one matched and before it came here.
+            news = self._shelves.poll(now=True)
+            self._matched.already = True
+            try:
+                yield Flight(leader=flight.leader and not news)
+            finally:
+                self._matched.already = False
+
+    def single_flight(self, name: str) -> AbstractContextManager[Flight]:
+        """Only one thread or process (of one folder) at a time computes what ``name`` stands for.
+
+        Example::
+
+            with cache.single_flight(key.entry_id) as flight:
+                match = None if flight.leader else cache.match(...)
+                if match is None:
+                    ...  # compute and insert
+        """
+        return self._enter(name)
+
+    def shadow(self, match: Match, agrees: Callable[[], bool]) -> bool | None:
+        """Checks an approximate match now and then; see :meth:`ApproximateGuard.shadow`. None for exact ones."""
+        if match.level == "exact" or self.guard is None:
+            return None
+        agreed = self.guard.shadow(match.key.entry_id, agrees)
+        if agreed is not None:
+            self._stats.add("shadow", "agreed" if agreed else "disagreed")
+        return agreed
+
+    def clear(self, namespace: Namespace | None = None) -> None:
+        """Removes everything, or what one tenant stored with one vision fingerprint (with any language model)."""
+        self._shelves.clear(None if namespace is None else self._maker.scope(namespace))
+
+    def flush(self) -> None:
+        """Waits until everything that was inserted is written (only with ``write_behind``)."""
+        self._shelves.flush()
+
+    def close(self) -> None:
+        """Writes what waits, then closes files and connections."""
+        self._shelves.close()
+
+    def stats(self) -> dict[str, float | dict[str, float]]:
+        """Numbers by metric: hits by level, milliseconds saved, bytes by tier, refusals by reason, ..."""
+        self._measure()
+        return self._stats.as_dict()
+
+    def stats_table(self) -> str:
+        """The same as a Markdown table."""
+        self._measure()
+        return self._stats.table()
+
+    def prometheus(self) -> str:
+        """The same as Prometheus text."""
+        self._measure()
+        return self._stats.prometheus()
+
+    def _measure(self) -> None:
+        with self._shelves.lock:
+            self._stats.set("backgrounds", "", len(self._shelves.index))
+            for name, tier in self._shelves.memory.items():
+                self._stats.set("bytes", name, tier.num_bytes)
+                self._stats.set("values", name, len(tier))
+                self._stats.set("in_flight", name, tier.num_pinned)
+        for name, tier in self._shelves.remote.items():
+            self._stats.set("errors", name, tier.num_errors)
+            if isinstance(tier, DiskTier):
+                self._stats.set("bytes", name, tier.num_bytes)
+                self._stats.set("evicted", name, tier.num_evicted)
+        if self.guard is not None:
+            self._stats.set("approximate_enabled", "", float(self.guard.enabled))
+            self._stats.set("approximate_error_bound", "", self.guard.error_bound)
+
+    def _check_insert(
+        self,
+        key: BackgroundKey,
+        namespace: Namespace,
+        features: Tensor | None,
+        prefix: PrefixKV | None,
+        prefix_key: str | None,
+        saved_ms: Mapping[str, float],
+    ) -> None:
+        if (prefix is None) != (prefix_key is None):
+            raise ConfigError("prefix and prefix_key belong together: give both or none")
+        if unknown := saved_ms.keys() - {"L1", "L2"}:
+            raise ConfigError(f"saved_ms has the unknown levels {sorted(unknown)}: name them L1 and L2")
+        if features is not None and (features.ndim != 2 or len(features) != len(key.pixels)):
+            raise DataError(
+                f"features are {tuple(features.shape)}, wanted [{len(key.pixels)}, D]: a row for every tile of the key"
+            )
+        if key.entry_id != self._maker.entry_id(key.mask, key.pixels, namespace, key.grid):
+            raise DataError(
+                "the key does not fit the namespace or its pixels were changed: make it with cache.key"
+            )
+
+    def _admit(self, key: BackgroundKey, namespace: Namespace, session: str | None) -> Record | None:
+        """The record to store values under; None when the background is not to be stored."""
+        refused = None
+        bucket = self._maker.bucket(namespace, key.grid, key.pixels.shape[1])
+        scope = self._maker.scope(namespace)
+        hashes = self._maker.tile_hashes(key.pixels, key.indices)
+        with self._shelves.lock:
+            record = self._shelves.index.get(bucket, key.entry_id)
+            if record is not None and record.pixels is not None:
+                if not np.array_equal(record.pixels, key.pixels):
+                    # Two backgrounds under one name: the first one stays, the second one is computed every time.
+                    refused = "collision"
+            elif len(key.pixels) < self.settings.min_tiles:
+                refused = "small"
+            elif record is None:
+                record = make_record(key, bucket, scope, hashes)
+                static = self.settings.admission == "always" or (scope, session) in self._static
+                if not static and not self._ghosts.admits(record, hashes):
+                    refused = "first_sighting"
+            if refused is None and not self._rates.allows(namespace.tenant):
+                refused = "rate"
+        if refused is not None:
+            self._stats.add("refused", refused)
+            return None
+        return record

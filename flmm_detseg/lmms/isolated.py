@@ -1,0 +1,111 @@
+"""A CLIP tower whose groups of patches do not see each other.
+
+Each group is a small image of its own: its patches, where they are (a patch keeps its position embedding), and its own
+copy of the class token. What a group's features are depends on that group alone, bit for bit up to rounding, so they
+can be kept and used again with other groups.
+
+Two paths, equal up to rounding. The full path runs all groups of a batch as one sequence of fixed length under a
+block-diagonal mask (training). The gather path runs one group as a short sequence without a mask (serving).
+
+Source: background_cache specification, section 1.3; Block-Attention (arXiv 2409.15355) does the same to text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
+
+from flmm_detseg.errors import ConfigError
+
+
+def feature_layer(tower: nn.Module, layer: int | list[int]) -> int:
+    """The hidden state that LLaVA reads, counted from the embeddings (0).
+
+    Raises:
+        ConfigError: Another tower than CLIP's, or several layers are read.
+    """
+    if not isinstance(tower, CLIPVisionModel):
+        raise ConfigError(f"isolated encoding knows CLIP towers, this one is a {type(tower).__name__}")
+    if not isinstance(layer, int):
+        raise ConfigError(f"isolated encoding reads one vision layer, `vision_feature_layer` is {layer}")
+    count = tower.config.num_hidden_layers + 1
+    return layer if layer >= 0 else count + layer
+
+
+def group_mask(groups: Tensor, num_groups: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask of the full path.
+
+    Args:
+        groups: Group of each patch, int64 ``[B, N]``.
+        num_groups: G; a group may be empty.
+        dtype: Of the tower.
+
+    Returns:
+        ``[B, 1, G + N, G + N]``: 0 within a group (its class token first), the lowest number elsewhere, which softmax
+        turns into exactly 0.
+    """
+    classes = torch.arange(num_groups, device=groups.device).expand(len(groups), -1)
+    owner = torch.cat([classes, groups], dim=1)
+    apart = owner[:, :, None] != owner[:, None, :]
+    mask = torch.zeros(apart.shape, dtype=dtype, device=groups.device)
+    return mask.masked_fill(apart, torch.finfo(dtype).min)[:, None]
+
+
+def isolated_states(
+    tower: CLIPVisionModel, pixel_values: Tensor, groups: Tensor, num_groups: int, layers: Collection[int]
+) -> dict[int, Tensor]:
+    """Full path: hidden states of all patches, in raster order.
+
+    Args:
+        tower: CLIP's.
+        pixel_values: ``[B, 3, S, S]`` in the tower's dtype.
+        groups: Group of each patch, int64 ``[B, N]``, each below ``num_groups``.
+        num_groups: G.
+        layers: Wanted hidden states, 0 = embeddings.
+
+    Returns:
+        Per layer ``[B, N, D]``.
+    """
+    states = _embed(tower, pixel_values)
+    classes = states[:, :1].expand(-1, num_groups, -1)
+    states = torch.cat([classes, states[:, 1:]], dim=1)
+    mask = group_mask(groups.to(states.device), num_groups, states.dtype)
+    return {layer: found[:, num_groups:] for layer, found in _run(tower, states, mask, layers).items()}
+
+
+def gathered_states(
+    tower: CLIPVisionModel, pixel_values: Tensor, indices: Tensor, layers: Collection[int]
+) -> dict[int, Tensor]:
+    """Gather path: hidden states of one group of one image; work grows with the group, not with the image.
+
+    Args:
+        tower: CLIP's.
+        pixel_values: ``[3, S, S]`` in the tower's dtype.
+        indices: The group's patches, int64 ``[n]`` in raster order.
+        layers: Wanted hidden states, 0 = embeddings.
+
+    Returns:
+        Per layer ``[n, D]``.
+    """
+    rows = torch.cat([indices.new_zeros(1), indices + 1]).to(pixel_values.device)
+    states = _embed(tower, pixel_values[None])[:, rows]
+    return {layer: found[0, 1:] for layer, found in _run(tower, states, None, layers).items()}
+
+
+def _embed(tower: CLIPVisionModel, pixel_values: Tensor) -> Tensor:
+    """Class token and patches with their positions, after the norm that precedes the blocks (token by token)."""
+    return tower.vision_model.pre_layrnorm(tower.vision_model.embeddings(pixel_values))
+
+
+def _run(
+    tower: CLIPVisionModel, states: Tensor, mask: Tensor | None, layers: Collection[int]
+) -> dict[int, Tensor]:
+    found = {0: states} if 0 in layers else {}
+    for index, block in enumerate(tower.vision_model.encoder.layers[: max(layers)], start=1):
+        states = block(states, attention_mask=mask, causal_attention_mask=None)[0]
+        if index in layers:
+            found[index] = states
+    return found

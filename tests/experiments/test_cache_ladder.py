@@ -1,0 +1,72 @@
+"""The ladder of the background cache: each rung starts from the one below, and adds what it says."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from mmengine.config import Config
+
+from flmm_detseg.experiments.plan import REPOSITORY, read_plan
+from flmm_detseg.models.from_config import read_config
+from flmm_detseg.registry import MODELS, OPTIMIZERS
+
+LADDER = REPOSITORY / "configs" / "cache" / "tiny_ladder_stages.py"
+
+
+@pytest.fixture(scope="module")
+def plan():
+    return read_plan(LADDER)
+
+
+@pytest.fixture(scope="module")
+def trained(plan) -> dict[str, set[str]]:
+    """Names of the trained tensors of every run, and of every evaluated config without a run."""
+    before = os.getcwd()
+    os.chdir(REPOSITORY)  # weights of the tiny LLaVA are named relative to it
+    try:
+        configs = {run.name: run.config for run in plan.runs.values()}
+        configs |= {item.name: item.config for item in plan.evaluations if item.run is None}
+        return {name: _trained(read_config(config)) for name, config in configs.items()}
+    finally:
+        os.chdir(before)
+
+
+def _trained(config: Config) -> set[str]:
+    model = MODELS.build(config.model)
+    names = set(model.trainable_state_dict())
+    if names:
+        # Groups that match no parameter are refused.
+        optimizer = OPTIMIZERS.build(dict(config.optim_wrapper.optimizer, params=model.parameters()))
+        assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
+    return names
+
+
+def test_every_rung_is_evaluated_on_the_same_questions(plan):
+    assert {item.run for item in plan.evaluations} == {None, *plan.runs}
+    assert {item.tool for item in plan.evaluations} == {"eval_vqa.py"}
+    configs = [item.config or plan.runs[item.run].config for item in plan.evaluations]
+    questions = [read_config(REPOSITORY / config).vqa_eval.to_dict() for config in configs]
+    assert all(found == questions[0] for found in questions)
+
+
+def test_the_first_rungs_train_nothing(plan, trained):
+    untrained = [item.name for item in plan.evaluations if item.run is None]
+    assert untrained == ["vqa.rung0", "vqa.rung1", "vqa.rung2"]
+    assert not any(trained[name] for name in untrained)
+
+
+def test_a_rung_trains_what_it_starts_from_and_what_it_says_is_new(plan, trained):
+    chained = [run for run in plan.runs.values() if run.init_from]
+    assert len(chained) == 6
+    for run in chained:
+        (start,) = run.init_from
+        new = trained[run.name] - trained[start]
+        assert trained[start] < trained[run.name]
+        assert all(name.startswith(run.new_parts) for name in new)
+        assert all(any(name.startswith(part) for name in new) for part in run.new_parts)
+
+
+def test_the_control_trains_the_lora_of_rung_5_and_nothing_else(trained):
+    assert trained["stock_lora"] == trained["rung5_lora"] - trained["rung3"]
+    assert {name.split(".")[1] for name in trained["rung3"]} == {"separators", "model"}
