@@ -33,6 +33,8 @@ $(STAMP): requirements/lock.txt requirements/no_deps.txt requirements/deepspeed.
 quickstart: $(STAMP)
 	$(BIN)/python tools/quickstart.py
 
+# One thread: the tests' tensors are tiny, and on a busy machine threads that wait for each other take minutes.
+test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
