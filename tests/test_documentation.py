@@ -64,6 +64,7 @@ def test_a_documented_command_is_understood(
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     monkeypatch.setattr(sys, "argv", [script, *words])
+    monkeypatch.syspath_prepend(str(ROOT / Path(script).parent))  # as Python does for a script
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     except Read:
