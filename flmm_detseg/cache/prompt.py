@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flmm_detseg.cache.layout import PromptLayout, SequencePlan
 from flmm_detseg.cache.types import PatchPartition
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms.prefix import PhraseRows, phrase_entries
 from flmm_detseg.structures import LMMInputs
 
@@ -69,13 +69,18 @@ def split_prompt(
 
     Raises:
         ConfigError: The sample was prepared by another adapter.
-        DataError: The prompt is too long.
+        DataError: The prompt is too long, or the groups are of another grid.
     """
     partition = getattr(item, "partition", None) if partition is None else partition
     if partition is None:
         raise ConfigError(f"{item.record_id}: prepared without groups of patches; use CachedLMM.prepare")
     start, end = image_span(item)
-    assert end - start == layout.num_patches == len(partition.group), item.record_id
+    assert end - start == layout.num_patches, item.record_id
+    if len(partition.group) != layout.num_patches:
+        raise DataError(
+            f"{item.record_id}: groups of {len(partition.group)} patches ({partition.grid[0]} x {partition.grid[1]}), "
+            f"but the vision tower sees {layout.num_patches}; make them with the model's own partitioner"
+        )
     background, objects = layout.background(partition), layout.objects(partition)
     if stale is not None:
         objects = torch.cat([objects, stale]).sort().values

@@ -48,10 +48,10 @@ def run_plan(
     """
     plan = read_plan(plan_file)
     folder = Path(work_dir or f"work_dirs/{Path(plan_file).stem}")
-    if any(character.isspace() or character in "[](),'\"" for character in str(folder)):
+    if any(character.isspace() or character in "[](),'\"" for character in str(folder.resolve())):
         raise ConfigError(
-            f"the work folder {str(folder)!r} has a blank, bracket, comma or quote in its path, which MMEngine's "
-            "--cfg-options cannot carry; choose another"
+            f"the work folder {str(folder.resolve())!r} has a blank, bracket, comma or quote in its path, which "
+            "MMEngine's --cfg-options cannot carry; choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
     progress = Progress([60.0 * max(len(stage.runs) / slots, 1) for stage in plan.stages] + [60.0])

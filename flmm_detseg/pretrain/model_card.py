@@ -87,7 +87,11 @@ def figures_table(scores: Mapping[str, Mapping[str, object]]) -> str:
 def command_line(settings: Mapping[str, object]) -> str:
     """The command that repeats a run (folders and resuming left out)."""
     skipped = ("out_dir", "work_dir", "resume", "status_file", "sizes", "export_minutes", "eval_items")
-    flags = [f"--{name.replace('_', '-')} {value}" for name, value in settings.items() if name not in skipped]
+    flags = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in settings.items()
+        if name not in skipped and value != ""
+    ]
     return " ".join(["python tools/pretrain_tiny_llava.py", *flags])
 
 

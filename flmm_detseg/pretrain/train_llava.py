@@ -23,7 +23,7 @@ from torch import nn
 from tqdm import tqdm
 
 from flmm_detseg.datasets.tinyworld import vocabulary
-from flmm_detseg.errors import CheckpointError
+from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.pretrain.eval_llava import evaluate, format_figures
 from flmm_detseg.pretrain.llava_chunks import cache_folder, prefix_ids, start_chunk_writer
 from flmm_detseg.pretrain.llava_data import PackedBatch, PackedStream
@@ -321,7 +321,14 @@ def train_tiny_llava(
 
     Returns:
         Settings and final figures, as stored in ``work_dir/figures.json``.
+
+    Raises:
+        ConfigError: Both ``resume`` and ``start`` are given.
     """
+    if settings.resume and settings.start:
+        raise ConfigError(
+            "--resume goes on from the state file, --start from stored weights; give one of them"
+        )
     Path(settings.work_dir).mkdir(parents=True, exist_ok=True)
     # glibc gives every large tensor back to the system and pages it in again; keeping it saves a tenth of a step.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))

@@ -220,7 +220,7 @@ class SAMRefiner(nn.Module):
         prompt_encoder, mask_decoder = self.model.prompt_encoder, self.model.mask_decoder
         if self.box_parts is not None:
             prompt_encoder, mask_decoder = self.box_parts["prompt_encoder"], self.box_parts["mask_decoder"]
-        dtype = self.model.mask_decoder.mask_tokens.weight.dtype
+        dtype = mask_decoder.mask_tokens.weight.dtype
         dense_pe = self.dense_pe().to(dtype)
         for index, row in zip(wanted, rows):
             input_size = self.input_size(sizes[index])

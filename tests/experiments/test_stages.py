@@ -133,9 +133,16 @@ def test_other_data_or_weights_make_another_run(tmp_path: Path, recorded: list[l
         assert [call[0] for call in recorded] == wanted
 
 
-def test_a_folder_that_overrides_cannot_carry_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_overrides_cannot_carry_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, folder = write(tmp_path), tmp_path / "my work"
     with pytest.raises(ConfigError, match="blank"):
-        stages.run_plan(write(tmp_path), tmp_path / "my work")
+        stages.run_plan(plan, folder)
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match="blank"):  # checkpoints are named by absolute paths
+        stages.run_plan(plan, "stages")
 
 
 def test_the_table_has_a_row_per_run(tmp_path: Path, recorded: list[list[str]]) -> None:
