@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cached_parts import boxed_sample, cached_llava
@@ -269,4 +271,8 @@ def test_other_lmms_and_plain_inputs_are_refused():
     model = cached_llava()
     with pytest.raises(ConfigError, match="CachedLMM.prepare"):
         model.encode([model.lmm.prepare(boxed_sample(0))], CaptureSpec(logits=True))
+    item = model.prepare(boxed_sample(0))
+    other = replace(item.partition, group=item.partition.group[:9], grid=(3, 3))
+    with pytest.raises(DataError, match=r"groups of 9 patches \(3 x 3\)"):
+        model.parts(item, other)
     assert len(image_columns(model.prepare(boxed_sample(0)))) == 16

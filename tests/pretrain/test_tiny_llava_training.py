@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flmm_detseg.datasets.tinyworld import KINDS, STUFF, format_box, make_scene, narrate, vocabulary
-from flmm_detseg.errors import CheckpointError, RunError
+from flmm_detseg.errors import CheckpointError, ConfigError, RunError
 from flmm_detseg.pretrain.eval_llava import (
     answer_box_iou,
     collect_items,
@@ -252,16 +252,24 @@ def test_train_export_report_and_resume(settings, tmp_path):
     resumed.update(0.1)
     assert resumed.step == figures["step"] + 1
 
+    started = LlavaTrainer(replace(settings, start=settings.out_dir, work_dir=str(tmp_path)), rank=0)
+    assert started.step == 0
+    for copy in (started.trainee.model, started.average):
+        assert torch.equal(copy.lm_head.weight, model.lm_head.weight)
+
     report = report_tiny_llava(settings.out_dir, settings.work_dir)
     card = open(report["card"], encoding="utf-8").read()
     assert "Masks were seen" in card
     assert "--minutes 0.1" in card
+    assert "--start" not in card, "a flag without a value"
     assert json.load(open(f"{settings.out_dir}/figures.json"))["scores"]["trained"]["items"] == 2
 
 
 def test_resume_without_state_and_report_without_run_say_so(settings, tmp_path):
     with pytest.raises(CheckpointError, match="no state to resume"):
         LlavaTrainer(replace(settings, resume=True, work_dir=str(tmp_path)), rank=0)
+    with pytest.raises(ConfigError, match="--start"):
+        train_tiny_llava(replace(settings, resume=True, start=settings.out_dir), launch=run_here)
     with pytest.raises(RunError, match="no finished run"):
         report_tiny_llava(settings.out_dir, tmp_path)
 
