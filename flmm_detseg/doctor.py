@@ -153,7 +153,14 @@ def _package_checks() -> Iterator[Check]:
         wanted = str(requirement.specifier) or "any version"
         fits = version is not None and requirement.specifier.contains(version, prereleases=True)
         detail = f"{version or 'not installed'} (wanted: {wanted})"
-        yield Check(requirement.name, fits, True, detail, "" if fits else INSTALL)
+        # What only an extra asks for (its marker is false without one) is not needed to train or to answer.
+        core = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+        remedy = (
+            INSTALL
+            if core
+            else f"only for what uses it: pip install '{requirement.name}{requirement.specifier}'"
+        )
+        yield Check(requirement.name, fits, core, detail, "" if fits else remedy)
     for name in EXTRA_PACKAGES:
         if version := _version(name):
             yield Check(name, True, False, version)

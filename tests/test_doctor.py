@@ -22,6 +22,21 @@ def test_the_core_works_here(checks):
         assert checks[name].core
 
 
+def test_a_package_that_only_an_extra_wants_is_not_core(monkeypatch):
+    wanted = ["torch>=2", 'redis>=5; extra == "redis"', 'absent-one>=1; python_version >= "3"']
+    monkeypatch.setattr(doctor.metadata, "requires", lambda name: wanted)
+    versions = {"torch": "2.0", "flmm_detseg": "0"}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    found = {check.name: check for check in doctor._package_checks()}
+    assert found["torch"].ok
+    assert found["torch"].core
+    assert not found["redis"].ok
+    assert not found["redis"].core
+    assert "pip install 'redis>=5'" in found["redis"].remedy
+    assert not found["absent-one"].ok
+    assert found["absent-one"].core
+
+
 def test_each_failure_has_a_remedy(checks):
     assert all(check.remedy for check in checks.values() if not check.ok)
     assert not any(check.remedy for check in checks.values() if check.ok)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from dataclasses import replace
 
@@ -14,20 +15,25 @@ from flmm_detseg.errors import MissingDependencyError
 
 SECRET = "the same on every machine"
 BINARY = shutil.which("redis-server") or shutil.which("valkey-server")
+STAND_IN = """
+import sys
+from fakeredis import TcpFakeServer
+TcpFakeServer(("127.0.0.1", int(sys.argv[1])), server_type="redis").serve_forever()
+"""
 
 
 @pytest.fixture
 def server(tmp_path):
-    """A real server on a free port: (URL, process)."""
-    pytest.importorskip("redis", reason="the package redis is not installed")
-    if BINARY is None:
-        pytest.skip("no redis-server or valkey-server is installed")
+    """A server on a free port, in a process of its own: (URL, process). Fakeredis where no real one is installed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [BINARY, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    if BINARY is None:
+        command = [sys.executable, "-c", STAND_IN, str(port)]
+    else:
+        command = [BINARY, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=0.2).close()
