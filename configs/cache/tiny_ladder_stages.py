@@ -1,75 +1,61 @@
 """The ladder of the background cache: python tools/ablation_table.py configs/cache/tiny_ladder_stages.py
 
-One change per rung, the same validation questions for each. Rungs 0 to 2 train nothing: they are evaluations of a config.
+One change per rung, the same validation questions for each: TinyWorld's ordinary ones, with groups by lot, and those about
+frames of streams (python tools/make_streams.py --out data/tinyworld_streams), by what they need: objects, background,
+both (cross), the clock, the score. Rungs 0 to 2 train nothing: they are evaluations of a config.
 """
 
 title = "The ladder of the background cache"
-columns = ["vqa.accuracy", "vqa.exact_accuracy", "vqa.yes_no_accuracy"]
+columns = [
+    "vqa.vqa_val.accuracy",
+    "vqa.vqa_val.yes_no_accuracy",
+    "vqa.streams.accuracy",
+    *(f"vqa.streams.accuracy/{kind}" for kind in ("objects", "background", "cross", "clock", "score")),
+]
 
+
+def _run(name, config, start=None, parts=()):
+    new_parts = [part if part.startswith("lmm.") else f"lmm.model.model.{part}." for part in parts]
+    settings = dict(init_from=[start], new_parts=new_parts) if start else {}
+    return dict(name=name, config=f"configs/cache/{config}.py", **settings)
+
+
+_lora = ("vision_tower", "language_model")
 stages = [
     dict(
         name="separators and projector",
         runs=[
-            dict(name="rung3", config="configs/cache/tiny_separators_projector.py"),
-            dict(name="stock_lora", config="configs/cache/tiny_stock_lora.py"),
+            _run("rung3", "tiny_separators_projector"),
+            _run("rung3_packed", "tiny_separators_projector_packed"),
+            _run("stock_lora", "tiny_stock_lora"),
         ],
     ),
     dict(
         name="pre-fusion",
         runs=[
-            dict(
-                name="rung4_fused",
-                config="configs/cache/tiny_prefusion.py",
-                init_from=["rung3"],
-                new_parts=["lmm.prefusion."],
-            ),
-            dict(
-                name="rung4_compressed",
-                config="configs/cache/tiny_prefusion_compressed.py",
-                init_from=["rung3"],
-                new_parts=["lmm.prefusion."],
-            ),
+            _run("rung4_fused", "tiny_prefusion", "rung3", ["lmm.prefusion."]),
+            _run("rung4_compressed", "tiny_prefusion_compressed", "rung3", ["lmm.prefusion."]),
         ],
     ),
     dict(
         name="language model",
         runs=[
-            dict(
-                name=f"rung5_{name}",
-                config=f"configs/cache/{config}.py",
-                init_from=[start],
-                new_parts=[f"lmm.model.model.{part}." for part in parts],
-            )
-            for name, config, start, parts in (
-                ("lora", "tiny_cached_lora", "rung3", ("vision_tower", "language_model")),
-                ("last_layers", "tiny_cached_last_layers", "rung3", ("language_model",)),
-                ("fused_lora", "tiny_prefusion_lora", "rung4_fused", ("vision_tower", "language_model")),
-                (
-                    "compressed_lora",
-                    "tiny_prefusion_compressed_lora",
-                    "rung4_compressed",
-                    ("vision_tower", "language_model"),
-                ),
-            )
+            _run("rung5_lora", "tiny_cached_lora", "rung3", _lora),
+            _run("rung5_lora_packed", "tiny_cached_lora_packed", "rung3_packed", _lora),
+            _run("rung5_last_layers", "tiny_cached_last_layers", "rung3", ["language_model"]),
+            _run("rung5_full", "tiny_cached_full", "rung3", _lora),
+            _run("rung5_fused_lora", "tiny_prefusion_lora", "rung4_fused", _lora),
+            _run("rung5_compressed_lora", "tiny_prefusion_compressed_lora", "rung4_compressed", _lora),
         ],
     ),
 ]
+_untrained = dict(
+    rung0="stock", rung1="split", rung2="order", rung2_packed="order_packed",
+)  # fmt: skip
 evaluations = [
-    dict(name="vqa.rung0", tool="eval_vqa.py", config="configs/cache/tiny_ladder_stock.py"),
-    dict(name="vqa.rung1", tool="eval_vqa.py", config="configs/cache/tiny_ladder_split.py"),
-    dict(name="vqa.rung2", tool="eval_vqa.py", config="configs/cache/tiny_ladder_order.py"),
-    dict(
-        name="vqa",
-        tool="eval_vqa.py",
-        runs=[
-            "rung3",
-            "stock_lora",
-            "rung4_fused",
-            "rung4_compressed",
-            "rung5_lora",
-            "rung5_last_layers",
-            "rung5_fused_lora",
-            "rung5_compressed_lora",
-        ],
+    *(
+        dict(name=f"vqa.{name}", tool="eval_vqa.py", config=f"configs/cache/tiny_ladder_{config}.py")
+        for name, config in _untrained.items()
     ),
+    dict(name="vqa", tool="eval_vqa.py", runs=[run["name"] for stage in stages for run in stage["runs"]]),
 ]

@@ -3,13 +3,14 @@
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.tinyworld_detseg import *
+    from .._base_.datasets.tinyworld_detseg import vqa_eval, vqa_train
+    from .._base_.datasets.tinyworld_streams import streams_eval, streams_train
     from .._base_.default_runtime import *
     from .._base_.models.tiny_cached_llava import ladder_lora, lmm, stream_cache
     from .._base_.models.tiny_detseg_heads import language
     from .._base_.schedules.tiny_heads import *
 
-from flmm_detseg.datasets import EpochSampler, collate_samples
+from flmm_detseg.datasets import EpochSampler, WeightedMix, collate_samples
 from flmm_detseg.models import GroundingLMM
 
 model = dict(type=GroundingLMM, lmm=lmm, heads=dict(language=language), init_from=[], new_parts=[])
@@ -18,6 +19,7 @@ train_dataloader = dict(
     num_workers=0,
     sampler=dict(type=EpochSampler, shuffle=True),
     collate_fn=dict(type=collate_samples),
-    dataset=vqa_train,
+    dataset=dict(type=WeightedMix, datasets=[vqa_train, streams_train], weights=[1, 1], epoch_length=4000),
 )
+vqa_eval.update(streams_eval)
 optim_wrapper.update(optimizer=dict(lr=1e-3))

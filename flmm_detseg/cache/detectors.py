@@ -85,6 +85,7 @@ class GivenRegions(RegionSource):
     Args:
         kind: ``"boxes"``: ``Sample.dense.boxes_xyxy``; ``"masks"``: ``Sample.masks`` (of the phrases);
             ``"dense_masks"``: ``Sample.dense.masks``; ``"meta"``: ``Sample.meta["objects_xyxy"]``.
+        otherwise: Asked for samples that have none of this kind (for data sets with and without); None: an error.
 
     Raises:
         ConfigError: Unknown kind.
@@ -92,10 +93,13 @@ class GivenRegions(RegionSource):
 
     name = "given"
 
-    def __init__(self, kind: str = "boxes") -> None:
+    def __init__(
+        self, kind: str = "boxes", otherwise: RegionSource | Mapping[str, Any] | None = None
+    ) -> None:
         if kind not in GIVEN:
             raise ConfigError(f"`kind` is {kind!r}; allowed: {', '.join(GIVEN)}")
         self.kind = kind
+        self.otherwise = MODELS.build(otherwise) if isinstance(otherwise, Mapping) else otherwise
 
     def find(self, sample: Sample) -> Regions:
         """See :class:`RegionSource`."""
@@ -106,10 +110,12 @@ class GivenRegions(RegionSource):
             "dense_masks": None if dense is None else dense.masks,
             "meta": sample.meta.get("objects_xyxy"),
         }[self.kind]
+        if found is None and self.otherwise is not None:
+            return self.otherwise.find(sample)
         if found is None:
             raise DataError(
-                f"{sample.record_id}: the partition wants given {self.kind}, the sample has none; add them, or use a "
-                "detector"
+                f"{sample.record_id}: the partition wants given {self.kind}, the sample has none; add them, name a "
+                "source for such samples (`otherwise`), or use a detector"
             )
         if self.kind in ("boxes", "meta"):
             return Regions(boxes_xyxy=np.asarray(found, dtype=np.float32).reshape(-1, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class _Record:
     references: tuple[str, ...]
     choices: tuple[str, ...]
     kind: str | None
+    stream: dict[str, Any]
 
 
 @DATASETS.register_module()
@@ -36,6 +38,10 @@ class QuestionDataset(GroundingDataset):
     the answer is the letter or the number, from 0, of the right one, and ``text`` already lists them. Samples have
     ``task="vqa"``, the question as ``prompt``, the first reference as ``text``; ``meta`` holds ``question_id``,
     ``references``, ``choices``, ``kind``.
+
+    Frames of a stream may say more: ``"session"``, its name, and ``"boxes"``, ``[[x0, y0, x1, y1], ...]`` in the
+    image's pixels (half-open), what is object rather than background in them. They go to ``meta["session"]`` and
+    ``meta["objects_xyxy"]``, where the background cache looks for them.
 
     Args:
         file: JSONL file.
@@ -123,7 +129,20 @@ class QuestionDataset(GroundingDataset):
             references=self._references(number, entry, choices),
             choices=tuple(choices),
             kind=None if entry.get("category") is None else str(entry["category"]),
+            stream=self._read_stream(number, entry),
         )
+
+    def _read_stream(self, number: int, entry: dict[str, Any]) -> dict[str, Any]:
+        """What the line says of the stream that its image is a frame of."""
+        stream: dict[str, Any] = {}
+        if entry.get("session") is not None:
+            stream["session"] = str(entry["session"])
+        if (boxes := entry.get("boxes")) is not None:
+            if not isinstance(boxes, list) or not all(_is_box(box) for box in boxes):
+                message = "`boxes` must be a list of [x0, y0, x1, y1] with x0 < x1 and y0 < y1"
+                raise self._problem(number, message, "malformed")
+            stream["objects_xyxy"] = boxes
+        return stream
 
     def _references(self, number: int, entry: dict[str, Any], choices: list[str]) -> tuple[str, ...]:
         given = entry.get("answers", entry.get("answer", entry.get("label")))
@@ -153,9 +172,15 @@ class QuestionDataset(GroundingDataset):
                 "references": list(record.references),
                 "choices": list(record.choices),
                 "kind": record.kind,
+                **record.stream,
             },
         )
 
 
 def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) and value.strip() for value in values)
+
+
+def _is_box(box: Any) -> bool:
+    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
+    return numbers and all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]

@@ -93,6 +93,14 @@ def test_given_objects(kind, fields):
         partitioner(sample(), GRID)
 
 
+def test_samples_without_given_objects_may_have_another_source():
+    otherwise = dict(type=PluginRegions, function=lambda _: Regions(boxes_xyxy=ROWS[2:3]))
+    partitioner = Partitioner(dict(type=GivenRegions, kind="meta", otherwise=otherwise), dilate=0)
+    assert object_rows(partitioner(sample(meta={"objects_xyxy": [[0, 20, 80, 40]]}), GRID)) == [1]
+    assert object_rows(partitioner(sample(meta={"objects_xyxy": []}), GRID)) == []
+    assert object_rows(partitioner(sample(), GRID)) == [2]
+
+
 def test_no_objects():
     assert object_rows(Partitioner(NoRegions())(sample(), GRID)) == []
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,20 @@ def test_forms_of_references(tmp_path):
             {"image": "a.png", "text": "?", "question_id": 1, "answer": "A", "choices": "xy"},
             "`choices` must be a list",
         ),
+        *(
+            (
+                {"image": "a.png", "text": "?", "question_id": 1, "answer": "A", "boxes": boxes},
+                "`boxes` must be",
+            )
+            for boxes in (
+                7,
+                [1, 2, 3, 4],
+                [[1, 2, 3]],
+                [[1, 2, 3, True]],
+                [[3, 0, 1, 5]],
+                [[0, 0, 1, math.inf]],
+            )
+        ),
         (
             {"image": "a.png", "text": "?", "question_id": 0, "answer": "A"},
             "question_id 0 was used in line 1",
@@ -75,3 +90,19 @@ def test_faulty_lines(tmp_path, entry, match):
         QuestionDataset(**files)
     dataset = QuestionDataset(**files, policy="skip")
     assert (len(dataset), len(dataset.problems)) == (1, 1)
+
+
+def test_frames_of_streams_say_what_changes(tmp_path):
+    line = {"image": "a.png", "text": "?", "answer": "x"}
+    boxes = [[0, 1.5, 3, 4]]
+    files = write(
+        tmp_path,
+        {"question_id": 0, **line},
+        {"question_id": 1, **line, "session": "desk", "boxes": boxes},
+        {"question_id": 2, **line, "boxes": []},
+    )
+    plain, frame, empty = (QuestionDataset(**files)[index].meta for index in range(3))
+    assert not {"session", "objects_xyxy"} & set(plain)
+    assert (frame["session"], frame["objects_xyxy"]) == ("desk", boxes)
+    assert empty["objects_xyxy"] == []
+    assert "session" not in empty

@@ -52,13 +52,13 @@ def test_every_rung_is_evaluated_on_the_same_questions(plan):
 
 def test_the_first_rungs_train_nothing(plan, trained):
     untrained = [item.name for item in plan.evaluations if item.run is None]
-    assert untrained == ["vqa.rung0", "vqa.rung1", "vqa.rung2"]
+    assert untrained == ["vqa.rung0", "vqa.rung1", "vqa.rung2", "vqa.rung2_packed"]
     assert not any(trained[name] for name in untrained)
 
 
 def test_a_rung_trains_what_it_starts_from_and_what_it_says_is_new(plan, trained):
     chained = [run for run in plan.runs.values() if run.init_from]
-    assert len(chained) == 6
+    assert len(chained) == 8
     for run in chained:
         (start,) = run.init_from
         new = trained[run.name] - trained[start]

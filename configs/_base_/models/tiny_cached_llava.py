@@ -5,13 +5,18 @@ from mmengine.config import read_base
 with read_base():
     from .tiny_llava import lmm as stock_lmm
 
-from flmm_detseg.cache import CachedLMM, CacheSettings, Partitioner, RandomRegions
+from flmm_detseg.cache import CachedLMM, CacheSettings, GivenRegions, Partitioner, RandomRegions
 
 lmm = dict(
     type=CachedLMM,
     lmm=stock_lmm,
-    # Training has no stream: boxes by lot, so that every partition is read. Serving names a source of its own.
-    partitioner=dict(type=Partitioner, source=dict(type=RandomRegions), dilate=0),
+    # Frames of streams know what changes in them; elsewhere boxes by lot, so that every partition is read.
+    # Serving names a source of its own.
+    partitioner=dict(
+        type=Partitioner,
+        source=dict(type=GivenRegions, kind="meta", otherwise=dict(type=RandomRegions)),
+        dilate=1,
+    ),
     positions="raster",
     letterbox="background",
     projectors="shared",

@@ -32,6 +32,7 @@ from flmm_detseg.errors import ConfigError
 
 STREAM_KINDS: tuple[str, ...] = ("screen", "camera", "slides", "scroll")
 ENCODINGS: tuple[str, ...] = ("png", "jpeg", "mixed")
+CLOCK_QUESTION, SCORE_QUESTION = "what time is it ?", "what is the score ?"
 _STREAMS = 5
 _SIZE = (112, 112)
 _SCREEN_SIZE = (112, 80)
@@ -59,6 +60,7 @@ class StreamItem:
         question: Lower-case words.
         answer: The right one.
         group: What the answer needs: ``"objects"``, ``"background"``, or both (``"cross"``).
+        questions: All questions that the frame allows: (question, answer, group).
         exact_repeat: Whether an earlier frame of the stream has the same pixels. A plain prefix cache serves those.
     """
 
@@ -73,6 +75,7 @@ class StreamItem:
     question: str
     answer: str
     group: str
+    questions: tuple[tuple[str, str, str], ...]
     exact_repeat: bool
 
 
@@ -129,7 +132,7 @@ def make_stream(
         items.append(
             StreamItem(
                 f"{kind}/{encoding}/{index}", kind, number, used, image, frame.scene, frame.fixed,
-                frame.objects_xyxy, question, answer, group, repeat,
+                frame.objects_xyxy, question, answer, group, tuple(questions), repeat,
             )
         )  # fmt: skip
     return items
@@ -182,7 +185,7 @@ def _screen_frame(screen: Screen, split: str, score: int) -> _Frame:
         objects.append(SceneObject(number, kind, colour, "small", "plain", icon.mask, icon.box_xyxy, centre))
     scene = Scene(screen.sequence_id, split, image, tuple(objects), ())
     changing = (clock.box_xyxy, objects[0].box_xyxy, mask_box(mask))
-    texts = (("what time is it ?", clock.text), ("what is the score ?", text))
+    texts = ((CLOCK_QUESTION, clock.text), (SCORE_QUESTION, text))
     return _Frame(scene, frozenset(range(2, len(objects) + 1)), changing, texts)
 
 
@@ -306,7 +309,7 @@ def _scroll_frames(
         clock = f"{minute // 60:02d}:{minute % 60:02d}"
         draw_digits(pixels, clock, (width // 2 - 22, 3))
         scene = Scene(number, split, pixels, tuple(objects), ())
-        frames.append(_Frame(scene, frozenset(), ((0, 0, width, height),), (("what time is it ?", clock),)))
+        frames.append(_Frame(scene, frozenset(), ((0, 0, width, height),), ((CLOCK_QUESTION, clock),)))
     return frames
 
 
