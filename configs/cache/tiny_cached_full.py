@@ -7,3 +7,5 @@ with read_base():
 
 model.update(lmm=dict(train_layers=4, lmm=dict(lora=dict(vision=ladder_lora["vision"]))))
 optim_wrapper.update(optimizer=dict(lr=3e-4))
+train_cfg.update(max_iters=600)
+param_scheduler[1].update(end=600)

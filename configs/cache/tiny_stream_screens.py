@@ -7,5 +7,5 @@ with read_base():
 
 from flmm_detseg.cache import FrameDifference, Partitioner
 
-lmm.update(partitioner=dict(type=Partitioner, source=dict(type=FrameDifference, threshold=0), dilate=1))
-model.update(lmm=lmm)
+# As a whole: an update would keep arguments of the source that it was trained with.
+model["lmm"]["partitioner"] = dict(type=Partitioner, source=dict(type=FrameDifference, threshold=0), dilate=1)

@@ -1,0 +1,8 @@
+"""Rung 5 for level L3: up to 5 % of a background's patches are stale in training and sent again."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .tiny_cached_lora import *
+
+model.update(lmm=dict(stale_share=(0.0, 0.05)))

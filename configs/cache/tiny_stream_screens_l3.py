@@ -1,0 +1,12 @@
+"""Serving a camera or a screen with level L3: backgrounds that differ by noise are used as well. Off elsewhere."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .tiny_stream_screens import *
+
+from flmm_detseg.cache import ApproximateSettings
+
+# What the cache forgives is no change either: else all noise would be object.
+model.update(lmm=dict(partitioner=dict(source=dict(threshold=4))))
+stream_cache.update(approximate=dict(type=ApproximateSettings, tau=4, share=0.05))
