@@ -19,12 +19,12 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from stream_parts import FeaturesOnlyCache, streams
+from stream_parts import streams
 from torch import Tensor
 from tqdm import tqdm
 
@@ -148,7 +148,7 @@ def benchmark(
     base, _ = stream_from_config(config, checkpoint, untrained=checkpoint is None)
     model = base.model
     settings = CacheSettings(min_tiles=20)
-    caches = {"L2": BackgroundCache(settings), "L1": FeaturesOnlyCache(settings)}
+    caches = {"L2": BackgroundCache(settings), "L1": BackgroundCache(replace(settings, levels=("L1",)))}
     logits = Logits(model)
     levels: dict[str, dict[str, Compared]] = {"L2": {}, "L1": {}}
     cells: dict[str, Cell] = {}

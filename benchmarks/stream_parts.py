@@ -1,35 +1,11 @@
-"""What the benchmarks of the background cache share: a store that keeps L1 only, and streams by turns."""
+"""Streams by turns, for the benchmarks of the background cache."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import count
 
-from torch import Tensor
-
-from flmm_detseg.cache import BackgroundCache, BackgroundKey, Namespace, PrefixKV
 from flmm_detseg.datasets.tinyworld.streams import StreamItem, make_stream
-
-
-class FeaturesOnlyCache(BackgroundCache):
-    """Keeps vision features, never keys and values: every hit is L1, as behind Redis or under memory pressure."""
-
-    def insert(
-        self,
-        key: BackgroundKey,
-        namespace: Namespace,
-        *,
-        features: Tensor | None,
-        prefix: PrefixKV | None = None,
-        prefix_key: str | None = None,
-        saved_ms: Mapping[str, float],
-        session: str | None = None,
-    ) -> bool:
-        """See :class:`BackgroundCache`; the prefix is left out."""
-        if features is None:
-            return False
-        saved = {"L1": saved_ms["L1"]}
-        return super().insert(key, namespace, features=features, saved_ms=saved, session=session)
 
 
 def streams(

@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 PARTS = ("prepare", "match", "detect", "vision", "language", "insert", "sample")
 ROWS = (
     "hit L2", "hit L1", "miss", "split, no cache", "stock", "stock, no letterbox", "exact-image cache, hit",
-    "exact-image cache, miss", "first-k recompute, reuse", "first-k recompute, miss",
+    "exact-image cache, miss", "first-k recompute, reuse", "first-k recompute, miss", "EVS-style pruning",
+    "EVS-style pruning, first frame",
 )  # fmt: skip
 
 
@@ -76,6 +77,7 @@ def table(found: list[Request], answers: bool) -> list[dict[str, Any]]:
                     "case": case,
                     "way": label,
                     "requests": len(mine),
+                    "new_tokens_p50": median(done.new_tokens for done in mine),
                     "ttft_p50_ms": round(median(times), 2),
                     "ttft_p95_ms": round(float(np.percentile(times, 95)), 2),
                     "processor_p50_ms": round(median(map(_processor, mine)), 2),
@@ -110,6 +112,7 @@ def whole_streams(found: list[Request]) -> list[dict[str, Any]]:
         "stock": ("stock",),
         "exact-image cache": ("exact-image cache, hit", "exact-image cache, miss"),
         "first-k recompute": ("first-k recompute, reuse", "first-k recompute, miss"),
+        "EVS-style pruning": ("EVS-style pruning", "EVS-style pruning, first frame"),
     }
     out = []
     for case in dict.fromkeys(done.case for done in found):

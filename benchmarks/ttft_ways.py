@@ -13,6 +13,7 @@ from hashlib import blake2b
 import numpy as np
 import torch
 from torch import Tensor
+from ttft_report import PARTS, Request
 
 from flmm_detseg.cache import BackgroundCache, CachedLMM, PrefixKV
 from flmm_detseg.cache.keys import cut_tiles
@@ -95,6 +96,17 @@ class Way(ABC):
         states = gathered_states(parts.vision_tower, self.model.pixels(item), sent, (layer,))
         return parts.multi_modal_projector(states[layer])
 
+    def _prompted(self, label: str, item: LMMInputs, image: Tensor, sent: Tensor, watch: Clocks) -> Prompted:
+        """Reads a prompt with the image tokens of some patches, all tokens at their own positions."""
+        start, end = image_span(item)
+        with watch("language"):
+            ids = item.input_ids
+            embeds = torch.cat([self._text(ids[:start]), image, self._text(ids[end:])])
+            positions = torch.cat([torch.arange(start), start + sent, torch.arange(end, len(ids))])
+            decoder = self.model.decoder()
+            last = decoder.feed(embeds[None], positions)[:, -1:]
+        return Prompted(label, decoder, last, len(ids), len(embeds), 0)
+
     def _text(self, ids: Tensor) -> Tensor:
         return self.model.model.get_input_embeddings()(ids.to(self.model.device))
 
@@ -111,11 +123,23 @@ class Split(Way):
     def __init__(self, model: CachedLMM, cache: BackgroundCache | None, labels: Mapping[str, str]) -> None:
         super().__init__(model)
         self.cache, self.labels = cache, labels
+        self._last: tuple[Sample, Tensor] | None = None
+
+    def sent_anew(self, sample: Sample) -> Tensor:
+        """Patches of the object group, int64 ``[m]``.
+
+        Args:
+            sample: The last one that was read.
+        """
+        assert self._last is not None
+        assert self._last[0] is sample
+        return self._last[1]
 
     def __call__(self, sample: Sample, watch: Clocks, session: str) -> Prompted:
         """See :class:`Way`."""
         use = None if self.cache is None else CacheUse(self.cache, session=session)
         done = prefill(self.model, sample, watch, use)
+        self._last = sample, done.parts.objects
         plan = done.parts.plan
         past = plan.prefix_length if done.level == "L2" else 0
         label = self.labels.get(done.level, done.level)
@@ -144,14 +168,48 @@ class Stock(Way):
             sent = torch.from_numpy(np.flatnonzero(~letterbox_tiles(item.grid)))
         with watch("vision"):
             image = self._image(item, sent)
-        with watch("language"):
-            ids = item.input_ids
-            embeds = torch.cat([self._text(ids[:start]), image, self._text(ids[end:])])
-            positions = torch.cat([torch.arange(start), start + sent, torch.arange(end, len(ids))])
-            decoder = self.model.decoder()
-            last = decoder.feed(embeds[None], positions)[:, -1:]
         label = "stock, no letterbox" if self.drop_letterbox else "stock"
-        return Prompted(label, decoder, last, len(ids), len(embeds), 0)
+        return self._prompted(label, item, image, sent, watch)
+
+
+class Pruned(Way):
+    """EVS-style pruning: the tower reads the whole frame, the language model only image tokens that are not static.
+
+    A patch is static when it has the pixels that it had in the stream's frame before and the cached way does not send
+    it anew either: both hand on equally many image tokens unless more than the cached way's objects changed. (EVS drops
+    the patches that changed least, a share chosen beforehand, and reads all frames of a video in one prompt, so what it
+    drops stands in an earlier frame; requests that come one by one have no earlier frame.) The first frame of a stream
+    is sent whole. All tokens keep their positions.
+
+    Source: Efficient Video Sampling (arXiv 2510.14624).
+
+    Args:
+        model: See :class:`Way`.
+        follows: The cached way; it has just read the same sample.
+    """
+
+    def __init__(self, model: CachedLMM, follows: Split) -> None:
+        super().__init__(model)
+        self._follows = follows
+        self._before: OrderedDict[str, np.ndarray] = OrderedDict()
+
+    def __call__(self, sample: Sample, watch: Clocks, session: str) -> Prompted:
+        """See :class:`Way`."""
+        item = self._item(sample, watch)
+        with watch("match"):
+            tiles = self._tiles(item)
+            before = self._before.pop(session, None)
+            self._before[session] = tiles
+            while len(self._before) > _DEPTH:
+                self._before.popitem(last=False)
+            first = before is None
+            kept = np.ones(len(tiles), dtype=bool) if first else (tiles != before).any(1)
+            kept[self._follows.sent_anew(sample)] = True
+            sent = torch.from_numpy(np.flatnonzero(kept))
+        with watch("vision"):
+            image = self._image(item, torch.arange(len(tiles)))[sent]
+        label = "EVS-style pruning, first frame" if first else "EVS-style pruning"
+        return self._prompted(label, item, image, sent, watch)
 
 
 class ExactImage(Way):
@@ -252,3 +310,35 @@ class FirstK(ExactImage):
                 for pair in zip(fresh, (donor.keys, donor.values), strict=True)
             )
         )
+
+
+@torch.no_grad()
+def request(
+    way: Way, sample: Sample, case: str, turn: int, *, session: str = "", repeat: bool = False,
+    answer: str | None = None, max_new_tokens: int = 12,
+) -> Request:  # fmt: skip
+    """Runs one request; the answer's further tokens are not in the time."""
+    watch = Clocks(way.model.device)
+    done: Prompted = way(sample, watch, session)
+    head = way.model.model
+    ends = torch.tensor(head.generation_config.eos_token_id or []).flatten().tolist()
+    tokens = done.decoder.decode(
+        done.last_state, done.next_position, end_ids=ends, max_new_tokens=max_new_tokens
+    )
+    with watch("sample"):
+        ids = [next(tokens).token_id]
+    first_token = watch.since_start()
+    ids += [token.token_id for token in tokens]
+    text = way.model.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return Request(
+        case, turn, done.label, repeat, named(watch.milliseconds), named(watch.processor), first_token,
+        done.new_tokens, done.past_tokens, ids, None if answer is None else text == answer,
+    )  # fmt: skip
+
+
+def named(parts: Mapping[str, float]) -> dict[str, float]:
+    """Prefix and suffix of the split prompt are both work of the language model."""
+    named = dict.fromkeys(PARTS, 0.0)
+    for part, milliseconds in parts.items():
+        named["language" if part in ("prefix", "suffix") else part] += milliseconds
+    return named

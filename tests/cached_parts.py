@@ -26,6 +26,7 @@ def cached_llava(
     order: str = "background",
     dilate: int = 0,
     partitioner: Partitioner | None = None,
+    stale_share: tuple[float, ...] | None = None,
     **arguments,
 ) -> CachedLMM:
     """A 4 x 4 grid of 14-pixel patches; objects are ``Sample.meta["objects_xyxy"]``."""
@@ -47,8 +48,11 @@ def cached_llava(
         order=order,
         train=train,
         train_layers=train_layers,
+        stale_share=stale_share,
     )
     if prefusion is not None:
+        # As the frozen LMM.
+        model.prefusion.eval()
         # Other draws than those of the LLaVA; large enough to matter.
         generator = torch.Generator().manual_seed(11)
         with torch.no_grad():

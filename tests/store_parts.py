@@ -24,6 +24,13 @@ def picture(seed: int) -> np.ndarray:
     return cut_tiles(image, PATCH)
 
 
+def changed(tiles: np.ndarray, *places: int) -> np.ndarray:
+    """The picture with other pixels in some tiles."""
+    other = tiles.copy()
+    other[list(places)] ^= 255
+    return other
+
+
 def mask_of(*objects: int) -> np.ndarray:
     """Everything is background but some tiles."""
     mask = np.ones(SIDE * SIDE, bool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ from flmm_detseg.cache.serving import CacheUse, Prefill, Stopwatch, prefill
 from flmm_detseg.cache.types import PatchPartition
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.decoding import answered, text_and_offsets
-from flmm_detseg.lmms.prefix_kv import AnswerRows
+from flmm_detseg.lmms.exclusive import exclusive
+from flmm_detseg.lmms.prefix_kv import AnswerRows, DecodedToken
 from flmm_detseg.structures import CaptureSpec, Generation, Sample
 
 if TYPE_CHECKING:
@@ -111,13 +112,14 @@ def answer_stream(
     text = _Text(model)
     log_probs: list[Tensor] = []
     end_ids = model.model.generation_config.eos_token_id
-    for token in done.decoder.decode(
+    tokens = done.decoder.decode(
         done.last_state,
         int(done.parts.plan.position_ids[-1]) + 1,
         end_ids=[] if end_ids is None else torch.tensor(end_ids).flatten().tolist(),
         max_new_tokens=max_new_tokens,
         rows=rows,
-    ):
+    )
+    for token in _by_turns(model, tokens):
         if not log_probs:
             watch.milliseconds["first_token"] = watch.since_start()
         log_probs.append(token.log_prob)
@@ -142,6 +144,16 @@ def answer_stream(
         milliseconds=watch.milliseconds,
         generation=generation,
     )
+
+
+def _by_turns(model: CachedLMM, tokens: Iterator[DecodedToken]) -> Iterator[DecodedToken]:
+    """Each token in a turn of its own: nobody switches the model within, and no answer keeps others waiting."""
+    while True:
+        with exclusive(model.model):
+            token = next(tokens, None)
+        if token is None:
+            return
+        yield token
 
 
 class _Text:

@@ -21,6 +21,8 @@ from flmm_detseg.structures import PatchGrid, Sample
 
 POLICIES = ("all", "top1")
 GIVEN = ("boxes", "masks", "dense_masks", "meta")
+# What a policy chooses by.
+BOXES, SCORES, LABELS = "boxes", "scores", "labels"
 # Key of `Sample.meta`: which stream of images a sample belongs to.
 SESSION = "session"
 
@@ -51,9 +53,11 @@ class RegionSource(ABC):
 
     Attributes:
         name: Recorded with each partition.
+        gives: What a policy can choose by, of ``"boxes"``, ``"scores"``, ``"labels"``; empty for sources of masks.
     """
 
     name: str
+    gives: frozenset[str] = frozenset({BOXES, SCORES, LABELS})
 
     @abstractmethod
     def find(self, sample: Sample) -> Regions:
@@ -72,6 +76,7 @@ class NoRegions(RegionSource):
     """No objects: the whole image is background, so only exactly repeated images hit."""
 
     name = "none"
+    gives = frozenset()
 
     def find(self, sample: Sample) -> Regions:
         """See :class:`RegionSource`."""
@@ -100,6 +105,9 @@ class GivenRegions(RegionSource):
             raise ConfigError(f"`kind` is {kind!r}; allowed: {', '.join(GIVEN)}")
         self.kind = kind
         self.otherwise = MODELS.build(otherwise) if isinstance(otherwise, Mapping) else otherwise
+        self.gives = frozenset({BOXES} if kind in ("boxes", "meta") else ())
+        if self.otherwise is not None:
+            self.gives &= self.otherwise.gives
 
     def find(self, sample: Sample) -> Regions:
         """See :class:`RegionSource`."""
@@ -127,7 +135,9 @@ class FrameDifference(RegionSource):
     """What changes in a stream of images is object: screens with clocks, fixed cameras. Needs no detector.
 
     The first image of a scene is all background. From the second on, the pixels that differ from the scene's previous
-    image, in this one or before, are objects. Streams are told apart by ``Sample.meta["session"]``.
+    image, in this one or before, are objects. (Images that hit the cache never come here.) Streams are told apart by
+    ``Sample.meta["session"]``, to which requests with a cache add the tenant; images without one are all background,
+    and nothing of them is remembered.
 
     Args:
         threshold: A pixel changed when a channel differs by more; 0 for lossless images.
@@ -139,6 +149,7 @@ class FrameDifference(RegionSource):
     """
 
     name = "difference"
+    gives = frozenset()
 
     def __init__(self, threshold: int = 0, max_change: float = 0.5, max_streams: int = 256) -> None:
         if threshold < 0 or not 0 < max_change <= 1 or max_streams < 1:
@@ -153,11 +164,14 @@ class FrameDifference(RegionSource):
         self._lock = Lock()
 
     def find(self, sample: Sample) -> Regions:
-        """See :class:`RegionSource`; remembers the image."""
-        stream = str(sample.meta.get(SESSION, ""))
+        """See :class:`RegionSource`; remembers the image, where it belongs to a stream."""
+        mask = np.zeros(sample.image_size, dtype=bool)
+        if sample.meta.get(SESSION) is None:
+            return Regions(mask=mask)
+        # Not `str`: a name must not look like a tenant and a name.
+        stream = repr(sample.meta[SESSION])
         with self._lock:
             before = self._streams.pop(stream, None)
-        mask = np.zeros(sample.image_size, dtype=bool)
         if before is not None and before[0].shape == sample.image.shape:
             changed = (np.abs(sample.image.astype(np.int16) - before[0]) > self.threshold).any(-1)
             if changed.mean() <= self.max_change:
@@ -185,6 +199,7 @@ class RandomRegions(RegionSource):
     """
 
     name = "random"
+    gives = frozenset({BOXES})
 
     def __init__(self, num_boxes: int = 3, max_side: float = 0.6, seed: int = 0) -> None:
         if num_boxes < 1 or not 0 < max_side <= 1:
@@ -262,7 +277,8 @@ class Partitioner:
             of the vision tower's input.
 
     Raises:
-        ConfigError: Unknown policy, or labels together with a source that gives none.
+        ConfigError: Unknown policy; or one that the source gives nothing to choose by (``"top1"`` for masks, labels or
+            least scores where there are none): it would do nothing.
     """
 
     def __init__(
@@ -280,14 +296,43 @@ class Partitioner:
         self.labels = None if labels is None else frozenset(labels)
         self.min_score = min_score
         self.dilate = dilate
+        # What was asked for, and what it chooses by.
+        self._choices = {
+            name: (value, by)
+            for name, value, by, asked in (
+                ("policy", policy, BOXES, policy != "all"),
+                ("labels", labels, LABELS, labels is not None),
+                ("min_score", min_score, SCORES, min_score > 0),
+            )
+            if asked
+        }
+        self._refuse({by: by in self.source.gives for by in (BOXES, SCORES, LABELS)})
+
+    def _refuse(self, given: Mapping[str, bool]) -> None:
+        """Says which choice has nothing to choose by."""
+        for name, (value, by) in self._choices.items():
+            if not given[by]:
+                raise ConfigError(
+                    f"`{name}` is {value!r}, but the source {self.source.name!r} gives no {by} to choose by; leave "
+                    f"`{name}` out, or use a source that gives {by}"
+                )
 
     def __call__(self, sample: Sample, grid: PatchGrid) -> PatchPartition:
         """Groups of an image's patches.
 
         Raises:
+            ConfigError: The source gave less than it says, and there is a policy that needs it.
             DataError: The source cannot read the sample, or a box is no box.
         """
         regions = self.source.find(sample)
+        none = not len(regions.boxes_xyxy)
+        self._refuse(
+            {
+                BOXES: regions.mask is None,
+                SCORES: none or regions.scores is not None,
+                LABELS: none or regions.labels is not None,
+            }
+        )
         boxes = self._chosen(regions)
         tiles = box_tiles(grid, boxes)
         if regions.mask is not None:
@@ -297,9 +342,7 @@ class Partitioner:
     def _chosen(self, regions: Regions) -> np.ndarray:
         boxes = regions.boxes_xyxy
         kept = np.ones(len(boxes), dtype=bool)
-        if self.labels is not None:
-            if regions.labels is None:
-                raise ConfigError(f"`labels` chooses among classes, but {self.source.name} names none")
+        if self.labels is not None and regions.labels is not None:
             kept &= np.array([label in self.labels for label in regions.labels], dtype=bool)
         scores = np.ones(len(boxes)) if regions.scores is None else regions.scores
         kept &= scores >= self.min_score

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import secrets
 import sqlite3
 import threading
@@ -21,23 +22,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flmm_detseg.cache.blob import StoredValue
+from flmm_detseg.cache.disk_index import (
+    IndexConnection,
+    IndexReader,
+    announce_clear,
+    begin_anew,
+    wants_new_index,
+)
 from flmm_detseg.cache.evict import EvictionPolicy
-from flmm_detseg.cache.index import Record, pack_record, unpack_record
+from flmm_detseg.cache.index import News, Record, pack_record, sign_record
+from flmm_detseg.cache.keys import KeyMaker
 from flmm_detseg.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS units (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT UNIQUE NOT NULL, level TEXT NOT NULL, tenant TEXT NOT NULL,
-    scope TEXT NOT NULL, bucket TEXT NOT NULL, entry TEXT NOT NULL, rows INTEGER NOT NULL, cols INTEGER NOT NULL,
-    mask BLOB NOT NULL, voters BLOB NOT NULL, digest TEXT NOT NULL, bytes INTEGER NOT NULL, saved_ms REAL NOT NULL,
-    freq INTEGER NOT NULL, score REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS by_score ON units (level DESC, score);
-CREATE INDEX IF NOT EXISTS by_tenant ON units (tenant, bytes);
-CREATE TABLE IF NOT EXISTS state (name TEXT PRIMARY KEY, value REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS leases (name TEXT PRIMARY KEY, owner TEXT NOT NULL, expires REAL NOT NULL);
-"""
 _LOCK_WAIT_S, _PAUSE_S = 5.0, 10.0
+_UNIT_NAME = re.compile("[0-9a-f]{32}")
+
+
+def unusable_folder(folder: Path, error: OSError) -> ConfigError:
+    """The error to raise when a cache folder cannot be made, read or written."""
+    return ConfigError(
+        f"the cache folder {folder} cannot be used ({error}): give a writable folder on a local disk as `folder`"
+    )
 
 
 def folder_secret(folder: Path) -> bytes:
@@ -66,9 +72,7 @@ def folder_secret(folder: Path) -> bytes:
                 fresh.unlink()
         return path.read_bytes()
     except OSError as error:
-        raise ConfigError(
-            f"the cache folder {folder} cannot be used ({error}): give a writable local folder"
-        ) from error
+        raise unusable_folder(folder, error) from error
 
 
 class DiskTier:
@@ -78,33 +82,41 @@ class DiskTier:
         folder: Created when absent.
         budget: Bytes of all files.
         policy: Order of eviction within a level (L2 goes first).
+        maker: Signs rows.
         tenant_budget: Bytes one tenant may hold; its own files make room. None: no limit.
     """
 
     def __init__(
-        self, folder: Path, budget: int, policy: EvictionPolicy, tenant_budget: int | None = None
+        self,
+        folder: Path,
+        budget: int,
+        policy: EvictionPolicy,
+        maker: KeyMaker,
+        tenant_budget: int | None = None,
     ) -> None:
         self._folder, self._files = folder, folder / "entries"
-        self._budget, self._policy = budget, policy
+        self._budget, self._policy, self._maker = budget, policy, maker
         self._tenant_budget = budget if tenant_budget is None else min(budget, tenant_budget)
         self._owner = f"{os.getpid()}-{uuid.uuid4().hex}"
-        self._mutex = threading.RLock()
-        self._db: sqlite3.Connection | None = None
-        self._index = folder / "index-0.sqlite"
-        self._last_seq = 0
+        # Requests have a connection and a lock of their own: they must not wait while a thread writes a file. Who takes
+        # both locks takes the writer's first.
+        self._writing, self._mutex = threading.Lock(), threading.Lock()
+        self._writer = IndexConnection(folder, maintains=True)
+        self._requests = IndexConnection(folder, maintains=False)
+        self._reader = IndexReader(self._requests, maker, self._unlink)
         self._paused_until = 0.0
-        # Its own lock: requests must not wait for a write.
         self._used_lock = threading.Lock()
         self._used: Counter[str] = Counter()
-        self._num_bytes = 0
         self.num_errors = 0
         self.num_evicted = 0
         try:
             self._files.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
-            raise ConfigError(f"the cache folder {folder} cannot be used ({error})") from error
-        with self._guarded("open"):
+            raise unusable_folder(folder, error) from error
+        with self._guarded("open", self._writer):
             self._clean()
+        with self._guarded("open", self._requests), self._mutex:
+            self._reader.skip_clears()
 
     # What requests call.
 
@@ -113,7 +125,7 @@ class DiskTier:
         if len(data) > self._tenant_budget or time.monotonic() < self._paused_until:
             return False
         path, temporary = self._path(stored.name), self._files / f"{stored.name}.{uuid.uuid4().hex}.tmp"
-        with self._guarded("write"):
+        with self._guarded("write", self._writer):
             with self._exclusive():
                 if self._has(stored.name):
                     return True
@@ -128,6 +140,8 @@ class DiskTier:
                     temporary.unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
                     raise
+                with self._mutex:
+                    self._reader.wrote(stored.name, record)
             return True
         return False
 
@@ -148,50 +162,31 @@ class DiskTier:
 
     def discard(self, name: str) -> None:
         """Removes a value (damaged, or not wanted any more)."""
-        with self._guarded("remove"), self._mutex:
-            self._remove(name)
+        with self._guarded("remove", self._requests), self._mutex:
+            self._remove(self._requests, name)
 
     def clear(self, scopes: set[str] | None) -> None:
-        """Removes everything, or what lives under some scopes."""
-        with self._guarded("clear"), self._exclusive():
-            rows = self._connection().execute("SELECT name, scope FROM units").fetchall()
-            for name, scope in rows:
+        """Removes everything, or what lives under some scopes; other processes learn it with their next poll."""
+        with self._guarded("clear", self._writer), self._exclusive():
+            # First the message: who reads it later knows that what it stored before is not wanted.
+            with self._mutex:
+                for scope in {""} if scopes is None else scopes:
+                    self._reader.own_clears.add(announce_clear(self._writer, scope))
+            for name, scope in self._writer.execute("SELECT name, scope FROM units").fetchall():
                 if scopes is None or scope in scopes:
-                    self._remove(name)
+                    self._remove(self._writer, name)
 
-    def poll(self, wait: bool) -> list[tuple[Record, str]]:
-        """Rows that this process has not seen yet: (record without pixels, unit name).
-
-        Args:
-            wait: Also while a thread of this process writes; else that is for the next call.
-        """
-        found: list[tuple[Record, str]] = []
-        if not self._mutex.acquire(blocking=wait):
-            return found
-        try:
-            self._read_rows(found)
-        finally:
-            self._mutex.release()
-        return found
-
-    def _read_rows(self, found: list[tuple[Record, str]]) -> None:
-        with self._guarded("poll"):
-            columns = "seq, name, entry, bucket, scope, rows, cols, mask, voters, digest"
-            query = f"SELECT {columns} FROM units WHERE seq > ? ORDER BY seq"
-            rows = self._connection().execute(query, (self._last_seq,)).fetchall()
-            for seq, name, *fields in rows:
-                self._last_seq = seq
-                try:
-                    found.append((unpack_record(*fields), name))
-                except (ValueError, TypeError):
-                    # A damaged row; its file goes too.
-                    self._remove(name)
+    def poll(self) -> News:
+        """What other processes did since the last call. Own rows are among it."""
+        with self._guarded("poll", self._requests), self._mutex:
+            return self._reader.read()
+        return News()
 
     def acquire(self, name: str, ttl_s: float) -> bool:
         """Takes the lease of a computation; True for its only holder (or when no lease can be written)."""
-        with self._guarded("lease"), self._mutex:
+        with self._guarded("lease", self._requests), self._mutex:
             now = time.time()
-            cursor = self._connection().execute(
+            cursor = self._requests.execute(
                 "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, "
                 "expires = excluded.expires WHERE leases.expires < ?",
                 (name, self._owner, now + ttl_s, now),
@@ -199,79 +194,86 @@ class DiskTier:
             return cursor.rowcount == 1
         return True
 
+    def renew(self, name: str, ttl_s: float) -> None:
+        """Lets the lease last for longer: its computation still goes on."""
+        with self._guarded("lease", self._requests), self._mutex:
+            query = "UPDATE leases SET expires = ? WHERE name = ? AND owner = ?"
+            self._requests.execute(query, (time.time() + ttl_s, name, self._owner))
+
     def release(self, name: str) -> None:
         """Gives the lease back."""
-        with self._guarded("lease"), self._mutex:
-            self._connection().execute("DELETE FROM leases WHERE name = ? AND owner = ?", (name, self._owner))
+        with self._guarded("lease", self._requests), self._mutex:
+            query = "DELETE FROM leases WHERE name = ? AND owner = ?"
+            self._requests.execute(query, (name, self._owner))
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all files; while a thread of this process writes, those before it began."""
-        if self._mutex.acquire(blocking=False):
-            try:
-                with self._guarded("count"):
-                    self._num_bytes = self._sum("")
-            finally:
-                self._mutex.release()
-        return self._num_bytes
+        """Bytes of all files."""
+        with self._guarded("count", self._requests), self._mutex:
+            return _sum(self._requests, "")
+        return 0
 
     def close(self) -> None:
         """Closes the index."""
-        with self._mutex:
-            if self._db is not None:
-                self._db.close()
-                self._db = None
+        with self._writing, self._mutex:
+            self._writer.close()
+            self._requests.close()
 
     # Rows and files.
 
     def _path(self, name: str) -> Path:
         return self._files / f"{name}.safetensors"
 
-    def _remove(self, name: str) -> None:
-        self._connection().execute("DELETE FROM units WHERE name = ?", (name,))
-        self._path(name).unlink(missing_ok=True)
+    def _remove(self, index: IndexConnection, name: str) -> None:
+        index.execute("DELETE FROM units WHERE name = ?", (name,))
+        self._unlink(name)
+
+    def _unlink(self, name: str) -> None:
+        # What a damaged row calls a name must not lead to other files.
+        if _UNIT_NAME.fullmatch(name):
+            self._path(name).unlink(missing_ok=True)
 
     def _has(self, name: str) -> bool:
-        row = self._connection().execute("SELECT bytes FROM units WHERE name = ?", (name,)).fetchone()
+        row = self._writer.execute("SELECT bytes FROM units WHERE name = ?", (name,)).fetchone()
         try:
             return row is not None and self._path(name).stat().st_size == row[0]
         except FileNotFoundError:
             return False
 
-    def _sum(self, where: str, *values: str) -> int:
-        query = f"SELECT COALESCE(SUM(bytes), 0) FROM units {where}"
-        return int(self._connection().execute(query, values).fetchone()[0])
-
     def _insert_row(self, stored: StoredValue, record: Record, num_bytes: int) -> None:
         score = self._policy.score(self._clock(), 1, stored.saved_ms, num_bytes, time.time())
-        self._connection().execute(
+        self._writer.execute(
             "INSERT OR REPLACE INTO units (name, level, tenant, scope, bucket, entry, rows, cols, mask, voters, "
-            "digest, bytes, saved_ms, freq, score) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)",
+            "digest, signature, bytes, saved_ms, freq, score) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)",
             (stored.name, stored.level, stored.tenant, stored.scope, stored.bucket, stored.key.entry_id,
-             *record.grid, *pack_record(record), num_bytes, stored.saved_ms, score),
+             *record.grid, *pack_record(record), sign_record(self._maker, stored.name, record), num_bytes,
+             stored.saved_ms, score),
         )  # fmt: skip
 
     def _clock(self) -> float:
-        row = self._connection().execute("SELECT value FROM state WHERE name = 'clock'").fetchone()
+        query = "SELECT CAST(value AS REAL) FROM state WHERE name = 'clock'"
+        row = self._writer.execute(query).fetchone()
         return row[0] if row else 0.0
 
     def _make_room(self, num_bytes: int, tenant: str) -> None:
         self._flush_uses()
-        self._evict(self._sum("WHERE tenant = ?", tenant) + num_bytes - self._tenant_budget, tenant)
-        self._evict(self._sum("") + num_bytes - self._budget, None)
+        held = _sum(self._writer, "WHERE tenant = ?", tenant)
+        self._evict(held + num_bytes - self._tenant_budget, tenant)
+        self._evict(_sum(self._writer, "") + num_bytes - self._budget, None)
 
     def _evict(self, wanted: int, tenant: str | None) -> None:
         while wanted > 0:
-            # "L2" sorts behind "L1", so L2 is first here.
-            row = self._connection().execute(
-                "SELECT name, bytes, score FROM units WHERE tenant = ? OR ? IS NULL ORDER BY level DESC, score LIMIT 1",
+            # "L2" sorts behind "L1", so L2 is first here. The casts: a damaged number must not end a request.
+            row = self._writer.execute(
+                "SELECT name, CAST(bytes AS INTEGER), CAST(score AS REAL) FROM units WHERE tenant = ? OR ? IS NULL "
+                "ORDER BY level DESC, score LIMIT 1",
                 (tenant, tenant),
             ).fetchone()  # fmt: skip
             if row is None:
                 return
-            self._remove(row[0])
+            self._remove(self._writer, row[0])
             clock = max(self._clock(), row[2])
-            self._connection().execute("INSERT OR REPLACE INTO state VALUES ('clock', ?)", (clock,))
+            self._writer.execute("INSERT OR REPLACE INTO state VALUES ('clock', ?)", (clock,))
             wanted -= row[1]
             self.num_evicted += 1
 
@@ -280,44 +282,21 @@ class DiskTier:
             used, self._used = self._used, Counter()
         clock = self._clock()
         for name, count in used.items():
-            query = "SELECT freq, saved_ms, bytes FROM units WHERE name = ?"
-            row = self._connection().execute(query, (name,)).fetchone()
+            casts = "CAST(freq AS INTEGER), CAST(saved_ms AS REAL), CAST(bytes AS INTEGER)"
+            query = f"SELECT {casts} FROM units WHERE name = ?"
+            row = self._writer.execute(query, (name,)).fetchone()
             if row is not None:
                 freq = row[0] + count
                 score = self._policy.score(clock, freq, row[1], row[2], time.time())
                 update = "UPDATE units SET freq = ?, score = ? WHERE name = ?"
-                self._connection().execute(update, (freq, score, name))
+                self._writer.execute(update, (freq, score, name))
 
-    # Opening, locking, failing.
-
-    def _generations(self) -> list[Path]:
-        """Index files, the valid one last: a damaged one is followed by one with a higher number."""
-        return sorted(self._folder.glob("index-*.sqlite"), key=lambda path: int(path.stem[6:]))
-
-    def _connection(self) -> sqlite3.Connection:
-        if self._db is not None and not self._index.exists():
-            # Another process found the index damaged and began a new one.
-            self.close()
-        if self._db is None:
-            path = self._index = [self._folder / "index-0.sqlite", *self._generations()][-1]
-            # Statements commit one by one: a row is one statement, and a crash between two leaves what _clean mends.
-            db = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
-            try:
-                db.execute("PRAGMA journal_mode = WAL")
-                db.execute("PRAGMA synchronous = NORMAL")
-                if db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
-                    raise sqlite3.DatabaseError("the index is damaged")
-                db.executescript(_SCHEMA)
-            except sqlite3.Error:
-                db.close()
-                raise
-            self._db, self._last_seq = db, 0
-        return self._db
+    # Locking, failing.
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """One writer at a time, over threads and processes; the kernel frees the lock of a killed one."""
-        with self._mutex, (self._folder / "lock").open("ab") as file:
+        with self._writing, (self._folder / "lock").open("ab") as file:
             deadline = time.monotonic() + _LOCK_WAIT_S
             while True:
                 try:
@@ -330,15 +309,15 @@ class DiskTier:
             yield
 
     @contextmanager
-    def _guarded(self, what: str) -> Iterator[None]:
+    def _guarded(self, what: str, index: IndexConnection) -> Iterator[None]:
         """Failures of the disk end here: the caller falls through to its "nothing there" answer."""
         try:
             yield
-        except (OSError, sqlite3.OperationalError) as error:
-            self._failed(what, error)
-        except sqlite3.DatabaseError as error:
-            self._failed(what, error, pause_s=0.0)
-            self._reset()
+        except (OSError, sqlite3.Error) as error:
+            anew = isinstance(error, sqlite3.Error) and wants_new_index(error)
+            self._failed(what, error, 0.0 if anew else _PAUSE_S)
+            if anew:
+                self._reset(index.path)
 
     def _failed(self, what: str, error: Exception, pause_s: float | None = None) -> None:
         self.num_errors += 1
@@ -348,30 +327,29 @@ class DiskTier:
     def _clean(self) -> None:
         """Drops rows without a valid file, files without a row and half-written files."""
         with self._exclusive():
-            rows = self._connection().execute("SELECT name, bytes FROM units").fetchall()
+            rows = self._writer.execute("SELECT name, bytes FROM units").fetchall()
             sizes = {path.name: path.stat().st_size for path in self._files.iterdir()}
             valid = {f"{name}.safetensors" for name, size in rows if sizes.get(f"{name}.safetensors") == size}
             for name, _ in rows:
                 if f"{name}.safetensors" not in valid:
-                    self._remove(name)
+                    self._remove(self._writer, name)
             for file in sizes.keys() - valid:
                 (self._files / file).unlink(missing_ok=True)
-            self._connection().execute("DELETE FROM leases WHERE expires < ?", (time.time(),))
+            self._writer.execute("DELETE FROM leases WHERE expires < ?", (time.time(),))
 
-    def _reset(self) -> None:
+    def _reset(self, unusable: Path) -> None:
         """Begins a new index; the files of the old one become orphans and go."""
         try:
             with self._exclusive():
-                damaged = self._index
-                self.close()
-                if self._generations()[-1:] == [damaged]:
-                    # Under a new name: a process that still has the old one open would delete our write-ahead log.
-                    (self._folder / f"index-{int(damaged.stem[6:]) + 1}.sqlite").touch(mode=0o600)
-                for suffix in ("", "-wal", "-shm"):
-                    damaged.with_name(damaged.name + suffix).unlink(missing_ok=True)
+                begin_anew(self._folder, unusable)
             self._clean()
         except (OSError, sqlite3.Error) as error:
             self._failed("begin a new index", error)
+
+
+def _sum(index: IndexConnection, where: str, *values: str) -> int:
+    query = f"SELECT COALESCE(SUM(bytes), 0) FROM units {where}"
+    return int(index.execute(query, values).fetchone()[0])
 
 
 def _write(path: Path, data: bytes) -> None:

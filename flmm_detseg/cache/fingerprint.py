@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import asdict
+from functools import cache
 from hashlib import blake2b
 from importlib.metadata import version
+from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from flmm_detseg.cache.digests import TensorDigests
 from flmm_detseg.cache.types import Namespace
-from flmm_detseg.lmms.lora_layers import lora_layers
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.lora_layers import lora_switches
 
 if TYPE_CHECKING:
     from flmm_detseg.cache.model import CachedLMM
 
 # Raise it when isolated encoding or the layout change what comes out.
 _SCHEME = 1
-_LIBRARIES = ("torch", "transformers", "pillow", "numpy")
+_LIBRARIES = ("torch", "transformers", "peft", "pillow", "numpy")
 
 
 class Fingerprints:
-    """Fingerprints of one model; weights are read again only after they changed.
+    """Fingerprints of one model. Thread-safe.
 
-    Changes are seen by the tensors' addresses and version counters, LoRA switches and the attention function. Writing
-    through ``parameter.data`` is not seen: call :meth:`invalidate` then (``CachedLMM.train()`` does).
+    They are put together for every request: settings and switches as they are now, and a digest per tensor, which is
+    taken again only after the tensor changed (:class:`~flmm_detseg.cache.digests.TensorDigests`). So switching a LoRA
+    off and on costs no reading of weights. Writing through ``parameter.data`` is not seen: call :meth:`invalidate` then
+    (``CachedLMM.train()`` does).
 
     Args:
         model: The model.
@@ -34,72 +41,132 @@ class Fingerprints:
 
     def __init__(self, model: CachedLMM) -> None:
         self._model = model
-        self._seen: Any = None
-        self._found = ("", "")
+        self._digests = TensorDigests()
+        # Several threads would read the same weights.
+        self._lock = RLock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied model has tensors of its own, and locks cannot be copied.
+        return {"_model": self._model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_model"])
 
     def namespace(self, tenant: str) -> Namespace:
         """Where a tenant's entries of this very model live.
 
         Args:
             tenant: Owner of the images.
+
+        Raises:
+            ConfigError: The model is in training mode: what dropout makes of a background has no name.
         """
-        seen = self._state()
-        if seen != self._seen:
-            vision = self._vision()
-            self._found, self._seen = (vision, self._language(vision)), seen
-        return Namespace(tenant, *self._found)
+        model, inner = self._model, self._model.model.model
+        language = (
+            inner.multi_modal_projector,
+            model.background_projector,
+            inner.language_model,
+            model.prefusion,
+        )
+        with self._lock:
+            vision_fp = self._name(_vision_facts(model), [inner.vision_tower])
+            facts = [vision_fp, *_language_facts(model), self._digests.of(model.separators)]
+            return Namespace(tenant, vision_fp, self._name(facts, language))
 
     def invalidate(self) -> None:
-        """The weights will be read again at the next request."""
-        self._seen = None
+        """All weights will be read again at the next request."""
+        with self._lock:
+            self._digests.clear()
 
-    def _state(self) -> tuple[Any, ...]:
-        model = self._model
-        tensors = [*model.parameters(), *model.buffers()]
-        return (
-            [(t.data_ptr(), -1 if t.is_inference() else t._version, t.dtype) for t in tensors],
-            _lora_switches(model),
-            _attention(model),
-            torch.is_autocast_enabled(model.device.type),
-            model.layout,
-        )
+    def _name(self, facts: list[Any], parts: Iterable[nn.Module | None]) -> str:
+        lines = [json.dumps(facts, sort_keys=True, default=str)]
+        for part in parts:
+            lines.append("part")
+            modules = {} if part is None else dict(part.named_modules())
+            if any(module.training for module in modules.values()):
+                raise ConfigError(
+                    "a cache is for a model in eval mode, and this one is in training mode; call model.eval() before "
+                    'the request, or ask with cache="off"'
+                )
+            lines += map(repr, lora_switches(modules))
+            lines += [
+                f"{path}.{name} {self._digests.of(tensor)}"
+                for path, module in modules.items()
+                # One walk for everything: every request waits for it.
+                for name, tensor in (*module._parameters.items(), *module._buffers.items())
+                if tensor is not None
+            ]
+        return blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
-    def _vision(self) -> str:
-        model, processor = self._model, self._model.processor
-        facts = [
-            _SCHEME,
-            [version(name) for name in _LIBRARIES],
-            None
-            if processor is None
-            else [
-                type(processor).__name__,
-                processor.image_side,
-                processor.patch_size,
-                list(processor.settings.image_mean),
-                list(processor.settings.image_std),
-            ],
-            _plain(model.model.config.vision_config),
-            model.feature_layer,
-            model.device.type,
-            torch.is_autocast_enabled(model.device.type),
-            _attention(model),
-        ]
-        return _digest(facts, [model.model.model.vision_tower])
 
-    def _language(self, vision: str) -> str:
-        model = self._model
-        projectors = [model.model.model.multi_modal_projector, model.background_projector]
-        facts = [
-            vision,
-            _plain(model.model.config.text_config),
-            model.layout.positions,
-            model.layout.letterbox,
-            model.layout.num_patches,
-            model.layout.compressed,
-        ]
-        parts = (*projectors, model.model.model.language_model, model.prefusion)
-        parts = [part for part in parts if part is not None]
-        return _digest(facts, parts, [("separators", model.separators)])
+def _vision_facts(model: CachedLMM) -> list[Any]:
+    """What the features depend on besides weights and pixels of the tower's input."""
+    return [
+        _SCHEME,
+        _library_versions(),
+        _processor_facts(model),
+        _plain(model.model.config.vision_config),
+        model.feature_layer,
+        _numerics(model),
+    ]
+
+
+def _language_facts(model: CachedLMM) -> list[Any]:
+    """What keys and values depend on besides the features, weights and the system text."""
+    layout = asdict(model.layout)
+    # Says what is refused, not what comes out.
+    del layout["max_length"]
+    fusion = None if model.prefusion is None else asdict(model.prefusion.settings)
+    return [_plain(model.model.config.text_config), layout, fusion]
+
+
+def _processor_facts(model: CachedLMM) -> list[Any] | None:
+    """How pixels become the tower's input."""
+    processor = model.processor
+    if processor is None:
+        return None
+    settings = processor.settings
+    return [
+        type(processor).__name__,
+        processor.image_side,
+        processor.patch_size,
+        list(settings.image_mean),
+        list(settings.image_std),
+    ]
+
+
+def _numerics(model: CachedLMM) -> list[Any]:
+    """How numbers are computed: device, precision, attention functions."""
+    device, config = model.device, model.model.config
+    autocast = torch.is_autocast_enabled(device.type)
+    return [
+        device.type,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        str(torch.get_autocast_dtype(device.type)) if autocast else None,
+        _float32_precision(),
+        config.vision_config._attn_implementation,
+        config.text_config._attn_implementation,
+    ]
+
+
+def _float32_precision() -> list[Any]:
+    backends = torch.backends
+    if not hasattr(backends, "fp32_precision"):
+        return [torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32]
+    # Since 2.9 the older getters raise errors in programs that use the newer switches.
+    parts = (
+        backends,
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+    )
+    return [part.fp32_precision for part in parts]
+
+
+@cache
+def _library_versions() -> list[str]:
+    return [version(name) for name in _LIBRARIES]
 
 
 def _plain(config: Any) -> dict[str, Any]:
@@ -107,32 +174,3 @@ def _plain(config: Any) -> dict[str, Any]:
     # Names and paths do not change a bit of the outcome.
     hidden = ("_name_or_path", "transformers_version", "architectures")
     return {key: value for key, value in config.to_dict().items() if key not in hidden}
-
-
-def _attention(model: CachedLMM) -> tuple[str, str]:
-    config = model.model.config
-    return config.vision_config._attn_implementation, config.text_config._attn_implementation
-
-
-def _lora_switches(module: nn.Module) -> list[str]:
-    return [
-        repr((name, layer.disable_adapters, layer.active_adapters, layer.merged_adapters, layer.scaling))
-        for name, layer in lora_layers(module).items()
-    ]
-
-
-def _digest(facts: list[Any], parts: Iterable[nn.Module], more: Iterable[tuple[str, Tensor]] = ()) -> str:
-    digest = blake2b(digest_size=16)
-    digest.update(json.dumps(facts, sort_keys=True, default=str).encode())
-    for index, part in enumerate(parts):
-        digest.update(json.dumps([index, _lora_switches(part)]).encode())
-        for name, tensor in (*part.named_parameters(), *part.named_buffers()):
-            _update(digest, name, tensor)
-    for name, tensor in more:
-        _update(digest, name, tensor)
-    return digest.hexdigest()
-
-
-def _update(digest: blake2b, name: str, tensor: Tensor) -> None:
-    digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

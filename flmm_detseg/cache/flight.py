@@ -39,6 +39,8 @@ class SingleFlight:
         acquire: Takes a lease over processes: ``name -> bool``; None: there is one process.
         release: Gives it back.
         timeout_s: Longest wait; after it the waiting one computes for itself.
+        renew: Lets a lease last, called for as long as the computation goes on; None: leases do not run out.
+        renew_s: Seconds between two calls of it.
     """
 
     def __init__(
@@ -46,8 +48,11 @@ class SingleFlight:
         acquire: Callable[[str], bool] | None,
         release: Callable[[str], None] | None,
         timeout_s: float,
+        renew: Callable[[str], None] | None = None,
+        renew_s: float = 10.0,
     ) -> None:
         self._acquire, self._release, self._timeout = acquire, release, timeout_s
+        self._renew, self._renew_s = renew, renew_s
         self._lock = threading.Lock()
         self._landings: dict[str, _Landing] = {}
         # Names that were computed lately: who matched before that and enters after it has to match again.
@@ -75,7 +80,8 @@ class SingleFlight:
         leased = False
         try:
             leased, waited = self._lease(name, deadline)
-            yield Flight(leader=not (leased and waited) and name not in self._computed)
+            with self._renewed(name if leased else None):
+                yield Flight(leader=not (leased and waited) and name not in self._computed)
             landing.succeeded = True
         finally:
             if leased and self._release is not None:
@@ -88,6 +94,28 @@ class SingleFlight:
                     if len(self._computed) > _MAX_NAMES:
                         self._computed.popitem(last=False)
             landing.done.set()
+
+    @contextmanager
+    def _renewed(self, name: str | None) -> Iterator[None]:
+        """Renews a lease until the context is left: it runs out only when this process dies."""
+        renew = self._renew
+        if name is None or renew is None:
+            yield
+            return
+        done = threading.Event()
+
+        def work() -> None:
+            while not done.wait(self._renew_s):
+                renew(name)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            # A renewal that is under way must not come after the release.
+            thread.join()
 
     def _lease(self, name: str, deadline: float) -> tuple[bool, bool]:
         """Whether the lease over processes was got, and whether another process had it before."""

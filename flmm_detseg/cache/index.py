@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flmm_detseg.cache.keys import flat_tiles
+from flmm_detseg.cache.keys import KeyMaker, flat_tiles
 from flmm_detseg.cache.types import BackgroundKey
 
 # Tiles of an entry that vote. They only propose: the digest over all tiles and then the pixels are compared.
@@ -79,20 +79,59 @@ def pack_record(record: Record) -> tuple[bytes, bytes, str]:
     return np.packbits(record.mask).tobytes(), record.voters.astype("<u8").tobytes(), f"{record.digest:x}"
 
 
+def sign_record(maker: KeyMaker, name: str, record: Record) -> str:
+    """Signature of one row of an index: who has no secret cannot make one, and a flipped bit does not fit it."""
+    return maker.digest(
+        "row", name, record.entry_id, record.bucket, record.scope, str(record.grid), *pack_record(record)
+    )  # fmt: skip
+
+
 def unpack_record(
-    entry: str, bucket: str, scope: str, rows: int, cols: int, mask: bytes, voters: bytes, digest: str
-) -> Record:
-    """A record without pixels.
+    maker: KeyMaker, name: str, entry: str, bucket: str, scope: str, rows: int, cols: int, mask: bytes,
+    voters: bytes, digest: str, signature: str,
+) -> Record:  # fmt: skip
+    """A record without pixels, from one row of an index.
+
+    Args:
+        maker: Of the cache.
+        name: Of the unit that the row is about.
+        entry: See :class:`Record`.
+        bucket: See :class:`Record`.
+        scope: See :class:`Record`.
+        rows: Of the grid.
+        cols: Of the grid.
+        mask: See :func:`pack_record`.
+        voters: See :func:`pack_record`.
+        digest: See :func:`pack_record`.
+        signature: See :func:`sign_record`.
 
     Raises:
-        ValueError: The row is damaged.
+        ValueError: The row is damaged or forged.
         TypeError: As above.
     """
     if len(mask) != (rows * cols + 7) // 8:
         raise ValueError("mask and grid differ")
     bits = np.unpackbits(np.frombuffer(mask, np.uint8), count=rows * cols).astype(bool)
     hashes = np.frombuffer(voters, "<u8").astype(np.uint64)
-    return Record(entry, bucket, scope, (rows, cols), bits, hashes, int(digest, 16))
+    record = Record(entry, bucket, scope, (rows, cols), bits, hashes, int(digest, 16))
+    if sign_record(maker, name, record) != signature:
+        raise ValueError("the signature does not fit")
+    return record
+
+
+@dataclass
+class News:
+    """What other processes and machines did to a tier.
+
+    Attributes:
+        cleared: Scopes that were cleared (None: everything), before ``records`` were stored.
+        records: What was stored: record without pixels, and the unit's name.
+        gone: What is not there any more: bucket, entry, unit.
+    """
+
+    cleared: list[str | None] = field(default_factory=list)
+    records: list[tuple[Record, str]] = field(default_factory=list)
+    gone: list[tuple[str, str, str]] = field(default_factory=list)
 
 
 class TileIndex:
@@ -102,9 +141,11 @@ class TileIndex:
         self._records: dict[str, dict[str, Record]] = {}
         # bucket -> hash -> records that have it among their voters.
         self._postings: dict[str, dict[int, list[Record]]] = {}
+        # In the order in which they came; see `surplus`.
+        self._order: OrderedDict[tuple[str, str], Record] = OrderedDict()
 
     def __len__(self) -> int:
-        return sum(len(records) for records in self._records.values())
+        return len(self._order)
 
     def get(self, bucket: str, entry_id: str) -> Record | None:
         """The record of that name."""
@@ -122,7 +163,7 @@ class TileIndex:
         """Takes a record in; its name must be new in its bucket."""
         records = self._records.setdefault(record.bucket, {})
         assert record.entry_id not in records
-        records[record.entry_id] = record
+        records[record.entry_id] = self._order[record.bucket, record.entry_id] = record
         postings = self._postings.setdefault(record.bucket, {})
         for voter in record.voter_set:
             postings.setdefault(voter, []).append(record)
@@ -132,7 +173,7 @@ class TileIndex:
         records = self._records.get(record.bucket, {})
         if records.get(record.entry_id) is not record:
             return
-        del records[record.entry_id]
+        del records[record.entry_id], self._order[record.bucket, record.entry_id]
         postings = self._postings[record.bucket]
         for voter in record.voter_set:
             postings[voter].remove(record)
@@ -140,6 +181,16 @@ class TileIndex:
                 del postings[voter]
         if not records:
             del self._records[record.bucket], self._postings[record.bucket]
+
+    def surplus(self) -> Record | None:
+        """The record that came first among those that no memory tier has values of; None when there is none."""
+        for _ in range(len(self._order)):
+            name, record = next(iter(self._order.items()))
+            if record.pixels is None:
+                return record
+            # The memory tiers' budgets bound these.
+            self._order.move_to_end(name)
+        return None
 
     def candidates(self, bucket: str, hashes: np.ndarray) -> list[Record]:
         """Records whose voters all occur in an image and whose digest fits.
@@ -195,56 +246,3 @@ class SessionHistory:
         entries.append(entry_id)
         while len(self._sessions) > self._max:
             self._sessions.popitem(last=False)
-
-
-class GhostList:
-    """What was seen but not stored: a background is worth storing when an earlier image showed it too.
-
-    Images are remembered by their tile hashes, not by the name of one detector's cut: boxes jitter, and with them
-    every name.
-
-    Args:
-        depth: Images remembered per bucket.
-        max_images: Images remembered in all; buckets that have been silent for longest lose theirs first.
-    """
-
-    def __init__(self, depth: int, max_images: int = 8192) -> None:
-        self._depth, self._max = depth, max_images
-        self._images: OrderedDict[str, deque[np.ndarray]] = OrderedDict()
-        self._num_images = 0
-        self._names: OrderedDict[str, None] = OrderedDict()
-
-    def push_image(self, bucket: str, hashes: np.ndarray) -> None:
-        """An image (``[N]`` uint64 hashes) found no stored background."""
-        images = self._images.setdefault(bucket, deque())
-        self._images.move_to_end(bucket)
-        images.append(hashes)
-        self._num_images += 1
-        if len(images) > self._depth:
-            images.popleft()
-            self._num_images -= 1
-        while self._num_images > self._max:
-            silent = next(iter(self._images))
-            self._images[silent].popleft()
-            self._num_images -= 1
-            if not self._images[silent]:
-                del self._images[silent]
-
-    def admits(self, record: Record, hashes: np.ndarray) -> bool:
-        """Whether a background was seen before the image that shows it now; remembers it when not.
-
-        Args:
-            record: The candidate.
-            hashes: ``[n]`` uint64 of its mask tiles.
-        """
-        if record.entry_id in self._names:
-            del self._names[record.entry_id]
-            return True
-        images = self._images.get(record.bucket, ())
-        # The image that shows it now is one of them.
-        if sum(np.array_equal(image[record.indices], hashes) for image in images) >= 2:
-            return True
-        self._names[record.entry_id] = None
-        while len(self._names) > 64 * self._depth:
-            self._names.popitem(last=False)
-        return False

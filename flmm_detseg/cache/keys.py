@@ -13,7 +13,7 @@ from flmm_detseg.cache.types import BackgroundKey, Namespace
 from flmm_detseg.errors import ConfigError, DataError
 
 # Part of every name: a change of what is hashed, or of the layout of stored files, makes other names.
-FORMAT = "flmm-bg-1"
+FORMAT = "flmm-bg-2"
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
@@ -78,7 +78,10 @@ class KeyMaker:
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) < 16:
-            raise ConfigError("the cache's secret has fewer than 16 bytes")
+            raise ConfigError(
+                f"the cache's secret has {len(secret)} bytes, wanted at least 16: give `secret` a longer text, or "
+                "delete the file `secret` of the cache folder"
+            )
         self._secret = hashlib.blake2b(secret, digest_size=32, person=b"flmm-bg-cache").digest()
         self._weights = lru_cache(maxsize=8)(self._make_weights)
 

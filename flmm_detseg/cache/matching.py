@@ -14,7 +14,6 @@ from flmm_detseg.cache.index import Record, SessionHistory
 from flmm_detseg.cache.keys import KeyMaker
 from flmm_detseg.cache.settings import CacheSettings
 from flmm_detseg.cache.shelves import Shelves
-from flmm_detseg.cache.stats import CacheStats
 from flmm_detseg.cache.types import BackgroundKey, Match, Namespace, PrefixKV
 
 # Donors that the approximate level compares at most.
@@ -32,6 +31,7 @@ class Query:
         session: Stream that it belongs to.
         prefix_key: Prompt prefix of interest.
         live: ``[N]`` bool, False on letterbox tiles.
+        max_stale: Tiles that can be sent again at most; None: any number.
         maker: Names and hashes.
     """
 
@@ -41,6 +41,7 @@ class Query:
     session: str | None
     prefix_key: str | None
     live: np.ndarray
+    max_stale: int | None
     maker: KeyMaker
 
     @cached_property
@@ -54,6 +55,18 @@ class Query:
         return [self.maker.unit(self.namespace, record.entry_id, prefix) for prefix in (*prefixes, None)]
 
 
+def covers_enough(mask: np.ndarray, live: np.ndarray, max_object_share: float) -> bool:
+    """Whether a background (``[N]`` bool) leaves little enough of an image to compute.
+
+    Args:
+        mask: Of the background.
+        live: ``[N]`` bool of the image, False on letterbox tiles.
+        max_object_share: See :class:`CacheSettings`.
+    """
+    covered = int(np.count_nonzero(mask & live))
+    return covered > 0 and covered >= int(np.count_nonzero(live)) * (1 - max_object_share)
+
+
 class Matcher:
     """Finds donors on the shelves.
 
@@ -62,7 +75,6 @@ class Matcher:
         history: Last backgrounds of every stream.
         settings: See :class:`CacheSettings`.
         guard: Of the approximate level; None: the level is off.
-        stats: Where hits are counted.
     """
 
     def __init__(
@@ -71,10 +83,9 @@ class Matcher:
         history: SessionHistory,
         settings: CacheSettings,
         guard: ApproximateGuard | None,
-        stats: CacheStats,
     ) -> None:
         self._shelves, self._history, self._settings = shelves, history, settings
-        self._guard, self._stats = guard, stats
+        self._guard = guard
 
     def exact(self, query: Query) -> Match | None:
         """The session's last backgrounds, then the votes of tile hashes; stored pixels decide."""
@@ -113,7 +124,7 @@ class Matcher:
             if pixels is None:
                 continue
             stale = stale_tiles(query.tiles[record.indices], pixels, settings)
-            if stale is None:
+            if stale is None or (query.max_stale is not None and len(stale) > query.max_stale):
                 continue
             found = self._serve(record, pixels, record.indices[stale], query, "approximate")
             if found is not None:
@@ -122,16 +133,13 @@ class Matcher:
 
     def _ranked(self, records: list[Record], query: Query) -> list[Record]:
         """Donors that leave little enough to compute, the best first."""
-        num_live = int(np.count_nonzero(query.live))
-        least = num_live * (1 - self._settings.max_object_share)
         ranked: list[tuple[bool, int, Record]] = []
         for record in records:
-            covered = record.num_live(query.live)
-            if covered < least or covered == 0:
+            if not covers_enough(record.mask, query.live, self._settings.max_object_share):
                 continue
             name = query.names(record)[0]
             stored = any(name in names for names in list(record.values.values()))
-            ranked.append((query.prefix_key is not None and stored, covered, record))
+            ranked.append((query.prefix_key is not None and stored, record.num_live(query.live), record))
         return [record for *_, record in sorted(ranked, key=lambda item: item[:2], reverse=True)]
 
     def _serve(
@@ -145,15 +153,16 @@ class Matcher:
         """Hands the stored values out; None when they are gone."""
         *prefix_name, features_name = query.names(record)
         l2 = self._shelves.use(record, prefix_name[0], pixels) if prefix_name else None
-        # A prefix needs no features: they are handed out when they are at hand.
-        l1 = self._shelves.use(record, features_name, pixels, fetch=l2 is None)
-        if l1 is None and l2 is None:
+        # A prefix needs no features: they are handed out when they are at hand, which is no use of them.
+        if l2 is None:
+            l1 = self._shelves.use(record, features_name, pixels)
+        else:
+            l1 = self._shelves.peek(features_name, pixels)
+        served = l2 or l1
+        if served is None:
             return None
         prefix = l2.value if l2 is not None and isinstance(l2.value, PrefixKV) else None
         features = l1.value if l1 is not None and isinstance(l1.value, Tensor) else None
         key = BackgroundKey(record.mask, pixels, record.entry_id, record.grid)
-        served = "L3" if level == "approximate" else "L1" if l2 is None else "L2"
-        self._stats.add("requests", served)
-        self._stats.add("saved_ms", served, (l2 or l1).saved_ms)
-        match = Match(key, level, stale, features, prefix)
+        match = Match(key, level, stale, features, prefix, served.saved_ms)
         return self._shelves.hold(match, [unit for unit in (l1, l2) if unit is not None])

@@ -119,7 +119,6 @@ class MemoryTier:
         self._on_evict = on_evict
         self.num_bytes = 0
         self.bytes_by_tenant: Counter[str] = Counter()
-        self.bytes_by_level: Counter[Level] = Counter()
 
     def __len__(self) -> int:
         return len(self._units)
@@ -208,4 +207,3 @@ class MemoryTier:
     def _count(self, unit: Unit, sign: int) -> None:
         self.num_bytes += sign * unit.num_bytes
         self.bytes_by_tenant[unit.tenant] += sign * unit.num_bytes
-        self.bytes_by_level[unit.level] += sign * unit.num_bytes

@@ -25,11 +25,13 @@ from flmm_detseg.cache.prompt import (
     text_places,
     with_partition,
 )
+from flmm_detseg.cache.stale import check_share, see_groups
 from flmm_detseg.cache.trainable import set_trainable
 from flmm_detseg.cache.types import PatchPartition
 from flmm_detseg.cache.wrapped import WrappedLlava
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms import LMMAdapter
+from flmm_detseg.lmms.exclusive import exclusive
 from flmm_detseg.lmms.isolated import feature_layer, gathered_states, isolated_states
 from flmm_detseg.lmms.prefix import PhraseRows
 from flmm_detseg.lmms.prefix_kv import PrefixDecoder
@@ -54,13 +56,14 @@ class CachedLMM(WrappedLlava):
         partitioner: Finds the objects of a sample, or its config.
         positions: ``"packed"`` or ``"raster"``, see :class:`~flmm_detseg.cache.layout.PromptLayout`.
         letterbox: ``"background"`` or ``"drop"``.
-        projectors: ``"shared"``: the LLaVA's own. ``"separate"``: one each for background and objects, copies of it to
-            begin with.
+        projectors: ``"shared"``: the LLaVA's own. ``"separate"``: one each for background and objects, float32 copies
+            of it to begin with.
         prefusion: Settings of pre-fusion, or their config; None for none.
         order: ``"image"`` only isolates the groups and leaves the sequence as it is, see :class:`PromptLayout`; nothing
             of it can be cached.
         train: Trained besides the LLaVA's LoRA: any of ``"separators"``, ``"projectors"``, ``"prefusion"``.
         train_layers: Last decoder layers of the language model that are trained, too.
+        stale_share: Least and largest share of stale background patches in training, see :func:`see_groups`; None: 0.
 
     Attributes:
         separators: ``[4, d]``: begin and end of background, begin and end of objects; to begin with the mean embedding
@@ -82,6 +85,7 @@ class CachedLMM(WrappedLlava):
         order: str = "background",
         train: Sequence[str] = (),
         train_layers: int = 0,
+        stale_share: Sequence[float] | None = None,
     ) -> None:
         lmm = MODELS.build(lmm) if isinstance(lmm, Mapping) else lmm
         super().__init__(lmm)
@@ -97,6 +101,7 @@ class CachedLMM(WrappedLlava):
         prefusion = MODELS.build(prefusion) if isinstance(prefusion, Mapping) else prefusion
         compressed = 0 if prefusion is None else prefusion.num_compressed
         self.layout = PromptLayout(rows * cols, positions, letterbox, limit, compressed, order)
+        self.stale_share = check_share(stale_share, self.layout)
         parts = lmm.model.model
         self.feature_layer = feature_layer(parts.vision_tower, lmm.model.config.vision_feature_layer)
         words = lmm.class_embeddings(["background", "objects"])
@@ -104,8 +109,8 @@ class CachedLMM(WrappedLlava):
         if projectors not in PROJECTORS:
             raise ConfigError(f"`projectors` is {projectors!r}; allowed: {', '.join(PROJECTORS)}")
         own = projectors == "separate"
-        self.background_projector = copy.deepcopy(parts.multi_modal_projector) if own else None
-        self.object_projector = copy.deepcopy(parts.multi_modal_projector) if own else None
+        self.background_projector = copy.deepcopy(parts.multi_modal_projector).float() if own else None
+        self.object_projector = copy.deepcopy(parts.multi_modal_projector).float() if own else None
         self.prefusion = None if prefusion is None else prefusion.build(lmm)
         set_trainable(self, train, train_layers)
         self.frozen = lmm.frozen and not any(p.requires_grad for p in self.parameters())
@@ -116,19 +121,22 @@ class CachedLMM(WrappedLlava):
         """Like ``nn.Module.train``, but a frozen LMM stays in eval mode. Weights are about to change: fingerprints are
         taken anew.
         """
-        if mode:
-            self.fingerprints.invalidate()
-        return super().train(mode)
+        # Not within another thread's request.
+        with exclusive(self.model):
+            if mode:
+                self.fingerprints.invalidate()
+            return super().train(mode)
 
     @contextmanager
     def base_mode(self) -> Iterator[None]:
         """See :class:`LMMAdapter`: one group, the LLaVA's own order, its own projector."""
-        before, self._stock = self._stock, True
-        try:
-            with self.lmm.base_mode():
-                yield
-        finally:
-            self._stock = before
+        with exclusive(self.model):
+            before, self._stock = self._stock, True
+            try:
+                with self.lmm.base_mode():
+                    yield
+            finally:
+                self._stock = before
 
     # One sample.
 
@@ -195,7 +203,7 @@ class CachedLMM(WrappedLlava):
 
     def _projected(self, projector: nn.Module | None, features: Tensor) -> Tensor:
         projector = self.model.model.multi_modal_projector if projector is None else projector
-        return projector(features.to(self.model.dtype)).to(self.model.dtype)
+        return projector(features.to(next(projector.parameters()).dtype)).to(self.model.dtype)
 
     def background_tokens(self, features: Tensor) -> Tensor:
         """Projected patches of a background, ``[n, d]``: what pre-fusion reads."""
@@ -223,12 +231,12 @@ class CachedLMM(WrappedLlava):
         order = torch.cat([part.background, part.objects]).argsort()
         return torch.cat([self._words(part.system_ids), tokens[order], self._words(part.text_ids)])
 
-    def _sequences(self, features: Tensor, parts: Sequence[PromptParts]) -> Tensor:
-        """Embeddings of a batch of prompts, ``[B, T, d]``, from features ``[B, N, D]``."""
+    def _sequences(self, features: Tensor, parts: Sequence[PromptParts], stored: Tensor) -> Tensor:
+        """Embeddings of a batch of prompts, ``[B, T, d]``, from features ``[B, N, D]``, of backgrounds ``stored``."""
         if self.layout.order == "image":
             rows = [self.image_order_embeds(*pair) for pair in zip(features, parts, strict=True)]
             return pad_sequence(rows, batch_first=True)
-        backgrounds = [found[part.background] for found, part in zip(features, parts, strict=True)]
+        backgrounds = [found[part.background] for found, part in zip(stored, parts, strict=True)]
         suffixes = [
             self.suffix_embeds(found[part.objects], part.text_ids)
             for found, part in zip(features, parts, strict=True)
@@ -276,23 +284,23 @@ class CachedLMM(WrappedLlava):
         if self.lmm.rows.attention == "eager":
             raise ConfigError("rows `attention`='eager' compares with stock LLaVA; CachedLMM needs 'rows'")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            parts = [self.parts(item) for item in inputs]
-            states = self._see(inputs, (self.feature_layer, *capture.vision_layers))
+            parts, states, stored = see_groups(self, inputs, (self.feature_layer, *capture.vision_layers))
             vision = self._vision_maps(states, len(inputs), capture.vision_layers)
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)
-            embeds = self._sequences(states[self.feature_layer], parts)
+            embeds = self._sequences(states[self.feature_layer], parts, stored)
             return replace(self._read(inputs, parts, embeds, capture), vision=vision)
 
     def isolated_features(self, item: LMMInputs) -> Tensor:
         """Vision features of all patches of one sample, each group for itself, ``[N, D]``."""
-        return self._see([item], (self.feature_layer,))[self.feature_layer][0]
+        return self.see([item], (self.feature_layer,))[self.feature_layer][0]
 
     def vision_states(self, item: LMMInputs, layers: Collection[int]) -> dict[int, Tensor]:
         """Hidden states of the isolated tower as maps: per layer ``[D, rows, cols]``."""
-        return self._vision_maps(self._see([item], layers), 1, layers)[0]
+        return self._vision_maps(self.see([item], layers), 1, layers)[0]
 
-    def _see(self, inputs: Sequence[LMMInputs], layers: Collection[int]) -> dict[int, Tensor]:
+    def see(self, inputs: Sequence[LMMInputs], layers: Collection[int]) -> dict[int, Tensor]:
+        """Hidden states of all patches, each group for itself: per layer ``[B, N, D]``."""
         last = self.model.config.vision_config.num_hidden_layers
         if wrong := [layer for layer in layers if not 0 <= layer <= last]:
             raise ConfigError(f"vision_layers {wrong} do not exist; the tower has hidden states 0..{last}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -131,6 +131,8 @@ def load_own(model: CachedLMM, path: str | Path) -> list[PartReport]:
 def _layout(model: CachedLMM) -> str:
     layout = model.layout
     projectors = "shared" if model.background_projector is None else "separate"
+    # Settings of pre-fusion that no shape shows, such as heads.
+    fused = {} if model.prefusion is None else {"prefusion": asdict(model.prefusion.settings)}
     facts = dict(
         num_patches=layout.num_patches,
         positions=layout.positions,
@@ -138,6 +140,7 @@ def _layout(model: CachedLMM) -> str:
         compressed=layout.compressed,
         order=layout.order,
         projectors=projectors,
+        **fused,
     )
     return json.dumps(facts, sort_keys=True)
 

@@ -69,7 +69,7 @@ class PreFusion:
             )
         layers = GatedLayers(lmm.model.config.text_config, self.num_layers)
         rotary = layers.rotary_emb.inv_freq
-        fusion = QuestionFusion(layers, compressor).to(lmm.device, lmm.model.dtype)
+        fusion = QuestionFusion(layers, compressor, self).to(lmm.device, lmm.model.dtype)
         layers.rotary_emb.inv_freq = rotary.to(lmm.device)
         return fusion
 
@@ -152,10 +152,12 @@ class QuestionFusion(nn.Module):
     Args:
         layers: The layers.
         compressor: Of backgrounds; None leaves them.
+        settings: What both were built from. Not all of it shows in their tensors, so fingerprints and files name it.
     """
 
-    def __init__(self, layers: GatedLayers, compressor: Compressor | None) -> None:
+    def __init__(self, layers: GatedLayers, compressor: Compressor | None, settings: PreFusion) -> None:
         super().__init__()
+        self.settings = settings
         self.layers = layers
         self.compressor = compressor
 

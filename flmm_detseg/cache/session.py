@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.cache.answering import Answer, answer, answer_stream
+from flmm_detseg.cache.detectors import SESSION
 from flmm_detseg.cache.model import CachedLMM
 from flmm_detseg.cache.serving import CacheUse
 from flmm_detseg.cache.store import BackgroundCache
+from flmm_detseg.cache.types import PatchPartition
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import CaptureSpec, Sample
 
@@ -21,7 +23,10 @@ CACHE_MODES = ("on", "off")
 class StreamSession:
     """Answers questions about a stream of images, computing no background twice.
 
-    Requests of one session run one after the other; several sessions may share model and cache in threads.
+    Requests of one session run one after the other. Several sessions may share model and cache in threads: one request
+    at a time computes (a prompt, or the next token), in the order of asking, and ``model.base_mode()``,
+    ``model.train()`` and merging of LoRA wait for their turn. Change weights between requests only: what was computed
+    while they changed is not stored, but it is answered.
 
     Example:
         >>> session = StreamSession(model, BackgroundCache(CacheSettings()))
@@ -46,6 +51,11 @@ class StreamSession:
         self.cache = cache
         self.tenant = tenant
         self.session_id = session_id or uuid.uuid4().hex
+        self._static = False
+
+    def declare_static(self) -> None:
+        """The stream repeats its background (fixed camera, kiosk): it is stored at first sight, with any weights."""
+        self._static = True
 
     def ask(
         self,
@@ -53,6 +63,7 @@ class StreamSession:
         text: str | None = None,
         *,
         cache: str = "on",
+        partition: PatchPartition | None = None,
         capture: CaptureSpec | None = None,
         max_new_tokens: int = 128,
         on_text: Callable[[str], None] | None = None,
@@ -64,20 +75,23 @@ class StreamSession:
             image: RGB uint8 ``[H, W, 3]``.
             text: The question; None asks for a description.
             cache: ``"off"``: neither reads nor writes the cache.
+            partition: Groups to use instead of the partitioner's, e.g. ``Answer.partition``; with ``cache="off"`` only.
             capture: Rows of the answer's tokens to keep: ``Answer.generation`` then serves
                 :meth:`CachedLMM.states_of_phrases`.
             max_new_tokens: Longest answer.
             on_text: Called with each further piece of the text.
-            meta: What the partitioner may read (``Sample.meta``).
+            meta: What the partitioner may read (``Sample.meta``); ``"session"`` is the session's own.
 
         Raises:
-            ConfigError: Unknown cache mode, or ``max_new_tokens`` below 1.
+            ConfigError: Unknown cache mode, given groups with a cache, ``max_new_tokens`` below 1, or a cache and a
+                model that was set to training mode meanwhile.
             DataError: The image cannot be used, or the prompt is too long.
         """
         return answer(
             self.model,
             self._sample(image, text, meta),
             use=self._use(cache),
+            partition=partition,
             capture=capture,
             max_new_tokens=max_new_tokens,
             on_text=on_text,
@@ -103,7 +117,9 @@ class StreamSession:
         )
 
     def _sample(self, image: np.ndarray, text: str | None, meta: Mapping[str, Any] | None) -> Sample:
-        meta = {"session": self.session_id, **(meta or {})}
+        # Without the cache the stream is another one, also for partitioners that remember images: a request that is
+        # not to write must not change what the next one with the cache finds.
+        meta = {**(meta or {}), SESSION: (self.tenant, self.session_id, "off")}
         return Sample(f"session/{self.session_id}", image, "", (), prompt=text, meta=meta)
 
     def _use(self, mode: str) -> CacheUse | None:
@@ -111,4 +127,4 @@ class StreamSession:
             raise ConfigError(f"`cache` is {mode!r}; allowed: {', '.join(CACHE_MODES)}")
         if mode == "off" or self.cache is None:
             return None
-        return CacheUse(self.cache, self.tenant, self.session_id)
+        return CacheUse(self.cache, self.tenant, self.session_id, self._static)

@@ -7,6 +7,8 @@ import queue
 import threading
 import time
 import weakref
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from flmm_detseg.cache.types import Match
 from flmm_detseg.errors import ConfigError, DataError
 
 LOGGER = logging.getLogger(__name__)
+_Epoch = tuple[int, int]
 
 
 class Shelves:
@@ -44,9 +47,9 @@ class Shelves:
         self._disk_prefix = settings.disk_prefix
         policy = build_policy(settings.eviction)
         budgets = {"device": settings.device_bytes, "host": settings.host_bytes}
-        self._devices = {"device": settings.device, "host": "cpu"}
+        self._devices = {"device": settings.device or "cpu", "host": "cpu"}
         try:
-            torch.empty(0, device=settings.device)
+            torch.empty(0, device=settings.device or "cpu")
             torch.empty(1, pin_memory=settings.pin_host)
         except RuntimeError as error:
             raise ConfigError(f"the cache's device or pinned memory cannot be used: {error}") from error
@@ -61,11 +64,14 @@ class Shelves:
         self.remote: dict[str, DiskTier | RedisTier] = {}
         if settings.folder is not None:
             self.remote["disk"] = DiskTier(
-                Path(settings.folder), settings.disk_bytes, policy, settings.tenant_bytes
+                Path(settings.folder), settings.disk_bytes, policy, maker, settings.tenant_bytes
             )
         if settings.redis_url is not None:
-            self.remote["redis"] = RedisTier(settings.redis_url, settings.redis_ttl_s)
-        self._queue: queue.Queue[tuple[Record, Unit] | None] | None = None
+            self.remote["redis"] = RedisTier(settings.redis_url, settings.redis_ttl_s, maker)
+        self._max_records = settings.index_records
+        # How often everything ("") and each scope was cleared: a value from before the last time is not stored.
+        self._clears: Counter[str] = Counter()
+        self._queue: queue.Queue[tuple[Record, Unit, _Epoch] | None] | None = None
         if self.remote and settings.write_behind:
             self._queue = queue.Queue(settings.write_behind)
             threading.Thread(target=self._write_behind, args=(self._queue,), daemon=True).start()
@@ -84,7 +90,15 @@ class Shelves:
         try:
             self._next_poll = time.monotonic() + self._poll_s
             for place, tier in self.remote.items():
-                for record, name in tier.poll(wait=now):
+                found = tier.poll()
+                for scope in found.cleared:
+                    self._drop(scope)
+                    if place == "redis" and "disk" in self.remote:
+                        # The message came to this machine only here.
+                        self.remote["disk"].clear(None if scope is None else {scope})
+                for bucket, entry_id, name in found.gone:
+                    self.forget(bucket, entry_id, place, name)
+                for record, name in found.records:
                     news |= self.attach(record, place, name)
         finally:
             self._poll_lock.release()
@@ -107,27 +121,32 @@ class Shelves:
                 return unit.key.pixels
         return None
 
-    def use(self, record: Record, name: str, pixels: np.ndarray, fetch: bool = True) -> Unit | None:
+    def use(self, record: Record, name: str, pixels: np.ndarray) -> Unit | None:
         """A stored value, counted as used.
 
         Args:
             record: Its background.
             name: The unit's.
             pixels: The background's pixels that were compared with the image; a value of others is not handed out.
-            fetch: Also from remote tiers.
         """
         with self.lock:
             unit = self._use_memory(record, name)
         elsewhere = any(name in record.values.get(place, ()) for place in self.remote)
-        if unit is None and fetch and elsewhere:
+        if unit is None and elsewhere:
             tiles = np.zeros((len(record.mask), pixels.shape[1]), np.uint8)
             tiles[record.indices] = pixels
             unit = self._fetch(record, name, tiles)
-        if unit is None or not (unit.key.pixels is pixels or np.array_equal(unit.key.pixels, pixels)):
+        if unit is None or not _shows(unit, pixels):
             return None
         for tier in self.remote.values():
             tier.touch(name)
         return unit
+
+    def peek(self, name: str, pixels: np.ndarray) -> Unit | None:
+        """As :meth:`use`, but only what lies in memory, and not counted as used."""
+        with self.lock:
+            found = [unit for tier in self.memory.values() if (unit := tier.peek(name)) is not None]
+        return next((unit for unit in found if unit.intact and _shows(unit, pixels)), None)
 
     def hold(self, match: Match, units: list[Unit]) -> Match:
         """Keeps units from being evicted for as long as the match is alive; their tensors live on in any case."""
@@ -150,17 +169,18 @@ class Shelves:
 
     def store(self, record: Record, unit: Unit) -> bool:
         """Writes a value into every tier that takes it (L2 to disk only when wanted, never to Redis)."""
-        stored = self._put_memory(record, unit)
+        epoch = self._epoch(record.scope)
+        stored = self._put_memory(record, unit, epoch)
         if not self._places(unit):
             return stored
         if self._queue is None:
-            return self._put_remote(record, unit) or stored
+            return self._put_remote(record, unit, epoch) or stored
         with self.lock:
             kept = self.memory["host"].peek(unit.name) if "host" in self.memory else None
         # The caller's tensors may change while they wait.
         kept = kept or replace(unit, value=copy_value(unit.value, "cpu"))
         try:
-            self._queue.put_nowait((record, kept))
+            self._queue.put_nowait((record, kept, epoch))
         except queue.Full:
             self._stats.add("refused", "busy")
             return stored
@@ -171,10 +191,12 @@ class Shelves:
         if self._queue is not None:
             self._queue.join()
 
-    def _write_behind(self, waiting: queue.Queue[tuple[Record, Unit] | None]) -> None:
+    def _write_behind(self, waiting: queue.Queue[tuple[Record, Unit, _Epoch] | None]) -> None:
         while (item := waiting.get()) is not None:
             try:
-                self._put_remote(*item)
+                # Another process may have cleared it while it waited here, and while it is written.
+                self.poll(now=True)
+                self._put_remote(*item, check=lambda: self.poll(now=True))
             except Exception:
                 # A tier answers for its own failures; whatever else it is must not end the thread.
                 self._stats.add("errors", "write_behind")
@@ -188,25 +210,29 @@ class Shelves:
             return list(self.remote)
         return [place for place in self.remote if place == "disk" and self._disk_prefix]
 
-    def _put_remote(self, record: Record, unit: Unit) -> bool:
+    def _put_remote(
+        self, record: Record, unit: Unit, epoch: _Epoch, check: Callable[[], object] = lambda: None
+    ) -> bool:
         data: bytes | None = None
         stored = False
         for place in self._places(unit):
+            if epoch != self._epoch(record.scope):
+                break
             tier = self.remote[place]
             value = StoredValue(
-                unit.name,
-                record.bucket,
-                unit.tenant,
-                record.scope,
-                unit.level,
-                unit.key,
-                unit.saved_ms,
-                unit.value,
-            )
+                unit.name, record.bucket, unit.tenant, record.scope, unit.level, unit.key, unit.saved_ms, unit.value
+            )  # fmt: skip
             data = encode(self._maker, value) if data is None else data
-            if tier.put(value, record, data):
-                self.attach(record, place, unit.name)
-                stored = True
+            if not tier.put(value, record, data):
+                continue
+            check()
+            with self.lock:
+                wanted = epoch == self._epoch(record.scope)
+                if wanted:
+                    self.attach(record, place, unit.name)
+                    stored = True
+            if not wanted:
+                tier.discard(unit.name)
         return stored
 
     def attach(self, record: Record, place: str, name: str) -> bool:
@@ -214,6 +240,8 @@ class Shelves:
         with self.lock:
             known = self.index.get(record.bucket, record.entry_id)
             if known is None:
+                if len(self.index) >= self._max_records and (oldest := self.index.surplus()) is not None:
+                    self.index.remove(oldest)
                 known = record
                 self.index.add(record)
             names = known.values.setdefault(place, set())
@@ -233,22 +261,43 @@ class Shelves:
             if empty:
                 self.index.remove(record)
 
-    def clear(self, scope: str | None) -> None:
-        """Removes all values, or those of one tenant and vision fingerprint."""
-        self.poll(now=True)
+    def discard(self, record: Record) -> None:
+        """Removes a background and all its values, wherever they are."""
         with self.lock:
-            for bucket in self.index.buckets():
-                for record in self.index.records(bucket):
-                    if scope is not None and record.scope != scope:
-                        continue
-                    for place, names in record.values.items():
-                        for name in names if place in self.memory else ():
-                            self.memory[place].remove(name)
-                    record.values.clear()
-                    record.pixels = None
-                    self.index.remove(record)
+            places = {place: list(names) for place, names in record.values.items()}
+            self._drop_record(record)
+        for place, names in places.items():
+            for name in names if place in self.remote else ():
+                self.remote[place].discard(name)
+
+    def clear(self, scope: str | None) -> None:
+        """Removes all values, or those of one tenant and vision fingerprint; also those that wait to be written."""
+        self.poll(now=True)
+        # What is being written or fetched at this moment is from before, too.
+        self._drop(scope)
         for tier in self.remote.values():
             tier.clear(None if scope is None else {scope})
+        self._drop(scope)
+
+    def _epoch(self, scope: str) -> _Epoch:
+        return self._clears[""], self._clears[scope]
+
+    def _drop(self, scope: str | None) -> None:
+        """Forgets all records, or those of a scope, and takes their values out of memory."""
+        with self.lock:
+            self._clears[scope or ""] += 1
+            for bucket in self.index.buckets():
+                for record in self.index.records(bucket):
+                    if scope is None or record.scope == scope:
+                        self._drop_record(record)
+
+    def _drop_record(self, record: Record) -> None:
+        for place, names in record.values.items():
+            for name in names if place in self.memory else ():
+                self.memory[place].remove(name)
+        record.values.clear()
+        record.pixels = None
+        self.index.remove(record)
 
     def close(self) -> None:
         """Writes what waits, then closes files and connections."""
@@ -273,11 +322,11 @@ class Shelves:
             tier.use(name)
             found = found or unit
         if found is not None and "device" in self.memory and name not in self.memory["device"]:
-            self._put_memory(record, found)
+            self._put_memory(record, found, self._epoch(record.scope))
             found = self.memory["device"].peek(name) or found
         return found
 
-    def _put_memory(self, record: Record, unit: Unit) -> bool:
+    def _put_memory(self, record: Record, unit: Unit, epoch: _Epoch) -> bool:
         stored = False
         for place, tier in self.memory.items():
             if name_known := unit.name in tier:
@@ -287,7 +336,7 @@ class Shelves:
             value = copy_value(unit.value, self._devices[place], self._pin_host and place == "host")
             copy = replace(unit, value=value)
             with self.lock:
-                if not tier.put(copy):
+                if epoch != self._epoch(record.scope) or not tier.put(copy):
                     continue
                 self.attach(record, place, unit.name)
                 known = self.index.get(record.bucket, record.entry_id)
@@ -306,6 +355,7 @@ class Shelves:
         for place, tier in self.remote.items():
             if name not in record.values.get(place, ()):
                 continue
+            epoch = self._epoch(record.scope)
             data = tier.get(name)
             if data is None:
                 self.forget(record.bucket, record.entry_id, place, name)
@@ -331,7 +381,12 @@ class Shelves:
                 name, stored.level, stored.tenant, record.bucket, record.scope, stored.key,
                 len(data), stored.saved_ms, stored.value,
             )  # fmt: skip
-            self._put_memory(record, unit)
+            self._put_memory(record, unit, epoch)
             with self.lock:
                 return self._use_memory(record, name) or unit
         return None
+
+
+def _shows(unit: Unit, pixels: np.ndarray) -> bool:
+    """Whether the unit's background has these pixels."""
+    return unit.key.pixels is pixels or np.array_equal(unit.key.pixels, pixels)

@@ -5,47 +5,26 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
+from flmm_detseg.cache.admission import GhostList, RateLimit
 from flmm_detseg.cache.disk import DiskTier, folder_secret
 from flmm_detseg.cache.flight import Flight, SingleFlight
 from flmm_detseg.cache.guard import ApproximateGuard
-from flmm_detseg.cache.index import GhostList, Record, SessionHistory, make_record
+from flmm_detseg.cache.index import Record, SessionHistory, make_record, pack_record
 from flmm_detseg.cache.keys import KeyMaker, check_tiles, frozen_key, resolve_grid
-from flmm_detseg.cache.matching import Matcher, Query
+from flmm_detseg.cache.matching import Matcher, Query, covers_enough
 from flmm_detseg.cache.memory import Unit, num_bytes_of
 from flmm_detseg.cache.settings import CacheSettings
 from flmm_detseg.cache.shelves import Shelves
 from flmm_detseg.cache.stats import CacheStats
 from flmm_detseg.cache.types import BackgroundKey, Match, Namespace, PrefixKV
 from flmm_detseg.errors import ConfigError, DataError
-
-
-class _RateLimit:
-    """Token bucket per tenant; a burst of two seconds is allowed."""
-
-    def __init__(self, per_s: float | None) -> None:
-        self._per_s = per_s
-        self._state: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def allows(self, tenant: str) -> bool:
-        if self._per_s is None:
-            return True
-        burst, now = max(1.0, 2 * self._per_s), time.monotonic()
-        tokens, since = self._state.get(tenant, (burst, now))
-        tokens = min(burst, tokens + (now - since) * self._per_s)
-        allowed = tokens >= 1
-        self._state[tenant] = (tokens - allowed, now)
-        self._state.move_to_end(tenant)
-        if len(self._state) > 4096:
-            self._state.popitem(last=False)
-        return allowed
 
 
 class BackgroundCache:
@@ -78,16 +57,18 @@ class BackgroundCache:
         # Per thread: within a flight an image is matched for the second time, which is no second sighting.
         self._matched = threading.local()
         self._static: set[tuple[str, str]] = set()
-        self._rates = _RateLimit(self.settings.tenant_inserts_per_s)
+        self._rates = RateLimit(self.settings.tenant_inserts_per_s)
         approximate = self.settings.approximate
         self.guard = None if approximate is None else ApproximateGuard(approximate)
-        self._matcher = Matcher(self._shelves, self._history, self.settings, self.guard, self._stats)
+        self._matcher = Matcher(self._shelves, self._history, self.settings, self.guard)
         disk = self._shelves.remote.get("disk")
         leases = disk if isinstance(disk, DiskTier) else None
         self._flights = SingleFlight(
             None if leases is None else lambda name: leases.acquire(name, self.settings.lease_s),
             None if leases is None else leases.release,
             self.settings.flight_timeout_s,
+            None if leases is None else lambda name: leases.renew(name, self.settings.lease_s),
+            self.settings.lease_s / 3,
         )
 
     def key(
@@ -121,8 +102,11 @@ class BackgroundCache:
         prefix_key: str | None = None,
         grid: tuple[int, int] | None = None,
         live: np.ndarray | None = None,
+        max_stale: int | None = None,
     ) -> Match | None:
         """Looks for a stored background that this image shows; no network runs for it.
+
+        A request may look twice; :meth:`count` is told once what served it.
 
         Order: the session's last backgrounds; votes of tile hashes; the approximate level when it is on. Stored pixels
         decide. Among several, one whose prefix is stored wins, then the one with the most live tiles.
@@ -134,6 +118,7 @@ class BackgroundCache:
             prefix_key: Prompt prefix (system tokens, separators, layout, positions); None: L2 is of no use.
             grid: ``(rows, cols)``; None means square.
             live: ``[N]`` bool, False on letterbox tiles; None: all are live.
+            max_stale: Tiles of a nearly equal donor that can be sent again at most; None: any number.
 
         Raises:
             DataError: Shapes or dtypes do not fit.
@@ -142,21 +127,28 @@ class BackgroundCache:
         started = time.perf_counter()
         check_tiles(tiles)
         bucket = self._maker.bucket(namespace, resolve_grid(len(tiles), grid), tiles.shape[1])
-        live = np.ones(len(tiles), bool) if live is None else live
-        if live.shape != (len(tiles),) or live.dtype != np.bool_:
-            raise DataError(f"live is {live.dtype} {live.shape}, wanted bool ({len(tiles)},)")
-        query = Query(tiles, namespace, bucket, session, prefix_key, live, self._maker)
+        live = _live_tiles(live, len(tiles))
+        query = Query(tiles, namespace, bucket, session, prefix_key, live, max_stale, self._maker)
         self._shelves.poll()
         found = self._matcher.exact(query) or self._matcher.approximate(query)
         with self._shelves.lock:
             if found is None:
                 if not getattr(self._matched, "already", False):
                     self._ghosts.push_image(bucket, query.hashes)
-                self._stats.add("requests", "miss")
             else:
                 self._history.push(bucket, session, found.key.entry_id)
         self._stats.add("match_ms", amount=1000 * (time.perf_counter() - started))
         return found
+
+    def count(self, match: Match | None) -> None:
+        """Counts a finished request.
+
+        Args:
+            match: What served it; None: it was computed.
+        """
+        self._stats.add("requests", "miss" if match is None else match.served)
+        if match is not None:
+            self._stats.add("saved_ms", match.served, match.saved_ms)
 
     def insert(
         self,
@@ -168,6 +160,7 @@ class BackgroundCache:
         prefix_key: str | None = None,
         saved_ms: Mapping[str, float],
         session: str | None = None,
+        live: np.ndarray | None = None,
     ) -> bool:
         """Stores a background, or adds a value to a stored one.
 
@@ -179,9 +172,11 @@ class BackgroundCache:
             prefix_key: Names the prefix; given exactly when ``prefix`` is.
             saved_ms: Milliseconds that a use of each level saves: ``{"L1": ..., "L2": ...}``.
             session: Stream that the image belongs to.
+            live: ``[N]`` bool, False on the image's letterbox tiles; None: all are live.
 
         Returns:
-            False when nothing was stored: too small, first sighting, over a quota or budget.
+            False when nothing was stored: too small, too many objects beside it, first sighting, over a quota or
+            budget, or of a level that is not kept.
 
         Raises:
             DataError: Features do not fit the key, or the key was made for another namespace.
@@ -189,14 +184,18 @@ class BackgroundCache:
         """
         key = frozen_key(key)
         self._check_insert(key, namespace, features, prefix, prefix_key, saved_ms)
-        record = self._admit(key, namespace, session)
+        values = [
+            (level, value, name)
+            for level, value, name in (("L1", features, None), ("L2", prefix, prefix_key))
+            if value is not None and level in self.settings.levels
+        ]
+        if not values:
+            return False
+        record = self._admit(key, namespace, session, _live_tiles(live, len(key.mask)))
         if record is None:
             return False
         stored = False
-        values = [("L1", features, None), ("L2", prefix, prefix_key)]
         for level, value, prefix_name in values:
-            if value is None:
-                continue
             unit = Unit(
                 self._maker.unit(namespace, key.entry_id, prefix_name), level, self._maker.tenant(namespace),
                 record.bucket, record.scope, key, num_bytes_of(value) + key.pixels.nbytes + key.mask.nbytes,
@@ -217,18 +216,34 @@ class BackgroundCache:
         with self._shelves.lock:
             self._static.add((self._maker.scope(namespace), session))
 
-    @contextmanager
-    def _enter(self, name: str) -> Iterator[Flight]:
-        with self._flights.enter(name) as flight:
-            # Another process may have stored it after this one matched and before it came here.
-            news = self._shelves.poll(now=True)
-            self._matched.already = True
-            try:
-                yield Flight(leader=flight.leader and not news)
-            finally:
-                self._matched.already = False
+    def would_store(
+        self,
+        key: BackgroundKey,
+        namespace: Namespace,
+        *,
+        session: str | None = None,
+        live: np.ndarray | None = None,
+    ) -> bool:
+        """Whether :meth:`insert` would take this background now: nobody needs to wait for what is not stored.
 
-    def single_flight(self, name: str) -> AbstractContextManager[Flight]:
+        Args:
+            key: See :meth:`insert`.
+            namespace: See :meth:`insert`.
+            session: See :meth:`insert`.
+            live: See :meth:`insert`.
+        """
+        bucket = self._maker.bucket(namespace, key.grid, key.pixels.shape[1])
+        hashes = self._maker.tile_hashes(key.pixels, key.indices)
+        fresh = make_record(key, bucket, self._maker.scope(namespace), hashes)
+        with self._shelves.lock:
+            if self._shelves.index.get(bucket, key.entry_id) is not None:
+                return True
+            if self._unworthy(key, _live_tiles(live, len(key.mask))) is not None:
+                return False
+            return self._is_static(fresh.scope, session) or self._ghosts.knows(fresh, hashes)
+
+    @contextmanager
+    def single_flight(self, name: str) -> Iterator[Flight]:
         """Only one thread or process (of one folder) at a time computes what ``name`` stands for.
 
         Example::
@@ -238,7 +253,15 @@ class BackgroundCache:
                 if match is None:
                     ...  # compute and insert
         """
-        return self._enter(name)
+        with self._flights.enter(name) as flight:
+            # Another process may have stored it after this one matched and before it came here.
+            leader = flight.leader and not self._shelves.poll(now=True)
+            self._stats.add("flights", "led" if leader else "waited")
+            self._matched.already = True
+            try:
+                yield Flight(leader)
+            finally:
+                self._matched.already = False
 
     def shadow(self, match: Match, agrees: Callable[[], bool]) -> bool | None:
         """Checks an approximate match now and then; see :meth:`ApproximateGuard.shadow`. None for exact ones."""
@@ -250,7 +273,12 @@ class BackgroundCache:
         return agreed
 
     def clear(self, namespace: Namespace | None = None) -> None:
-        """Removes everything, or what one tenant stored with one vision fingerprint (with any language model)."""
+        """Removes everything, or what one tenant stored with one vision fingerprint (with any language model).
+
+        What waits to be written goes, too. Other processes on the folder, and other machines that run on the same
+        Redis, drop their copies with their next request (within ``poll_s``). What stays: the disk tiers of machines
+        that are off or cut off from Redis now, and what requests hold in their hands at this moment.
+        """
         self._shelves.clear(None if namespace is None else self._maker.scope(namespace))
 
     def flush(self) -> None:
@@ -314,28 +342,55 @@ class BackgroundCache:
                 "the key does not fit the namespace or its pixels were changed: make it with cache.key"
             )
 
-    def _admit(self, key: BackgroundKey, namespace: Namespace, session: str | None) -> Record | None:
+    def _admit(
+        self, key: BackgroundKey, namespace: Namespace, session: str | None, live: np.ndarray
+    ) -> Record | None:
         """The record to store values under; None when the background is not to be stored."""
-        refused = None
         bucket = self._maker.bucket(namespace, key.grid, key.pixels.shape[1])
-        scope = self._maker.scope(namespace)
         hashes = self._maker.tile_hashes(key.pixels, key.indices)
+        fresh = make_record(key, bucket, self._maker.scope(namespace), hashes)
         with self._shelves.lock:
             record = self._shelves.index.get(bucket, key.entry_id)
+            if record is not None and record.pixels is None and pack_record(record) != pack_record(fresh):
+                damaged = record
+            else:
+                damaged = None
+        if damaged is not None:
+            # Its pixels were never seen here: the image's own mask is right, what a store says of it is not.
+            self._shelves.discard(damaged)
+            self._stats.add("dropped", "corrupt")
+        with self._shelves.lock:
+            record = self._shelves.index.get(bucket, key.entry_id)
+            refused = None
             if record is not None and record.pixels is not None:
                 if not np.array_equal(record.pixels, key.pixels):
                     # Two backgrounds under one name: the first one stays, the second one is computed every time.
                     refused = "collision"
-            elif len(key.pixels) < self.settings.min_tiles:
-                refused = "small"
-            elif record is None:
-                record = make_record(key, bucket, scope, hashes)
-                static = self.settings.admission == "always" or (scope, session) in self._static
-                if not static and not self._ghosts.admits(record, hashes):
+            elif (refused := self._unworthy(key, live)) is None and record is None:
+                # A damaged record shows that the background was seen before.
+                seen = damaged is not None or self._is_static(fresh.scope, session)
+                if not seen and not self._ghosts.admits(fresh, hashes):
                     refused = "first_sighting"
             if refused is None and not self._rates.allows(namespace.tenant):
                 refused = "rate"
         if refused is not None:
             self._stats.add("refused", refused)
             return None
-        return record
+        return record or fresh
+
+    def _unworthy(self, key: BackgroundKey, live: np.ndarray) -> str | None:
+        """Why this background would never serve, or serve too little."""
+        if np.count_nonzero(key.mask & live) < self.settings.min_tiles:
+            return "small"
+        return None if covers_enough(key.mask, live, self.settings.max_object_share) else "objects"
+
+    def _is_static(self, scope: str, session: str | None) -> bool:
+        return self.settings.admission == "always" or (scope, session) in self._static
+
+
+def _live_tiles(live: np.ndarray | None, num_tiles: int) -> np.ndarray:
+    if live is None:
+        return np.ones(num_tiles, bool)
+    if live.shape != (num_tiles,) or live.dtype != np.bool_:
+        raise DataError(f"live is {live.dtype} {live.shape}, wanted bool ({num_tiles},)")
+    return live

@@ -107,11 +107,6 @@ class PrefixKV:
         """Number of tokens P."""
         return self.keys[0].shape[-2]
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (*self.keys, *self.values))
-
 
 @dataclass(frozen=True, eq=False)
 class Match:
@@ -124,6 +119,7 @@ class Match:
             to be sent again as fresh object tokens.
         features: ``[n, D]`` vision features in raster order (L1), None when they are not stored any more.
         prefix: Keys and values of the prefix (L2), None when not stored for this prefix.
+        saved_ms: Milliseconds that serving it saves, as measured when it was stored.
     """
 
     key: BackgroundKey
@@ -131,3 +127,11 @@ class Match:
     stale: np.ndarray
     features: Tensor | None
     prefix: PrefixKV | None
+    saved_ms: float = 0.0
+
+    @property
+    def served(self) -> Literal["L1", "L2", "L3"]:
+        """The level that serves the request."""
+        if self.level == "approximate":
+            return "L3"
+        return "L1" if self.prefix is None else "L2"

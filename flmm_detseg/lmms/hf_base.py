@@ -14,6 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.base import LMMAdapter
+from flmm_detseg.lmms.exclusive import exclusive
 from flmm_detseg.lmms.loading import load_model, load_normalisation, load_tokenizer, torch_dtype
 from flmm_detseg.lmms.lora import add_lora, lora_groups
 from flmm_detseg.lmms.lora_layers import lora_off, recompute_contexts
@@ -369,7 +370,7 @@ class HFLlavaBase(LMMAdapter):
     @contextmanager
     def base_mode(self) -> Iterator[None]:
         """See :class:`LMMAdapter`; the language model runs transformers' own sdpa function, in eval mode."""
-        with self._text_attention("sdpa"), self._eval_mode(), lora_off(self.model):
+        with exclusive(self.model), self._text_attention("sdpa"), self._eval_mode(), lora_off(self.model):
             yield
 
     @torch.no_grad()

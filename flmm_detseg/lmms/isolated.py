@@ -90,9 +90,27 @@ def gathered_states(
     Returns:
         Per layer ``[n, D]``.
     """
+    found = gathered_batch(tower, pixel_values[None], indices, layers)
+    return {layer: states[0] for layer, states in found.items()}
+
+
+def gathered_batch(
+    tower: CLIPVisionModel, pixel_values: Tensor, indices: Tensor, layers: Collection[int]
+) -> dict[int, Tensor]:
+    """Gather path, the same group of several images at once.
+
+    Args:
+        tower: CLIP's.
+        pixel_values: ``[B, 3, S, S]`` in the tower's dtype.
+        indices: The patches of each image, int64 ``[n]`` in raster order.
+        layers: Wanted hidden states, 0 = embeddings.
+
+    Returns:
+        Per layer ``[B, n, D]``.
+    """
     rows = torch.cat([indices.new_zeros(1), indices + 1]).to(pixel_values.device)
-    states = _embed(tower, pixel_values[None])[:, rows]
-    return {layer: found[0, 1:] for layer, found in _run(tower, states, None, layers).items()}
+    states = _embed(tower, pixel_values)[:, rows]
+    return {layer: found[:, 1:] for layer, found in _run(tower, states, None, layers).items()}
 
 
 def _embed(tower: CLIPVisionModel, pixel_values: Tensor) -> Tensor:

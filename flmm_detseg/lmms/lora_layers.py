@@ -7,13 +7,15 @@ the untouched weight beside it ``....q_proj.base_layer.weight``.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.exclusive import exclusive
 from flmm_detseg.utils.names import suggest
 
 _GROUP = re.compile(r"(?:^|\.)lora_[AB]\.([^.]+)\.")
@@ -34,6 +36,19 @@ def lora_layers(module: nn.Module) -> dict[str, LoraLayer]:
     return {name: child for name, child in module.named_modules() if isinstance(child, LoraLayer)}
 
 
+def lora_switches(modules: Mapping[str, nn.Module]) -> list[tuple[Any, ...]]:
+    """What LoRA layers add, but for their weights: a line per layer with everything that switches it.
+
+    Args:
+        modules: By name, such as ``dict(model.named_modules())``; others than LoRA layers have no line.
+    """
+    return [
+        (name, layer.disable_adapters, layer.active_adapters, layer.merged_adapters, layer.scaling)
+        for name, layer in modules.items()
+        if isinstance(layer, LoraLayer)
+    ]
+
+
 def lora_parameters(module: nn.Module) -> dict[str, list[nn.Parameter]]:
     """LoRA parameters of a module by group."""
     groups: dict[str, list[nn.Parameter]] = {}
@@ -45,8 +60,11 @@ def lora_parameters(module: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 @contextmanager
 def lora_off(module: nn.Module) -> Iterator[None]:
-    """Context in which adapted layers compute with their base weights only, bit for bit. May be nested."""
-    with _disabled({layer: True for layer in lora_layers(module).values()}):
+    """Context in which adapted layers compute with their base weights only, bit for bit. May be nested.
+
+    Requests of other threads wait, see :func:`~flmm_detseg.lmms.exclusive.exclusive`.
+    """
+    with exclusive(module), _disabled({layer: True for layer in lora_layers(module).values()}):
         yield
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, RunError
 from flmm_detseg.lmms.conv_lora import ConvLoRADown
+from flmm_detseg.lmms.exclusive import exclusive
 from flmm_detseg.lmms.lora_layers import lora_layers
 
 # Largest accepted difference of a merged layer, relative to its largest output.
@@ -69,11 +70,12 @@ def merge_lora(module: nn.Module) -> int:
             )
     for name, layer in layers.items():
         _check_merge(name, layer)
-    for name, layer in layers.items():
-        base = layer.get_base_layer()
-        base.weight.copy_(_merged_weight(layer))
-        parent, _, leaf = name.rpartition(".")
-        setattr(module.get_submodule(parent), leaf, base)
+    with exclusive(module):
+        for name, layer in layers.items():
+            base = layer.get_base_layer()
+            base.weight.copy_(_merged_weight(layer))
+            parent, _, leaf = name.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, base)
     return len(layers)
 
 

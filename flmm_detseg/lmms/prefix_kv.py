@@ -33,13 +33,13 @@ class DecodedToken:
 
 
 class PrefixDecoder:
-    """A decoder of transformers somewhere within one sequence.
+    """A decoder of transformers somewhere within one sequence, or within several that are equally long so far.
 
     Args:
         language_model: Decoder (``inputs_embeds``, ``position_ids``, ``past_key_values``).
         output_embeddings: From its last state to logits.
-        keys: Per layer ``[1, kv_heads, P, head_dim]`` of the tokens so far, after the rotary embedding; None to start
-            from nothing.
+        keys: Per layer ``[B, kv_heads, P, head_dim]`` of the tokens so far, after the rotary embedding; None to start
+            from nothing. One prefix of B sequences may come expanded.
         values: As ``keys``.
     """
 
@@ -70,24 +70,25 @@ class PrefixDecoder:
         """Runs more tokens of the sequence.
 
         Args:
-            embeds: ``[1, T, d]``.
-            position_ids: int64 ``[T]``.
+            embeds: ``[B, T, d]``; shorter sequences padded on the right, where no token of theirs looks. Padding
+                stays in the keys: :meth:`split` before feeding more.
+            position_ids: int64 ``[T]``, or ``[B, T]`` where they differ.
             tap: Wanted attention rows of these tokens; needs the row tap's attention function.
 
         Returns:
-            Last hidden states ``[1, T, d]``.
+            Last hidden states ``[B, T, d]``.
         """
         count, length = embeds.shape[1], self._length + embeds.shape[1]
         # All ones, not None: without a mask, positions that jump are taken for several packed sequences. Behind stored
         # tokens causality is written out: transformers would build the same mask, far slower.
-        mask = torch.ones(1, length, dtype=torch.bool, device=embeds.device)
+        mask = torch.ones(len(embeds), length, dtype=torch.bool, device=embeds.device)
         if 1 < count < length:
-            mask = mask.expand(count, -1).tril(self._length)[None, None]
+            mask = mask[:1].expand(count, -1).tril(self._length)[None, None]
         arguments = {} if tap is None else {"row_tap": tap}
         output = self.language_model(
             inputs_embeds=embeds,
             attention_mask=mask,
-            position_ids=position_ids[None].to(embeds.device),
+            position_ids=position_ids.reshape(-1, count).to(embeds.device),
             past_key_values=self._cache,
             use_cache=True,
             **arguments,
@@ -99,6 +100,22 @@ class PrefixDecoder:
         """Keys and values so far, per layer; tensors of their own that no later :meth:`feed` changes."""
         layers = self._cache.layers
         return [layer.keys for layer in layers], [layer.values for layer in layers]
+
+    def split(self, lengths: Sequence[int]) -> list[PrefixDecoder]:
+        """A decoder for each sequence of a batch.
+
+        Args:
+            lengths: Tokens of each sequence, padding left out.
+        """
+        sides = self.snapshot()
+        return [
+            PrefixDecoder(
+                self.language_model,
+                self.output_embeddings,
+                *([tensor[row : row + 1, :, :length] for tensor in side] for side in sides),
+            )
+            for row, length in enumerate(lengths)
+        ]
 
     @torch.no_grad()
     def decode(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from flmm_detseg.structures import HiddenRows, LMMInputs, PatchGrid
 def hidden_rows(language_model: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
     """Collects states after every decoder layer, the last after the final norm, while the context is open.
 
+    Only of passes of this thread: others may use the model at the same time.
+
     Args:
         language_model: A decoder of transformers with ``layers`` and ``norm``.
         positions: Wanted tokens, int64 ``[R, P]``.
@@ -29,8 +32,11 @@ def hidden_rows(language_model: nn.Module, positions: Tensor) -> Iterator[list[T
         checkpointing repeats would change what the repetition has to save.
     """
     collected: list[Tensor] = []
+    owner = get_ident()
 
     def keep(_: nn.Module, __: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        if get_ident() != owner:
+            return
         states = output[0] if isinstance(output, tuple) else output
         collected.append(states if states.requires_grad else take_tokens(states, positions))
 

@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from mmengine.utils import get_object_from_string
 
+from flmm_detseg.cache import CachedLMM
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.models.checkpoint import check_tensors, load_checkpoint
 from flmm_detseg.models.from_config import read_config, without_start
@@ -25,18 +26,21 @@ def model_on_meta(config: Config, lmm_config: str | Path | None = None) -> Groun
     """Builds the model of a config on the meta device: names, shapes and ``requires_grad``, no weights read.
 
     Args:
-        config: Loaded config; its LMM and its SAM are named by ``from_pretrained``.
+        config: Loaded config; its LMM (or the one that a :class:`CachedLMM` wraps) and its SAM are named by
+            ``from_pretrained``.
         lmm_config: ``config.json`` of the LMM, or its folder; None looks where ``pretrained`` points.
 
     Raises:
         ConfigError: The LMM's sizes are not to be had, or the config cannot be built.
     """
     model = copy.deepcopy(without_start(config.model).to_dict())
-    lmm = model["lmm"]
-    kind = get_object_from_string(lmm["type"]) if isinstance(lmm["type"], str) else lmm["type"]
+    where, lmm = "model.lmm", model["lmm"]
+    if _object(lmm["type"]) is CachedLMM:
+        where, lmm = "model.lmm.lmm", lmm["lmm"]
+    kind = _object(lmm["type"])
     if not inspect.ismethod(kind) or kind.__name__ != "from_pretrained":
         raise ConfigError(
-            "`model.lmm.type` is no `from_pretrained`; cannot tell the LMM's sizes without building it"
+            f"`{where}.type` is no `from_pretrained`; cannot tell the LMM's sizes without building it"
         )
     adapter = kind.__self__
     source = lmm.pop("pretrained")
@@ -73,6 +77,13 @@ def import_flmm_checkpoint(
     os.replace(part, out)
     count = sum(value.numel() for value in given.values())
     return {"out": str(out), "num_tensors": len(given), "num_parameters": count}
+
+
+def _object(kind: Any) -> Any:
+    """The class or function of a ``type``."""
+    if not isinstance(kind, str):
+        return kind
+    return get_object_from_string(kind) if "." in kind else MODELS.get(kind)
 
 
 def _lmm_sizes(adapter: type, pretrained: str, lmm_config: str | Path | None) -> dict[str, Any]:

@@ -8,11 +8,16 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
 
-from flmm_detseg.cache import BackgroundCache
+from flmm_detseg.cache import BackgroundCache, CacheSettings, HFDetector
+from flmm_detseg.cache.keys import cut_tiles
+from flmm_detseg.cache.prompt import image_span
 from flmm_detseg.datasets.tinyworld.streams import make_stream
 from flmm_detseg.inference.streaming import stream_from_config
+from flmm_detseg.lmms.prefix_kv import PrefixDecoder
 from flmm_detseg.structures import Sample
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,13 +53,16 @@ def test_exactness_notices_wrong_features(load, monkeypatch, capsys):
     module = load("cache_exactness")
 
     class Wrong(BackgroundCache):
-        def insert(self, key, namespace, *, features, prefix, prefix_key, saved_ms, session):
-            if features is None:
-                return False
-            saved = {"L1": saved_ms["L1"]}
-            return super().insert(key, namespace, features=1.02 * features, saved_ms=saved, session=session)
+        def insert(self, key, namespace, *, features, prefix, prefix_key, saved_ms, session, live):
+            # The one that keeps features only.
+            if features is not None and self.settings.levels == ("L1",):
+                features = 1.02 * features
+            return super().insert(
+                key, namespace, features=features, prefix=prefix, prefix_key=prefix_key, saved_ms=saved_ms,
+                session=session, live=live,
+            )  # fmt: skip
 
-    monkeypatch.setattr(module, "FeaturesOnlyCache", Wrong)
+    monkeypatch.setattr(module, "BackgroundCache", Wrong)
     figures = last_line(module, ["--items", "48", "--frames", "8"], monkeypatch, capsys, code=2)
     assert any(problem.startswith("L1") for problem in figures["problems"])
     assert figures["levels"]["L2"]["max_logit_difference"] <= 1e-4
@@ -66,6 +74,7 @@ def test_baselines_are_stock_llava(load):
     exact, first_k = ways.ExactImage(model), ways.FirstK(model, num_tokens=model.layout.num_patches)
     # Squares have no letterbox.
     all_ways = [ways.Stock(model), ways.Stock(model, drop_letterbox=True), exact, exact, first_k, first_k]
+    cached = ways.Split(model, None, ways.NO_CACHE)
     labels = []
     for item in make_stream("camera", 1, 0, 3):
         sample = Sample(item.stream, item.image, "", (), prompt=item.question)
@@ -75,7 +84,115 @@ def test_baselines_are_stock_llava(load):
             done = ttft.request(way, sample, "camera", 0, session="s", answer=wanted.strip())
             assert done.right, done.label
             labels.append(done.label)
+        # First frames are sent whole.
+        cached(sample, ways.Clocks(model.device), "s")
+        done = ttft.request(
+            ways.Pruned(model, cached), sample, "camera", 0, session="s", answer=wanted.strip()
+        )
+        assert (done.label, done.right) == ("EVS-style pruning, first frame", True)
     assert {"exact-image cache, hit", "exact-image cache, miss", "first-k recompute, reuse"} <= set(labels)
+
+
+def test_pruning_sends_what_changed_at_its_own_positions(load, monkeypatch):
+    ttft, ways = load("ttft"), load("ttft_ways")
+    model = stream_from_config(ttft.CONFIG, untrained=True)[0].model
+    cached = ways.Split(model, BackgroundCache(CacheSettings(min_tiles=20, admission="always")), ways.FULL)
+    pruned, seen = ways.Pruned(model, cached), []
+    feed = PrefixDecoder.feed
+    monkeypatch.setattr(
+        PrefixDecoder, "feed", lambda self, *given: (seen.append(given[1]), feed(self, *given))[1]
+    )
+    hits = 0
+    before = None
+    for item in make_stream("camera", 1, 0, 8):
+        sample = Sample(item.stream, item.image, "", (), prompt=item.question, meta={"session": "c"})
+        hit = cached(sample, ways.Clocks(model.device), "c")
+        done = ttft.request(pruned, sample, "camera", 0, session="c", max_new_tokens=1)
+        text = model.prepare_text(sample)
+        start, end = image_span(text)
+        tiles = cut_tiles(model.processor.denormalise(text.pixel_values), model.patch_size)
+        sent = np.zeros(len(tiles), bool)
+        sent[cached.sent_anew(sample)] = True
+        if before is not None:
+            sent |= (tiles != before).any(1)
+        else:
+            sent[:] = True
+        before = tiles
+        wanted = [*range(start), *(start + np.flatnonzero(sent)), *range(end, len(text.input_ids))]
+        assert seen[-1].tolist() == wanted
+        assert done.new_tokens == len(wanted)
+        if hit.label == "hit L2":
+            hits += 1
+            # As many image tokens as the cached way, which also reads two separators but no system text.
+            assert done.new_tokens - start == hit.new_tokens - 2
+            assert done.new_tokens < len(text.input_ids)
+    assert hits > 2
+
+
+def test_random_detector_takes_its_time_and_says_nothing(load, monkeypatch):
+    detectors = load("ttft_detectors")
+    seen = []
+    find = HFDetector.find
+    monkeypatch.setattr(HFDetector, "find", lambda self, sample: (seen.append(sample), find(self, sample))[1])
+    source = detectors.partitioner("rtdetr", dilate=0, small=True).source
+    assert "random weights: time only" in source.name
+    meta = {"objects_xyxy": [[1, 2, 30, 40]]}
+    sample = Sample("one", np.zeros((56, 56, 3), np.uint8), "", (), prompt="a", meta=meta)
+    assert source.find(sample).boxes_xyxy.tolist() == meta["objects_xyxy"]
+    assert [one is sample for one in seen] == [True]
+
+
+@pytest.mark.parametrize("detector", ["difference", "rtdetr", "boxes"])
+def test_every_detector_gives_the_misses_their_share(load, monkeypatch, capsys, tmp_path, detector):
+    arguments = ["--quick", "--width", "7b", "--cases", "f=0.8", "portrait f=0.8", "--detector", detector]
+    out = ["--out", str(tmp_path / "c.png"), "--all-requests"]
+    figures = last_line(load("ttft"), arguments + out, monkeypatch, capsys)
+    assert ("random weights: time only" in figures["detector"]) == (detector == "rtdetr")
+    for case in ("f=0.8", "portrait f=0.8"):
+        rows = {row["way"]: row for row in figures["rows"] if row["case"] == case}
+        hit, miss = rows["hit L2"], rows["miss"]
+        assert hit["new_tokens_p50"] == rows["EVS-style pruning"]["new_tokens_p50"] - 1
+        assert hit["new_tokens_p50"] < 0.3 * miss["new_tokens_p50"]
+        assert hit["parts_wall_ms"]["detect"] == 0 < miss["parts_wall_ms"]["detect"]
+
+
+def test_stock_in_a_batch_is_stock(load):
+    ttft, ways, batches = load("ttft"), load("ttft_ways"), load("ttft_batches")
+    model = stream_from_config(ttft.CONFIG, untrained=True)[0].model
+    samples = [
+        Sample(item.stream, item.image, "", (), prompt=item.question)
+        for kind in ("screen", "camera")
+        for item in make_stream(kind, 1, 0, 3)
+    ]
+    with torch.no_grad():
+        last, tokens = batches.stock_together(model, samples, ways.Clocks(model.device))
+        alone = [ways.Stock(model)(sample, ways.Clocks(model.device), "") for sample in samples]
+    assert len(set(tokens)) > 1
+    assert tokens == [(done.new_tokens, 0) for done in alone]
+    wanted = torch.cat([done.last_state for done in alone])
+    torch.testing.assert_close(last, wanted, rtol=1e-5, atol=5e-5)
+
+
+@pytest.mark.parametrize("width", ["tiny", "7b"])
+def test_batches_of_hits(load, monkeypatch, capsys, width):
+    arguments = ["--quick", "--width", width, "--cases", "f=0.8", "--batch", "1", "3"]
+    figures = last_line(load("ttft"), arguments, monkeypatch, capsys)
+    cases = ["f=0.8"] if width == "7b" else ["screen", "camera", "slides"]
+    assert [(row["case"], row["batch"]) for row in figures["rows"]] == [
+        (case, size) for case in cases for size in (1, 3)
+    ]
+    for row in figures["rows"]:
+        assert row["hit_ms_each"] == pytest.approx(row["hit_ms"] / row["batch"], abs=0.02)
+        assert 1 < row["ideal_prefill"] < 5
+        assert row["parts_hit_wall_ms"]["match"] > 0 == row["parts_stock_wall_ms"]["match"]
+        assert row["parts_hit_wall_ms"]["detect"] == 0
+
+
+def test_a_batch_has_a_question(load, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ttft", "--batch", "0"])
+    with pytest.raises(SystemExit):
+        load("ttft").main()
+    assert "whole numbers from 1 on" in capsys.readouterr().err
 
 
 def test_first_tokens_of_all_streams(load, monkeypatch, capsys, tmp_path):
@@ -89,6 +206,9 @@ def test_first_tokens_of_all_streams(load, monkeypatch, capsys, tmp_path):
     assert rows["camera", "hit L1"]["requests"] > 0
     assert rows["screen", "stock, no letterbox"]["requests"] == rows["screen", "stock"]["requests"]
     assert ("scroll", "hit L2") not in rows
+    pruned = rows["camera", "EVS-style pruning"]
+    assert {"answers_as_stock", "answers_right"} <= set(pruned)
+    assert pruned["new_tokens_p50"] < rows["camera", "stock"]["new_tokens_p50"]
     assert {row["case"] for row in figures["streams"]} == {"screen", "camera", "slides", "scroll"}
 
 
@@ -121,5 +241,6 @@ def test_speed_up_at_a_given_share(load, monkeypatch, capsys, tmp_path):
         "stock",
         "exact-image cache, hit",
         "first-k recompute, reuse",
+        "EVS-style pruning",
     } <= ways["f=0.8"]
     assert ways["portrait f=0.8"] - ways["f=0.8"] == {"stock, no letterbox"}

@@ -100,6 +100,27 @@ def test_lease_of_another_process_is_waited_for_and_given_back():
     assert released == ["name"]
 
 
+def test_lease_is_renewed_for_as_long_as_the_computation_goes_on():
+    renewed: list[str] = []
+    released: list[int] = []
+    flights = SingleFlight(
+        lambda name: True,
+        lambda name: released.append(len(renewed)),
+        timeout_s=5,
+        renew=renewed.append,
+        renew_s=0.02,
+    )
+    with flights.enter("name"):
+        deadline = time.monotonic() + 10
+        while len(renewed) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert set(renewed) == {"name"}
+    assert len(renewed) >= 3
+    # None comes after the release.
+    time.sleep(0.1)
+    assert released == [len(renewed)]
+
+
 def test_lease_that_is_never_free_ends_in_computing():
     flights = SingleFlight(lambda name: False, lambda name: pytest.fail("not ours"), timeout_s=0.05)
     with flights.enter("name") as flight:

@@ -123,3 +123,75 @@ def test_missing_package_says_so(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "redis", None)
     with pytest.raises(MissingDependencyError, match="pip install redis"):
         open_cache(redis_url="redis://localhost", secret=SECRET)
+
+
+def test_forged_rows_of_the_log_are_left_out(server):
+    import redis
+
+    url, _ = server
+    tiles = np.full((64, 48), 200, np.uint8)
+    tiles[3] = picture(0)[3]
+    insert(open_cache(redis_url=url, secret=SECRET), tiles, mask_of(4))
+    client = redis.Redis.from_url(url)
+    (log,) = client.keys("*log*")
+    ((_, row),) = client.xrange(log)
+    assert row[b"mask"][0] == 0b11110111
+    client.delete(log)
+    client.xadd(log, row | {b"mask": bytes([0b11101111]) + row[b"mask"][1:]})
+    client.xadd(log, {"clear": "", "signature": "forged"})
+    cache = open_cache(redis_url=url, secret=SECRET)
+    assert cache.match(tiles, NAMESPACE, session="s") is None
+    insert(cache, tiles, mask_of(4), session="s")
+    match = cache.match(tiles, NAMESPACE, session="s")
+    assert match is not None
+    assert np.array_equal(match.key.mask, mask_of(4))
+
+
+def test_clearing_reaches_trimmed_values_other_machines_and_their_disks(server, tmp_path):
+    import redis
+
+    url, _ = server
+    other = replace(NAMESPACE, tenant="another")
+    first = open_cache(redis_url=url, secret=SECRET, folder=tmp_path / "a")
+    second = open_cache(redis_url=url, secret=SECRET)
+    strangers = open_cache(redis_url=url, secret="another secret of somebody")
+    for seed in range(3):
+        insert(first, picture(seed), mask_of(3))
+    insert(first, picture(8), mask_of(3), other)
+    insert(strangers, picture(0), mask_of(3))
+    assert first.match(picture(0), NAMESPACE) is not None
+    assert second.match(picture(0), NAMESPACE) is not None
+    client = redis.Redis.from_url(url)
+    for log in client.keys("*log*"):
+        client.xtrim(log, maxlen=0, approximate=False)
+    second.clear(NAMESPACE)
+    # Another tenant's and another secret's stay.
+    assert len(client.keys("*value*")) == 2
+    assert [first.match(picture(seed), NAMESPACE) for seed in range(3)] == [None] * 3
+    assert len(list((tmp_path / "a" / "entries").iterdir())) == 1
+    assert first.match(picture(8), other) is not None
+    insert(first, picture(0), mask_of(3))
+    match = second.match(picture(0), NAMESPACE)
+    assert match is not None
+    check(match, picture(0))
+
+
+def test_old_messages_clear_nothing(server, tmp_path):
+    url, _ = server
+    first = open_cache(redis_url=url, secret=SECRET)
+    first.clear(NAMESPACE)
+    second = open_cache(redis_url=url, secret=SECRET, folder=tmp_path)
+    insert(second, picture(0), mask_of(3))
+    assert second.match(picture(0), NAMESPACE) is not None
+
+
+def test_expired_values_leave_the_index(server):
+    url, _ = server
+    cache = open_cache(redis_url=url, secret=SECRET, redis_ttl_s=1, host_bytes=0)
+    for seed in range(4):
+        insert(cache, picture(seed), mask_of(3))
+    cache.match(picture(99), NAMESPACE)
+    assert cache.stats()["backgrounds"] == 4
+    time.sleep(1.2)
+    cache.match(picture(99), NAMESPACE)
+    assert cache.stats()["backgrounds"] == 0

@@ -212,7 +212,7 @@ def test_plugin_is_imported_by_name_and_checked():
     ("make", "message"),
     [
         (lambda: Partitioner(NoRegions(), policy="best"), "all, top1"),
-        (lambda: Partitioner(NoRegions(), labels=["text"])(sample(), GRID), "names none"),
+        (lambda: Partitioner(NoRegions(), labels=["text"]), "gives no labels"),
         (lambda: GivenRegions("everything"), "boxes, masks"),
         (lambda: FrameDifference(threshold=-1), "threshold"),
         (lambda: RandomRegions(max_side=2), "max_side"),
@@ -221,3 +221,45 @@ def test_plugin_is_imported_by_name_and_checked():
 def test_wrong_settings_are_named(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+MASK_SOURCES = [
+    FrameDifference,
+    NoRegions,
+    lambda: GivenRegions("masks"),
+    lambda: GivenRegions("dense_masks"),
+    lambda: GivenRegions("meta", otherwise=FrameDifference()),
+]
+
+
+@pytest.mark.parametrize("make", MASK_SOURCES)
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [(dict(policy="top1"), "boxes"), (dict(labels=["text"]), "labels"), (dict(min_score=0.3), "scores")],
+)
+def test_a_policy_that_would_do_nothing_is_refused(make, arguments, missing):
+    with pytest.raises(ConfigError, match=rf"`{next(iter(arguments))}`.*gives no {missing}"):
+        Partitioner(make(), **arguments)
+
+
+def test_boxes_without_scores_or_labels_allow_the_best_one_only():
+    for source in (RandomRegions(), GivenRegions("boxes"), GivenRegions("meta", otherwise=RandomRegions())):
+        Partitioner(source, policy="top1")
+        with pytest.raises(ConfigError, match="scores"):
+            Partitioner(source, min_score=0.5)
+        with pytest.raises(ConfigError, match="labels"):
+            Partitioner(source, labels=["text"])
+
+
+@pytest.mark.parametrize(
+    ("regions", "arguments", "missing"),
+    [
+        (Regions(mask=np.ones((80, 80), bool)), dict(policy="top1"), "boxes"),
+        (Regions(boxes_xyxy=ROWS), dict(min_score=0.5), "scores"),
+        (Regions(boxes_xyxy=ROWS), dict(labels=["text"]), "labels"),
+    ],
+)
+def test_a_plugin_that_gives_less_than_its_policy_needs_is_named(regions, arguments, missing):
+    partitioner = Partitioner(PluginRegions(lambda _: regions), **arguments)
+    with pytest.raises(ConfigError, match=f"'plugin' gives no {missing}"):
+        partitioner(sample(), GRID)

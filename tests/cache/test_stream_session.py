@@ -203,7 +203,7 @@ def test_tenants_share_nothing():
 
 
 def test_everything_an_entry_depends_on_is_in_its_fingerprint():
-    model = cached_llava(frozen=False, lora=dict(llm=dict(r=2, alpha=4), vision=dict(r=2, alpha=4)))
+    model = cached_llava(frozen=False, lora=dict(llm=dict(r=2, alpha=4), vision=dict(r=2, alpha=4))).eval()
     prints = model.fingerprints
     base = prints.namespace("t")
     assert prints.namespace("t") == base == Fingerprints(model).namespace("t")

@@ -12,9 +12,11 @@ import torch
 from mmengine.config import Config
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig
 
+from flmm_detseg.cache import CachedLMM, FrameDifference
 from flmm_detseg.engine import GroupedAdamW
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.experiments.plan import Run, read_plan
+from flmm_detseg.lmms import LlavaAdapter
 from flmm_detseg.models.checkpoint import PHRASE_PREFIX, load_checkpoint
 from flmm_detseg.models.shapes import import_flmm_checkpoint, model_on_meta
 
@@ -145,3 +147,44 @@ def test_stage_2_of_the_7b_chain_finds_all_it_needs_in_stage_1(llava_config):
     assert {name: shape for name, shape in whole.items() if not name.startswith("lmm.")} == known
     assert sum(name.startswith("lmm.") for name in whole) > 200
     assert trained(stability.runs[0]) == whole
+
+
+def test_the_7b_chain_of_the_background_cache_fits_together(llava_config):
+    plan = read_plan(ROOT / "configs" / "cache" / "cached_llava15_7b_stages.py")
+    first, second = (stage.runs[0] for stage in plan.stages)
+    configs = [Config.fromfile(ROOT / run.config) for run in (first, second)]
+    models = [model_on_meta(config, llava_config) for config in configs]
+    for model, config in zip(models, configs, strict=True):
+        assert isinstance(model.lmm, CachedLMM)
+        assert all(parameter.is_meta for parameter in model.parameters())
+        optimizer = config.optim_wrapper.optimizer
+        GroupedAdamW(**{**{k: v for k, v in optimizer.items() if k != "type"}, "params": model.parameters()})
+    known, whole = (
+        {name: tuple(value.shape) for name, value in model.trainable_state_dict().items()} for model in models
+    )
+    assert known["lmm.separators"] == (4, 4096)
+    assert {name.split(".")[1] for name in known} == {
+        "separators",
+        "background_projector",
+        "object_projector",
+    }
+    # Everything else of the second stage is new, and is named as such.
+    new = {name for name in whole if name not in known}
+    assert {name: shape for name, shape in whole.items() if name not in new} == known
+    assert second.init_from == (first.name,)
+    assert len(new) > 200
+    assert all(name.startswith(second.new_parts) and ".lora_" in name for name in new)
+    # Serving takes the second stage's checkpoint.
+    serving = model_on_meta(
+        Config.fromfile(ROOT / "configs" / "cache" / "cached_llava15_7b_screens.py"), llava_config
+    )
+    assert set(serving.trainable_state_dict()) == set(whole)
+    assert isinstance(serving.lmm.partitioner.source, FrameDifference)
+    assert serving.lmm.layout.num_patches == 576
+
+
+def test_a_wrapped_lmm_that_is_not_named_by_from_pretrained_is_refused(llava_config):
+    config = Config.fromfile(ROOT / "configs" / "cache" / "cached_llava15_7b.py")
+    config.model.lmm.lmm.type = LlavaAdapter.from_config
+    with pytest.raises(ConfigError, match=r"`model\.lmm\.lmm\.type`"):
+        model_on_meta(config, llava_config)

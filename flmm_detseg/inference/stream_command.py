@@ -1,0 +1,283 @@
+"""The command line for a stream of images: `python tools/stream.py`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
+
+from flmm_detseg.errors import DataError, RunError
+
+if TYPE_CHECKING:
+    from flmm_detseg.cache import Answer, BackgroundCache, StreamSession
+
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question about one image.
+
+    Attributes:
+        image: File.
+        text: The question.
+        session: Name of its stream; None for the command's own.
+        boxes: Objects ``[[x0, y0, x1, y1], ...]`` in the image's pixels, where they are known.
+    """
+
+    image: Path
+    text: str
+    session: str | None = None
+    boxes: tuple[tuple[float, ...], ...] | None = None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of :func:`run`."""
+    parser.add_argument("config", help="config of the model, e.g. configs/cache/tiny_stream_screens.py")
+    parser.add_argument("--checkpoint", help="what training wrote; default: load_from of the config")
+    parser.add_argument(
+        "--untrained", action="store_true", help="accept a model that was never trained on groups"
+    )
+    parser.add_argument(
+        "--images", nargs="+", type=Path, required=True, metavar="DIR_OR_FILES",
+        help="image files in their order, or a folder of them (in the order of their names)",
+    )  # fmt: skip
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--question", help="asked about every image")
+    asked.add_argument(
+        "--questions", type=Path, metavar="FILE",
+        help='JSON lines {"image", "text"}, optionally "session" and "boxes"; images are looked for in --images DIR',
+    )  # fmt: skip
+    parser.add_argument("--session", help="name of the stream; default: a new one")
+    parser.add_argument(
+        "--static", action="store_true", help="the background repeats (fixed camera): store it at first sight"
+    )
+    parser.add_argument("--cache", choices=("on", "off"), default="on")
+    parser.add_argument(
+        "--compare", action="store_true",
+        help="ask everything again without the cache, with the same groups; another answer is a failure",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prometheus", type=Path, metavar="FILE", help="write the cache's figures here at the end"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--device", help='for example "cuda:0"; default: the GPU when there is one')
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Answers the stream; prints a line per request, the loaded parts and the cache's statistics.
+
+    Returns:
+        Figures for the last line: requests, levels, hit rate, median milliseconds, and what ``--compare`` found.
+
+    Raises:
+        FlmmError: Whatever the user can mend; :class:`RunError` when an answer differs (the figures are printed then).
+    """
+    requests = read_requests(arguments.images, arguments.question, arguments.questions)
+    # Late, so that a wrong argument is told before torch is loaded.
+    from flmm_detseg.cache.parts import format_part_reports, part_reports
+    from flmm_detseg.inference.streaming import stream_from_config
+
+    first, model = stream_from_config(
+        arguments.config,
+        arguments.checkpoint,
+        untrained=arguments.untrained,
+        device=arguments.device,
+        session_id=arguments.session,
+        static=arguments.static,
+    )
+    print("parts of the model that are not the stock LLaVA's:")
+    print(format_part_reports(part_reports(model.lmm)))
+    assert first.cache is not None
+    sessions = _Sessions(first, arguments.static)
+    with _closing(first.cache, arguments.prometheus):
+        answers = _ask(sessions, requests, arguments.cache, arguments.max_new_tokens)
+        if arguments.cache == "on":
+            print(first.cache.stats_table())
+        figures = _figures(answers)
+        if arguments.compare:
+            figures |= _compare(sessions, requests, answers, arguments.max_new_tokens)
+    if figures.get("different"):
+        print(json.dumps(figures, ensure_ascii=False), flush=True)
+        raise RunError(
+            f"{figures['different']} of {figures['compared']} answers differ from those without the cache "
+            f"(first: {figures['first_different']}); do not use this cache, and report it"
+        )
+    return figures
+
+
+def read_requests(images: Sequence[Path], question: str | None, questions: Path | None) -> list[Request]:
+    """What to ask, in order.
+
+    Args:
+        images: Files, or one folder.
+        question: Asked about every image.
+        questions: JSON lines; names in them count from the folder.
+
+    Raises:
+        DataError: No image, a file that does not exist, or a line that cannot be used; names file and line.
+    """
+    if missing := [str(path) for path in images if not path.exists()]:
+        raise DataError(f"--images: {', '.join(missing)} not found (seen from {Path.cwd()})")
+    if questions is not None:
+        if len(images) != 1 or not images[0].is_dir():
+            raise DataError("--questions names its images itself: give --images the one folder they are in")
+        return _read_lines(questions, images[0])
+    files = [file for path in images for file in _files(path)]
+    if not files:
+        raise DataError(f"{', '.join(map(str, images))} holds no image ({', '.join(_SUFFIXES)})")
+    assert question is not None
+    return [Request(file, question) for file in files]
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+
+
+def _read_lines(path: Path, folder: Path) -> list[Request]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"--questions {path} cannot be read: {error}") from error
+    found = [
+        _read_line(line, f"{path}, line {number}", folder)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not found:
+        raise DataError(
+            f'{path} holds no questions; write lines like {{"image": "1.png", "text": "what time is it ?"}}'
+        )
+    return found
+
+
+def _read_line(line: str, where: str, folder: Path) -> Request:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: no JSON object ({error}); write one object a line") from error
+    if not isinstance(entry, dict):
+        raise DataError(f"{where}: a JSON object is wanted, got {type(entry).__name__}")
+    for key in ("image", "text"):
+        if not isinstance(entry.get(key), str) or not entry[key].strip():
+            raise DataError(f"{where}: `{key}` is missing or no text; every line needs image and text")
+    image = folder / entry["image"]
+    if not image.is_file():
+        raise DataError(f"{where}: image {image} not found; names count from --images")
+    boxes = entry.get("boxes")
+    try:
+        boxes = None if boxes is None else tuple(tuple(float(x) for x in box) for box in boxes)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: `boxes` is no list of boxes ({error})") from error
+    if boxes is not None and any(len(box) != 4 for box in boxes):
+        raise DataError(f"{where}: every box of `boxes` has four numbers, x0 y0 x1 y1")
+    session = entry.get("session")
+    return Request(image, entry["text"], None if session is None else str(session), boxes)
+
+
+class _Sessions:
+    """A session per stream, all on one model and one cache."""
+
+    def __init__(self, first: StreamSession, static: bool) -> None:
+        self._first, self._static = first, static
+        self._others: dict[str, StreamSession] = {}
+
+    def ask(self, request: Request, **arguments: Any) -> Answer:
+        """Asks in the request's stream."""
+        from flmm_detseg.datasets.images import load_image
+
+        meta = {} if request.boxes is None else {"objects_xyxy": [list(box) for box in request.boxes]}
+        image = load_image(request.image, str(request.image))
+        return self._of(request.session).ask(image, request.text, meta=meta, **arguments)
+
+    def _of(self, name: str | None) -> StreamSession:
+        from flmm_detseg.cache import StreamSession
+
+        if name is None:
+            return self._first
+        if name not in self._others:
+            session = StreamSession(
+                self._first.model, self._first.cache, tenant=self._first.tenant, session_id=name
+            )
+            if self._static:
+                session.declare_static()
+            self._others[name] = session
+        return self._others[name]
+
+
+@contextmanager
+def _closing(cache: BackgroundCache, prometheus: Path | None) -> Iterator[None]:
+    """Whatever happens, the figures are written and what waits for the disk is on it."""
+    try:
+        yield
+    finally:
+        if prometheus is not None:
+            prometheus.parent.mkdir(parents=True, exist_ok=True)
+            part = prometheus.with_name(prometheus.name + ".part")
+            part.write_text(cache.prometheus(), encoding="utf-8")
+            os.replace(part, prometheus)
+        cache.close()
+
+
+def _ask(sessions: _Sessions, requests: Sequence[Request], cache: str, max_new_tokens: int) -> list[Answer]:
+    alone = len(requests) == 1
+    on_text: Callable[[str], None] | None = (
+        (lambda piece: print(piece, end="", flush=True)) if alone else None
+    )
+    answers: list[Answer] = []
+    with tqdm(requests, desc="stream", unit="question", disable=alone) as bar:
+        for request in bar:
+            found = sessions.ask(request, cache=cache, max_new_tokens=max_new_tokens, on_text=on_text)
+            if alone:
+                print()
+            spent = found.milliseconds
+            tqdm.write(
+                f"{request.image.name}  {found.level:<4} {spent['first_token']:8.1f} ms to the first token, "
+                f"{spent['total']:8.1f} in all  {request.text} -> {found.text}"
+            )
+            answers.append(found)
+    return answers
+
+
+def _compare(
+    sessions: _Sessions, requests: Sequence[Request], answers: Sequence[Answer], max_new_tokens: int
+) -> dict[str, Any]:
+    """Asks again without the cache. Approximate answers (L3) may differ: they are counted apart."""
+    exact, near = [], 0
+    pairs = list(zip(requests, answers, strict=True))
+    for request, found in tqdm(pairs, desc="without the cache", unit="question"):
+        cold = sessions.ask(request, cache="off", partition=found.partition, max_new_tokens=max_new_tokens)
+        if cold.token_ids != found.token_ids:
+            if found.level == "L3":
+                near += 1
+            else:
+                exact.append(f"{request.image}, {request.text!r}: {found.text!r}, not {cold.text!r}")
+    figures: dict[str, Any] = {"compared": len(pairs), "different": len(exact), "different_l3": near}
+    return figures | ({"first_different": exact[0]} if exact else {})
+
+
+def _figures(answers: Sequence[Answer]) -> dict[str, Any]:
+    levels = Counter(answer.level for answer in answers)
+    asked = len(answers) - levels["off"]
+    times = {
+        level: round(statistics.median(a.milliseconds["first_token"] for a in answers if a.level == level), 2)
+        for level in levels
+    }
+    return {
+        "requests": len(answers),
+        "levels": dict(levels),
+        "hit_rate": round((asked - levels["miss"]) / asked, 3) if asked else None,
+        "stored": sum(answer.stored for answer in answers),
+        "median_first_token_ms": times,
+    }

@@ -1,0 +1,76 @@
+"""A model's switches (LoRA, attention function, mode) hold for all of its users, so these take turns."""
+
+from __future__ import annotations
+
+from collections import deque
+from threading import Condition, Lock, get_ident
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+_guard = Lock()
+# Beside the modules, not in them: locks can neither be copied nor pickled, and models are.
+_turns: WeakKeyDictionary[nn.Module, Turns] = WeakKeyDictionary()
+
+
+class Turns:
+    """A lock that its holder may take again, served in the order of asking: a context that gives the turn's number.
+
+    Python's own locks are not fair: who decodes would take one again and again, and who waits would wait for the end of
+    the answer.
+    """
+
+    def __init__(self) -> None:
+        self._condition = Condition(Lock())
+        # The first one holds the lock, the others wait.
+        self._queue: deque[object] = deque()
+        self._owner: int | None = None
+        self._depth = 0
+        self._number = 0
+
+    def __enter__(self) -> int:
+        me = get_ident()
+        # Only this thread itself makes itself the owner.
+        if self._owner != me:
+            self._wait(me)
+        self._depth += 1
+        return self._number
+
+    def _wait(self, me: int) -> None:
+        ticket = object()
+        with self._condition:
+            self._queue.append(ticket)
+            try:
+                self._condition.wait_for(lambda: self._queue[0] is ticket)
+            except BaseException:
+                # An interrupt (Ctrl-C): nobody would ever serve those behind this ticket.
+                self._queue.remove(ticket)
+                self._condition.notify_all()
+                raise
+            self._owner = me
+            self._number += 1
+
+    def __exit__(self, *_: object) -> None:
+        assert self._owner == get_ident(), "a turn ends in the thread in which it began"
+        self._depth -= 1
+        if not self._depth:
+            with self._condition:
+                self._owner = None
+                self._queue.popleft()
+                self._condition.notify_all()
+
+
+def exclusive(model: nn.Module) -> Turns:
+    """A context in which this thread alone computes with a model or switches something of it.
+
+    Requests of the background cache and everything that switches the model for a while (``base_mode``, ``lora_off``) or
+    for good (``CachedLMM.train``, ``merge_lora``) use it; may be nested. Nobody may wait in it for something that
+    another thread computes with the model.
+
+    Args:
+        model: The transformers model itself (``LMMAdapter.model``), which all adapters around it share.
+    """
+    with _guard:
+        if model not in _turns:
+            _turns[model] = Turns()
+        return _turns[model]
