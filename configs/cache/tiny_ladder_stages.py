@@ -38,6 +38,13 @@ stages = [
         ],
     ),
     dict(
+        name="everything",
+        runs=[
+            _run("everything", "tiny_cached_everything"),
+            _run("stock_everything", "tiny_stock_everything"),
+        ],
+    ),
+    dict(
         name="language model",
         runs=[
             _run("rung5_lora", "tiny_cached_lora", "rung3", _lora),

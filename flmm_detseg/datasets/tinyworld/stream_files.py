@@ -109,17 +109,18 @@ def write_streams(out: Path, spec: StreamSpec, progress: bool = True) -> dict[st
 
 
 def _lines(item: StreamItem, rng: np.random.Generator, count: int) -> Iterator[dict[str, Any]]:
-    """Questions of a frame: one about a text where there are texts, then others, two of five across groups."""
+    """Questions of a frame: those about its texts, then others, two of five across groups."""
     texts = [question for question in item.questions if question[0] in _TEXT_CATEGORIES]
     others = [question for question in item.questions if question not in texts]
-    chosen = [texts[int(rng.integers(len(texts)))]] if texts else []
+    chosen = texts[:count]
     while others and len(chosen) < count:
         chosen.append(pick_question(others, rng))
         others.remove(chosen[-1])
     for question, answer, group in chosen:
         yield {
             "text": question,
-            "answer": answer,
+            # As the tiny LLaVA writes it: punctuation stands alone.
+            "answer": answer.replace(":", " : "),
             "category": _TEXT_CATEGORIES.get(question, group),
             "session": item.stream,
             "boxes": [list(map(int, box)) for box in item.objects_xyxy],
