@@ -36,12 +36,20 @@ def main() -> dict[str, Any]:
         "--questions",
         type=int,
         default=default.num_questions,
-        help="about a frame, at most (default %(default)s)",
+        help="about a frame of the split val, at most (default %(default)s)",
+    )
+    parser.add_argument(
+        "--train-questions",
+        type=int,
+        default=default.train_questions,
+        help="about a frame of the split train, at most (default %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=default.seed)
     args = parser.parse_args()
     started = time.perf_counter()
-    spec = StreamSpec(args.train_streams, args.val_streams, args.frames, args.questions, args.seed)
+    spec = StreamSpec(
+        args.train_streams, args.val_streams, args.frames, args.questions, args.seed, args.train_questions
+    )
     facts = write_streams(args.out, spec)
     return {"out": str(args.out), **facts, "seconds": round(time.perf_counter() - started, 1)}
 

@@ -14,6 +14,7 @@ HELP = {
     "warmup_minutes": "minutes of patch-label warm-up of the vision tower",
     "threads": "single-threaded processes that share the batch",
     "resume": "continue from the state file in --work-dir",
+    "stream_share": "share of the images that are frames of streams (screens, cameras, slides, chats)",
     "start": "hub-layout folder to start from instead of random weights",
     "status_file": "text file that gets a line per export",
 }

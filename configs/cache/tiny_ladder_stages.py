@@ -2,7 +2,8 @@
 
 One change per rung, the same validation questions for each: TinyWorld's ordinary ones, with groups by lot, and those about
 frames of streams (python tools/make_streams.py --out data/tinyworld_streams), by what they need: objects, background,
-both (cross), the clock, the score. Rungs 0 to 2 train nothing: they are evaluations of a config.
+both (cross), the clock, the score. Rungs 0 to 2 train nothing: they are evaluations of a config. `detected` asks the
+ordinary questions with groups of our own detection head instead.
 """
 
 title = "The ladder of the background cache"
@@ -11,6 +12,7 @@ columns = [
     "vqa.vqa_val.yes_no_accuracy",
     "vqa.streams.accuracy",
     *(f"vqa.streams.accuracy/{kind}" for kind in ("objects", "background", "cross", "clock", "score")),
+    "detected.vqa_val.accuracy",
 ]
 
 
@@ -28,6 +30,7 @@ stages = [
             _run("rung3", "tiny_separators_projector"),
             _run("rung3_packed", "tiny_separators_projector_packed"),
             _run("stock_lora", "tiny_stock_lora"),
+            dict(name="detector", config="configs/tiny/detseg_detection.py"),
         ],
     ),
     dict(
@@ -38,16 +41,11 @@ stages = [
         ],
     ),
     dict(
-        name="everything",
-        runs=[
-            _run("everything", "tiny_cached_everything"),
-            _run("stock_everything", "tiny_stock_everything"),
-        ],
-    ),
-    dict(
         name="language model",
         runs=[
             _run("rung5_lora", "tiny_cached_lora", "rung3", _lora),
+            _run("rung5_lora_long", "tiny_cached_lora_long", "rung3", _lora),
+            _run("stock_lora_long", "tiny_stock_lora_long"),
             _run("rung5_lora_packed", "tiny_cached_lora_packed", "rung3_packed", _lora),
             _run("rung5_last_layers", "tiny_cached_last_layers", "rung3", ["language_model"]),
             _run("rung5_full", "tiny_cached_full", "rung3", _lora),
@@ -64,5 +62,18 @@ evaluations = [
         dict(name=f"vqa.{name}", tool="eval_vqa.py", config=f"configs/cache/tiny_ladder_{config}.py")
         for name, config in _untrained.items()
     ),
-    dict(name="vqa", tool="eval_vqa.py", runs=[run["name"] for stage in stages for run in stage["runs"]]),
+    dict(
+        name="vqa",
+        tool="eval_vqa.py",
+        runs=[run["name"] for stage in stages for run in stage["runs"] if run["name"] != "detector"],
+    ),
+    *(
+        dict(
+            name=f"detected.{name}",
+            tool="eval_vqa.py",
+            run=name,
+            config="configs/cache/tiny_ladder_detected.py",
+        )
+        for name in ("rung5_lora", "rung5_lora_long")
+    ),
 ]

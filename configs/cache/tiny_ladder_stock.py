@@ -5,7 +5,7 @@ from mmengine.config import read_base
 with read_base():
     from .._base_.default_runtime import *
     from .._base_.models.tiny_detseg_heads import language
-    from .._base_.models.tiny_llava import lmm
+    from .._base_.models.tiny_llava_streams import lmm
     from .._base_.schedules.tiny_heads import *
     from .tiny_separators_projector import optim_wrapper, train_dataloader, vqa_eval
 

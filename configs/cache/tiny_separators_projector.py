@@ -10,16 +10,20 @@ with read_base():
     from .._base_.models.tiny_detseg_heads import language
     from .._base_.schedules.tiny_heads import *
 
-from flmm_detseg.datasets import EpochSampler, WeightedMix, collate_samples
+from flmm_detseg.datasets import EpochSampler, ImageMix, collate_samples
 from flmm_detseg.models import GroundingLMM
 
 model = dict(type=GroundingLMM, lmm=lmm, heads=dict(language=language), init_from=[], new_parts=[])
+# Eight images, six questions about each: an image is read once for all of them.
+vqa_train.update(turns="all")
 train_dataloader = dict(
-    batch_size=12,
+    batch_size=48,
     num_workers=0,
-    sampler=dict(type=EpochSampler, shuffle=True),
+    sampler=dict(type=EpochSampler, shuffle=False),
     collate_fn=dict(type=collate_samples),
-    dataset=dict(type=WeightedMix, datasets=[vqa_train, streams_train], weights=[1, 1], epoch_length=4000),
+    dataset=dict(
+        type=ImageMix, datasets=[vqa_train, streams_train], weights=[1, 1], per_image=6, images_per_epoch=4000
+    ),
 )
 vqa_eval.update(streams_eval)
 optim_wrapper.update(optimizer=dict(lr=1e-3))

@@ -16,15 +16,9 @@ from flmm_detseg.cache.answering import Answer, answer
 from flmm_detseg.cache.detectors import Partitioner
 from flmm_detseg.cache.fingerprint import Fingerprints
 from flmm_detseg.cache.layout import NUM_SEPARATORS, PromptLayout, only_sent
+from flmm_detseg.cache.packing import PackedPrompts, pack_prompts, phrase_places, share_images
 from flmm_detseg.cache.prefusion import PreFusion
-from flmm_detseg.cache.prompt import (
-    PartitionedInputs,
-    PromptParts,
-    phrase_places,
-    split_prompt,
-    text_places,
-    with_partition,
-)
+from flmm_detseg.cache.prompt import PartitionedInputs, PromptParts, split_prompt, with_partition
 from flmm_detseg.cache.stale import check_share, see_groups
 from flmm_detseg.cache.trainable import set_trainable
 from flmm_detseg.cache.types import PatchPartition
@@ -33,7 +27,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms import LMMAdapter
 from flmm_detseg.lmms.exclusive import exclusive
 from flmm_detseg.lmms.isolated import feature_layer, gathered_states, isolated_states
-from flmm_detseg.lmms.prefix import PhraseRows
+from flmm_detseg.lmms.prefix import PhraseRows, answer_states
 from flmm_detseg.lmms.prefix_kv import PrefixDecoder
 from flmm_detseg.lmms.row_tap import RowTap
 from flmm_detseg.lmms.unpack import hidden_rows, split_attention, split_hidden
@@ -278,18 +272,26 @@ class CachedLMM(WrappedLlava):
         capture: CaptureSpec,
         image_keys: Sequence[str | None] | None = None,
     ) -> LMMStates:
-        """See :class:`LMMAdapter`. Groups of all images run as one sequence of fixed length; only texts are padded."""
+        """See :class:`LMMAdapter`. Groups of all images run as one sequence of fixed length; only texts are padded.
+
+        Questions about one image with the same groups share its row; in training those of one image all take the groups
+        of the first.
+        """
         if self._stock:
             return self.lmm.encode(inputs, capture, image_keys)
         if self.lmm.rows.attention == "eager":
             raise ConfigError("rows `attention`='eager' compares with stock LLaVA; CachedLMM needs 'rows'")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            parts, states, stored = see_groups(self, inputs, (self.feature_layer, *capture.vision_layers))
-            vision = self._vision_maps(states, len(inputs), capture.vision_layers)
+            keys = image_keys if self.lmm.share_prefix else None
+            inputs, groups = share_images(inputs, keys, one_partition=self.training)
+            firsts = [inputs[members[0]] for members in groups]
+            heads, states, stored = see_groups(self, firsts, (self.feature_layer, *capture.vision_layers))
+            vision = self._vision_maps(states, groups, capture.vision_layers)
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)
-            embeds = self._sequences(states[self.feature_layer], parts, stored)
-            return replace(self._read(inputs, parts, embeds, capture), vision=vision)
+            packed = pack_prompts(self.layout, heads, inputs, groups)
+            embeds = self._sequences(states[self.feature_layer], packed.rows, stored)
+            return replace(self._read(inputs, packed, embeds, capture), vision=vision)
 
     def isolated_features(self, item: LMMInputs) -> Tensor:
         """Vision features of all patches of one sample, each group for itself, ``[N, D]``."""
@@ -297,7 +299,7 @@ class CachedLMM(WrappedLlava):
 
     def vision_states(self, item: LMMInputs, layers: Collection[int]) -> dict[int, Tensor]:
         """Hidden states of the isolated tower as maps: per layer ``[D, rows, cols]``."""
-        return self._vision_maps(self.see([item], layers), 1, layers)[0]
+        return self._vision_maps(self.see([item], layers), [[0]], layers)[0]
 
     def see(self, inputs: Sequence[LMMInputs], layers: Collection[int]) -> dict[int, Tensor]:
         """Hidden states of all patches, each group for itself: per layer ``[B, N, D]``."""
@@ -311,60 +313,52 @@ class CachedLMM(WrappedLlava):
         )
 
     def _vision_maps(
-        self, states: dict[int, Tensor], count: int, layers: Collection[int]
+        self, states: dict[int, Tensor], groups: Sequence[Sequence[int]], layers: Collection[int]
     ) -> list[dict[int, Tensor]] | None:
         if not layers:
             return None
+        rows = {member: row for row, members in enumerate(groups) for member in members}
         return [
-            {layer: states[layer][index].T.unflatten(1, self.vision_grid) for layer in layers}
-            for index in range(count)
+            {layer: states[layer][rows[index]].T.unflatten(1, self.vision_grid) for layer in layers}
+            for index in range(len(rows))
         ]
 
     def _read(
-        self, inputs: Sequence[LMMInputs], parts: Sequence[PromptParts], embeds: Tensor, capture: CaptureSpec
+        self, inputs: Sequence[LMMInputs], packed: PackedPrompts, embeds: Tensor, capture: CaptureSpec
     ) -> LMMStates:
-        places = phrase_places(inputs, parts)
+        places = phrase_places(inputs, packed)
         tap = None
         if capture.attention:
             tap = self.tap(places.positions, places.phrase_ids, places.columns, places.num_phrases)
-        positions = pad_sequence([part.plan.position_ids for part in parts], batch_first=True)
+        positions = pad_sequence([part.plan.position_ids for part in packed.rows], batch_first=True)
         language_model = self.model.model.language_model
         # Right padding: no real token looks to its right. All ones, not None: see PrefixDecoder.feed.
-        mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if packed.visible is None else packed.visible
         wanted = places.positions.to(embeds.device)
         with hidden_rows(language_model, wanted) if capture.hidden else nullcontext() as hidden:
             last = language_model(
                 inputs_embeds=embeds,
-                attention_mask=mask,
+                attention_mask=mask.to(embeds.device),
                 position_ids=positions.to(embeds.device),
                 use_cache=False,
                 **({} if tap is None else {"row_tap": tap}),
             ).last_hidden_state
         return LMMStates(
-            attention=None if tap is None else self._maps(tap, inputs, parts, places),
+            attention=None if tap is None else self._maps(tap, inputs, packed, places),
             hidden=None if hidden is None else split_hidden(hidden, places),
-            logits=self._logits(last, inputs, parts) if capture.logits else None,
+            logits=self._logits(last, inputs, packed) if capture.logits else None,
             logits_start=[item.prefix_length - 1 for item in inputs] if capture.logits else None,
         )
 
     def _maps(
-        self, tap: RowTap, inputs: Sequence[LMMInputs], parts: Sequence[PromptParts], places: PhraseRows
+        self, tap: RowTap, inputs: Sequence[LMMInputs], packed: PackedPrompts, places: PhraseRows
     ) -> list[Tensor]:
         stack = tap.finish()
-        sent = [only_sent(rows, part.plan) for rows, part in zip(stack, parts, strict=True)]
+        sent = [only_sent(rows, part.plan) for rows, part in zip(stack, packed.rows, strict=True)]
         return split_attention(torch.stack(sent), inputs, places)
 
-    def _logits(
-        self, last: Tensor, inputs: Sequence[LMMInputs], parts: Sequence[PromptParts]
-    ) -> list[Tensor]:
-        starts = [
-            int(text_places(part, torch.tensor(item.prefix_length - 1)))
-            for item, part in zip(inputs, parts, strict=True)
-        ]
-        states = [
-            last[row, start : part.plan.length]
-            for row, (start, part) in enumerate(zip(starts, parts, strict=True))
-        ]
+    def _logits(self, last: Tensor, inputs: Sequence[LMMInputs], packed: PackedPrompts) -> list[Tensor]:
+        states = answer_states(last, inputs, packed.groups, packed.token_index)
         head = self.model.get_output_embeddings()
         return list(head(torch.cat(states)).split([len(part) for part in states]))
 

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flmm_detseg.cache.types import PrefixKV
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.prefix import visible_rows
 from flmm_detseg.lmms.prefix_kv import PrefixDecoder
 from flmm_detseg.lmms.prefusion_layers import GatedLayers
 from flmm_detseg.registry import MODELS
@@ -164,12 +165,12 @@ class QuestionFusion(nn.Module):
     def forward(
         self, backgrounds: Sequence[Tensor], suffixes: Sequence[Tensor], parts: Sequence[PromptParts]
     ) -> list[Tensor]:
-        """A batch, each prompt as one sequence (training).
+        """A batch, each prompt as one sequence (training). Several questions in a prompt do not see each other.
 
         Args:
             backgrounds: Projected patches ``[n, d]`` of each background.
             suffixes: Embeddings of everything behind each prefix, ``[m + 2 + text, d]``.
-            parts: The prompts.
+            parts: The prompts; of rows of several texts as well.
 
         Returns:
             ``suffixes`` with fused questions.
@@ -179,8 +180,12 @@ class QuestionFusion(nn.Module):
         embeds = pad_sequence(rows, batch_first=True)
         positions = pad_sequence([part.fusion_positions for part in parts], batch_first=True)
         # Right padding: no real token looks to its right.
-        mask = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        states = self.layers(embeds, mask, positions.to(embeds.device)).last_hidden_state
+        mask = torch.ones(embeds.shape[:2], dtype=torch.bool)
+        if any(len(part.questions) > 1 for part in parts):
+            mask = visible_rows(
+                pad_sequence([_segments(part) for part in parts], batch_first=True, padding_value=-1)
+            )
+        states = self.layers(embeds, mask.to(embeds.device), positions.to(embeds.device)).last_hidden_state
         return [
             _with_question(suffix, part, state[len(background) : len(row)])
             for suffix, part, state, background, row in zip(
@@ -220,12 +225,23 @@ class QuestionFusion(nn.Module):
 
 
 def _read(suffix: Tensor, part: PromptParts) -> Tensor:
-    """Objects and question of a suffix, ``[m + question, d]``; separators and answer left out."""
-    start = len(part.objects) + 2
-    return torch.cat([suffix[1 : start - 1], suffix[start : start + part.num_question]])
+    """Objects and questions of a suffix, ``[m + questions, d]``; separators and answers left out."""
+    text = len(part.objects) + 2
+    return torch.cat(
+        [suffix[1 : text - 1], *(suffix[text + start : text + end] for start, end in part.questions)]
+    )
+
+
+def _segments(part: PromptParts) -> Tensor:
+    """What each token that is read belongs to: 0 the image, 1, 2, ... the questions; int64 ``[n + m + questions]``."""
+    sizes = [len(part.background) + len(part.objects), *(end - start for start, end in part.questions)]
+    return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
 
 
 def _with_question(suffix: Tensor, part: PromptParts, states: Tensor) -> Tensor:
-    start = len(part.objects) + 2
-    question = states[len(part.objects) :]
-    return torch.cat([suffix[:start], question, suffix[start + part.num_question :]])
+    text = len(part.objects) + 2
+    pieces, done, read = [], 0, len(part.objects)
+    for start, end in part.questions:
+        pieces += [suffix[done : text + start], states[read : read + end - start]]
+        done, read = text + end, read + end - start
+    return torch.cat([*pieces, suffix[done:]])

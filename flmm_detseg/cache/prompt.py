@@ -1,18 +1,15 @@
-"""A prepared prompt, split where it can be cached, and where its tokens are in the new order."""
+"""A prepared prompt, split where it can be cached."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from flmm_detseg.cache.layout import PromptLayout, SequencePlan
 from flmm_detseg.cache.types import PatchPartition
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.lmms.prefix import PhraseRows, phrase_entries
 from flmm_detseg.structures import LMMInputs
 
 
@@ -33,7 +30,8 @@ class PromptParts:
         background: Patches of the prefix, int64 ``[n]``.
         objects: Patches sent anew, int64 ``[m]``.
         plan: Where everything is.
-        num_question: Leading tokens of ``text_ids`` that are no answer.
+        questions: Where ``text_ids`` are no answer, as (start, end): the beginning; of a row of several texts, the
+            beginning of each.
         fusion_positions: See :meth:`PromptLayout.fusion_positions`.
     """
 
@@ -42,7 +40,7 @@ class PromptParts:
     background: Tensor
     objects: Tensor
     plan: SequencePlan
-    num_question: int
+    questions: tuple[tuple[int, int], ...]
     fusion_positions: Tensor
 
 
@@ -84,6 +82,20 @@ def split_prompt(
     background, objects = layout.background(partition), layout.objects(partition)
     if stale is not None:
         objects = torch.cat([objects, stale]).sort().values
+    return _parts(layout, item, background, objects)
+
+
+def with_text(layout: PromptLayout, part: PromptParts, item: LMMInputs) -> PromptParts:
+    """The prompt of another sample about the same image, with the same groups.
+
+    Raises:
+        DataError: It is too long.
+    """
+    return _parts(layout, item, part.background, part.objects)
+
+
+def _parts(layout: PromptLayout, item: LMMInputs, background: Tensor, objects: Tensor) -> PromptParts:
+    start, end = image_span(item)
     text = item.input_ids[end:]
     num_question = item.prefix_length - end
     return PromptParts(
@@ -92,7 +104,7 @@ def split_prompt(
         background=background,
         objects=objects,
         plan=layout.plan(start, background, objects, len(text), item.record_id),
-        num_question=num_question,
+        questions=((0, num_question),),
         fusion_positions=layout.fusion_positions(background, objects, num_question),
     )
 
@@ -101,32 +113,3 @@ def image_span(item: LMMInputs) -> tuple[int, int]:
     """Where the image tokens begin in the LMM's own sequence, and where the text goes on."""
     image = item.image_mask.nonzero().flatten()
     return int(image[0]), int(image[-1]) + 1
-
-
-def text_places(part: PromptParts, places: Tensor) -> Tensor:
-    """From places of text tokens in the LMM's own sequence (behind the image) to places in ours."""
-    return places - len(part.system_ids) - len(part.plan.columns) + part.plan.prompt_length
-
-
-def phrase_places(inputs: Sequence[LMMInputs], parts: Sequence[PromptParts]) -> PhraseRows:
-    """Phrase tokens of a batch with one row per sample; columns are patches in raster order.
-
-    Raises:
-        PhraseWithoutTokensError: A phrase has no token.
-    """
-    positions, phrases = [], []
-    for item, part in zip(inputs, parts, strict=True):
-        tokens, ids = phrase_entries(item.phrase_tokens, item.record_id)
-        positions.append(text_places(part, tokens))
-        phrases.append(ids)
-    return PhraseRows(
-        positions=pad_sequence(positions, batch_first=True),
-        phrase_ids=pad_sequence(phrases, batch_first=True, padding_value=-1),
-        columns=torch.stack([part.plan.columns.clamp(min=0) for part in parts]),
-        num_phrases=max(item.num_phrases for item in inputs),
-        row_slices=[
-            (row, slice(0, len(ids)), slice(0, item.num_phrases))
-            for row, (item, ids) in enumerate(zip(inputs, phrases, strict=True))
-        ],
-        sample_phrase_ids=phrases,
-    )

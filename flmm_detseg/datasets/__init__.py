@@ -6,7 +6,7 @@ from flmm_detseg.datasets.collate import EpochSampler, collate_samples
 from flmm_detseg.datasets.joint import JointDataset
 from flmm_detseg.datasets.jsonl import JSONLDataset
 from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
-from flmm_detseg.datasets.mix import ConcatMix, WeightedMix
+from flmm_detseg.datasets.mix import ConcatMix, ImageMix, WeightedMix
 from flmm_detseg.datasets.png import PNGDataset
 from flmm_detseg.datasets.policy import Problem, RecordError
 from flmm_detseg.datasets.questions import QuestionDataset
@@ -20,6 +20,7 @@ __all__ = [
     "ConcatMix",
     "EpochSampler",
     "GroundingDataset",
+    "ImageMix",
     "JSONLDataset",
     "JointDataset",
     "LLaVAInstructDataset",

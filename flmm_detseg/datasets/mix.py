@@ -149,17 +149,82 @@ class WeightedMix(_Mix):
             self._plan = (epoch, *self._make_plan(epoch))
         return int(self._plan[1][index]), int(self._plan[2][index])
 
+    def _lengths(self) -> list[int]:
+        """How much each member has of what positions stand for."""
+        return [len(dataset) for dataset in self.datasets]
+
     def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Member and inner index of each position of an epoch."""
         members = np.repeat(np.arange(len(self.counts)), self.counts)
         inner = np.concatenate(
             [
-                member_stretch(len(dataset), count, epoch, (self.seed, 1 + member))
-                for member, (dataset, count) in enumerate(zip(self.datasets, self.counts))
+                member_stretch(length, count, epoch, (self.seed, 1 + member))
+                for member, (length, count) in enumerate(zip(self._lengths(), self.counts))
             ]
         )
         order = np.random.default_rng((self.seed, epoch)).permutation(self.epoch_length)
         return members[order], inner[order]
+
+
+@DATASETS.register_module()
+class ImageMix(WeightedMix):
+    """Images of the members in given proportions, several records of an image one behind the other.
+
+    A batch of such records reads each of its images once (:mod:`flmm_detseg.lmms.prefix`,
+    :mod:`flmm_detseg.cache.packing`), and learns from all of its questions. The order is drawn here: use it with
+    ``EpochSampler(shuffle=False)`` and a batch size that ``per_image`` divides.
+
+    Which records of an image a visit takes is drawn by lot, a function of (``seed``, epoch, position) alone; an image
+    that has fewer comes with some of them twice.
+
+    Args:
+        datasets: Datasets or their configs.
+        weights: One positive number per dataset; of the images.
+        per_image: Records of an image.
+        images_per_epoch: Images per epoch; None: those of all members.
+        seed: Of order, passes and choice.
+
+    Raises:
+        ConfigError: A number does not fit.
+    """
+
+    def __init__(
+        self,
+        datasets: Sequence[Any],
+        weights: Sequence[float],
+        per_image: int,
+        images_per_epoch: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if per_image < 1:
+            raise ConfigError(f"`per_image` is {per_image}; it must be at least 1")
+        super().__init__(datasets, weights, images_per_epoch, seed)
+        self.per_image = per_image
+        self.images = [_records_by_image(dataset) for dataset in self.datasets]
+        if images_per_epoch is None:
+            self.epoch_length = sum(self._lengths())
+            self.counts = proportional(self.weights, self.epoch_length)
+
+    def __len__(self) -> int:
+        return self.epoch_length * self.per_image
+
+    def _lengths(self) -> list[int]:
+        return [len(images) for images in self.images]
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        position, place = divmod(index, self.per_image)
+        member, image = super()._locate(position)
+        records = self.images[member][image]
+        order = np.random.default_rng((self.seed, self.epoch, position)).permutation(len(records))
+        return member, int(records[order[place % len(records)]])
+
+
+def _records_by_image(dataset: Any) -> list[np.ndarray]:
+    """Indices of the records of each image, in order of the images' first records."""
+    found: dict[str, list[int]] = {}
+    for index in range(len(dataset)):
+        found.setdefault(dataset.phrase_texts(index)[0], []).append(index)
+    return [np.array(indices) for indices in found.values()]
 
 
 def member_stretch(length: int, count: int, epoch: int, seed: tuple[int, ...] | None) -> np.ndarray:

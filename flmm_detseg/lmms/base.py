@@ -111,8 +111,8 @@ class LMMAdapter(nn.Module, ABC):
         Args:
             inputs: Prepared samples, any mixture of lengths and image sizes.
             capture: What to keep.
-            image_keys: Per sample; samples with equal non-None keys show the same image. Where their prefixes
-                are equal too, the image prefix runs once and its keys and values serve them all.
+            image_keys: Per sample; samples with equal non-None keys show the same image. What their prompts begin
+                with alike (the image at least) runs once and serves them all.
 
         Returns:
             States in the order of ``inputs``; equal to one call per sample up to rounding.

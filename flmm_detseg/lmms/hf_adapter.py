@@ -16,6 +16,7 @@ from flmm_detseg.lmms.hf_base import HFLlavaBase
 from flmm_detseg.lmms.prefix import (
     PackedBatch,
     PhraseRows,
+    answer_states,
     distinct_images,
     image_columns,
     pack,
@@ -73,7 +74,8 @@ class HFLlavaAdapter(HFLlavaBase):
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)
             batch = self._pack(inputs, owners)
-            places = phrase_rows(inputs, batch)
+            columns = [image_columns(inputs[members[0]]) for members in batch.groups]
+            places = phrase_rows(inputs, batch.groups, batch.token_index, columns)
             stack, hidden, last = self._read(batch, self._embed(batch, owners, features), places, capture)
             return LMMStates(
                 attention=split_attention(stack, inputs, places) if stack is not None else None,
@@ -223,11 +225,7 @@ class HFLlavaAdapter(HFLlavaBase):
         )
 
     def _logits(self, last: Tensor, inputs: Sequence[LMMInputs], batch: PackedBatch) -> list[Tensor]:
-        rows = {member: row for row, members in enumerate(batch.groups) for member in members}
-        states = [
-            last[rows[index], batch.token_index[index][item.prefix_length - 1 :].to(last.device)]
-            for index, item in enumerate(inputs)
-        ]
+        states = answer_states(last, inputs, batch.groups, batch.token_index)
         return list(
             self.model.get_output_embeddings()(torch.cat(states)).split([len(part) for part in states])
         )

@@ -1,9 +1,9 @@
 """Several texts about one image in one sequence.
 
-Samples with the same image and prompt are packed into one row: the shared prefix once, then one answer after
-the other. A mask lets every answer see the prefix and itself only, and positions continue after the prefix
-for each of them, so each token gets what it would get alone. Nothing is cached or copied, the pass stays
-differentiable, and gradient checkpointing works as usual.
+Samples with the same image are packed into one row: what all of their prompts begin with (the image, and the whole
+prompt where it is the same) once, then one rest after the other. A mask lets every rest see the shared prefix and
+itself only, and positions continue after the prefix for each of them, so each token gets what it would get alone.
+Nothing is cached or copied, the pass stays differentiable, and gradient checkpointing works as usual.
 """
 
 from __future__ import annotations
@@ -98,22 +98,22 @@ def pack(inputs: Sequence[LMMInputs], owners: Sequence[int] | None) -> PackedBat
 
     Args:
         inputs: Prepared samples.
-        owners: From :func:`distinct_images`: samples with equal owner and equal prefix share a row. None: one
-            row per sample.
+        owners: From :func:`distinct_images`: samples with equal owner, and equal text before the image, share a row.
+            None: one row per sample.
 
     Returns:
         The batch; rows in order of their first sample.
     """
     groups: dict[tuple[int, bytes], list[int]] = {}
     for index, item in enumerate(inputs):
-        prefix = item.input_ids[: item.prefix_length].numpy().tobytes()
-        key = (index, b"") if owners is None else (owners[index], prefix)
+        head = item.input_ids[: int(item.image_mask.nonzero()[-1]) + 1].numpy().tobytes()
+        key = (index, b"") if owners is None else (owners[index], head)
         groups.setdefault(key, []).append(index)
 
     ids, images, positions, segments = [], [], [], []
     token_index: list[Tensor] = [torch.empty(0)] * len(inputs)
     for members in groups.values():
-        start = end = inputs[members[0]].prefix_length
+        start = end = _common_length([inputs[member] for member in members])
         pieces = [inputs[members[0]].input_ids[:start]]
         places, owner_of_token = [torch.arange(start)], [torch.zeros(start, dtype=torch.int64)]
         for number, member in enumerate(members, start=1):
@@ -137,12 +137,27 @@ def pack(inputs: Sequence[LMMInputs], owners: Sequence[int] | None) -> PackedBat
         groups=list(groups.values()),
         token_index=token_index,
         position_ids=pad_sequence(positions, batch_first=True) if shared else None,
-        visible=_visible(pad_sequence(segments, batch_first=True, padding_value=-1)) if shared else None,
+        visible=visible_rows(pad_sequence(segments, batch_first=True, padding_value=-1)) if shared else None,
     )
 
 
-def _visible(segments: Tensor) -> Tensor:
-    """Who sees whom: earlier tokens of the prefix (segment 0) and of the own segment."""
+def _common_length(members: Sequence[LMMInputs]) -> int:
+    """How many tokens all prompts begin with; no answer is shared, however alike they are."""
+    length = min(item.prefix_length for item in members)
+    rows = torch.stack([item.input_ids[:length] for item in members])
+    differs = (rows != rows[:1]).any(0).nonzero()
+    return int(differs[0]) if len(differs) else length
+
+
+def visible_rows(segments: Tensor) -> Tensor:
+    """Who sees whom: earlier tokens of the prefix and of the own segment.
+
+    Args:
+        segments: int64 ``[R, T]``: 0 for the prefix, another number for each text behind it, -1 for padding.
+
+    Returns:
+        bool ``[R, 1, T, T]``, True where a query (third axis) may look.
+    """
     causal = torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool).tril()
     related = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     return (causal & related)[:, None]
@@ -180,22 +195,33 @@ def phrase_entries(phrase_tokens: Tensor, record_id: str) -> tuple[Tensor, Tenso
     return tokens, phrases
 
 
-def phrase_rows(inputs: Sequence[LMMInputs], batch: PackedBatch) -> PhraseRows:
+def phrase_rows(
+    inputs: Sequence[LMMInputs],
+    groups: Sequence[Sequence[int]],
+    token_index: Sequence[Tensor],
+    columns: Sequence[Tensor],
+) -> PhraseRows:
     """Finds the phrase tokens and image columns of a packed batch.
+
+    Args:
+        inputs: Prepared samples.
+        groups: Per row the samples in it.
+        token_index: Per sample the place of each of its tokens in its row.
+        columns: Per row the places of its patches, int64 ``[N]``.
 
     Raises:
         PhraseWithoutTokensError: A phrase has no token.
     """
-    positions, phrase_ids, columns, counts = [], [], [], []
+    positions, phrase_ids, counts = [], [], []
     row_slices: list[tuple[int, slice, slice]] = [(0, slice(0), slice(0))] * len(inputs)
     sample_phrase_ids: list[Tensor] = [torch.empty(0)] * len(inputs)
-    for row, members in enumerate(batch.groups):
+    for row, members in enumerate(groups):
         entry_start = phrase_start = 0
         row_positions, row_phrases = [], []
         for member in members:
             item = inputs[member]
             tokens, phrases = phrase_entries(item.phrase_tokens, item.record_id)
-            row_positions.append(batch.token_index[member][tokens])
+            row_positions.append(token_index[member][tokens])
             row_phrases.append(phrases + phrase_start)
             sample_phrase_ids[member] = phrases
             entry_end, phrase_end = entry_start + len(tokens), phrase_start + item.num_phrases
@@ -203,13 +229,33 @@ def phrase_rows(inputs: Sequence[LMMInputs], batch: PackedBatch) -> PhraseRows:
             entry_start, phrase_start = entry_end, phrase_end
         positions.append(torch.cat(row_positions))
         phrase_ids.append(torch.cat(row_phrases))
-        columns.append(image_columns(inputs[members[0]]))
         counts.append(phrase_start)
     return PhraseRows(
         positions=pad_sequence(positions, batch_first=True),
         phrase_ids=pad_sequence(phrase_ids, batch_first=True, padding_value=-1),
-        columns=pad_sequence(columns, batch_first=True),
+        columns=pad_sequence(list(columns), batch_first=True),
         num_phrases=max(counts),
         row_slices=row_slices,
         sample_phrase_ids=sample_phrase_ids,
     )
+
+
+def answer_states(
+    last: Tensor, inputs: Sequence[LMMInputs], groups: Sequence[Sequence[int]], token_index: Sequence[Tensor]
+) -> list[Tensor]:
+    """Cuts out the states that predict answers.
+
+    Args:
+        last: Last hidden states ``[R, T, d]`` of a packed batch.
+        inputs: Prepared samples.
+        groups: Per row the samples in it.
+        token_index: Per sample the place of each of its tokens in its row.
+
+    Returns:
+        Per sample the states from its prompt's last token on, ``[T_i - prefix_length + 1, d]``.
+    """
+    rows = {member: row for row, members in enumerate(groups) for member in members}
+    return [
+        last[rows[index], token_index[index][item.prefix_length - 1 :].to(last.device)]
+        for index, item in enumerate(inputs)
+    ]

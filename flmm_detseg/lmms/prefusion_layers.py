@@ -56,7 +56,7 @@ class GatedLayers(nn.Module):
 
         Args:
             inputs_embeds: ``[B, T, d]``.
-            attention_mask: bool: ``[B, P + T]``, tokens that may be seen, or the whole mask ``[1, 1, T, P + T]``.
+            attention_mask: bool: ``[B, P + T]``, tokens that may be seen, or the whole mask ``[B or 1, 1, T, P + T]``.
             position_ids: int64 ``[B, T]``.
             past_key_values: Keys and values of P earlier tokens; is added to.
             use_cache: Language models have this argument; whether ``past_key_values`` is there decides.

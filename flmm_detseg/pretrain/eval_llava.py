@@ -264,7 +264,8 @@ def constant_answer_accuracy(seed: int, items: int, side: int) -> dict[str, floa
 
 def format_figures(figures: dict[str, object]) -> str:
     """One line for people: step, minutes, mean and every kind."""
-    kinds = " ".join(f"{kind} {value:.2f}" for kind, value in figures["accuracy"].items())
+    accuracies = {**figures["accuracy"], **figures.get("frames", {})}
+    kinds = " ".join(f"{kind} {value:.2f}" for kind, value in accuracies.items())
     return (
         f"step {figures['step']} ({figures['minutes']} min): mean {figures['mean']:.3f} | {kinds} | box IoU "
         f"{figures['box_mean_iou']:.2f} | caption words {figures['caption_word_accuracy']:.3f} pairs "

@@ -27,10 +27,11 @@ from flmm_detseg.datasets.tinyworld import (
     narrate,
     referring_expressions,
 )
+from flmm_detseg.pretrain.llava_frames import FRAME_KINDS, frame_turns, stream_frames
 from flmm_detseg.pretrain.tiny_llava import BOX_PROMPT, BOXED_CAPTION_PROMPT, CAPTION_PROMPT, TinyLlavaSizes
 
 QUESTION_KINDS = ("colour", "kind", "presence", "count", "position", "box", "comparison")
-TURN_KINDS = ("caption", "boxed_caption", "refer", "where", *QUESTION_KINDS)
+TURN_KINDS = ("caption", "boxed_caption", "refer", "where", *QUESTION_KINDS, *FRAME_KINDS)
 SIZE_WORDS = ("small", "large")
 LABEL_GROUPS = ("name", "colour", "texture", "size", "x1", "y1", "x2", "y2", "is_centre")
 
@@ -117,9 +118,10 @@ def patch_labels(scene: Scene, patch_size: int) -> np.ndarray:
         return mask.reshape(rows, patch_size, cols, patch_size).mean((1, 3)).reshape(-1)
 
     labels = np.full((rows * cols, len(LABEL_GROUPS)), -100, np.int16)
-    stuff = np.stack([cover(region.mask) for region in scene.stuff])
-    stuff_names = np.array([names.index(region.name) for region in scene.stuff], np.int16)
-    labels[:, 0] = np.where(stuff.max(0) > 0.3, stuff_names[stuff.argmax(0)], -100)
+    if scene.stuff:
+        stuff = np.stack([cover(region.mask) for region in scene.stuff])
+        stuff_names = np.array([names.index(region.name) for region in scene.stuff], np.int16)
+        labels[:, 0] = np.where(stuff.max(0) > 0.3, stuff_names[stuff.argmax(0)], -100)
     labels[:, -1] = 0
     if not scene.objects:
         return labels
@@ -146,18 +148,35 @@ def patch_labels(scene: Scene, patch_size: int) -> np.ndarray:
 
 
 def build_chunk(
-    tokenizer: PreTrainedTokenizerFast, seed: int, start: int, count: int, sizes: TinyLlavaSizes
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    start: int,
+    count: int,
+    sizes: TinyLlavaSizes,
+    stream_share: float = 0.0,
 ) -> Chunk:
-    """Makes scenes ``start .. start + count - 1`` of the training split and tokenises their turns."""
+    """Makes images ``start .. start + count - 1`` of the training split and tokenises their turns.
+
+    The last ones, ``stream_share`` of them, are frames of streams; the others are scenes.
+    """
     images, labels, kinds, owners, prompts, answers = [], [], [], [], [], []
-    for index in range(start, start + count):
-        scene = make_scene(seed, index, "train", (sizes.image_size, sizes.image_size))
+    num_frames = round(stream_share * count)
+    side = sizes.image_size
+    scenes = [
+        make_scene(seed, index, "train", (side, side)) for index in range(start, start + count - num_frames)
+    ]
+    shown = [
+        (scene, scene_turns(scene, seed * 1_000_003 + start + place)) for place, scene in enumerate(scenes)
+    ]
+    for frame in stream_frames(seed, start, num_frames, side):
+        shown.append((frame.scene, frame_turns(frame, start + len(shown))))
+    for owner, (scene, turns) in enumerate(shown):
         images.append(scene.image)
         labels.append(patch_labels(scene, sizes.patch_size))
-        for kind, prompt, answer in scene_turns(scene, seed * 1_000_003 + index):
+        for kind, prompt, answer in turns:
             first, second = turn_text(prompt, answer)
             kinds.append(TURN_KINDS.index(kind))
-            owners.append(index - start)
+            owners.append(owner)
             prompts.append(first)
             answers.append(second)
     prompt_ids = tokenizer(prompts, add_special_tokens=False).input_ids
@@ -175,11 +194,15 @@ def build_chunk(
 
 
 def cache_folder(
-    root: str | Path, tokenizer: PreTrainedTokenizerFast, seed: int, sizes: TinyLlavaSizes
+    root: str | Path,
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    sizes: TinyLlavaSizes,
+    stream_share: float = 0.0,
 ) -> Path:
-    """Folder of the chunks that belong to this world version, vocabulary, seed and image size."""
+    """Folder of the chunks that belong to this world version, vocabulary, seed, image size and share of frames."""
     words = sorted(tokenizer.get_vocab().items())
-    key = f"{TINYWORLD_VERSION}|{seed}|{sizes.image_size}|{sizes.patch_size}|{words}"
+    key = f"{TINYWORLD_VERSION}|{seed}|{sizes.image_size}|{sizes.patch_size}|{stream_share}|{words}"
     return Path(root) / f"llava_chunks_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
@@ -195,6 +218,7 @@ def write_chunks(
     numbers: Sequence[int],
     chunk_size: int,
     sizes: TinyLlavaSizes,
+    stream_share: float = 0.0,
 ) -> None:
     """Writes the missing ones of the given chunks; whole files appear at once."""
     os.nice(10)  # Training must not wait for scenes it does not need yet
@@ -203,7 +227,7 @@ def write_chunks(
         path = chunk_path(folder, number)
         if path.exists():
             continue
-        chunk = build_chunk(tokenizer, seed, number * chunk_size, chunk_size, sizes)
+        chunk = build_chunk(tokenizer, seed, number * chunk_size, chunk_size, sizes, stream_share)
         temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
         np.savez(temporary, **vars(chunk))
         temporary.replace(path)
@@ -216,10 +240,13 @@ def start_chunk_writer(
     num_chunks: int,
     chunk_size: int,
     sizes: TinyLlavaSizes,
+    stream_share: float = 0.0,
 ) -> mp.process.BaseProcess:
     """Starts the background process that fills the cache (ends with its parent)."""
     process = mp.get_context("spawn").Process(
-        target=write_chunks, args=(folder, tokenizer, seed, range(num_chunks), chunk_size, sizes), daemon=True
+        target=write_chunks,
+        args=(folder, tokenizer, seed, range(num_chunks), chunk_size, sizes, stream_share),
+        daemon=True,
     )
     process.start()
     return process

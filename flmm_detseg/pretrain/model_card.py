@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from flmm_detseg.datasets.tinyworld import TINYWORLD_VERSION
 from flmm_detseg.errors import RunError
+from flmm_detseg.pretrain.eval_frames import evaluate_frames
 from flmm_detseg.pretrain.eval_llava import constant_answer_accuracy, evaluate
 from flmm_detseg.pretrain.llava_chunks import QUESTION_KINDS
 from flmm_detseg.pretrain.probe_llava import groundability
@@ -30,6 +31,9 @@ ROWS = {
     "mean": "**mean of the kinds**",
     **{f"accuracy.{kind}": f"{kind}" for kind in QUESTION_KINDS},
     "box_mean_iou": "box, mean IoU",
+    "frames.clock": "frames of streams: the clock",
+    "frames.score": "frames of streams: the score",
+    "frames.frame": "frames of streams: other questions",
     "caption_word_accuracy": "caption, next-word accuracy (teacher-forced)",
     "caption_pair_precision": "caption, true (colour, kind) pairs (free-running)",
     "caption.best_head_iou": "caption phrases: best single head, IoU at 14 x 14",
@@ -43,6 +47,7 @@ def score_model(model_dir: str | Path, seed: int, items: int) -> dict[str, objec
     """Free-running figures and groundability of a stored model on the validation split."""
     model, tokenizer = load_tiny_llava(model_dir)
     figures = evaluate(model, tokenizer, seed=seed, items=items)
+    figures["frames"] = evaluate_frames(model, tokenizer, seed=seed, items=items)
     for source in ("caption", "refer"):
         figures[source] = groundability(
             model, tokenizer, seed=seed, source=source, num_scenes=max(6, min(60, items))
@@ -111,8 +116,8 @@ initial values.
 
 ```python
 from transformers import AutoProcessor, LlavaForConditionalGeneration
-model = LlavaForConditionalGeneration.from_pretrained("data/models/tiny_llava")
-processor = AutoProcessor.from_pretrained("data/models/tiny_llava")
+model = LlavaForConditionalGeneration.from_pretrained("data/models/{folder}")
+processor = AutoProcessor.from_pretrained("data/models/{folder}")
 prompt = "USER: <image>\\nwhat colour is the star ? ASSISTANT:"
 ```
 Prompt: `USER: <image>\\n{{question}} ASSISTANT: {{answer}}</s>`, lower-case text, words and punctuation separated by
@@ -133,13 +138,15 @@ the clock, so another machine makes another number of steps.{history}
 that are derived from the masks: name, colour, texture and size of what covers the patch (by dot product with the
 language model's own word embeddings), the edges of its object's box, and whether an object's centre lies in it. These
 losses stay on with weight {label_weight:g}, fading to zero at the end. The language model is trained by text
-alone (captions, captions with boxes, referring sentences with their box, questions); no attention map is ever
-supervised. Muon (torch.optim) on the 2-D hidden weights, AdamW on the rest, exported weights are a running average.
+alone (captions, captions with boxes, referring sentences with their box, questions{frames}); no attention map is
+ever supervised. Muon (torch.optim) on the 2-D hidden weights, AdamW on the rest, exported weights are a running
+average.
 
 ## Figures
 Validation split (no training scene), {items} questions of every kind, greedy free-running answers of the stored float16
-weights computed in float32. An answer must equal the reference; a box counts at IoU >= 0.5. Controls: the same model
-with random weights; the trained tower and projector with a newly initialised language model
+weights computed in float32. An answer must equal the reference; a box counts at IoU >= 0.5. Frames of
+streams (screens, cameras, slides, chats of the validation split): the clock, the score, and one other question each.
+Controls: the same model with random weights; the trained tower and projector with a newly initialised language model
 (`tools/make_control_lmm.py`); neither can produce an answer, so always giving the most frequent answer of a kind is
 listed as well. Groundability: attention rows of a phrase, averaged over its tokens, teacher-forced
 behind the caption prompt; thresholds, best head and probe are chosen on other validation scenes than those scored,
@@ -172,6 +179,7 @@ def write_llava_card(
         minutes=run["minutes"],
         step=run["step"],
         scenes=settings["num_chunks"] * settings["chunk_size"],
+        folder=Path(model_dir).name,
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         patch=sizes.patch_size,
         side=sizes.image_size,
@@ -184,6 +192,7 @@ def write_llava_card(
         channels=sizes.text_layers * sizes.text_heads,
         version=TINYWORLD_VERSION,
         command=command_line(settings),
+        frames=", questions about frames of streams" if settings.get("stream_share") else "",
         history=f"\n{history}" if history else "",
         torch=torch.__version__,
         transformers=transformers.__version__,

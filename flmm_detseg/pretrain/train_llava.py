@@ -21,9 +21,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerFast
 
 from flmm_detseg.datasets.tinyworld import vocabulary
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.pretrain.eval_frames import evaluate_frames
 from flmm_detseg.pretrain.eval_llava import evaluate, format_figures
 from flmm_detseg.pretrain.llava_chunks import cache_folder, prefix_ids, start_chunk_writer
 from flmm_detseg.pretrain.llava_data import PackedBatch, PackedStream
@@ -59,6 +61,8 @@ class LlavaTrainSettings:
         chunk_size: Scenes per chunk.
         eval_items: Questions of each kind at intermediate exports.
         final_eval_items: Questions of each kind at the end.
+        stream_share: Share of the images that are frames of streams (screens with a clock and a score, cameras, slides,
+            chats) with questions about them; the rest are scenes.
         resume: Continue from the state file of ``work_dir``.
         start: Hub-layout folder whose weights a new run starts from (new optimizers, new patch-label head); empty
             for random weights.
@@ -83,10 +87,16 @@ class LlavaTrainSettings:
     chunk_size: int = 250
     eval_items: int = 100
     final_eval_items: int = 300
+    stream_share: float = 0.0
     resume: bool = False
     start: str = ""
     status_file: str = ""
     sizes: TinyLlavaSizes = TinyLlavaSizes()
+
+
+def chunk_folder(settings: LlavaTrainSettings, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """Where the run's images and texts are cached."""
+    return cache_folder(settings.work_dir, tokenizer, settings.seed, settings.sizes, settings.stream_share)
 
 
 def build_optimizers(trainee: Trainee, settings: LlavaTrainSettings) -> list[torch.optim.Optimizer]:
@@ -159,7 +169,7 @@ class LlavaTrainer:
         sizes = self.settings.sizes
         patches = (sizes.image_size // sizes.patch_size) ** 2
         return PackedStream(
-            cache_folder(self.settings.work_dir, self.tokenizer, self.settings.seed, sizes),
+            chunk_folder(self.settings, self.tokenizer),
             num_chunks=self.settings.num_chunks,
             batch_size=self.settings.batch_size // self.world,
             prefix_length=len(prefix_ids(self.tokenizer, patches)),
@@ -263,14 +273,10 @@ class LlavaTrainer:
             self.save_state()
             save_hub_layout(self.average, self.tokenizer, self.settings.out_dir)
         began = time.monotonic()
-        figures = evaluate(
-            self.average,
-            self.tokenizer,
-            seed=self.settings.seed,
-            items=items,
-            rank=self.rank,
-            world=self.world,
-        )
+        share = dict(seed=self.settings.seed, items=items, rank=self.rank, world=self.world)
+        figures = evaluate(self.average, self.tokenizer, **share)
+        if self.settings.stream_share:
+            figures["frames"] = evaluate_frames(self.average, self.tokenizer, **share)
         figures = {
             "minutes": round(self.elapsed / 60, 1),
             "step": self.step,
@@ -334,9 +340,14 @@ def train_tiny_llava(
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(8 * 10**9))
     tokenizer = build_tokenizer(vocabulary())
-    folder = cache_folder(settings.work_dir, tokenizer, settings.seed, settings.sizes)
     writer = start_chunk_writer(
-        folder, tokenizer, settings.seed, settings.num_chunks, settings.chunk_size, settings.sizes
+        chunk_folder(settings, tokenizer),
+        tokenizer,
+        settings.seed,
+        settings.num_chunks,
+        settings.chunk_size,
+        settings.sizes,
+        settings.stream_share,
     )
     try:
         launch(_train_process, args=(settings, free_port()), nprocs=settings.threads)

@@ -165,8 +165,9 @@ def test_questions_see_the_image_and_answers_stay():
 
     fused, plain, part = suffix(first, "a blue ring")
     start = len(part.objects) + 2
-    end = start + part.num_question
-    assert 0 < part.num_question < len(part.text_ids)
+    ((_, num_question),) = part.questions
+    end = start + num_question
+    assert 0 < num_question < len(part.text_ids)
     assert torch.equal(fused[:start], plain[:start])
     assert torch.equal(fused[end:], plain[end:])
     assert (fused[start:end] != plain[start:end]).any(1).all()

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from dataset_files import write_png, write_refcoco
 from mmengine.runner import Runner
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from flmm_detseg.datasets import (
     ConcatMix,
     EpochSampler,
+    ImageMix,
     PNGDataset,
+    QuestionDataset,
     RefCOCODataset,
     WeightedMix,
     collate_samples,
@@ -126,3 +130,43 @@ def test_mmengine_loader_with_epoch_sampler_changes_the_sentences(parts):
     assert first.keys() == second.keys()
     assert first != second
     assert epoch(0) == first
+
+
+def _questions(tmp_path: Path, name: str, counts: list[int]) -> QuestionDataset:
+    folder = tmp_path / name
+    folder.mkdir()
+    lines = []
+    for image, count in enumerate(counts):
+        Image.new("RGB", (4, 4), (image, 0, 0)).save(folder / f"{image}.png")
+        lines += [
+            {"question_id": f"{image}-{n}", "image": f"{image}.png", "text": f"q {n}", "answer": "yes"}
+            for n in range(count)
+        ]
+    (folder / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return QuestionDataset(file=str(folder / "q.jsonl"), image_dir=str(folder), name=name)
+
+
+def test_an_image_mix_puts_questions_of_an_image_behind_one_another(tmp_path):
+    members = [_questions(tmp_path, "many", [5, 4, 6, 1]), _questions(tmp_path, "few", [2, 3])]
+    mix = ImageMix(members, weights=[2, 1], per_image=3, images_per_epoch=6, seed=3)
+    assert len(mix) == 18
+    loader = DataLoader(
+        mix, batch_size=6, sampler=EpochSampler(mix, shuffle=False), collate_fn=collate_samples
+    )
+    seen = []
+    for batch in loader:
+        images = [sample.image_id for sample in batch["samples"]]
+        assert len(set(images[:3])) == len(set(images[3:])) == 1
+        seen += images[::3]
+    # Every image of the larger member once, and both of the other.
+    assert len(set(seen)) == 6
+    first = ids(mix)
+    for start in range(0, 18, 3):
+        visit = first[start : start + 3]
+        assert len(set(visit)) == {"many/3": 1, "few/0": 2}.get(visit[0].rpartition("-")[0], 3)
+    assert first == ids(mix)
+    mix.set_epoch(1)
+    assert ids(mix) != first
+    assert ImageMix(members, weights=[1, 1], per_image=2).epoch_length == 6
+    with pytest.raises(ConfigError, match="per_image"):
+        ImageMix(members, weights=[1, 1], per_image=0)

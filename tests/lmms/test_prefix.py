@@ -83,7 +83,7 @@ def test_only_a_shared_prefix_needs_a_mask(build):
     assert masks[2].shape[:2] == (3, 1)
 
 
-def test_other_prompts_or_pixels_do_not_share_a_prefix():
+def test_other_prompts_share_the_image_and_other_pixels_nothing():
     adapter = tiny_llava()
     first = make_sample(0, image_id="x")
     other_prompt = replace(first, prompt="where ?")
@@ -91,7 +91,7 @@ def test_other_prompts_or_pixels_do_not_share_a_prefix():
     batch = make_batch(adapter, [first, other_prompt, other_pixels, first])
     owners = distinct_images(batch.inputs, ["x"] * 4)
     assert owners == [0, 0, 2, 0]
-    assert pack(batch.inputs, owners).groups == [[0, 3], [1], [2]]
+    assert pack(batch.inputs, owners).groups == [[0, 1, 3], [2]]
     assert distinct_images(batch.inputs, [None] * 4) == [0, 1, 2, 3]
     assert distinct_images(batch.inputs, None) == [0, 1, 2, 3]
     keys = ["x"] * 4

@@ -3,7 +3,7 @@
 from mmengine.config import read_base
 
 with read_base():
-    from .tiny_llava import lmm as stock_lmm
+    from .tiny_llava_streams import lmm as stock_lmm
 
 from flmm_detseg.cache import CachedLMM, CacheSettings, GivenRegions, Partitioner, RandomRegions
 

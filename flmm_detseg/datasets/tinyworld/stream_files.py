@@ -38,8 +38,9 @@ class StreamSpec:
         train_streams: Streams of every kind of the split train.
         val_streams: Streams of every kind of the split val.
         num_frames: Frames of a stream.
-        num_questions: Most questions about a frame.
+        num_questions: Most questions about a frame of the split val.
         seed: Of the world.
+        train_questions: The same of the split train.
     """
 
     train_streams: int = 300
@@ -47,6 +48,7 @@ class StreamSpec:
     num_frames: int = 10
     num_questions: int = 3
     seed: int = 0
+    train_questions: int = 6
 
     def __post_init__(self) -> None:
         small = [name for name, value in asdict(self).items() if name != "seed" and value < 1]
@@ -88,6 +90,7 @@ def write_streams(out: Path, spec: StreamSpec, progress: bool = True) -> dict[st
             items = make_stream(
                 kind, spec.seed, index, spec.num_frames, encoding=_ENCODINGS[split], split=split
             )
+            count = spec.train_questions if split == "train" else spec.num_questions
             rng = scene_rng(spec.seed, index, split, _CHOICE + 10 * STREAM_FILE_KINDS.index(kind))
             folder = f"{split}/{kind}_{index:04d}"
             (out / folder).mkdir(parents=True)
@@ -96,7 +99,7 @@ def write_streams(out: Path, spec: StreamSpec, progress: bool = True) -> dict[st
                 Image.fromarray(item.image).save(out / name)
                 lines += [
                     {"question_id": f"{name}#{number}", "image": name, **line}
-                    for number, line in enumerate(_lines(item, rng, spec.num_questions))
+                    for number, line in enumerate(_lines(item, rng, count))
                 ]
             frames += len(items)
         (out / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
