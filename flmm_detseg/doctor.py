@@ -19,6 +19,10 @@ from pathlib import Path
 INSTALL = "make install (or see requirements/lock.txt: pip install --no-deps -r ...)"
 TINY_MODELS = {
     "tiny LLaVA weights": ("data/models/tiny_llava", "python tools/pretrain_tiny_llava.py"),
+    "tiny LLaVA for streams": (
+        "data/models/tiny_llava_streams",
+        "python tools/pretrain_tiny_llava.py --start data/models/tiny_llava --stream-share 0.4",
+    ),
     "tiny SAM weights": ("data/models/tiny_sam", "python tools/pretrain_tiny_sam.py"),
 }
 # Not in setup.py, because their own pins or their build keep them out of a plain resolution.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -142,7 +142,8 @@ class FrameDifference(RegionSource):
     Args:
         threshold: A pixel changed when a channel differs by more; 0 for lossless images.
         max_change: With a larger share of changed pixels the scene is a new one.
-        max_streams: Streams remembered; the one asked for least recently is forgotten.
+        max_streams: Streams remembered. Beyond, the one asked for least recently is forgotten, of the tenant that has
+            most of them: a tenant with many streams pushes out its own.
 
     Raises:
         ConfigError: A number cannot be used.
@@ -160,16 +161,17 @@ class FrameDifference(RegionSource):
         self.threshold = threshold
         self.max_change = max_change
         self.max_streams = max_streams
-        self._streams: OrderedDict[str, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._streams: OrderedDict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = Lock()
 
     def find(self, sample: Sample) -> Regions:
         """See :class:`RegionSource`; remembers the image, where it belongs to a stream."""
         mask = np.zeros(sample.image_size, dtype=bool)
-        if sample.meta.get(SESSION) is None:
+        session = sample.meta.get(SESSION)
+        if session is None:
             return Regions(mask=mask)
-        # Not `str`: a name must not look like a tenant and a name.
-        stream = repr(sample.meta[SESSION])
+        # Requests with a cache say (tenant, name). Not `str`: a name must not look like a tenant and a name.
+        stream = str(session[0]) if isinstance(session, tuple) else "", repr(session)
         with self._lock:
             before = self._streams.pop(stream, None)
         if before is not None and before[0].shape == sample.image.shape:
@@ -179,7 +181,9 @@ class FrameDifference(RegionSource):
         with self._lock:
             self._streams[stream] = sample.image.copy(), mask
             while len(self._streams) > self.max_streams:
-                self._streams.popitem(last=False)
+                held = Counter(tenant for tenant, _ in self._streams)
+                most = max(held.values())
+                del self._streams[next(key for key in self._streams if held[key[0]] == most)]
         return Regions(mask=mask)
 
 

@@ -130,6 +130,18 @@ def test_streams_are_forgotten_and_sizes_may_change():
     assert source.find(sample(smaller, meta={"session": "a"})).mask.shape == (40, 80)
 
 
+def test_a_tenant_with_many_streams_pushes_out_its_own():
+    source = FrameDifference(max_streams=3)
+    changed = image()
+    changed[0, 0] = 1
+    source.find(sample(meta={"session": ("quiet", "a")}))
+    for name in range(20):
+        source.find(sample(meta={"session": ("busy", str(name))}))
+    assert source.find(sample(changed, meta={"session": ("busy", "19")})).mask.any()
+    assert not source.find(sample(changed, meta={"session": ("busy", "1")})).mask.any()
+    assert source.find(sample(changed, meta={"session": ("quiet", "a")})).mask.any()
+
+
 def test_boxes_by_lot_repeat_and_differ():
     source = RandomRegions(num_boxes=3, max_side=0.5)
     samples = [make_sample(index) for index in range(40)]

@@ -49,3 +49,11 @@ def test_prefix_reuse_gives_equal_rows(monkeypatch, capsys):
     assert figures["max_abs_difference"] < 1e-5
     assert figures["speedup_packed_vs_loop"] > 0
     assert set(figures["seconds"]) == {"loop", "batch", "packed"}
+
+
+def test_packed_questions_compute_the_same_step(monkeypatch, capsys):
+    figures = last_line("packed_questions", [], monkeypatch, capsys)
+    for name in ("cached", "stock"):
+        assert figures[name]["loss_difference"] < 1e-5
+        assert figures[name]["gradient_difference"] < 1e-4
+        assert figures[name]["speedup"] > 0
