@@ -50,7 +50,6 @@ stages = [
             _run("rung5_last_layers", "tiny_cached_last_layers", "rung3", ["language_model"]),
             _run("rung5_full", "tiny_cached_full", "rung3", _lora),
             _run("rung5_fused_lora", "tiny_prefusion_lora", "rung4_fused", _lora),
-            _run("rung5_compressed_lora", "tiny_prefusion_compressed_lora", "rung4_compressed", _lora),
         ],
     ),
 ]
