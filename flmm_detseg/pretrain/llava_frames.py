@@ -75,15 +75,14 @@ def stream_frames(seed: int, start: int, num_frames: int, side: int, split: str 
 
 
 def as_frame(item: StreamItem, side: int) -> Frame:
-    """Pads a frame to the model's square and words its questions as the tiny LLaVA writes them."""
+    """Pads a frame to the model's square."""
     if max(item.image.shape[:2]) != side:
         raise ConfigError(
             f"{item.stream}: frames are {item.image.shape[:2]} pixels, the model reads {side}; streams can be trained "
             "on with image_size 112 only"
         )
     questions = tuple(
-        (_TEXT_KINDS.get(question, "frame"), question, text.replace(":", " : "))
-        for question, text, _ in item.questions
+        (_TEXT_KINDS.get(question, "frame"), question, text) for question, text, _ in item.questions
     )
     return Frame(padded(replace(item.scene, image=item.image), side), questions)
 

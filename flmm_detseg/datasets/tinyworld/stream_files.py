@@ -122,8 +122,7 @@ def _lines(item: StreamItem, rng: np.random.Generator, count: int) -> Iterator[d
     for question, answer, group in chosen:
         yield {
             "text": question,
-            # As the tiny LLaVA writes it: punctuation stands alone.
-            "answer": answer.replace(":", " : "),
+            "answer": answer,
             "category": _TEXT_CATEGORIES.get(question, group),
             "session": item.stream,
             "boxes": [list(map(int, box)) for box in item.objects_xyxy],

@@ -58,7 +58,7 @@ class StreamItem:
         fixed: Ids of the scene's objects that belong to the background.
         objects_xyxy: Boxes of everything that changes in the stream, half-open pixels.
         question: Lower-case words.
-        answer: The right one.
+        answer: The right one, words and punctuation separated by spaces.
         group: What the answer needs: ``"objects"``, ``"background"``, or both (``"cross"``).
         questions: All questions that the frame allows: (question, answer, group).
         exact_repeat: Whether an earlier frame of the stream has the same pixels. A plain prefix cache serves those.
@@ -125,7 +125,9 @@ def make_stream(
     for number, frame in enumerate(shown[:num_frames]):
         used = str(rng.choice(("png", "jpeg"))) if encoding == "mixed" else encoding
         image = reencode(frame.scene.image, used, quality)
-        questions = [*frame_questions(frame.scene, frame.fixed), *((q, a, "objects") for q, a in frame.texts)]
+        # As the world's language writes it: punctuation stands alone.
+        texts = ((question, text.replace(":", " : "), "objects") for question, text in frame.texts)
+        questions = [*frame_questions(frame.scene, frame.fixed), *texts]
         question, answer, group = pick_question(questions, rng)
         repeat = image.tobytes() in seen
         seen.add(image.tobytes())
