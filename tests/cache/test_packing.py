@@ -115,6 +115,24 @@ def test_groups_by_lot_are_one_draw_an_image_in_training_only():
     assert all(a.partition is b.partition for a, b in zip(kept, draws, strict=True))
 
 
+@torch.no_grad()
+def test_stale_patches_of_a_row_are_those_of_its_first_sample():
+    # Boxes in the middle, so that most patches are background.
+    model = cached_llava(stale_share=(0.3, 0.3), train=("separators",)).train()
+    shown = boxed_sample(0, image_size=(56, 56), image_id="x")
+    items = [model.prepare(replace(shown, prompt=prompt)) for prompt in PROMPTS]
+    fresh = [model.eval().encode([item], EVERYTHING).logits[0] for item in items]
+    model.train()
+    torch.manual_seed(3)
+    together = model.encode(items, EVERYTHING, ["x"] * len(items))
+    for index, item in enumerate(items):
+        torch.manual_seed(3)
+        alone = model.encode([item], EVERYTHING)
+        torch.testing.assert_close(together.logits[index], alone.logits[0], rtol=1e-5, atol=2e-4)
+        torch.testing.assert_close(together.attention[index], alone.attention[0], rtol=0, atol=1e-5)
+        assert not torch.allclose(together.logits[index], fresh[index], atol=1e-3)
+
+
 def test_other_pixels_share_nothing_and_plain_inputs_are_refused():
     model = cached_llava()
     shown = boxed_sample(0, image_size=(56, 56))
