@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -152,9 +153,14 @@ class HFLlavaAdapter(HFLlavaBase):
             if layers:
                 self._check_vision_layers(layers)
                 tower = self.model.model.vision_tower
-                hook = tower.register_forward_hook(
-                    lambda _, __, output: tower_states.extend(output.hidden_states)
-                )
+                owner = get_ident()
+
+                def keep(_: Any, __: Any, output: Any) -> None:
+                    # Other threads may use the tower at the same time.
+                    if get_ident() == owner:
+                        tower_states.extend(output.hidden_states)
+
+                hook = tower.register_forward_hook(keep)
                 stack.callback(hook.remove)
             tokens = self.image_tokens(pixels, [inputs[index].grid for index in images])
         features = dict(zip(images, tokens, strict=True))
