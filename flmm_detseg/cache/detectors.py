@@ -25,6 +25,7 @@ GIVEN = ("boxes", "masks", "dense_masks", "meta")
 BOXES, SCORES, LABELS = "boxes", "scores", "labels"
 # Key of `Sample.meta`: which stream of images a sample belongs to.
 SESSION = "session"
+VISIT = "visit"
 
 
 def _no_boxes() -> np.ndarray:
@@ -191,7 +192,8 @@ class FrameDifference(RegionSource):
 class RandomRegions(RegionSource):
     """Boxes drawn by lot, for training: the model has to read every partition, not one detector's.
 
-    The same sample always gets the same boxes.
+    The same sample always gets the same boxes. Samples that :class:`~flmm_detseg.datasets.ImageMix` drew in one visit
+    of their image (``Sample.meta["visit"]``) get the same ones, others at the next visit.
 
     Args:
         num_boxes: Most boxes of an image; also none at all is drawn.
@@ -214,7 +216,13 @@ class RandomRegions(RegionSource):
 
     def find(self, sample: Sample) -> Regions:
         """See :class:`RegionSource`."""
-        name = f"{self.seed}/{sample.record_id}/{sample.prompt}/{sample.text}"
+        visit = sample.meta.get(VISIT)
+        about = (
+            f"{sample.record_id}/{sample.prompt}/{sample.text}"
+            if visit is None
+            else f"{visit}/{sample.image_id}"
+        )
+        name = f"{self.seed}/{about}"
         rng = np.random.default_rng(list(blake2b(name.encode(), digest_size=8).digest()))
         count = int(rng.integers(0, self.num_boxes + 1))
         sides = rng.uniform(0.02, self.max_side, (count, 2))

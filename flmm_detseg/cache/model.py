@@ -274,8 +274,7 @@ class CachedLMM(WrappedLlava):
     ) -> LMMStates:
         """See :class:`LMMAdapter`. Groups of all images run as one sequence of fixed length; only texts are padded.
 
-        Questions about one image with the same groups share its row; in training those of one image all take the groups
-        of the first.
+        Questions about one image with the same groups share its row.
         """
         if self._stock:
             return self.lmm.encode(inputs, capture, image_keys)
@@ -283,9 +282,11 @@ class CachedLMM(WrappedLlava):
             raise ConfigError("rows `attention`='eager' compares with stock LLaVA; CachedLMM needs 'rows'")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             keys = image_keys if self.lmm.share_prefix else None
-            inputs, groups = share_images(inputs, keys, one_partition=self.training)
+            groups = share_images(inputs, keys)
             firsts = [inputs[members[0]] for members in groups]
-            heads, states, stored = see_groups(self, firsts, (self.feature_layer, *capture.vision_layers))
+            longest = [max(len(inputs[member].input_ids) for member in members) for members in groups]
+            layers = (self.feature_layer, *capture.vision_layers)
+            heads, states, stored = see_groups(self, firsts, layers, longest)
             vision = self._vision_maps(states, groups, capture.vision_layers)
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from flmm_detseg.cache.layout import PromptLayout
-from flmm_detseg.cache.prompt import PartitionedInputs, PromptParts, image_span, with_partition, with_text
+from flmm_detseg.cache.prompt import PartitionedInputs, PromptParts, image_span, with_text
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.prefix import PhraseRows, distinct_images, phrase_rows, visible_rows
 
@@ -37,35 +37,27 @@ class PackedPrompts:
 
 
 def share_images(
-    inputs: Sequence[PartitionedInputs], image_keys: Sequence[str | None] | None, *, one_partition: bool
-) -> tuple[list[PartitionedInputs], list[list[int]]]:
+    inputs: Sequence[PartitionedInputs], image_keys: Sequence[str | None] | None
+) -> list[list[int]]:
     """Finds samples that can share a row: same pixels, groups and system text.
 
     Args:
         inputs: Prepared samples.
         image_keys: Per sample a key or None, which is never equal to another.
-        one_partition: Samples of one image all take the groups of the first (training: groups are by lot anyway).
 
     Returns:
-        The samples with their groups; per row the samples in it, in order of their first one.
+        Per row the samples in it, in order of their first one.
 
     Raises:
         ConfigError: A sample was prepared by another adapter.
     """
-    owners = distinct_images(inputs, image_keys)
-    for item in inputs:
+    groups: dict[tuple[int, bytes, bytes], list[int]] = {}
+    for index, (item, owner) in enumerate(zip(inputs, distinct_images(inputs, image_keys), strict=True)):
         if getattr(item, "partition", None) is None:
             raise ConfigError(f"{item.record_id}: prepared without groups of patches; use CachedLMM.prepare")
-    if one_partition:
-        inputs = [
-            item if owner == index else with_partition(item, inputs[owner].partition)
-            for index, (item, owner) in enumerate(zip(inputs, owners, strict=True))
-        ]
-    groups: dict[tuple[int, bytes, bytes], list[int]] = {}
-    for index, (item, owner) in enumerate(zip(inputs, owners, strict=True)):
         head = item.input_ids[: image_span(item)[0]].numpy().tobytes()
         groups.setdefault((owner, item.partition.group.tobytes(), head), []).append(index)
-    return list(inputs), list(groups.values())
+    return list(groups.values())
 
 
 def pack_prompts(

@@ -40,7 +40,10 @@ def check_share(share: Sequence[float] | None, layout: PromptLayout) -> tuple[fl
 
 
 def see_groups(
-    model: CachedLMM, inputs: Sequence[PartitionedInputs], layers: Collection[int]
+    model: CachedLMM,
+    inputs: Sequence[PartitionedInputs],
+    layers: Collection[int],
+    num_tokens: Sequence[int] | None = None,
 ) -> tuple[list[PromptParts], dict[int, Tensor], Tensor]:
     """Splits a batch and runs the vision tower over its groups; in training some patches are stale.
 
@@ -51,6 +54,8 @@ def see_groups(
         model: With its ``stale_share``.
         inputs: Prepared samples.
         layers: Wanted hidden states.
+        num_tokens: Tokens of the longest sample that shares the image, in the LMM's own sequence, of each; None: it is
+            the sample itself. Stale patches are sent again with all of them, so all must have room.
 
     Returns:
         The prompts; hidden states ``[B, N, D]`` per layer; those of the feature layer to take backgrounds from.
@@ -60,19 +65,21 @@ def see_groups(
         parts = [model.parts(item) for item in inputs]
         states = model.see(inputs, layers)
         return parts, states, states[layer]
-    stale = [_draw(model, item, share) for item in inputs]
+    num_tokens = [len(item.input_ids) for item in inputs] if num_tokens is None else num_tokens
+    stale = [_draw(model, item, share, count) for item, count in zip(inputs, num_tokens, strict=True)]
     parts = [model.parts(item, stale=found) for item, found in zip(inputs, stale, strict=True)]
     fresh = [_sent_again(item, found) for item, found in zip(inputs, stale, strict=True)]
     old = [_donor(model, item, found) for item, found in zip(inputs, stale, strict=True)]
     return parts, model.see(fresh, layers), model.see(old, (layer,))[layer]
 
 
-def _draw(model: CachedLMM, item: PartitionedInputs, share: tuple[float, float]) -> Tensor:
+def _draw(model: CachedLMM, item: PartitionedInputs, share: tuple[float, float], num_tokens: int) -> Tensor:
     """Patches of the background by lot, int64, ascending; no more than fit into the sequence."""
     background = torch.from_numpy(item.partition.background)
     least, most = share
     count = round(len(background) * (least + (most - least) * float(torch.rand(()))))
-    room = model.layout.max_length - model.parts(item).plan.length
+    longer = num_tokens - len(item.input_ids)
+    room = model.layout.max_length - model.parts(item).plan.length - longer
     chosen = torch.randperm(len(background))[: max(0, min(count, room))]
     return background[chosen].sort().values
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,8 @@ class ImageMix(WeightedMix):
     ``EpochSampler(shuffle=False)`` and a batch size that ``per_image`` divides.
 
     Which records of an image a visit takes is drawn by lot, a function of (``seed``, epoch, position) alone; an image
-    that has fewer comes with some of them twice.
+    that has fewer comes with some of them twice. ``Sample.meta["visit"]`` names the visit: what is drawn by lot for an
+    image (``RandomRegions``) is then the same for all of its records, however batches are cut.
 
     Args:
         datasets: Datasets or their configs.
@@ -196,9 +198,15 @@ class ImageMix(WeightedMix):
         images_per_epoch: int | None = None,
         seed: int = 0,
     ) -> None:
-        if per_image < 1:
-            raise ConfigError(f"`per_image` is {per_image}; it must be at least 1")
+        for name, value in (("per_image", per_image), ("images_per_epoch", images_per_epoch)):
+            if value is not None and value < 1:
+                raise ConfigError(f"`{name}` is {value}; it must be at least 1")
         super().__init__(datasets, weights, images_per_epoch, seed)
+        if any(isinstance(dataset, WeightedMix) for dataset in self.datasets):
+            raise ConfigError(
+                "a member of ImageMix is itself a weighted mix, whose records change with the epoch; list its data "
+                "sets and weights here instead"
+            )
         self.per_image = per_image
         self.images = [_records_by_image(dataset) for dataset in self.datasets]
         if images_per_epoch is None:
@@ -207,6 +215,11 @@ class ImageMix(WeightedMix):
 
     def __len__(self) -> int:
         return self.epoch_length * self.per_image
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        sample = super().__getitem__(index)
+        return replace(sample, meta={**sample.meta, "visit": f"{self.epoch}/{index // self.per_image}"})
 
     def _lengths(self) -> list[int]:
         return [len(images) for images in self.images]

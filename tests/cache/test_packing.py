@@ -100,19 +100,49 @@ def test_gradients_are_those_of_one_by_one(settings):
 
 
 @torch.no_grad()
-def test_groups_by_lot_are_one_draw_an_image_in_training_only():
+def test_groups_by_lot_are_one_draw_a_visit():
     model = cached_llava(partitioner=Partitioner(RandomRegions()))
     shown = boxed_sample(0, image_size=(56, 56), image_id="a")
-    draws = [model.prepare(replace(shown, prompt=f"{prompt} {n}")) for prompt in PROMPTS for n in range(3)]
-    keys = ["a"] * len(draws)
-    kinds = {item.partition.group.tobytes() for item in draws}
-    assert len(kinds) > 2
-    same, rows = share_images(draws, keys, one_partition=True)
-    assert rows == [list(range(len(draws)))]
-    assert {item.partition.group.tobytes() for item in same} == {draws[0].partition.group.tobytes()}
-    kept, rows = share_images(draws, keys, one_partition=False)
-    assert len(rows) == len(kinds)
-    assert all(a.partition is b.partition for a, b in zip(kept, draws, strict=True))
+    questions = [replace(shown, prompt=f"{prompt} {n}") for prompt in PROMPTS for n in range(3)]
+
+    def kinds(visits) -> list[bytes]:
+        asked = [replace(q, meta={**q.meta, **visit}) for q, visit in zip(questions, visits, strict=True)]
+        items = [model.prepare(sample) for sample in asked]
+        assert len(share_images(items, ["a"] * len(items))) == len(
+            {item.partition.group.tobytes() for item in items}
+        )
+        return [item.partition.group.tobytes() for item in items]
+
+    assert len(set(kinds([{}] * 9))) > 2
+    assert len(set(kinds([{"visit": "0/7"}] * 9))) == 1
+    assert len(set(kinds([{"visit": f"{n}/7"} for n in range(9)]))) > 2
+
+
+@torch.no_grad()
+def test_training_does_not_depend_on_how_a_batch_is_cut():
+    model = cached_llava(partitioner=Partitioner(RandomRegions()), train=("separators",)).train()
+    shown = boxed_sample(0, image_size=(56, 56), image_id="a", num_phrases=1)
+    asked = [replace(shown, prompt=prompt, meta={"visit": "3/1"}) for prompt in (*PROMPTS, "and this ?")]
+    whole = model.encode([model.prepare(s) for s in asked], EVERYTHING, ["a"] * 4).logits
+    for members in ((0, 2), (1, 3), (3,)):
+        part = model.encode(
+            [model.prepare(asked[m]) for m in members], EVERYTHING, ["a"] * len(members)
+        ).logits
+        for member, logits in zip(members, part, strict=True):
+            torch.testing.assert_close(logits, whole[member], rtol=1e-5, atol=2e-4)
+
+
+def test_stale_patches_leave_room_for_the_longest_text_of_a_row():
+    short = replace(boxed_sample(0, image_size=(56, 56), image_id="a"), phrases=(), text="a", task="vqa")
+    long = replace(short, text=" ".join(["a blue ring"] * 40))
+    model = cached_llava(stale_share=(0.5, 0.5), train=("separators",), max_length=70).train()
+    items = [model.prepare(sample) for sample in (short, long)]
+    assert len(items[1].input_ids) > len(items[0].input_ids) + 8
+    for order in ((0, 1), (1, 0)):
+        states = model.encode([items[i] for i in order], CaptureSpec(logits=True), ["a", "a"])
+        assert [len(logits) for logits in states.logits] == [
+            len(items[i].input_ids) - items[i].prefix_length + 1 for i in order
+        ]
 
 
 @torch.no_grad()
@@ -138,7 +168,7 @@ def test_other_pixels_share_nothing_and_plain_inputs_are_refused():
     shown = boxed_sample(0, image_size=(56, 56))
     turned = replace(shown, image=shown.image[::-1].copy())
     items = [model.prepare(sample) for sample in (shown, turned)]
-    assert share_images(items, ["a", "a"], one_partition=True)[1] == [[0], [1]]
-    assert share_images([items[0]] * 2, None, one_partition=True)[1] == [[0], [1]]
+    assert share_images(items, ["a", "a"]) == [[0], [1]]
+    assert share_images([items[0]] * 2, None) == [[0], [1]]
     with pytest.raises(ConfigError, match="CachedLMM.prepare"):
-        share_images([model.lmm.prepare(shown)], ["a"], one_partition=False)
+        share_images([model.lmm.prepare(shown)], ["a"])
