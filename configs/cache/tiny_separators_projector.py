@@ -10,7 +10,7 @@ with read_base():
     from .._base_.models.tiny_detseg_heads import language
     from .._base_.schedules.tiny_heads import *
 
-from flmm_detseg.datasets import EpochSampler, ImageMix, collate_samples
+from flmm_detseg.datasets import ImageMix, ImageSampler, collate_samples
 from flmm_detseg.models import GroundingLMM
 
 model = dict(type=GroundingLMM, lmm=lmm, heads=dict(language=language), init_from=[], new_parts=[])
@@ -19,7 +19,7 @@ vqa_train.update(turns="all")
 train_dataloader = dict(
     batch_size=48,
     num_workers=0,
-    sampler=dict(type=EpochSampler, shuffle=False),
+    sampler=dict(type=ImageSampler),
     collate_fn=dict(type=collate_samples),
     dataset=dict(
         type=ImageMix, datasets=[vqa_train, streams_train], weights=[1, 1], per_image=6, images_per_epoch=4000

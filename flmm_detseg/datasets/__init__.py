@@ -2,7 +2,7 @@
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.coco_instances import COCOInstancesDataset
-from flmm_detseg.datasets.collate import EpochSampler, collate_samples
+from flmm_detseg.datasets.collate import EpochSampler, ImageSampler, collate_samples
 from flmm_detseg.datasets.joint import JointDataset
 from flmm_detseg.datasets.jsonl import JSONLDataset
 from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
@@ -21,6 +21,7 @@ __all__ = [
     "EpochSampler",
     "GroundingDataset",
     "ImageMix",
+    "ImageSampler",
     "JSONLDataset",
     "JointDataset",
     "LLaVAInstructDataset",

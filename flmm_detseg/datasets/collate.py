@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
 from mmengine.dataset import DefaultSampler
 from mmengine.registry import DATA_SAMPLERS, FUNCTIONS
 
+from flmm_detseg.datasets.mix import ImageMix
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import Sample
 
 
@@ -48,3 +51,34 @@ class EpochSampler(DefaultSampler):
     def __iter__(self) -> Iterator[int]:
         start, self._start = self._start, 0
         return islice(super().__iter__(), start, None)
+
+
+@DATA_SAMPLERS.register_module()
+class ImageSampler(EpochSampler):
+    """For :class:`~flmm_detseg.datasets.ImageMix`: hands whole visits of images to the processes, in the mix's order.
+
+    Args:
+        dataset: The mix.
+
+    Raises:
+        ConfigError: The data set is no such mix.
+    """
+
+    def __init__(self, dataset: ImageMix) -> None:
+        if not isinstance(dataset, ImageMix):
+            raise ConfigError(
+                f"ImageSampler is for ImageMix, `dataset` is a {type(dataset).__name__}; use EpochSampler"
+            )
+        # The order is the mix's own; the seed decides nothing.
+        super().__init__(dataset, shuffle=False, seed=0)
+        self.per_image = dataset.per_image
+        self.num_samples = math.ceil(dataset.epoch_length / self.world_size) * self.per_image
+        self.total_size = self.num_samples * self.world_size
+
+    def __iter__(self) -> Iterator[int]:
+        start, self._start = self._start, 0
+        # The last visits may begin anew, so that every process has as many.
+        visits = range(self.rank, self.total_size // self.per_image, self.world_size)
+        images = (visit % self.dataset.epoch_length for visit in visits)
+        indices = (image * self.per_image + place for image in images for place in range(self.per_image))
+        return islice(indices, start, None)

@@ -173,7 +173,7 @@ class ImageMix(WeightedMix):
 
     A batch of such records reads each of its images once (:mod:`flmm_detseg.lmms.prefix`,
     :mod:`flmm_detseg.cache.packing`), and learns from all of its questions. The order is drawn here: use it with
-    ``EpochSampler(shuffle=False)`` and a batch size that ``per_image`` divides.
+    ``ImageSampler`` and a batch size that ``per_image`` divides (the training loop checks both).
 
     Which records of an image a visit takes is drawn by lot, a function of (``seed``, epoch, position) alone; an image
     that has fewer comes with some of them twice. ``Sample.meta["visit"]`` names the visit: what is drawn by lot for an

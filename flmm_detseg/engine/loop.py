@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 from xtuner.engine.runner import TrainLoop
 
-from flmm_detseg.datasets import EpochSampler
+from flmm_detseg.datasets import EpochSampler, ImageMix, ImageSampler
 from flmm_detseg.engine.config_check import check_config
 from flmm_detseg.engine.start import prepare_start
 from flmm_detseg.errors import ConfigError
@@ -68,6 +68,7 @@ class ResumableTrainLoop(TrainLoop):
                 f"`train_dataloader.sampler` is a {type(sampler).__name__}; use EpochSampler or TaskSampler, "
                 "whose position a resumed run can take up"
             )
+        check_image_batches(self.dataloader)
         prepare_start(runner, self.dataloader, self.max_iters)
 
     def run(self) -> Any:
@@ -84,6 +85,28 @@ class ResumableTrainLoop(TrainLoop):
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
+
+
+def check_image_batches(loader: DataLoader) -> None:
+    """Batches of an :class:`~flmm_detseg.datasets.ImageMix` must not cut images in two: what it is for would be lost.
+
+    Raises:
+        ConfigError: Another sampler than :class:`~flmm_detseg.datasets.ImageSampler`, or a batch size that is no
+            multiple of ``per_image``.
+    """
+    if not isinstance(loader.dataset, ImageMix):
+        return
+    sampler, size = loader.batch_sampler.sampler, loader.batch_sampler.batch_size
+    if not isinstance(sampler, ImageSampler):
+        raise ConfigError(
+            f"`train_dataloader.sampler` is a {type(sampler).__name__}, which tears the images of an ImageMix "
+            "apart; use ImageSampler"
+        )
+    if size % sampler.per_image:
+        raise ConfigError(
+            f"`train_dataloader.batch_size` is {size}, which cuts images in two; give a multiple of `per_image` "
+            f"({sampler.per_image})"
+        )
 
 
 def endless(loader: DataLoader, start: int) -> Iterator[Any]:

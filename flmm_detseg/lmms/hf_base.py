@@ -38,8 +38,8 @@ class HFLlavaBase(LMMAdapter):
         attention: ``"rows"`` or ``"eager"`` (parity checks).
         frozen: No parameter of the LMM gets a gradient, it stays in eval mode, :meth:`encode` runs without
             autograd. False leaves ``requires_grad`` as it is.
-        share_prefix: Samples with equal image and prompt run as answers behind one prefix. Also with a
-            trainable LMM; the pass stays differentiable.
+        share_prefix: Samples with equal image run behind one prefix: what their prompts begin with alike. Also with
+            a trainable LMM; the pass stays differentiable.
         lora: LoRA groups, see :func:`~flmm_detseg.lmms.lora.lora_groups`. The LMM's own weights are frozen
             then, whatever ``frozen`` says, and :meth:`encode` runs with autograd.
         gradient_checkpointing: Blocks of tower and language model keep their input only and are repeated in the

@@ -6,6 +6,7 @@ import torch
 import torch.distributed as dist
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from flmm_detseg.errors import DataError
 from flmm_detseg.pretrain.eval_llava import answer, image_side, normalise_answer
 from flmm_detseg.pretrain.llava_frames import FRAME_KINDS, frame_turns, stream_frames
 
@@ -28,10 +29,13 @@ def evaluate_frames(
         items: Questions of every kind; a frame gives one of each that it has.
         rank: This process.
         world: Number of processes; each takes its share.
+
+    Raises:
+        DataError: The frames drawn have too few questions of a kind.
     """
     model.eval()
     side = image_side(model)
-    # Half of the frames have no clock, three quarters no score.
+    # Three frames of ten have no clock, half have no score.
     frames = stream_frames(seed, 0, 5 * items, side, "val")
     sums = torch.zeros(len(FRAME_KINDS), 2, dtype=torch.float64)
     for number, kind in enumerate(FRAME_KINDS):
@@ -39,7 +43,12 @@ def evaluate_frames(
             (frame.scene.image, turn[1], turn[2])
             for index, frame in enumerate(frames)
             for turn in list(t for t in frame_turns(frame, index) if t[0] == kind)[:1]
-        ][:items][rank::world]
+        ][:items]
+        if len(asked) < items:
+            raise DataError(
+                f"{len(frames)} frames give only {len(asked)} questions of kind {kind}, not {items}"
+            )
+        asked = asked[rank::world]
         answers = answer(model, tokenizer, [a[0] for a in asked], [a[1] for a in asked], max_new_tokens=8)
         sums[number, 0] = sum(
             normalise_answer(given) == normalise_answer(wanted)

@@ -28,6 +28,8 @@ STREAM_CYCLE = (
     "scroll",
     "screen",
 )
+# Longest side of a frame, pixels: only models of this input size can read streams.
+FRAME_SIDE = 112
 _FRAMES_PER_STREAM = 5
 _MOST_QUESTIONS = 16
 _TEXT_KINDS = {CLOCK_QUESTION: "clock", SCORE_QUESTION: "score"}
@@ -79,7 +81,7 @@ def as_frame(item: StreamItem, side: int) -> Frame:
     if max(item.image.shape[:2]) != side:
         raise ConfigError(
             f"{item.stream}: frames are {item.image.shape[:2]} pixels, the model reads {side}; streams can be trained "
-            "on with image_size 112 only"
+            f"on with image_size {FRAME_SIDE} only"
         )
     questions = tuple(
         (_TEXT_KINDS.get(question, "frame"), question, text) for question, text, _ in item.questions

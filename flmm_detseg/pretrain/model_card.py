@@ -15,8 +15,9 @@ from tqdm import tqdm
 from flmm_detseg.datasets.tinyworld import TINYWORLD_VERSION
 from flmm_detseg.errors import RunError
 from flmm_detseg.pretrain.eval_frames import evaluate_frames
-from flmm_detseg.pretrain.eval_llava import constant_answer_accuracy, evaluate
+from flmm_detseg.pretrain.eval_llava import constant_answer_accuracy, evaluate, image_side
 from flmm_detseg.pretrain.llava_chunks import QUESTION_KINDS
+from flmm_detseg.pretrain.llava_frames import FRAME_SIDE
 from flmm_detseg.pretrain.probe_llava import groundability
 from flmm_detseg.pretrain.tiny_llava import (
     build_model,
@@ -47,7 +48,8 @@ def score_model(model_dir: str | Path, seed: int, items: int) -> dict[str, objec
     """Free-running figures and groundability of a stored model on the validation split."""
     model, tokenizer = load_tiny_llava(model_dir)
     figures = evaluate(model, tokenizer, seed=seed, items=items)
-    figures["frames"] = evaluate_frames(model, tokenizer, seed=seed, items=items)
+    if image_side(model) == FRAME_SIDE:
+        figures["frames"] = evaluate_frames(model, tokenizer, seed=seed, items=items)
     for source in ("caption", "refer"):
         figures[source] = groundability(
             model, tokenizer, seed=seed, source=source, num_scenes=max(6, min(60, items))
@@ -130,7 +132,7 @@ Other text falls apart into characters and is outside what the model has learned
 ```
 {command}
 ```
-{minutes:.0f} minutes on {threads} CPU threads ({step} steps of {batch_size} images, up to {scenes} different scenes,
+{minutes:.0f} minutes on {threads} CPU threads ({step} steps of {batch_size} images, up to {scenes} different images,
 seed {seed}; torch {torch}, transformers {transformers}, {machine}); evaluation time not counted. The schedule follows
 the clock, so another machine makes another number of steps.{history}
 

@@ -14,12 +14,14 @@ from flmm_detseg.datasets import (
     ConcatMix,
     EpochSampler,
     ImageMix,
+    ImageSampler,
     PNGDataset,
     QuestionDataset,
     RefCOCODataset,
     WeightedMix,
     collate_samples,
 )
+from flmm_detseg.engine.loop import check_image_batches
 from flmm_detseg.errors import ConfigError
 
 
@@ -150,9 +152,7 @@ def test_an_image_mix_puts_questions_of_an_image_behind_one_another(tmp_path):
     members = [_questions(tmp_path, "many", [5, 4, 6, 1]), _questions(tmp_path, "few", [2, 3])]
     mix = ImageMix(members, weights=[2, 1], per_image=3, images_per_epoch=6, seed=3)
     assert len(mix) == 18
-    loader = DataLoader(
-        mix, batch_size=6, sampler=EpochSampler(mix, shuffle=False), collate_fn=collate_samples
-    )
+    loader = DataLoader(mix, batch_size=6, sampler=ImageSampler(mix), collate_fn=collate_samples)
     seen = []
     for batch in loader:
         images = [sample.image_id for sample in batch["samples"]]
@@ -170,3 +170,48 @@ def test_an_image_mix_puts_questions_of_an_image_behind_one_another(tmp_path):
     assert ImageMix(members, weights=[1, 1], per_image=2).epoch_length == 6
     with pytest.raises(ConfigError, match="per_image"):
         ImageMix(members, weights=[1, 1], per_image=0)
+    with pytest.raises(ConfigError, match="images_per_epoch"):
+        ImageMix(members, weights=[1, 1], per_image=2, images_per_epoch=0)
+    with pytest.raises(ConfigError, match="weighted mix"):
+        ImageMix([WeightedMix(members, weights=[1, 1])], weights=[1], per_image=2)
+    with pytest.raises(ConfigError, match="EpochSampler"):
+        ImageSampler(members[0])
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_processes_get_whole_visits_and_a_resumed_run_goes_on(tmp_path, monkeypatch, world_size):
+    mix = ImageMix([_questions(tmp_path, "many", [5] * 7)], weights=[1], per_image=3, images_per_epoch=7)
+    seen = []
+    for rank in range(world_size):
+        monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, world_size))
+        sampler = ImageSampler(mix)
+        indices = list(sampler)
+        assert len(indices) == len(sampler) == -(-7 // world_size) * 3
+        visits = [indices[start : start + 3] for start in range(0, len(indices), 3)]
+        assert all(visit == list(range(visit[0], visit[0] + 3)) and visit[0] % 3 == 0 for visit in visits)
+        seen += indices
+        sampler.set_epoch(0, start=3)
+        assert list(sampler) == indices[3:]
+        assert list(sampler) == indices
+    assert set(seen) == set(range(21))
+
+
+def test_visits_are_named_alike_for_all_records_of_an_image(tmp_path):
+    mix = ImageMix([_questions(tmp_path, "many", [5] * 4)], weights=[1], per_image=2)
+    names = [mix[index].meta["visit"] for index in range(len(mix))]
+    assert names == ["0/0", "0/0", "0/1", "0/1", "0/2", "0/2", "0/3", "0/3"]
+    mix.set_epoch(2)
+    assert mix[-1].meta["visit"] == "2/3"
+
+
+def test_the_training_loop_refuses_batches_that_cut_images(tmp_path):
+    mix = ImageMix([_questions(tmp_path, "many", [5] * 4)], weights=[1], per_image=2)
+
+    def loader(sampler, batch_size):
+        return DataLoader(mix, batch_size=batch_size, sampler=sampler, collate_fn=collate_samples)
+
+    check_image_batches(loader(ImageSampler(mix), 4))
+    with pytest.raises(ConfigError, match="multiple of `per_image`"):
+        check_image_batches(loader(ImageSampler(mix), 3))
+    with pytest.raises(ConfigError, match="tears the images"):
+        check_image_batches(loader(EpochSampler(mix, shuffle=False), 4))

@@ -7,11 +7,12 @@ from threading import Event, Thread
 
 import pytest
 import torch
-from tiny import tiny_llava
+from tiny import make_sample, tiny_llava
 
 from flmm_detseg.lmms.exclusive import Turns, exclusive
 from flmm_detseg.lmms.lora_layers import lora_off
 from flmm_detseg.lmms.unpack import hidden_rows
+from flmm_detseg.structures import CaptureSpec
 
 LORA = dict(frozen=False, lora=dict(llm=dict(r=2, alpha=4)))
 
@@ -138,3 +139,34 @@ def test_hidden_rows_are_those_of_the_own_thread():
         started(lambda: run(theirs)).join(60)
     assert len(alone) == len(beside) == len(decoder.layers)
     assert all(torch.equal(*pair) for pair in zip(alone, beside, strict=True))
+
+
+@torch.no_grad()
+def test_vision_maps_are_those_of_the_own_thread(monkeypatch):
+    lmm = tiny_llava()
+    ours, theirs = (lmm.prepare(make_sample(index, image_size=(56, 56))) for index in (0, 1))
+    capture = CaptureSpec(vision_layers=(1,))
+    alone = [lmm.encode([item], capture).vision[0][1] for item in (ours, theirs)]
+    assert not torch.equal(*alone)
+    entered, go_on, image_tokens = Event(), Event(), lmm.image_tokens
+
+    def slow(*arguments):
+        if not entered.is_set():
+            entered.set()
+            assert go_on.wait(60)
+        return image_tokens(*arguments)
+
+    monkeypatch.setattr(lmm, "image_tokens", slow)
+    found = []
+
+    def work() -> None:
+        with torch.no_grad():
+            found.append(lmm.encode([ours], capture).vision[0][1])
+
+    # Its hook is on the tower while this thread's pass goes through.
+    thread = started(work)
+    assert entered.wait(60)
+    assert torch.equal(lmm.encode([theirs], capture).vision[0][1], alone[1])
+    go_on.set()
+    thread.join(60)
+    assert torch.equal(found[0], alone[0])
