@@ -1,6 +1,7 @@
 """Rung 5 where our own detection head says what an object is, as on the miss path of serving. For evaluation only.
 
-The detector is the run `detector` of tiny_ladder_stages; frames of streams keep the groups that the stream has.
+tiny_ladder_stages names its run `detector` as the detector's checkpoint; by hand: --cfg-options
+model.lmm.partitioner.source.otherwise.checkpoint=FILE. Frames of streams keep the groups that the stream has.
 """
 
 from mmengine.config import read_base
@@ -19,7 +20,7 @@ model["lmm"]["partitioner"] = dict(
         otherwise=dict(
             type=HeadRegions,
             config="configs/tiny/detseg_detection.py",
-            checkpoint="work_dirs/tiny_ladder_stages/detector/iter_400.pth",
+            checkpoint=None,
         ),
     ),
     dilate=1,

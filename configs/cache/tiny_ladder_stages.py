@@ -72,6 +72,7 @@ evaluations = [
             tool="eval_vqa.py",
             run=name,
             config="configs/cache/tiny_ladder_detected.py",
+            checkpoints={"model.lmm.partitioner.source.otherwise.checkpoint": "detector"},
         )
         for name in ("rung5_lora", "rung5_lora_long")
     ),

@@ -91,3 +91,25 @@ class RateLimit:
         if len(self._state) > 4096:
             self._state.popitem(last=False)
         return allowed
+
+
+class StaticStreams:
+    """Streams declared static. With every request they are declared again: one that lives is never forgotten for long.
+
+    Args:
+        max_streams: Streams remembered; the one declared least recently is forgotten.
+    """
+
+    def __init__(self, max_streams: int = 4096) -> None:
+        self._max = max_streams
+        self._streams: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+    def add(self, stream: tuple[str, str]) -> None:
+        """Declares a stream, ``(scope, session)``."""
+        self._streams[stream] = None
+        self._streams.move_to_end(stream)
+        while len(self._streams) > self._max:
+            self._streams.popitem(last=False)
+
+    def __contains__(self, stream: tuple[str, str]) -> bool:
+        return stream in self._streams

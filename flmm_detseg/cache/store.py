@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from flmm_detseg.cache.admission import GhostList, RateLimit
+from flmm_detseg.cache.admission import GhostList, RateLimit, StaticStreams
 from flmm_detseg.cache.disk import DiskTier, folder_secret
 from flmm_detseg.cache.flight import Flight, SingleFlight
 from flmm_detseg.cache.guard import ApproximateGuard
@@ -56,7 +56,7 @@ class BackgroundCache:
         self._ghosts = GhostList(self.settings.ghost_images)
         # Per thread: within a flight an image is matched for the second time, which is no second sighting.
         self._matched = threading.local()
-        self._static: set[tuple[str, str]] = set()
+        self._static = StaticStreams()
         self._rates = RateLimit(self.settings.tenant_inserts_per_s)
         approximate = self.settings.approximate
         self.guard = None if approximate is None else ApproximateGuard(approximate)

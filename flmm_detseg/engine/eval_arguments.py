@@ -25,6 +25,9 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work-dir", help="records and results (default: work_dirs/<config name>/eval)")
     parser.add_argument("--out", help="results file (default: in the work dir)")
     parser.add_argument("--fresh", action="store_true", help="evaluate again what an earlier run has done")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=(), metavar="KEY=VALUE", help="overrides of the config"
+    )
 
 
 def add_phrases_argument(parser: argparse.ArgumentParser) -> None:
@@ -61,4 +64,5 @@ def common_options(args: argparse.Namespace) -> dict[str, Any]:
         "work_dir": args.work_dir,
         "out": args.out,
         "fresh": args.fresh,
+        "cfg_options": tuple(args.cfg_options),
     }

@@ -30,6 +30,7 @@ class EvaluationOptions:
         work_dir: Folder of records and results; None: ``work_dirs/<config name>/eval``.
         out: Results file; None: ``<work_dir>/<task>.json``.
         fresh: Do not resume; evaluate everything again.
+        cfg_options: ``key=value`` overrides of the config, as for training.
     """
 
     config: str
@@ -43,6 +44,7 @@ class EvaluationOptions:
     work_dir: str | None = None
     out: str | None = None
     fresh: bool = False
+    cfg_options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "num_threads", "limit"):

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from flmm_detseg.datasets import collate_samples
+from flmm_detseg.engine.config_check import parse_overrides
 from flmm_detseg.engine.eval_task import EvaluationOptions, Options, Task
 from flmm_detseg.errors import CheckpointError, ConfigError, RunError
 from flmm_detseg.evaluation.results import (
@@ -79,13 +80,17 @@ def evaluate(options: Options, task: Task[Options]) -> dict[str, Any] | None:
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     config = read_config(options.config)
+    overrides = parse_overrides(options.cfg_options, config)
+    config.merge_from_dict(overrides)
     checkpoint = options.checkpoint or config.get("load_from")
     source = None if checkpoint is None else _checkpoint_source(checkpoint)
     datasets = build_datasets(config, options, task)
     torch.manual_seed(0)  # untrained heads must be the same in every process and run
     model = model_from_config(config, checkpoint, untrained=options.untrained, device=state.device)
     settings = json.dumps(config.model.to_dict(), sort_keys=True, default=str)
-    provenance = {"config": config.pretty_text, "model": settings, "checkpoint": source}
+    # Checkpoints of further models: their tensors are none of the model's, their names say nothing of the content.
+    files = {k: file_hash(v) for k, v in overrides.items() if isinstance(v, str) and Path(v).exists()}
+    provenance = {"config": config.pretty_text, "model": settings, "checkpoint": source, "files": files}
     return evaluate_model(model, datasets, options, task, provenance)
 
 
@@ -127,7 +132,7 @@ def evaluate_model(
             "data": data, "weights": weights, "source": code, "versions": installed,
             "options": task.settings(options), "num_threads": options.num_threads,
             # Settings that keep every tensor (merge, prompts, sizes) change the figures all the same.
-            "model": provenance.get("model"),
+            "model": provenance.get("model"), "files": provenance.get("files"),
         }  # fmt: skip
         # One process's hash for all: checksums of another device may differ in the last digit.
         shared = [fingerprint(identity)]

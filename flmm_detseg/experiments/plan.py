@@ -52,6 +52,7 @@ class Evaluation:
         run: Whose config and checkpoint it takes; None for a config of which nothing is trained.
         arguments: Further arguments.
         config: Config instead of the run's, for another way to use its checkpoint; needed without a run.
+        checkpoints: Config key -> run whose checkpoint is put there: of further models that the config names.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Evaluation:
     run: str | None
     arguments: tuple[str, ...] = ()
     config: str | None = None
+    checkpoints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def read_plan(path: str | Path) -> Plan:
 
     The form: ``stages = [dict(name=..., runs=[dict(name=..., config=..., init_from=[...], new_parts=[...],
     cfg_options=[...])])]``, ``evaluations = [dict(name=..., tool=..., run=..., arguments=[...])]``; with
-    ``runs=[...]`` the same evaluation is made of each, with ``config=...`` and no run it is made of an untrained model.
+    ``runs=[...]`` the same evaluation is made of each, with ``config=...`` and no run it is made of an untrained model;
+    ``checkpoints={KEY: RUN}`` puts checkpoints of further runs into its config.
 
     Raises:
         ConfigError: No such file, it cannot be executed, a key is missing or unknown, a name is used twice or refers
@@ -121,7 +124,7 @@ def _evaluations(item: Mapping[str, Any], where: str) -> list[Evaluation]:
     """One evaluation, or the same one of several runs (``runs``), named ``NAME.RUN`` then."""
     if "runs" not in item:
         needed = "run" if "config" not in item else "config"
-        fields = _fields(item, ("name", "tool", needed), ("arguments", "config", "run"), where)
+        fields = _fields(item, ("name", "tool", needed), ("arguments", "checkpoints", "config", "run"), where)
         return [Evaluation(**{"run": None, **fields})]
     fields = _fields(item, ("name", "tool", "runs"), ("arguments",), where)
     return [
@@ -162,10 +165,11 @@ def _check(plan: Plan, path: Path) -> None:
                     )
         earlier += [run.name for run in stage.runs]
     for item in plan.evaluations:
-        if item.run is not None and item.run not in plan.runs:
-            raise ConfigError(
-                f"{path}: evaluation {item.name}: no run {item.run!r}{suggest(item.run, list(plan.runs))}"
-            )
+        for run in (*filter(None, [item.run]), *item.checkpoints.values()):
+            if run not in plan.runs:
+                raise ConfigError(
+                    f"{path}: evaluation {item.name}: no run {run!r}{suggest(run, list(plan.runs))}"
+                )
         if item.config is not None and not resolve(item.config).is_file():
             raise ConfigError(f"{path}: evaluation {item.name}: config {item.config} does not exist")
         if not (REPOSITORY / "tools" / item.tool).is_file():

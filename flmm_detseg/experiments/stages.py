@@ -148,6 +148,9 @@ def _evaluation(
         config = resolve(item.config or plan.runs[item.run].config)
         arguments = [str(config), "--checkpoint", str(figures[item.run]["checkpoint"])]
     arguments += ["--work-dir", str(folder / "eval" / item.name), *item.arguments]
+    if item.checkpoints:
+        arguments.append("--cfg-options")
+        arguments += [f"{key}={figures[run]['checkpoint']}" for key, run in item.checkpoints.items()]
     return Command(item.name, [sys.executable, str(REPOSITORY / "tools" / item.tool), *arguments])
 
 

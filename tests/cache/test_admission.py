@@ -19,6 +19,7 @@ from store_parts import (
     picture,
 )
 
+from flmm_detseg.cache.admission import StaticStreams
 from flmm_detseg.errors import DataError
 
 
@@ -121,3 +122,13 @@ def test_floods_of_one_tenant_are_stopped():
     assert 4 <= sum(stored) < 10
     assert cache.stats()["refused"]["rate"] == 30 - sum(stored)
     assert cache.match(picture(100), other) is not None
+
+
+def test_static_streams_are_bounded_and_a_living_one_stays():
+    streams = StaticStreams(max_streams=3)
+    for number in range(20):
+        streams.add(("tenant", "kiosk"))
+        streams.add(("tenant", f"once {number}"))
+    assert ("tenant", "kiosk") in streams
+    assert ("tenant", "once 19") in streams
+    assert ("tenant", "once 3") not in streams

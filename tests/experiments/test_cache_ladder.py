@@ -51,11 +51,15 @@ def test_every_rung_is_evaluated_on_the_same_questions(plan):
 
 
 def test_the_detector_is_the_one_that_the_plan_trains(plan):
-    source = read_config(REPOSITORY / "configs/cache/tiny_ladder_detected.py").model.lmm.partitioner.source
-    run = plan.runs["detector"]
-    iterations = read_config(REPOSITORY / run.config).train_cfg.max_iters
-    assert source.otherwise.config == run.config
-    assert source.otherwise.checkpoint == f"work_dirs/{LADDER.stem}/{run.name}/iter_{iterations}.pth"
+    config = "configs/cache/tiny_ladder_detected.py"
+    detected = [item for item in plan.evaluations if item.config == config and item.run]
+    assert len(detected) == 2
+    (key,) = {key for item in detected for key in item.checkpoints}
+    assert {item.checkpoints[key] for item in detected} == {"detector"}
+    source = read_config(REPOSITORY / config).model.lmm.partitioner.source.otherwise
+    assert source.config == plan.runs["detector"].config
+    assert key == "model.lmm.partitioner.source.otherwise.checkpoint"
+    assert "checkpoint" in source
 
 
 def test_the_first_rungs_train_nothing(plan, trained):

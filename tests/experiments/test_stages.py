@@ -68,6 +68,16 @@ def test_later_runs_start_from_earlier_checkpoints(tmp_path: Path, recorded: lis
     assert figures["runs"]["c"].endswith("work/c/iter_1.pth")
 
 
+def test_an_evaluation_gets_the_checkpoints_of_further_runs(
+    tmp_path: Path, recorded: list[list[str]]
+) -> None:
+    own = 'evaluations = [dict(name="d", tool="eval_coco.py", run="c", checkpoints={"model.x": "a"})]\n'
+    stages.run_plan(write(tmp_path, PLAN + own), tmp_path / "elsewhere")
+    assert recorded[-1][-2:] == ["--cfg-options", f"model.x={tmp_path}/elsewhere/a/iter_1.pth"]
+    with pytest.raises(ConfigError, match="no run 'z'"):
+        stages.run_plan(write(tmp_path, PLAN + own.replace('"a"', '"z"')), tmp_path / "elsewhere")
+
+
 def test_what_is_done_is_kept_until_something_it_depends_on_changes(
     tmp_path: Path, recorded: list[list[str]]
 ) -> None:
