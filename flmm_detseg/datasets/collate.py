@@ -59,18 +59,19 @@ class ImageSampler(EpochSampler):
 
     Args:
         dataset: The mix.
+        seed: MMEngine hands its own to every sampler; the order is the mix's, whatever it is.
 
     Raises:
         ConfigError: The data set is no such mix.
     """
 
-    def __init__(self, dataset: ImageMix) -> None:
+    def __init__(self, dataset: ImageMix, seed: int | None = None) -> None:
         if not isinstance(dataset, ImageMix):
             raise ConfigError(
                 f"ImageSampler is for ImageMix, `dataset` is a {type(dataset).__name__}; use EpochSampler"
             )
-        # The order is the mix's own; the seed decides nothing.
-        super().__init__(dataset, shuffle=False, seed=0)
+        # A number, lest the processes agree on one.
+        super().__init__(dataset, shuffle=False, seed=seed or 0)
         self.per_image = dataset.per_image
         self.num_samples = math.ceil(dataset.epoch_length / self.world_size) * self.per_image
         self.total_size = self.num_samples * self.world_size

@@ -215,3 +215,17 @@ def test_the_training_loop_refuses_batches_that_cut_images(tmp_path):
         check_image_batches(loader(ImageSampler(mix), 3))
     with pytest.raises(ConfigError, match="tears the images"):
         check_image_batches(loader(EpochSampler(mix, shuffle=False), 4))
+
+
+def test_a_runner_builds_the_loader_of_an_image_mix(tmp_path):
+    mix = ImageMix([_questions(tmp_path, "many", [5] * 4)], weights=[1], per_image=2)
+    config = dict(
+        dataset=mix,
+        batch_size=4,
+        num_workers=0,
+        sampler=dict(type=ImageSampler),
+        collate_fn=dict(type=collate_samples),
+    )
+    loader = Runner.build_dataloader(config, seed=5)
+    check_image_batches(loader)
+    assert [len({s.image_id for s in batch["samples"]}) for batch in loader] == [2, 2]
