@@ -43,7 +43,7 @@ def see_groups(
     model: CachedLMM,
     inputs: Sequence[PartitionedInputs],
     layers: Collection[int],
-    num_tokens: Sequence[int] | None = None,
+    num_tokens: Sequence[int],
 ) -> tuple[list[PromptParts], dict[int, Tensor], Tensor]:
     """Splits a batch and runs the vision tower over its groups; in training some patches are stale.
 
@@ -54,8 +54,8 @@ def see_groups(
         model: With its ``stale_share``.
         inputs: Prepared samples.
         layers: Wanted hidden states.
-        num_tokens: Tokens of the longest sample that shares the image, in the LMM's own sequence, of each; None: it is
-            the sample itself. Stale patches are sent again with all of them, so all must have room.
+        num_tokens: Tokens of the longest sample that shares the image, in the LMM's own sequence, of each.
+            Stale patches are sent again with all of them, so all must have room.
 
     Returns:
         The prompts; hidden states ``[B, N, D]`` per layer; those of the feature layer to take backgrounds from.
@@ -65,7 +65,6 @@ def see_groups(
         parts = [model.parts(item) for item in inputs]
         states = model.see(inputs, layers)
         return parts, states, states[layer]
-    num_tokens = [len(item.input_ids) for item in inputs] if num_tokens is None else num_tokens
     stale = [_draw(model, item, share, count) for item, count in zip(inputs, num_tokens, strict=True)]
     parts = [model.parts(item, stale=found) for item, found in zip(inputs, stale, strict=True)]
     fresh = [_sent_again(item, found) for item, found in zip(inputs, stale, strict=True)]

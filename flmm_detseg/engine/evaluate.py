@@ -40,7 +40,7 @@ from flmm_detseg.evaluation.results import (
 )
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.registry import DATASETS, SCOPE
-from flmm_detseg.utils.provenance import file_hash, versions
+from flmm_detseg.utils.provenance import file_hash, named_paths, versions
 
 # Samples of one image in one model call; fixed, see above. Bounds the memory of images with many expressions.
 _MAX_SAMPLES_PER_CALL = 16
@@ -80,16 +80,15 @@ def evaluate(options: Options, task: Task[Options]) -> dict[str, Any] | None:
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     config = read_config(options.config)
-    overrides = parse_overrides(options.cfg_options, config)
-    config.merge_from_dict(overrides)
+    config.merge_from_dict(parse_overrides(options.cfg_options, config))
     checkpoint = options.checkpoint or config.get("load_from")
     source = None if checkpoint is None else _checkpoint_source(checkpoint)
     datasets = build_datasets(config, options, task)
     torch.manual_seed(0)  # untrained heads must be the same in every process and run
     model = model_from_config(config, checkpoint, untrained=options.untrained, device=state.device)
     settings = json.dumps(config.model.to_dict(), sort_keys=True, default=str)
-    # Checkpoints of further models: their tensors are none of the model's, their names say nothing of the content.
-    files = {k: file_hash(v) for k, v in overrides.items() if isinstance(v, str) and Path(v).exists()}
+    # Checkpoints of further models (a detector's): their tensors are none of the model's, names say nothing of content.
+    files = {str(p): file_hash(p) for p in named_paths(config.model.to_dict()) if p.is_file()}
     provenance = {"config": config.pretty_text, "model": settings, "checkpoint": source, "files": files}
     return evaluate_model(model, datasets, options, task, provenance)
 

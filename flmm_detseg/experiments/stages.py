@@ -14,6 +14,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.experiments.plan import REPOSITORY, Evaluation, Plan, Run, read_plan, resolve
 from flmm_detseg.models.from_config import read_config
 from flmm_detseg.utils.process import Command, Progress, run_commands
+from flmm_detseg.utils.provenance import named_paths
 
 DONE_FILE = "done.json"
 
@@ -162,7 +163,7 @@ def _key(run: Run, figures: Mapping[str, Mapping[str, Any]], cfg_options: tuple[
     """What a run's result depends on, as far as files can tell."""
     config = read_config(resolve(run.config))
     digest = hashlib.sha256(config.pretty_text.encode())
-    for path in sorted(_paths(config.to_dict())):
+    for path in sorted(named_paths(config.to_dict())):
         digest.update(_state(path).encode())
     digest.update(json.dumps([run.cfg_options, run.new_parts, cfg_options]).encode())
     for source in run.init_from:
@@ -175,15 +176,6 @@ def _key(run: Run, figures: Mapping[str, Mapping[str, Any]], cfg_options: tuple[
         for part in sorted(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else [file]:
             digest.update(part.read_bytes())
     return digest.hexdigest()
-
-
-def _paths(value: object) -> set[Path]:
-    """Files and folders that a config names: the LMM's weights, annotations, images."""
-    if isinstance(value, Mapping):
-        return set().union(*map(_paths, value.values()))
-    if isinstance(value, list | tuple):
-        return set().union(*map(_paths, value))
-    return {Path(value)} if isinstance(value, str) and "/" in value and Path(value).exists() else set()
 
 
 def _state(path: Path) -> str:

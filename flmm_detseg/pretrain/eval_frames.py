@@ -58,6 +58,5 @@ def evaluate_frames(
     if world > 1:
         dist.all_reduce(sums)
     return {
-        kind: round(right / max(1, total), 4)
-        for kind, (right, total) in zip(FRAME_KINDS, sums.tolist(), strict=True)
+        kind: round(right / total, 4) for kind, (right, total) in zip(FRAME_KINDS, sums.tolist(), strict=True)
     }

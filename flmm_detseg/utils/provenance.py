@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -36,3 +37,16 @@ def file_hash(path: str | Path) -> str:
             while block := content.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def named_paths(value: object) -> set[Path]:
+    """Files and folders that a config names: weights, annotations, images.
+
+    Args:
+        value: Nested dicts and lists of plain values; texts with a slash that exist are paths.
+    """
+    if isinstance(value, Mapping):
+        return set().union(*map(named_paths, value.values()))
+    if isinstance(value, list | tuple):
+        return set().union(*map(named_paths, value))
+    return {Path(value)} if isinstance(value, str) and "/" in value and Path(value).exists() else set()

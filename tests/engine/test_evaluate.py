@@ -243,3 +243,30 @@ def test_untrained_heads_only_when_asked_for(folder, tmp_path):
     missing = PhraseOptions(config=str(config), checkpoint=str(tmp_path / "gone.pth"), work_dir=str(tmp_path))
     with pytest.raises(CheckpointError, match="gone.pth does not exist"):
         evaluate(missing, REFCOCO)
+
+
+def test_overrides_reach_the_model_and_records_depend_on_the_files_it_names(folder, tmp_path, monkeypatch):
+    files = {"refs_file": "refs(unc).p", "instances_file": "instances.json", "image_dir": "images"}
+    arguments = {key: str(folder / value) for key, value in files.items()}
+    config, weights, seen = tmp_path / "config.py", tmp_path / "detector.pth", []
+    config.write_text(
+        "from flmm_detseg.datasets import RefCOCODataset\n"
+        "model = dict(source=dict(checkpoint=None))\n"
+        f"refcoco_eval = dict(val=dict(type=RefCOCODataset, split='val', sentences='first', **{arguments!r}))\n"
+    )
+
+    def build(read, *_, **__) -> StandIn:
+        seen.append(read.model.source.checkpoint)
+        return StandIn()
+
+    monkeypatch.setattr("flmm_detseg.engine.evaluate.model_from_config", build)
+    options = PhraseOptions(
+        config=str(config), work_dir=str(tmp_path), cfg_options=(f"model.source.checkpoint={weights}",)
+    )
+    resumed = []
+    for content in (b"one", b"one", b"other"):
+        weights.write_bytes(content)
+        resumed.append(evaluate(options, REFCOCO)["num_resumed"])
+    assert seen == [str(weights)] * 3
+    # Of six samples.
+    assert resumed == [0, 6, 0]
