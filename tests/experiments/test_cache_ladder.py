@@ -83,3 +83,18 @@ def test_the_control_trains_the_lora_of_rung_5_and_nothing_else(trained):
     assert trained["stock_lora"] == trained["rung5_lora"] - trained["rung3"]
     assert trained["stock_lora_long"] == trained["rung5_lora_long"] - trained["rung3"]
     assert {name.split(".")[1] for name in trained["rung3"]} == {"separators", "model"}
+
+
+def test_the_long_control_sees_what_the_long_rung_sees(plan):
+    cached, control = (
+        read_config(REPOSITORY / plan.runs[name].config) for name in ("rung5_lora_long", "stock_lora_long")
+    )
+    short = read_config(REPOSITORY / plan.runs["rung5_lora"].config)
+    for key in ("train_dataloader", "train_cfg", "param_scheduler", "optim_wrapper"):
+        assert cached[key] == control[key]
+    assert cached.train_cfg.max_iters == 4 * short.train_cfg.max_iters == cached.param_scheduler[1]["end"]
+    scenes, streams = (dataset["file"] for dataset in cached.train_dataloader.dataset.datasets)
+    assert (scenes, streams) == (
+        "data/tinyworld_large/llava/train.json",
+        "data/tinyworld_streams/train.jsonl",
+    )
