@@ -42,7 +42,7 @@ from ttft_ways import FULL, L1_ONLY, NO_CACHE, ExactImage, FirstK, Pruned, Split
 from ttft_wide import CASES, Case, speed_ups, wide_model, wide_requests
 
 from flmm_detseg.cache import BackgroundCache, CachedLMM, CacheSettings
-from flmm_detseg.datasets.tinyworld.streams import STREAM_KINDS
+from flmm_detseg.datasets.tinyworld.streams import ENCODINGS, STREAM_KINDS
 from flmm_detseg.inference.streaming import stream_from_config
 from flmm_detseg.structures import Sample
 from flmm_detseg.utils.cli import run_tool
@@ -62,8 +62,10 @@ def tiny_model(arguments: argparse.Namespace) -> CachedLMM:
     return model
 
 
-def tiny_requests(model: CachedLMM, num_items: int) -> tuple[list[Request], dict[str, Any]]:
-    """All ways on the streams of TinyWorld."""
+def tiny_requests(
+    model: CachedLMM, num_items: int, encoding: str = "png"
+) -> tuple[list[Request], dict[str, Any]]:
+    """All ways on the streams of TinyWorld, whose frames are files of an encoding."""
     settings = CacheSettings(min_tiles=20)
     cache = BackgroundCache(settings)
     cached = Split(model, cache, FULL)
@@ -77,7 +79,7 @@ def tiny_requests(model: CachedLMM, num_items: int) -> tuple[list[Request], dict
         FirstK(model),
         Pruned(model, cached),
     ]
-    plan = dict.fromkeys([(kind, "png") for kind in STREAM_KINDS], 1 / len(STREAM_KINDS))
+    plan = dict.fromkeys([(kind, encoding) for kind in STREAM_KINDS], 1 / len(STREAM_KINDS))
     found: list[Request] = []
     with tqdm(total=num_items * len(ways), desc="ttft tiny") as bar:
         for items in streams(plan, num_items, 40, seed=1):
@@ -127,7 +129,7 @@ def one_by_one(arguments: argparse.Namespace, model: CachedLMM) -> dict[str, Any
     """All ways, a request at a time: prints tables, draws the chart."""
     extra: dict[str, Any]
     if arguments.width == "tiny":
-        found, sizes = tiny_requests(model, 24 if arguments.quick else arguments.items)
+        found, sizes = tiny_requests(model, 24 if arguments.quick else arguments.items, arguments.encoding)
         extra = {"streams": whole_streams(found), "store": sizes}
         print_table(extra["streams"])
     else:
@@ -175,6 +177,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     model = build(arguments)
     found = (in_batches if arguments.batch else one_by_one)(arguments, model)
     layers = {"layers": arguments.layers, "vision_layers": arguments.vision_layers}
+    frames = {"encoding": arguments.encoding}
     return {
         "benchmark": "ttft",
         "width": arguments.width,
@@ -186,7 +189,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         "torch": torch.__version__,
         "load_average": [round(load, 2), round(os.getloadavg()[0], 2)],
         "detector": detector_name(model),
-        **(layers if arguments.width == "7b" else {}),
+        **(layers if arguments.width == "7b" else frames),
         **found,
     }
 
@@ -213,6 +216,9 @@ def main() -> dict[str, Any]:
     parser.add_argument("--vision-layers", type=int, default=2, help="7b: layers of the tower that run")
     parser.add_argument("--turns", type=int, default=3, help="7b, and batches: requests per way and case")
     parser.add_argument("--items", type=int, default=320, help="tiny: frames of all streams")
+    parser.add_argument(
+        "--encoding", choices=ENCODINGS, default="png", help="tiny: of the frames; mixed: png or jpeg by lot"
+    )
     parser.add_argument(
         "--detector",
         choices=DETECTORS,

@@ -119,17 +119,21 @@ def answer_stream(
         max_new_tokens=max_new_tokens,
         rows=rows,
     )
-    for token in _by_turns(model, tokens):
-        if not log_probs:
-            watch.milliseconds["first_token"] = watch.since_start()
-        log_probs.append(token.log_prob)
-        if piece := text.add(token.token_id):
+    try:
+        for token in _by_turns(model, tokens):
+            if not log_probs:
+                watch.milliseconds["first_token"] = watch.since_start()
+            log_probs.append(token.log_prob)
+            if piece := text.add(token.token_id):
+                yield piece
+        if piece := text.rest():
             yield piece
-    if piece := text.rest():
-        yield piece
+    except GeneratorExit:
+        # Whoever stops reading early has read an answer, too.
+        _shadow(model, sample, done, use, text.token_ids)
+        raise
     watch.milliseconds["total"] = watch.since_start()
-    if use is not None and done.match is not None:
-        use.cache.shadow(done.match, lambda: _in_full(model, sample, done, max_new_tokens) == text.token_ids)
+    _shadow(model, sample, done, use, text.token_ids)
     generation = None
     if rows is not None and capture is not None:
         generation = _generation(model, done, text, torch.stack(log_probs), rows, capture)
@@ -207,10 +211,18 @@ def _generation(
     )
 
 
-def _in_full(model: CachedLMM, sample: Sample, done: Prefill, max_new_tokens: int) -> list[int]:
-    """The answer's tokens with the same groups, nothing taken from the cache."""
-    full = answer(model, sample, partition=done.item.partition, max_new_tokens=max_new_tokens)
-    return list(full.token_ids)
+def _shadow(
+    model: CachedLMM, sample: Sample, done: Prefill, use: CacheUse | None, token_ids: list[int]
+) -> None:
+    """Now and then compares the tokens of an approximate answer with those of the same groups without the cache."""
+    if use is None or done.match is None or not token_ids:
+        return
+
+    def agrees() -> bool:
+        full = answer(model, sample, partition=done.item.partition, max_new_tokens=len(token_ids))
+        return list(full.token_ids) == token_ids
+
+    use.cache.shadow(done.match, agrees)
 
 
 def _answer_rows(model: CachedLMM, done: Prefill, capture: CaptureSpec) -> AnswerRows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -30,7 +31,8 @@ def prefill_together(
 
     L2 hits of one entry show the same object patches, so only their texts differ in length: they run padded on the
     right, behind the entry's expanded prefix. Everything else is served at once, in order, so a sample may hit what an
-    earlier one stored. With pre-fusion its layers still run prompt by prompt.
+    earlier one stored. With pre-fusion its layers still run prompt by prompt. Nearly equal backgrounds (L3) are not
+    served: what checks them compares answers, and here are none yet.
 
     Args:
         model: In eval mode.
@@ -45,12 +47,13 @@ def prefill_together(
         ConfigError: See :func:`~flmm_detseg.cache.serving.prefill`.
         DataError: A sample cannot be used, or its prompt is too long.
     """
+    use = replace(use, exact=True)
     done: dict[int, Prefill] = {}
     waiting: dict[tuple[Namespace, str, str, bytes], dict[int, _Hit]] = {}
     for place, sample in enumerate(samples):
         request = Request(model, sample, watch, use)
         match = request.match(use)
-        if match is None or match.level != "exact" or match.prefix is None:
+        if match is None or match.prefix is None:
             done[place] = request.cached(use, match)
             continue
         item, parts = request.laid_out(match)

@@ -136,13 +136,16 @@ class FrameDifference(RegionSource):
     """What changes in a stream of images is object: screens with clocks, fixed cameras. Needs no detector.
 
     The first image of a scene is all background. From the second on, the pixels that differ from the scene's previous
-    image, in this one or before, are objects. (Images that hit the cache never come here.) Streams are told apart by
-    ``Sample.meta["session"]``, to which requests with a cache add the tenant; images without one are all background,
-    and nothing of them is remembered.
+    image, in this one or in one of the ``memory`` before it, are objects. (Images that hit the cache never come here.)
+    Streams are told apart by ``Sample.meta["session"]``, to which requests with a cache add the tenant; images without
+    one are all background, and nothing of them is remembered.
 
     Args:
         threshold: A pixel changed when a channel differs by more; 0 for lossless images.
         max_change: With a larger share of changed pixels the scene is a new one.
+        memory: Images (up to 254) for which a pixel stays object after the last one in which it changed; None: for the
+            rest of the scene. Without an end, what crosses a fixed camera's view leaves no background behind it in
+            time; with one, a clock's digits are background again when they stood still for so many images.
         max_streams: Streams remembered. Beyond, the one asked for least recently is forgotten, of the tenant that has
             most of them: a tenant with many streams pushes out its own.
 
@@ -153,24 +156,34 @@ class FrameDifference(RegionSource):
     name = "difference"
     gives = frozenset()
 
-    def __init__(self, threshold: int = 0, max_change: float = 0.5, max_streams: int = 256) -> None:
-        if threshold < 0 or not 0 < max_change <= 1 or max_streams < 1:
+    def __init__(
+        self,
+        threshold: int = 0,
+        max_change: float = 0.5,
+        max_streams: int = 256,
+        memory: int | None = None,
+    ) -> None:
+        if not 0 <= threshold <= 255 or not 0 < max_change <= 1 or max_streams < 1:
             raise ConfigError(
-                f"threshold={threshold} must be 0 or more, max_change={max_change} in (0, 1], "
+                f"threshold={threshold} must be in 0..255, max_change={max_change} in (0, 1], "
                 f"max_streams={max_streams} at least 1"
             )
+        if memory is not None and not 0 <= memory <= 254:
+            raise ConfigError(f"memory={memory} must be 0..254 images, or None for all of a scene")
         self.threshold = threshold
         self.max_change = max_change
         self.max_streams = max_streams
+        self.memory = memory
+        # stream -> (last image, images for which each pixel is object yet)
         self._streams: OrderedDict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = Lock()
 
     def find(self, sample: Sample) -> Regions:
         """See :class:`RegionSource`; remembers the image, where it belongs to a stream."""
-        mask = np.zeros(sample.image_size, dtype=bool)
+        left = np.zeros(sample.image_size, dtype=np.uint8)
         session = sample.meta.get(SESSION)
         if session is None:
-            return Regions(mask=mask)
+            return Regions(mask=left > 0)
         # Requests with a cache say (tenant, name). Not `str`: a name must not look like a tenant and a name.
         stream = str(session[0]) if isinstance(session, tuple) else "", repr(session)
         with self._lock:
@@ -178,14 +191,15 @@ class FrameDifference(RegionSource):
         if before is not None and before[0].shape == sample.image.shape:
             changed = (np.abs(sample.image.astype(np.int16) - before[0]) > self.threshold).any(-1)
             if changed.mean() <= self.max_change:
-                mask = changed | before[1]
+                left = before[1] - (0 if self.memory is None else before[1] > 0)
+                left[changed] = 1 if self.memory is None else self.memory + 1
         with self._lock:
-            self._streams[stream] = sample.image.copy(), mask
+            self._streams[stream] = sample.image.copy(), left
             while len(self._streams) > self.max_streams:
                 held = Counter(tenant for tenant, _ in self._streams)
                 most = max(held.values())
                 del self._streams[next(key for key in self._streams if held[key[0]] == most)]
-        return Regions(mask=mask)
+        return Regions(mask=left > 0)
 
 
 @MODELS.register_module()

@@ -72,12 +72,14 @@ class CacheUse:
         tenant: Owner of the images; nothing is shared between tenants.
         session: Stream the images belong to; its latest backgrounds are tried first.
         static: The stream repeats its background: it is stored at first sight.
+        exact: Nearly equal backgrounds (L3) are not served, whatever the store's settings.
     """
 
     cache: BackgroundCache
     tenant: str = "default"
     session: str | None = None
     static: bool = False
+    exact: bool = False
 
 
 @dataclass
@@ -229,6 +231,7 @@ class Request:
                 grid=self.grid,
                 live=self.live,
                 max_stale=max(0, room),
+                exact=use.exact,
             )
 
     def laid_out(self, match: Match) -> tuple[PartitionedInputs, PromptParts]:

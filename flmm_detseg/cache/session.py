@@ -17,7 +17,7 @@ from flmm_detseg.cache.types import PatchPartition
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import CaptureSpec, Sample
 
-CACHE_MODES = ("on", "off")
+CACHE_MODES = ("on", "exact", "off")
 
 
 class StreamSession:
@@ -74,7 +74,8 @@ class StreamSession:
         Args:
             image: RGB uint8 ``[H, W, 3]``.
             text: The question; None asks for a description.
-            cache: ``"off"``: neither reads nor writes the cache.
+            cache: ``"off"``: neither reads nor writes the cache; ``"exact"``: no nearly equal background (L3), whatever
+                the cache's settings.
             partition: Groups to use instead of the partitioner's, e.g. ``Answer.partition``; with ``cache="off"`` only.
             capture: Rows of the answer's tokens to keep: ``Answer.generation`` then serves
                 :meth:`CachedLMM.states_of_phrases`.
@@ -127,4 +128,4 @@ class StreamSession:
             raise ConfigError(f"`cache` is {mode!r}; allowed: {', '.join(CACHE_MODES)}")
         if mode == "off" or self.cache is None:
             return None
-        return CacheUse(self.cache, self.tenant, self.session_id, self._static)
+        return CacheUse(self.cache, self.tenant, self.session_id, self._static, exact=mode == "exact")

@@ -103,6 +103,7 @@ class BackgroundCache:
         grid: tuple[int, int] | None = None,
         live: np.ndarray | None = None,
         max_stale: int | None = None,
+        exact: bool = False,
     ) -> Match | None:
         """Looks for a stored background that this image shows; no network runs for it.
 
@@ -119,6 +120,7 @@ class BackgroundCache:
             grid: ``(rows, cols)``; None means square.
             live: ``[N]`` bool, False on letterbox tiles; None: all are live.
             max_stale: Tiles of a nearly equal donor that can be sent again at most; None: any number.
+            exact: No nearly equal donor, whatever the settings.
 
         Raises:
             DataError: Shapes or dtypes do not fit.
@@ -130,7 +132,7 @@ class BackgroundCache:
         live = _live_tiles(live, len(tiles))
         query = Query(tiles, namespace, bucket, session, prefix_key, live, max_stale, self._maker)
         self._shelves.poll()
-        found = self._matcher.exact(query) or self._matcher.approximate(query)
+        found = self._matcher.exact(query) or (None if exact else self._matcher.approximate(query))
         with self._shelves.lock:
             if found is None:
                 if not getattr(self._matched, "already", False):

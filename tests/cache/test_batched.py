@@ -10,7 +10,7 @@ from cached_parts import SCREEN_BOX, cached_llava, screens
 from flmm_detseg.cache.batched import prefill_together
 from flmm_detseg.cache.prefusion import PreFusion
 from flmm_detseg.cache.serving import CacheUse, Stopwatch, prefill
-from flmm_detseg.cache.settings import CacheSettings
+from flmm_detseg.cache.settings import ApproximateSettings, CacheSettings
 from flmm_detseg.cache.store import BackgroundCache
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import Sample
@@ -105,6 +105,19 @@ def test_misses_and_other_backgrounds_in_between():
         cold = prefill(model, sample, watch(), partition=done.item.partition)
         torch.testing.assert_close(done.last_state, cold.last_state, rtol=0, atol=1e-5)
         assert tokens(done) == tokens(cold)
+
+
+def test_nearly_equal_backgrounds_are_not_served():
+    settings = ApproximateSettings(tau=4, share=0.5, edge_density=2.0, shadow_rate=1.0)
+    model, use = cached_llava().eval(), new_use(approximate=settings)
+    first, second = screens(2)
+    second[:14, :14] ^= 1
+    prefill_together(model, [question(first)], watch(), use)
+    (done,) = prefill_together(model, [question(second)], watch(), use)
+    assert done.level == "miss"
+    assert use.cache.stats()["requests"] == {"miss": 2}
+    second[:14, :14] ^= 3
+    assert prefill(model, question(second), watch(), use).level == "L3"
 
 
 def test_a_background_without_objects():

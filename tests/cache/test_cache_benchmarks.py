@@ -244,3 +244,44 @@ def test_speed_up_at_a_given_share(load, monkeypatch, capsys, tmp_path):
         "EVS-style pruning",
     } <= ways["f=0.8"]
     assert ways["portrait f=0.8"] - ways["f=0.8"] == {"stock, no letterbox"}
+
+
+def test_times_of_a_row_are_those_of_its_requests(load):
+    report = load("ttft_report")
+
+    def timed(label: str, turn: int, milliseconds: float, repeat: bool = False):
+        parts = dict.fromkeys(report.PARTS, 0.0) | {"language": milliseconds / 2}
+        return report.Request("screen", turn, label, repeat, parts, parts, milliseconds, 10, 5, [7], True)
+
+    found = [timed("stock", turn, 2.0 * (turn + 1)) for turn in range(21)]
+    found += [timed("hit L2", turn, 1.0 * (turn + 1)) for turn in range(20)]
+    found.append(timed("hit L2", 20, 1000.0, repeat=True))
+    rows = {row["way"]: row for row in report.table(found, answers=True)}
+    hit, stock = rows["hit L2"], rows["stock"]
+    # An exact repeat counts for the exact-image cache only.
+    assert (hit["requests"], hit["ttft_p50_ms"], hit["ttft_p95_ms"]) == (20, 10.5, 19.05)
+    assert (stock["ttft_p50_ms"], stock["ttft_p95_ms"]) == (22.0, 40.0)
+    assert (hit["speed_up"], hit["processor_p50_ms"]) == (2.0, 5.25)
+    assert (hit["answers_as_stock"], hit["answers_right"]) == (1.0, 1.0)
+
+
+def test_noise_is_forgiven_before_a_wall_and_nowhere_else(load, monkeypatch, capsys):
+    words = ["--items", "6", "--frames", "6", "--noise", "0.5"]
+    figures = last_line(load("cache_approximate"), words, monkeypatch, capsys)
+    rows = {row["stream"]: row for row in figures["rows"]}
+    wall, camera = rows["wall, noise 0.5"], rows["camera, noise 0.5"]
+    assert wall["exact_hit_rate"] == 0
+    assert wall["hit_rate_with_l3"] > 0
+    assert wall["l3_hits"] == round(wall["hit_rate_with_l3"] * wall["items"])
+    assert camera["l3_hits"] == 0
+    assert {"camera, png or jpeg", "slides, png or jpeg", "screen, png or jpeg"} < set(rows)
+
+
+def test_a_config_without_the_approximate_level_is_refused(load, monkeypatch, capsys):
+    config = str(ROOT / "configs" / "cache" / "tiny_stream_screens.py")
+    monkeypatch.setattr(sys, "argv", ["cache_approximate", "--config", config, "--items", "1"])
+    module = load("cache_approximate")
+    with pytest.raises(SystemExit) as stop:
+        module.run_tool(module.main)
+    assert stop.value.code == 2
+    assert "L3 is off" in capsys.readouterr().err

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,13 +23,13 @@ TcpFakeServer(("127.0.0.1", int(sys.argv[1])), server_type="redis").serve_foreve
 """
 
 
-@pytest.fixture
-def server(tmp_path):
-    """A server on a free port, in a process of its own: (URL, process). Fakeredis where no real one is installed."""
+@pytest.fixture(params=["fakeredis", *([Path(BINARY).name] if BINARY else [])])
+def server(request, tmp_path):
+    """A server on a free port, in a process of its own: (URL, process). A real one too, where one is installed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    if BINARY is None:
+    if request.param == "fakeredis":
         command = [sys.executable, "-c", STAND_IN, str(port)]
     else:
         command = [BINARY, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]

@@ -119,6 +119,21 @@ def test_differences_add_up_within_a_scene_and_streams_are_apart():
     assert object_rows(partitioner(sample(image(200), meta={"session": "a"}), GRID)) == []
 
 
+@pytest.mark.parametrize(
+    ("memory", "wanted"),
+    [(None, [[], [0], [0, 1], [0, 1], [0, 1]]), (0, [[], [0], [1], [], []]), (1, [[], [0], [0, 1], [1], []])],
+)
+def test_what_stands_still_is_background_again(memory, wanted):
+    partitioner = Partitioner(FrameDifference(threshold=2, memory=memory), dilate=0)
+    frames = [image() for _ in range(5)]
+    for frame in frames[1:]:
+        frame[0, :] = 9
+    for frame in frames[2:]:
+        frame[25, :] = 9
+    found = [object_rows(partitioner(sample(frame, meta={"session": "a"}), GRID)) for frame in frames]
+    assert found == wanted
+
+
 def test_streams_are_forgotten_and_sizes_may_change():
     source = FrameDifference(max_streams=1)
     changed = image()
@@ -227,6 +242,9 @@ def test_plugin_is_imported_by_name_and_checked():
         (lambda: Partitioner(NoRegions(), labels=["text"]), "gives no labels"),
         (lambda: GivenRegions("everything"), "boxes, masks"),
         (lambda: FrameDifference(threshold=-1), "threshold"),
+        (lambda: FrameDifference(threshold=256), "threshold"),
+        (lambda: FrameDifference(memory=-1), "memory"),
+        (lambda: FrameDifference(memory=255), "memory"),
         (lambda: RandomRegions(max_side=2), "max_side"),
     ],
 )

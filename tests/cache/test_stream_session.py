@@ -106,7 +106,7 @@ def test_off_neither_reads_nor_writes():
     assert len({item.token_ids for item in (*answers, without)}) == 1
     assert session.ask(image, max_new_tokens=4, meta=META).level == "miss"
     assert session.ask(image, max_new_tokens=4, meta=META).level == "L2"
-    with pytest.raises(ConfigError, match="on, off"):
+    with pytest.raises(ConfigError, match="on, exact, off"):
         session.ask(image, cache="maybe")
 
 
@@ -268,6 +268,28 @@ def test_noisy_image_uses_a_near_donor_and_sends_stale_patches_again():
     assert found.num_stale == 1
     shadow = cache.stats()["shadow"]
     assert sum(shadow.values()) == 1
+    exact = session.ask(noisy, max_new_tokens=4, meta=META, cache="exact")
+    assert (exact.level, exact.num_stale) == ("miss", 0)
+
+
+def test_an_approximate_answer_that_is_not_read_to_its_end_is_checked_too(monkeypatch):
+    approximate = ApproximateSettings(tau=4, share=0.2, edge_density=2.0, shadow_rate=1.0)
+    model, cache = cached_llava(), new_cache(approximate=approximate)
+    session = StreamSession(model, cache)
+    first, second = screens(2)
+    session.ask(first, max_new_tokens=4, meta=META)
+    second[:14, :14] ^= 1
+    checked = []
+    monkeypatch.setattr(cache, "shadow", lambda match, agrees: checked.append((match.served, agrees())))
+    reading = session.stream(second, max_new_tokens=8, meta=META)
+    assert next(reading)
+    reading.close()
+    ((level, agreed),) = checked
+    assert level == "L3"
+    assert isinstance(agreed, bool)
+    # Nothing was read, and nothing was computed: nothing to check.
+    session.stream(second, max_new_tokens=8, meta=META).close()
+    assert len(checked) == 1
 
 
 def test_threads_with_one_background_compute_it_once(monkeypatch):
