@@ -20,7 +20,7 @@ from flmm_detseg.cache.packing import PackedPrompts, pack_prompts, phrase_places
 from flmm_detseg.cache.prefusion import PreFusion
 from flmm_detseg.cache.prompt import PartitionedInputs, PromptParts, split_prompt, with_partition
 from flmm_detseg.cache.stale import check_share, see_groups
-from flmm_detseg.cache.trainable import set_trainable
+from flmm_detseg.cache.trainable import layout_facts, set_trainable
 from flmm_detseg.cache.types import PatchPartition
 from flmm_detseg.cache.wrapped import WrappedLlava
 from flmm_detseg.errors import ConfigError
@@ -110,6 +110,11 @@ class CachedLMM(WrappedLlava):
         self.frozen = lmm.frozen and not any(p.requires_grad for p in self.parameters())
         self.fingerprints = Fingerprints(self)
         self._stock = False
+
+    @property
+    def trained_layout(self) -> dict[str, Any]:
+        """See :class:`LMMAdapter`."""
+        return layout_facts(self)
 
     def train(self, mode: bool = True) -> Self:
         """Like ``nn.Module.train``, but a frozen LMM stays in eval mode. Weights are about to change: fingerprints are

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import sha256
+from logging import Logger
 from pathlib import Path
 
 import torch
+from mmengine.logging import print_log
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from flmm_detseg.cache.model import CachedLMM
 from flmm_detseg.errors import CheckpointError
+from flmm_detseg.lmms.trained_layout import check_layout, layout_text
 
 _FORMAT = "flmm-cached-lmm-1"
 
@@ -38,11 +41,11 @@ class PartReport:
 
 
 def own_tensors(model: CachedLMM) -> dict[str, Tensor]:
-    """What makes this model differ from the LLaVA it wraps: its own parameters and all trained ones, by name."""
+    """What makes this model differ from the LLaVA it wraps: its own parameters and all (once) trained ones, by name."""
     return {
         name: parameter.detach()
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad or not name.startswith("model.")
+        if parameter.requires_grad or name in model.checkpoint_buffers or not name.startswith("model.")
     }
 
 
@@ -74,10 +77,23 @@ def format_part_reports(reports: list[PartReport]) -> str:
     )
 
 
+def log_part_reports(model: nn.Module, logger: Logger | str = "current") -> None:
+    """Logs a line per module of a :class:`CachedLMM` in a model: what was loaded, or training begins with.
+
+    Args:
+        model: Where none is in it, nothing is logged.
+        logger: As for MMEngine's ``print_log``.
+    """
+    for part in model.modules():
+        if isinstance(part, CachedLMM):
+            reports = format_part_reports(part_reports(part))
+            print_log(f"Parts of the model that are not the stock LLaVA's:\n{reports}", logger)
+
+
 def save_own(model: CachedLMM, path: str | Path) -> list[PartReport]:
     """Writes :func:`own_tensors` and the layout they were trained for (safetensors)."""
     tensors = {name: tensor.cpu().contiguous() for name, tensor in own_tensors(model).items()}
-    save_file(tensors, path, metadata={"format": _FORMAT, "layout": _layout(model)})
+    save_file(tensors, path, metadata={"format": _FORMAT, "layout": layout_text(model.trained_layout)})
     return part_reports(model, tensors)
 
 
@@ -104,10 +120,7 @@ def load_own(model: CachedLMM, path: str | Path) -> list[PartReport]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if metadata.get("format") != _FORMAT:
         raise CheckpointError(f"{path} holds no parts of a CachedLMM; save_own writes them")
-    if metadata["layout"] != _layout(model):
-        raise CheckpointError(
-            f"{path} was trained for {metadata['layout']}, the model has {_layout(model)}; use the same settings"
-        )
+    check_layout(model.trained_layout, metadata.get("layout"), str(path))
     wanted = own_tensors(model)
     problems = [
         *(f"missing: {name}" for name in wanted if name not in given),
@@ -126,23 +139,6 @@ def load_own(model: CachedLMM, path: str | Path) -> list[PartReport]:
     for name, tensor in given.items():
         parameters[name].copy_(tensor)
     return part_reports(model)
-
-
-def _layout(model: CachedLMM) -> str:
-    layout = model.layout
-    projectors = "shared" if model.background_projector is None else "separate"
-    # Settings of pre-fusion that no shape shows, such as heads.
-    fused = {} if model.prefusion is None else {"prefusion": asdict(model.prefusion.settings)}
-    facts = dict(
-        num_patches=layout.num_patches,
-        positions=layout.positions,
-        letterbox=layout.letterbox,
-        compressed=layout.compressed,
-        order=layout.order,
-        projectors=projectors,
-        **fused,
-    )
-    return json.dumps(facts, sort_keys=True)
 
 
 def _checksum(tensors: list[tuple[str, Tensor]]) -> str:

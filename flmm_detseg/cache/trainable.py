@@ -1,9 +1,10 @@
-"""Which parameters of a :class:`CachedLMM` are trained."""
+"""Which parameters of a :class:`CachedLMM` are trained, and for what."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from flmm_detseg.errors import ConfigError
 
@@ -43,3 +44,19 @@ def set_trainable(model: CachedLMM, train: Sequence[str], train_layers: int) -> 
         model.prefusion.requires_grad_("prefusion" in train)
     for layer in layers[len(layers) - train_layers :]:
         layer.requires_grad_(True)
+
+
+def layout_facts(model: CachedLMM) -> dict[str, Any]:
+    """What the parts were trained for, see :attr:`LMMAdapter.trained_layout`."""
+    layout = model.layout
+    # Settings of pre-fusion that no shape shows, such as heads.
+    fused = {} if model.prefusion is None else {"prefusion": asdict(model.prefusion.settings)}
+    return {
+        "num_patches": layout.num_patches,
+        "positions": layout.positions,
+        "letterbox": layout.letterbox,
+        "compressed": layout.compressed,
+        "order": layout.order,
+        "projectors": "shared" if model.background_projector is None else "separate",
+        **fused,
+    }

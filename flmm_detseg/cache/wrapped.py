@@ -103,8 +103,12 @@ class WrappedLlava(LMMAdapter):
     @property
     def keeps_base(self) -> bool:
         """See :class:`LMMAdapter`: what was added beside the LLaVA may be trained, the LLaVA's own weights not."""
-        trained = (name for name, parameter in self.model.named_parameters() if parameter.requires_grad)
-        return not (self.merged or self.lmm.merged) and all(".lora_" in name for name in trained)
+        changed = (
+            name
+            for name, parameter in self.named_parameters()
+            if name.startswith("model.") and (parameter.requires_grad or name in self.checkpoint_buffers)
+        )
+        return not (self.merged or self.lmm.merged) and all(".lora_" in name for name in changed)
 
     @property
     def adapted(self) -> bool:
@@ -125,5 +129,6 @@ class WrappedLlava(LMMAdapter):
         """Like ``nn.Module.train``, but a frozen LMM stays in eval mode."""
         super().train(mode)
         if self.frozen:
-            self.model.eval()
+            for part in self.children():
+                part.eval()
         return self

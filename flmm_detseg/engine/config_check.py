@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmengine import registry as mmengine_registries
@@ -104,12 +104,13 @@ def argument_names(factory: Any) -> list[str] | None:
     return None
 
 
-def parse_overrides(options: Sequence[str], config: Config) -> dict[str, Any]:
+def parse_overrides(options: Sequence[str], config: Config, also: Collection[str] = ()) -> dict[str, Any]:
     """Reads ``key=value`` overrides and checks that each changes something.
 
     Args:
         options: As on the command line.
         config: Config they are meant for.
+        also: Fields that the command reads besides those of a run.
 
     Returns:
         By dotted key.
@@ -130,7 +131,7 @@ def parse_overrides(options: Sequence[str], config: Config) -> dict[str, Any]:
         for key in parents:
             node = node[int(key)] if isinstance(node, list) and key.isdigit() else _child(node, key, dotted)
         first = (parents or [last])[0]
-        if first not in _RUNNER_KEYS:
+        if first not in _RUNNER_KEYS and first not in also:
             raise ConfigError(
                 f"--cfg-options {dotted}: a run does not read `{first}`, only where the config puts it (for example "
                 f"custom_hooks.0 for a hook){suggest(first, [key for key in content if key in _RUNNER_KEYS])}"

@@ -27,6 +27,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from flmm_detseg.cache.parts import log_part_reports
 from flmm_detseg.datasets import collate_samples
 from flmm_detseg.engine.config_check import parse_overrides
 from flmm_detseg.engine.eval_task import EvaluationOptions, Options, Task
@@ -86,6 +87,8 @@ def evaluate(options: Options, task: Task[Options]) -> dict[str, Any] | None:
     datasets = build_datasets(config, options, task)
     torch.manual_seed(0)  # untrained heads must be the same in every process and run
     model = model_from_config(config, checkpoint, untrained=options.untrained, device=state.device)
+    if state.is_main_process:
+        log_part_reports(model)
     settings = json.dumps(config.model.to_dict(), sort_keys=True, default=str)
     # Checkpoints of further models (a detector's): their tensors are none of the model's, names say nothing of content.
     files = {str(p): file_hash(p) for p in named_paths(config.model.to_dict()) if p.is_file()}

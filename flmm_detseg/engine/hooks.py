@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 
 from flmm_detseg.engine.checkpoint_hook import LMM_INFO
 from flmm_detseg.engine.start import unwrap
-from flmm_detseg.errors import CheckpointError, RunError
+from flmm_detseg.errors import CheckpointError, ConfigError, RunError
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import HOOKS
 from flmm_detseg.structures import Sample
@@ -204,12 +204,21 @@ class DeepSpeedHook(Hook):
       order of their arrival, and would add up those of different parameters.
 
     A hook, because ``xtuner train --deepspeed`` replaces any wrapper and strategy that a config names.
+
+    Raises:
+        ConfigError: The model is to hold what was trained of its LMM, which DeepSpeed leaves out of checkpoints.
     """
 
     def before_train(self, runner: Runner) -> None:
         """Wraps ``step`` of this run's optimizer wrapper, and the engine's options; sets the model's guard."""
         if isinstance(runner.optim_wrapper, DeepSpeedOptimWrapper):
-            unwrap(runner.model).same_groups = True
+            model = unwrap(runner.model)
+            if model.lmm.checkpoint_buffers:
+                raise ConfigError(
+                    "`model.train_lmm`=False puts frozen parameters of the LMM into checkpoints, and DeepSpeed leaves "
+                    "them out; train without --deepspeed"
+                )
+            model.same_groups = True
             runner.optim_wrapper.step = torch.no_grad()(runner.optim_wrapper.step)
             engine = runner.optim_wrapper.model.model
             engine.config = ConfigDict(engine.config).to_dict()

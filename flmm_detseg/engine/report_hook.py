@@ -8,6 +8,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from flmm_detseg.cache.parts import log_part_reports
 from flmm_detseg.engine.class_check import check_classes
 from flmm_detseg.engine.optimizer import REST
 from flmm_detseg.engine.start import unwrap
@@ -20,7 +21,8 @@ TRAINABLE_INFO = "trainable_parameters"
 
 @HOOKS.register_module()
 class ParameterReportHook(Hook):
-    """Logs trainable parameters and memory per part before training, and the learning rate of every group always.
+    """Logs trainable parameters and memory per part before training, and the learning rate of every group always; of a
+    :class:`~flmm_detseg.cache.model.CachedLMM` also what its parts begin with, by checksum.
 
     The learning rates are logged as ``GROUP_lr`` (groups of
     :class:`~flmm_detseg.engine.optimizer.GroupedAdamW`), read from the optimizer that really steps (under DeepSpeed:
@@ -41,8 +43,10 @@ class ParameterReportHook(Hook):
 
     @master_only
     def _report(self, runner: Runner) -> None:
-        report = parameter_report(unwrap(runner.model))
+        model = unwrap(runner.model)
+        report = parameter_report(model)
         runner.logger.info("\n" + format_report(report))
+        log_part_reports(model, runner.logger)
         runner.message_hub.update_info(TRAINABLE_INFO, report.trainable)
         for name, group in _groups(runner).items():
             runner.logger.info(

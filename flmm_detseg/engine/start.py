@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from flmm_detseg.errors import CheckpointError
-from flmm_detseg.models.checkpoint import check_folder, load_checkpoint, read_file, states_file
+from flmm_detseg.models.checkpoint import check_folder, load_file, read_file, states_file
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 
 # Entry of a checkpoint's meta: how its run cut the data into steps.
@@ -79,7 +79,7 @@ def prepare_start(runner: Runner | FlexibleRunner, loader: DataLoader, max_iters
         # Here rather than by MMEngine: it loads leniently, and each of its runners only its own kind of checkpoint.
         if isinstance(runner.model, Mapping):
             runner.model = runner.strategy.build_model(runner.model)
-        unwrap(runner.model).load_trainable(load_checkpoint(runner._load_from), str(runner._load_from))
+        load_file(unwrap(runner.model), runner._load_from)
         runner.logger.info(f"Trainable tensors loaded from {runner._load_from}")
         runner._has_loaded = True
 

@@ -14,12 +14,12 @@ from mmengine.config import Config
 from PIL import Image, ImageOps
 
 from flmm_detseg.datasets.images import load_image
-from flmm_detseg.errors import DataError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phrases
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.from_config import model_from_config
-from flmm_detseg.structures import PatchGrid, Phrase, Prediction, Sample
+from flmm_detseg.structures import CaptureSpec, Generation, PatchGrid, Phrase, Prediction, Sample
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
 Span: TypeAlias = tuple[int, int]
@@ -160,18 +160,67 @@ class Grounder:
             PhraseNotFoundError: A phrase is not in the answer; names both.
             DataError: The image cannot be read; phrases and spans are both given, or empty.
         """
-        if phrases is not None and spans is not None:
-            raise DataError("ask() takes phrases or spans, not both")
-        sample = Sample("question", read_image(image, "image"), "", (), prompt=question)
+        pixels = read_image(image, "image")
+        sample = Sample("question", pixels, "", (), prompt=question)
         with torch.inference_mode():
             generation = self.model.answer_with_states(sample, max_new_tokens=max_new_tokens)
-            text = generation.text
-            located = (
-                noun_phrases(text)
-                if phrases is None and spans is None
-                else _located("answer", text, phrases, spans)
+        return self.ground_answer(pixels, generation, phrases, spans=spans, keep_attention=keep_attention)
+
+    @property
+    def capture(self) -> CaptureSpec:
+        """What an answer has to keep for :meth:`ground_answer`.
+
+        Raises:
+            ConfigError: The model has no phrase head.
+        """
+        if "phrase" not in self.model.heads:
+            raise ConfigError(
+                f"the model grounds no phrases: it has no head `phrase` (heads: {', '.join(self.model.heads)})"
             )
-            sample = replace(sample, text=text, phrases=located)
+        return self.model.heads["phrase"].capture
+
+    def ground_answer(
+        self,
+        image: ImageLike,
+        generation: Generation | None,
+        phrases: Sequence[str] | None = None,
+        *,
+        spans: Sequence[Span | Sequence[Span]] | None = None,
+        keep_attention: bool = False,
+    ) -> GroundingResult:
+        """Grounds words of an answer with the states that were kept while it was written; the LMM does not run again.
+
+        Args:
+            image: The one that was asked about.
+            generation: ``Answer.generation`` of :meth:`StreamSession.ask(..., capture=grounder.capture)
+                <flmm_detseg.cache.StreamSession.ask>`, out of a cache or not.
+            phrases: As in :meth:`ask`.
+            spans: As in :meth:`ask`.
+            keep_attention: As in :meth:`ground`.
+
+        Raises:
+            PhraseNotFoundError: A phrase is not in the answer; names both.
+            DataError: The image cannot be read or is another one; nothing was kept; phrases and spans are both
+                given, or empty.
+        """
+        if phrases is not None and spans is not None:
+            raise DataError("an answer is grounded by phrases or spans, not both")
+        if generation is None:
+            raise DataError("the answer kept no states to ground; ask with `capture=grounder.capture`")
+        pixels = read_image(image, "image")
+        if pixels.shape[:2] != generation.inputs.grid.image_size:
+            raise DataError(
+                f"the answer is about an image of {generation.inputs.grid.image_size} (height, width), this one has "
+                f"{pixels.shape[:2]}; give the image that was asked about"
+            )
+        text = generation.text
+        located = (
+            noun_phrases(text)
+            if phrases is None and spans is None
+            else _located("answer", text, phrases, spans)
+        )
+        sample = Sample("answer", pixels, text, located)
+        with torch.inference_mode():
             prediction = self.model.predict_answer(sample, generation, keep_attention=keep_attention)
         return self._result(sample, prediction, generation.inputs.grid)
 

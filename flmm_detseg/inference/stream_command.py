@@ -9,7 +9,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from tqdm import tqdm
 from flmm_detseg.errors import DataError, RunError
 
 if TYPE_CHECKING:
-    from flmm_detseg.cache import Answer, BackgroundCache, StreamSession
+    from flmm_detseg.cache import Answer, BackgroundCache, RegionSource, StreamSession
+    from flmm_detseg.inference.stream_grounding import StreamGrounding
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -61,7 +62,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--static", action="store_true", help="the background repeats (fixed camera): store it at first sight"
     )
-    parser.add_argument("--cache", choices=("on", "off"), default="on")
+    parser.add_argument(
+        "--cache",
+        choices=("on", "exact", "off"),
+        default="on",
+        help="exact: no nearly equal backgrounds (L3)",
+    )
+    parser.add_argument(
+        "--tenant", default="default", help="owner of the images; nothing is shared with others"
+    )
     parser.add_argument(
         "--compare", action="store_true",
         help="ask everything again without the cache, with the same groups; another answer is a failure",
@@ -69,7 +78,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prometheus", type=Path, metavar="FILE", help="write the cache's figures here at the end"
     )
+    parser.add_argument(
+        "--ground", type=Path, metavar="DIR",
+        help="ground the answers' noun phrases: a picture per answer and all masks (masks.json) go here",
+    )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE",
+        help="overrides of config values, e.g. stream_cache.folder=CACHE",
+    )  # fmt: skip
     parser.add_argument("--device", help='for example "cuda:0"; default: the GPU when there is one')
 
 
@@ -77,7 +94,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Answers the stream; prints a line per request, the loaded parts and the cache's statistics.
 
     Returns:
-        Figures for the last line: requests, levels, hit rate, median milliseconds, and what ``--compare`` found.
+        Figures for the last line: requests, levels, hit rate, median milliseconds, and what ``--ground`` and
+        ``--compare`` found.
 
     Raises:
         FlmmError: Whatever the user can mend; :class:`RunError` when an answer differs (the figures are printed then).
@@ -85,25 +103,39 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     requests = read_requests(arguments.images, arguments.question, arguments.questions)
     # Late, so that a wrong argument is told before torch is loaded.
     from flmm_detseg.cache.parts import format_part_reports, part_reports
+    from flmm_detseg.engine.config_check import parse_overrides
+    from flmm_detseg.inference.stream_grounding import StreamGrounding
     from flmm_detseg.inference.streaming import stream_from_config
+    from flmm_detseg.models.from_config import read_config
 
+    config = read_config(arguments.config)
+    config.merge_from_dict(parse_overrides(arguments.cfg_options, config, also=("stream_cache",)))
     first, model = stream_from_config(
-        arguments.config,
+        config,
         arguments.checkpoint,
         untrained=arguments.untrained,
         device=arguments.device,
+        tenant=arguments.tenant,
         session_id=arguments.session,
         static=arguments.static,
     )
     print("parts of the model that are not the stock LLaVA's:")
     print(format_part_reports(part_reports(model.lmm)))
+    if any(request.boxes for request in requests) and not _reads_boxes(model.lmm.partitioner.source):
+        print(
+            f"the `boxes` of {arguments.questions} are not used: groups come from "
+            f"{type(model.lmm.partitioner.source).__name__} (boxes need GivenRegions(kind='meta') in the config)"
+        )
     assert first.cache is not None
     sessions = _Sessions(first, arguments.static)
+    grounding = None if arguments.ground is None else StreamGrounding(model, arguments.ground)
     with _closing(first.cache, arguments.prometheus):
-        answers = _ask(sessions, requests, arguments.cache, arguments.max_new_tokens)
-        if arguments.cache == "on":
+        answers = _ask(sessions, requests, arguments.cache, arguments.max_new_tokens, grounding)
+        if arguments.cache != "off":
             print(first.cache.stats_table())
         figures = _figures(answers)
+        if grounding is not None:
+            figures |= grounding.write()
         if arguments.compare:
             figures |= _compare(sessions, requests, answers, arguments.max_new_tokens)
     if figures.get("different"):
@@ -113,6 +145,16 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             f"(first: {figures['first_different']}); do not use this cache, and report it"
         )
     return figures
+
+
+def _reads_boxes(source: RegionSource) -> bool:
+    """Whether boxes that come with an image can reach the groups."""
+    from flmm_detseg.cache import GivenRegions
+
+    if isinstance(source, GivenRegions):
+        return source.kind == "meta" or (source.otherwise is not None and _reads_boxes(source.otherwise))
+    # A source of the user's own may read what it likes.
+    return not type(source).__module__.startswith("flmm_detseg.")
 
 
 def read_requests(images: Sequence[Path], question: str | None, questions: Path | None) -> list[Request]:
@@ -230,15 +272,24 @@ def _closing(cache: BackgroundCache, prometheus: Path | None) -> Iterator[None]:
         cache.close()
 
 
-def _ask(sessions: _Sessions, requests: Sequence[Request], cache: str, max_new_tokens: int) -> list[Answer]:
+def _ask(
+    sessions: _Sessions,
+    requests: Sequence[Request],
+    cache: str,
+    max_new_tokens: int,
+    grounding: StreamGrounding | None = None,
+) -> list[Answer]:
     alone = len(requests) == 1
+    capture = None if grounding is None else grounding.capture
     on_text: Callable[[str], None] | None = (
         (lambda piece: print(piece, end="", flush=True)) if alone else None
     )
     answers: list[Answer] = []
     with tqdm(requests, desc="stream", unit="question", disable=alone) as bar:
         for request in bar:
-            found = sessions.ask(request, cache=cache, max_new_tokens=max_new_tokens, on_text=on_text)
+            found = sessions.ask(
+                request, cache=cache, capture=capture, max_new_tokens=max_new_tokens, on_text=on_text
+            )
             if alone:
                 print()
             spent = found.milliseconds
@@ -246,6 +297,10 @@ def _ask(sessions: _Sessions, requests: Sequence[Request], cache: str, max_new_t
                 f"{request.image.name}  {found.level:<4} {spent['first_token']:8.1f} ms to the first token, "
                 f"{spent['total']:8.1f} in all  {request.text} -> {found.text}"
             )
+            if grounding is not None:
+                grounding.add(request.image, request.text, found.generation)
+                # The rows of all answers of a stream would fill the memory.
+                found = replace(found, generation=None)
             answers.append(found)
     return answers
 

@@ -48,8 +48,8 @@ def stream_from_config(
         static: See :meth:`StreamSession.declare_static`.
 
     Returns:
-        The session, and the model whose phrase head can ground its answers
-        (:meth:`GroundingLMM.predict_answer` with ``Answer.generation``).
+        The session, and the model: where it has a phrase head,
+        :meth:`~flmm_detseg.inference.grounder.Grounder.ground_answer` makes masks of the session's answers.
 
     Raises:
         ConfigError: The config cannot be used, or its LMM keeps no background apart.

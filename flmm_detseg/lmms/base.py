@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,12 +27,14 @@ class LMMAdapter(nn.Module, ABC):
         frozen: No gradient flows through the LMM: :meth:`encode` runs without autograd.
         lora_groups: LoRA groups by name, see :func:`~flmm_detseg.lmms.lora.add_lora`.
         merged: LoRA has become part of the weights: the LMM as it was is gone.
+        checkpoint_buffers: Names of what :meth:`hold` took out of training.
     """
 
     model: nn.Module
     frozen: bool
     lora_groups: Mapping[str, LoRAGroup]
     merged: bool = False
+    checkpoint_buffers: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -79,6 +82,23 @@ class LMMAdapter(nn.Module, ABC):
         Args:
             vision_layers: Hidden states of the tower that heads read, beside what the language model sees.
         """
+
+    def hold(self) -> None:
+        """Takes all that is trained out of training. Checkpoints hold it all the same: nobody publishes it."""
+        trained = (name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        self.checkpoint_buffers = (*self.checkpoint_buffers, *trained)
+        self.requires_grad_(False)
+        self.frozen = True
+        self.train(self.training)
+
+    @property
+    def trained_layout(self) -> dict[str, Any] | None:
+        """What trained parts were made for and no tensor shows, as facts for JSON; None: there is no such thing.
+
+        Checkpoints record it, and are only loaded where it is the same. A part that is not there is None or 0, or has
+        no fact.
+        """
+        return None
 
     @property
     @abstractmethod
@@ -164,7 +184,8 @@ class LMMAdapter(nn.Module, ABC):
     @property
     def keeps_base(self) -> bool:
         """Whether the LMM as it was is still there in :meth:`base_mode` (not when fully fine-tuned, or merged)."""
-        return (self.frozen and not self.merged) or bool(self.lora_groups)
+        untouched = self.frozen and not (self.merged or self.checkpoint_buffers)
+        return untouched or bool(self.lora_groups)
 
     @property
     def adapted(self) -> bool:
@@ -201,6 +222,8 @@ class LMMAdapter(nn.Module, ABC):
         self.lora_groups = {}
         self.frozen = True
         self.merged = self.merged or count > 0
+        left = dict(self.named_parameters())
+        self.checkpoint_buffers = tuple(name for name in self.checkpoint_buffers if name in left)
         self.model.eval()
         return count
 

@@ -7,17 +7,23 @@ import pickle
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import attrgetter
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora_layers import lora_group_of
+from flmm_detseg.lmms.trained_layout import check_layout, layout_text
 from flmm_detseg.models.zero_folder import check_states, read_model_states
 
 PHRASE_PREFIX = "heads.phrase."
+# Entry of a checkpoint's meta: for which layout of the LMM its tensors were trained, see LMMAdapter.trained_layout.
+LAYOUT = "lmm_layout"
 # First parts of the names in published F-LMM files (reference: wusize/F-LMM state dicts); ours add PHRASE_PREFIX.
 _FLMM_GROUPS = ("text_layer_weights", "text_proj.", "mask_head.", "sam.model.")
 # A buffer that DeepSpeed's saver leaves in published files.
@@ -25,6 +31,19 @@ _OPTIONAL_SUFFIX = "sam.model.prompt_encoder.pe_layer.positional_encoding_gaussi
 _ZERO_STATES = "mp_rank_00_model_states.pt"
 _LISTED = 8
 _BASE = ".base_layer."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds of a model.
+
+    Attributes:
+        tensors: By name, on the CPU, names as stored.
+        layout: For which layout of the LMM they were trained, see :func:`layout_meta`; None: the file does not say.
+    """
+
+    tensors: dict[str, Tensor]
+    layout: str | None
 
 
 def trainable_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
@@ -36,11 +55,11 @@ def trainable_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
 
 
 def state_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that belong to the run, so that checkpoints must hold them: those a module names in an attribute
-    ``checkpoint_buffers``.
+    """Buffers, and parameters that are trained no more, that belong to the run, so that checkpoints must hold them:
+    those a module names in an attribute ``checkpoint_buffers`` (with dots for what is in its submodules).
     """
     return {
-        f"{path}.{name}" if path else name: getattr(module, name)
+        f"{path}.{name}" if path else name: attrgetter(name)(module).detach()
         for path, module in model.named_modules()
         for name in getattr(module, "checkpoint_buffers", ())
     }
@@ -61,21 +80,35 @@ def fingerprint(lmm: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def layout_meta(lmm: LMMAdapter) -> dict[str, str]:
+    """What the ``meta`` of a checkpoint says about an LMM's layout; nothing where it has none."""
+    return {} if lmm.trained_layout is None else {LAYOUT: layout_text(lmm.trained_layout)}
+
+
+def recorded_layout(content: object) -> str | None:
+    """The layout that a file's content records in its ``meta``; None: none."""
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    return meta.get(LAYOUT) if isinstance(meta, Mapping) else None
+
+
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Reads the tensors of a checkpoint without running code from it.
+    """The tensors of :func:`read_checkpoint`."""
+    return read_checkpoint(path).tensors
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Reads a checkpoint without running code from it.
 
     Args:
         path: A ``.pth`` of ours, a bare state dict, ``{"state_dict": ...}``, or a DeepSpeed folder (``iter_N.pth/``,
             or the folder inside it).
-
-    Returns:
-        Tensors by name, on the CPU, names as stored.
 
     Raises:
         CheckpointError: No such file, damaged, holds code, or holds no tensors.
     """
     path = Path(path)
     content = read_file(states_file(path), zero=path.is_dir())
+    layout = recorded_layout(content)
     for key in ("state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -85,7 +118,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     other = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if other:
         raise CheckpointError(f"{path}: not a state dict, these entries are no tensors: {_list(other)}")
-    return dict(content)
+    return Checkpoint(dict(content), layout)
 
 
 def read_file(path: Path, *, zero: bool = False) -> object:
@@ -206,6 +239,21 @@ def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         tensor.copy_(given[name])
 
 
+def load_file(model: nn.Module, path: str | Path) -> None:
+    """Loads a checkpoint of the same model; nothing is changed unless layout, names and shapes fit.
+
+    Args:
+        model: A :class:`~flmm_detseg.models.grounding_lmm.GroundingLMM`.
+        path: See :func:`read_checkpoint`.
+
+    Raises:
+        CheckpointError: It cannot be read or does not fit; lists what differs.
+    """
+    checkpoint = read_checkpoint(path)
+    check_layout(model.lmm.trained_layout, checkpoint.layout, str(path))
+    load_tensors(model, checkpoint.tensors, str(path))
+
+
 def _list(names: list[str]) -> str:
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
@@ -231,8 +279,8 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
         new_parts: Prefixes, or patterns with ``*``, of trainable parameters that need not be in any file.
 
     Raises:
-        CheckpointError: A file holds a tensor that the model does not have or has in another shape, or a parameter
-            outside of ``new_parts`` is in none of them; lists them.
+        CheckpointError: A file holds a tensor that the model does not have or has in another shape, or was trained for
+            another layout, or a parameter outside of ``new_parts`` is in none of them; lists them.
         ConfigError: A prefix of ``new_parts`` names no trainable parameter.
     """
     wanted = trainable_tensors(model)
@@ -243,7 +291,9 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
             raise ConfigError(f"`new_parts`: no trainable parameter starts with {part!r}")
     found: dict[str, Tensor] = {}
     for file in files:
-        tensors = _beside_lora(to_our_names(load_checkpoint(file)), wanted)
+        checkpoint = read_checkpoint(file)
+        check_layout(model.lmm.trained_layout, checkpoint.layout, str(file), start=True)
+        tensors = _beside_lora(to_our_names(checkpoint.tensors), wanted)
         wrong = [name for name in tensors if name not in wanted and not name.endswith(_OPTIONAL_SUFFIX)]
         shapes = [
             f"{name} {tuple(value.shape)} (model: {tuple(wanted[name].shape)})"
@@ -256,9 +306,9 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
                 f"{_list(shapes) or 'none'}"
             )
         found.update({name: value for name, value in tensors.items() if name in wanted})
-    own = [
-        name for name in state_buffers(model) if _BASE not in name
-    ]  # a new run may begin with a state of its own
+    parameters = dict(model.named_parameters())
+    # A new run may begin with a state of its own.
+    own = [name for name in state_buffers(model) if _BASE not in name and name not in parameters]
     missing = [
         name
         for name in wanted

@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from flmm_detseg.errors import CheckpointError, ConfigError
-from flmm_detseg.models.checkpoint import load_checkpoint
+from flmm_detseg.models.checkpoint import load_file
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import MODELS
 
@@ -68,7 +68,7 @@ def model_from_config(
     if not isinstance(model, GroundingLMM):
         raise ConfigError(f"{name}: `model` is a {type(model).__name__}, a GroundingLMM is needed")
     if checkpoint is not None:
-        model.load_trainable(load_checkpoint(checkpoint), source=str(checkpoint))
+        load_file(model, checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()
 

@@ -45,6 +45,8 @@ class GroundingLMM(BaseModel):
         heads: Heads by name, or their configs; the name is the prefix of losses and parameters (``heads.NAME.*``).
             Sizes that follow from the LMM may be left out.
         freeze: Prefixes of head parameters that are not trained, e.g. ``["phrase.mask_head"]``.
+        train_lmm: False: what an earlier run trained of the LMM comes from ``init_from`` and stays as it is, only heads
+            are trained; checkpoints hold it all the same.
         balancer: Weights of the heads' losses and agreement of their gradients; None sums them.
         retention: What becomes of the answers the LMM gave before: ``"frozen"``, ``"switched"`` or ``"always"``, see
             :class:`~flmm_detseg.models.retention.Retention`.
@@ -74,6 +76,7 @@ class GroundingLMM(BaseModel):
         lmm: Mapping[str, Any] | LMMAdapter,
         heads: Mapping[str, Mapping[str, Any] | Head],
         freeze: Sequence[str] = (),
+        train_lmm: bool = True,
         balancer: Mapping[str, Any] | TaskBalancer | None = None,
         retention: str | None = None,
         isolate: Mapping[str, Sequence[str]] | None = None,
@@ -92,6 +95,8 @@ class GroundingLMM(BaseModel):
         if head_lora:
             add_head_lora(self.heads, head_lora)
         self.lmm.freeze_unread(self.capture.vision_layers)
+        if not train_lmm:
+            self.lmm.hold()
         for prefix in freeze:
             frozen = [p for name, p in self.heads.named_parameters() if name.startswith(prefix)]
             if not frozen:
@@ -373,7 +378,7 @@ class GroundingLMM(BaseModel):
         return states if base_logits is None else replace(states, base_logits=base_logits)
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
-        """The tensors a checkpoint holds: every parameter with ``requires_grad``, by full name."""
+        """The tensors a checkpoint holds, by full name: parameters with ``requires_grad``, and what the LMM holds."""
         return trainable_tensors(self)
 
     def load_trainable(self, state_dict: Mapping[str, Tensor], source: str) -> None:

@@ -16,7 +16,8 @@ from mmengine.utils import get_object_from_string
 
 from flmm_detseg.cache import CachedLMM
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.models.checkpoint import check_tensors, load_checkpoint
+from flmm_detseg.lmms.trained_layout import check_layout
+from flmm_detseg.models.checkpoint import LAYOUT, check_tensors, read_checkpoint
 from flmm_detseg.models.from_config import read_config, without_start
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import MODELS
@@ -69,11 +70,16 @@ def import_flmm_checkpoint(
         ConfigError: The config cannot be used.
     """
     read = read_config(config)
-    given = check_tensors(model_on_meta(read, lmm_config), load_checkpoint(source), str(source))
+    model, checkpoint = model_on_meta(read, lmm_config), read_checkpoint(source)
+    check_layout(model.lmm.trained_layout, checkpoint.layout, str(source))
+    given = check_tensors(model, checkpoint.tensors, str(source))
+    meta = {"source": str(source), "config": str(config)}
+    if checkpoint.layout is not None:
+        meta[LAYOUT] = checkpoint.layout
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")
-    torch.save({"meta": {"source": str(source), "config": str(config)}, "state_dict": given}, part)
+    torch.save({"meta": meta, "state_dict": given}, part)
     os.replace(part, out)
     count = sum(value.numel() for value in given.values())
     return {"out": str(out), "num_tensors": len(given), "num_parameters": count}

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from cached_parts import boxed_sample, cached_llava
 from safetensors.torch import save_file
+from torch import nn
 
-from flmm_detseg.cache.parts import format_part_reports, load_own, own_tensors, part_reports, save_own
+from flmm_detseg.cache.parts import (
+    format_part_reports,
+    load_own,
+    log_part_reports,
+    own_tensors,
+    part_reports,
+    save_own,
+)
 from flmm_detseg.errors import CheckpointError
 
 TRAINED = dict(projectors="separate", train=("separators", "projectors"), train_layers=1)
@@ -43,8 +53,8 @@ def test_a_stored_model_answers_again(tmp_path):
         (dict(TRAINED, train_layers=0), "unexpected: model.model.language_model"),
         (dict(TRAINED, train_layers=2), "missing: model.model.language_model"),
         (dict(TRAINED, hidden_size=64), "of shape"),
-        (dict(TRAINED, positions="packed"), "trained for"),
-        (dict(TRAINED, projectors="shared"), "trained for"),
+        (dict(TRAINED, positions="packed"), "trained for .* positions 'raster' \\(model: 'packed'\\)"),
+        (dict(TRAINED, projectors="shared"), "trained for .* projectors 'separate' \\(model: 'shared'\\)"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path, other, message):
@@ -54,6 +64,16 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path, other, messa
     with pytest.raises(CheckpointError, match=message):
         load_own(model, tmp_path / "own.safetensors")
     assert part_reports(model) == before
+
+
+def test_logs_tell_what_is_not_the_stock_llava(caplog):
+    model = cached_llava(**TRAINED)
+    logger = logging.getLogger("parts")
+    with caplog.at_level(logging.INFO, "parts"):
+        log_part_reports(nn.ModuleDict({"lmm": model, "head": nn.Linear(2, 2)}), logger)
+        log_part_reports(nn.Linear(2, 2), logger)
+    (record,) = caplog.records
+    assert record.getMessage().endswith(format_part_reports(part_reports(model)))
 
 
 def test_damaged_and_foreign_files_are_refused(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from train_parts import write_config
 
+from flmm_detseg.cache.parts import format_part_reports, part_reports
 from flmm_detseg.datasets import EpochSampler
 from flmm_detseg.engine import (
     GlobalLossHook,
@@ -26,10 +28,12 @@ from flmm_detseg.engine import (
 )
 from flmm_detseg.engine.config_diff import diff_to_base
 from flmm_detseg.engine.loop import endless
+from flmm_detseg.engine.report_hook import ParameterReportHook
 from flmm_detseg.engine.start import prepare_start
 from flmm_detseg.engine.trainer import write_gloo_config
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models import load_checkpoint
+from flmm_detseg.models.checkpoint import LAYOUT
 
 
 class Counting(Dataset):
@@ -105,10 +109,24 @@ def test_logged_figures_are_the_mean_over_processes(monkeypatch):
     assert float(outputs["loss"]) == 3.0
 
 
+# A CachedLMM of which something is trained.
+CACHED = dict(
+    type="cached_parts.cached_llava",
+    train=["separators"],
+    partitioner=dict(
+        type="flmm_detseg.cache.Partitioner", source=dict(type="flmm_detseg.cache.RandomRegions"), dilate=0
+    ),
+)
+
+
 @pytest.fixture
 def runner(tmp_path) -> Runner:
     """A run on tiny parts, stopped before its first iteration."""
-    config = Config.fromfile(write_config(tmp_path, max_iters=4))
+    return make_runner(tmp_path)
+
+
+def make_runner(tmp_path, **changes) -> Runner:
+    config = Config.fromfile(write_config(tmp_path, max_iters=4, **changes))
     config.work_dir = str(tmp_path / "work")
     config.custom_hooks = []
     made = Runner.from_cfg(config)
@@ -219,6 +237,7 @@ def test_checkpoints_say_how_the_run_cut_its_data(runner, tmp_path):
     meta = torch.load(tmp_path / "work" / "iter_2.pth", weights_only=True)["meta"]
     assert meta["batch"] == {"processes": 1, "batch_size": 4, "accumulation": 1}
     assert meta["iter"] == 2
+    assert LAYOUT not in meta, "a plain LLaVA has none"
 
 
 def test_the_loop_itself_refuses_keys_that_nothing_reads(runner):
@@ -254,6 +273,45 @@ def test_load_from_reads_files_and_folders_strictly_before_the_model_is_wrapped(
     torch.save({"module": expected}, tmp_path / "folder" / "mp_rank_00_model_states.pt")
     with pytest.raises(CheckpointError, match="1 missing"):
         prepare_start(runner, runner.train_dataloader, max_iters=4)
+
+
+def test_checkpoints_record_the_layout_and_load_where_it_is_the_same(tmp_path):
+    runner = make_runner(tmp_path, model__lmm=CACHED)
+    save(runner, 2)
+    path = tmp_path / "work" / "iter_2.pth"
+    stored = torch.load(path, weights_only=True)
+    assert '"positions": "raster"' in stored["meta"][LAYOUT]
+    runner.resume(str(path))
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    states = {"module": stored["state_dict"], "meta": stored["meta"], "message_hub": stored["message_hub"]}
+    torch.save(states, folder / "mp_rank_00_model_states.pt")
+    runner._resume, runner._load_from = True, str(folder)
+    hook_of(runner).before_train(runner)
+
+    lmm = runner.model.lmm
+    lmm.layout = replace(lmm.layout, positions="packed")
+    refused = pytest.raises(CheckpointError, match=r"positions 'raster' \(model: 'packed'\)")
+    with refused:
+        hook_of(runner).before_train(runner)
+    runner._load_from = None
+    with torch.no_grad():
+        lmm.separators.zero_()
+    with refused:
+        runner.resume(str(path))
+    runner._resume, runner._load_from = False, str(path)
+    with refused:
+        prepare_start(runner, runner.train_dataloader, max_iters=4)
+    assert not lmm.separators.any()
+
+
+def test_a_run_logs_what_is_not_the_stock_llava(tmp_path):
+    runner = make_runner(tmp_path, model__lmm=CACHED)
+    ParameterReportHook()._report(runner)
+    (log,) = (tmp_path / "work").rglob("*.log")
+    (report,) = part_reports(runner.model.lmm)
+    assert report.name == "separators"
+    assert format_part_reports([report]) in log.read_text()
 
 
 def test_old_checkpoints_go_only_after_the_new_one_is_there(runner, tmp_path):

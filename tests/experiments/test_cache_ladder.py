@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 from mmengine.config import Config
 
+from flmm_detseg.errors import CheckpointError
 from flmm_detseg.experiments.plan import REPOSITORY, read_plan
+from flmm_detseg.lmms.trained_layout import check_layout, layout_text
 from flmm_detseg.models.from_config import read_config
 from flmm_detseg.registry import MODELS, OPTIMIZERS
 
@@ -20,26 +23,31 @@ def plan():
 
 
 @pytest.fixture(scope="module")
-def trained(plan) -> dict[str, set[str]]:
-    """Names of the trained tensors of every run, and of every evaluated config without a run."""
+def built(plan) -> dict[str, tuple[set[str], dict[str, Any] | None]]:
+    """Names of the trained tensors and layout of every run, and of every evaluated config without a run."""
     before = os.getcwd()
     os.chdir(REPOSITORY)  # weights of the tiny LLaVA are named relative to it
     try:
         configs = {run.name: run.config for run in plan.runs.values() if run.name != "detector"}
         configs |= {item.name: item.config for item in plan.evaluations if item.run is None}
-        return {name: _trained(read_config(config)) for name, config in configs.items()}
+        return {name: _built(read_config(config)) for name, config in configs.items()}
     finally:
         os.chdir(before)
 
 
-def _trained(config: Config) -> set[str]:
+@pytest.fixture(scope="module")
+def trained(built) -> dict[str, set[str]]:
+    return {name: names for name, (names, _) in built.items()}
+
+
+def _built(config: Config) -> tuple[set[str], dict[str, Any] | None]:
     model = MODELS.build(config.model)
     names = set(model.trainable_state_dict())
     if names:
         # Groups that match no parameter are refused.
         optimizer = OPTIMIZERS.build(dict(config.optim_wrapper.optimizer, params=model.parameters()))
         assert sum(len(group["params"]) for group in optimizer.param_groups) == len(names)
-    return names
+    return names, model.lmm.trained_layout
 
 
 def test_every_rung_is_evaluated_on_the_same_questions(plan):
@@ -77,6 +85,18 @@ def test_a_rung_trains_what_it_starts_from_and_what_it_says_is_new(plan, trained
         assert trained[start] < trained[run.name]
         assert all(name.startswith(run.new_parts) for name in new)
         assert all(any(name.startswith(part) for name in new) for part in run.new_parts)
+
+
+def test_a_rung_keeps_the_layout_of_the_one_it_starts_from(plan, built):
+    layouts = {name: layout for name, (_, layout) in built.items()}
+    chained = [(run.name, start) for run in plan.runs.values() for start in run.init_from]
+    assert layouts["rung4_compressed"]["compressed"] == 9
+    for name, start in chained:
+        check_layout(layouts[name], layout_text(layouts[start]), start, start=True)
+        with pytest.raises(CheckpointError, match="positions"):
+            check_layout(
+                {**layouts[name], "positions": "other"}, layout_text(layouts[start]), start, start=True
+            )
 
 
 def test_the_control_trains_the_lora_of_rung_5_and_nothing_else(trained):

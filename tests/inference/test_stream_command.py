@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_detseg.cache import BackgroundCache
+from flmm_detseg.cache import BackgroundCache, GivenRegions
 from flmm_detseg.cache.types import Match, PrefixKV
 from flmm_detseg.errors import DataError
-from flmm_detseg.inference.stream_command import read_requests
+from flmm_detseg.inference.stream_command import _reads_boxes, read_requests
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENS = "configs/cache/tiny_stream_screens.py"
@@ -68,6 +68,33 @@ def test_a_folder_of_screens_is_answered_and_compared(frames, tmp_path, monkeypa
     assert 'flmm_cache_requests_total{level="L2"} 4' in figures_file.read_text()
     assert "stream" in err
     assert "without the cache" in err
+
+
+def test_settings_are_overridden_and_tenants_share_nothing(frames, tmp_path, monkeypatch, capsys):
+    def run(*arguments: str) -> dict:
+        code, out, err = stream(
+            monkeypatch, capsys, "--images", str(frames), "--question", "What?", "--static",
+            "--cfg-options", f"stream_cache.folder={tmp_path / 'kept'}", *arguments,
+        )  # fmt: skip
+        assert code == 0, err
+        return json.loads(out.splitlines()[-1])["levels"]
+
+    # The folder outlives the process's first run; its owner alone finds what it holds.
+    assert run("--tenant", "a") == {"miss": 2, "L2": 4}
+    assert run("--tenant", "a") == {"L1": 2, "L2": 4}
+    assert run("--tenant", "b") == {"miss": 2, "L2": 4}
+    assert list((tmp_path / "kept" / "entries").iterdir())
+
+
+def test_boxes_that_nothing_reads_are_named(frames, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"image": "0.png", "text": "what ?", "boxes": [[1, 2, 3, 4]]}))
+    words = ("--images", str(frames), "--questions", str(file))
+    code, out, err = stream(monkeypatch, capsys, *words)
+    assert code == 0, err
+    assert f"the `boxes` of {file} are not used: groups come from FrameDifference" in out
+    assert not _reads_boxes(GivenRegions("masks"))
+    assert _reads_boxes(GivenRegions("masks", otherwise=GivenRegions("meta")))
 
 
 def test_questions_of_a_file_have_streams_of_their_own(frames, tmp_path, monkeypatch, capsys):

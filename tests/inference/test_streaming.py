@@ -1,8 +1,7 @@
-"""A stream of screens with the repository's tiny LLaVA; grounding of its answers; our own head as source."""
+"""A stream of screens with the repository's tiny LLaVA; a model with heads on it; our own head as source."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +11,12 @@ from cached_parts import cached_llava, screens
 from mmengine.config import Config
 from multi_task_parts import HEADS, batch, make_model
 
-from flmm_detseg.cache import (
-    ApproximateSettings,
-    BackgroundCache,
-    CacheSettings,
-    FrameDifference,
-    Partitioner,
-    StreamSession,
-)
+from flmm_detseg.cache import ApproximateSettings, FrameDifference
 from flmm_detseg.cache.answering import answer
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.inference.streaming import HeadRegions, settings_from_config, stream_from_config
 from flmm_detseg.models import GroundingLMM
-from flmm_detseg.structures import CaptureSpec, Phrase, Sample
+from flmm_detseg.structures import Sample
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENS = ROOT / "configs" / "cache" / "tiny_stream_screens.py"
@@ -141,30 +133,6 @@ def test_plain_llava_has_no_stream(at_root):
     config.model.lmm = config.model.lmm.lmm
     with pytest.raises(ConfigError, match="CachedLMM"):
         stream_from_config(config, untrained=True, device="cpu")
-
-
-def test_answers_of_hits_are_grounded_by_the_phrase_head():
-    lmm = cached_llava(partitioner=Partitioner(FrameDifference(), dilate=0))
-    model = GroundingLMM(lmm=lmm, heads=dict(phrase=HEADS["phrase"])).eval()
-    for cache in (None, _cache()):
-        session = StreamSession(lmm, cache)
-        for picture in screens(4):
-            found = session.ask(picture, max_new_tokens=6, capture=CaptureSpec(attention=True))
-    assert found.level == "L2"
-    spans = [span for span in found.generation.token_offsets if found.text[slice(*span)].strip()]
-    sample = Sample("one", picture, found.text, (Phrase((spans[0],)), Phrase((spans[1],))))
-    prediction = model.predict_answer(sample, found.generation)
-    assert prediction.masks.shape == (2, 56, 56)
-    # The same through the whole model without a stream: teacher forcing with the same groups.
-    item = replace(lmm.prepare(sample), partition=found.partition)
-    with torch.no_grad():
-        states = lmm.encode([item], CaptureSpec(attention=True))
-    generated = lmm.states_of_phrases(found.generation, sample.phrases)
-    assert states.attention[0].shape == generated.attention[0].shape == (2, 12, 4, 4)
-
-
-def _cache():
-    return BackgroundCache(CacheSettings(min_tiles=1, admission="always"))
 
 
 def test_a_whole_grounding_model_trains_on_a_cached_lmm():

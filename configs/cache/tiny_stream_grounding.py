@@ -1,0 +1,13 @@
+"""Serving rung 5 with masks: `--checkpoint` is what tiny_cached_grounding trained; what changes between frames is object."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .tiny_cached_grounding import *
+
+from flmm_detseg.cache import FrameDifference, Partitioner
+
+# As a whole: an update would keep arguments of the source that it was trained with.
+model["lmm"]["partitioner"] = dict(type=Partitioner, source=dict(type=FrameDifference, threshold=0), dilate=1)
+# The checkpoint holds the LMM's trained parts too.
+model.update(init_from=[], new_parts=[])

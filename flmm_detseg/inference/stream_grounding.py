@@ -1,0 +1,63 @@
+"""Masks for the answers of `python tools/stream.py --ground DIR`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from flmm_detseg.inference.grounder import Grounder
+from flmm_detseg.models import GroundingLMM
+from flmm_detseg.structures import Generation
+
+
+class StreamGrounding:
+    """Grounds the noun phrases of answers, draws them into a folder, and remembers what was found.
+
+    Args:
+        model: With a phrase head.
+        folder: Where pictures and ``masks.json`` go; made when needed.
+
+    Attributes:
+        capture: What the answers have to keep.
+
+    Raises:
+        ConfigError: The model has no phrase head.
+    """
+
+    def __init__(self, model: GroundingLMM, folder: Path) -> None:
+        self._grounder = Grounder(model)
+        self.capture = self._grounder.capture
+        self._folder = folder
+        self._annotations: list[dict[str, Any]] = []
+        self._answers: list[dict[str, Any]] = []
+
+    def add(self, image: Path, question: str, generation: Generation | None) -> None:
+        """Grounds one answer. An answer that names nothing gets no picture.
+
+        Args:
+            image: The file that was asked about.
+            question: What was asked.
+            generation: The answer.
+        """
+        result = self._grounder.ground_answer(image, generation)
+        entry: dict[str, Any] = {"image": str(image), "question": question, "answer": result.caption}
+        if len(result):
+            picture = self._folder / f"{len(self._answers) + 1:04d}_{image.stem}.png"
+            entry["overlay"] = str(result.save_overlay(picture, boxes=True))
+        found = result.to_coco(str(image), first_id=len(self._annotations) + 1)
+        self._annotations += found
+        keys = ("id", "phrase", "score", "bbox", "area")
+        self._answers.append(entry | {"masks": [{key: item[key] for key in keys} for item in found]})
+
+    def write(self) -> dict[str, Any]:
+        """Writes all masks as COCO annotations (``masks.json``).
+
+        Returns:
+            For the command's last line: ``masks`` (the file), and ``grounded``: per answer its picture and its masks
+            (without their pixels).
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._folder / "masks.json"
+        file.write_text(json.dumps(self._annotations, ensure_ascii=False), encoding="utf-8")
+        return {"masks": str(file), "grounded": self._answers}
