@@ -81,7 +81,7 @@ def evaluate(options: Options, task: Task[Options]) -> dict[str, Any] | None:
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     config = read_config(options.config)
-    config.merge_from_dict(parse_overrides(options.cfg_options, config))
+    config.merge_from_dict(parse_overrides(options.cfg_options, config, also=(task.config_key,)))
     checkpoint = options.checkpoint or config.get("load_from")
     source = None if checkpoint is None else _checkpoint_source(checkpoint)
     datasets = build_datasets(config, options, task)

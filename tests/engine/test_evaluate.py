@@ -270,3 +270,11 @@ def test_overrides_reach_the_model_and_records_depend_on_the_files_it_names(fold
     assert seen == [str(weights)] * 3
     # Of six samples.
     assert resumed == [0, 6, 0]
+    every = PhraseOptions(
+        config=str(config), work_dir=str(tmp_path), cfg_options=("refcoco_eval.val.sentences=all",)
+    )
+    first, found = (evaluate(item, REFCOCO)["metrics"]["val"]["num_phrases"] for item in (options, every))
+    assert found > first
+    wrong = PhraseOptions(config=str(config), work_dir=str(tmp_path), cfg_options=("png_eval.val.x=1",))
+    with pytest.raises(ConfigError, match="png_eval"):
+        evaluate(wrong, REFCOCO)
