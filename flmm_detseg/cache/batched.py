@@ -61,15 +61,17 @@ def prefill_together(
         objects = parts.objects.numpy().tobytes()
         name = request.namespace, match.key.entry_id, request.prefix_key, objects
         waiting.setdefault(name, {})[place] = item, parts, match
-        use.cache.count(match)
     for (namespace, *_), hits in waiting.items():
         with exclusive(model.model):
             if model.fingerprints.namespace(use.tenant) == namespace:
                 done.update(zip(hits, _run(model, list(hits.values()), watch), strict=True))
+                for *_, match in hits.values():
+                    use.cache.count(match)
                 continue
         # The model was switched since: what was found belongs to another one.
         for place, (item, *_) in hits.items():
             done[place] = Request(model, samples[place], watch, None).computed(item.partition, "miss")
+            use.cache.count(None)
     return [done[place] for place in range(len(samples))]
 
 

@@ -114,6 +114,7 @@ def decode(maker: KeyMaker, data: bytes) -> StoredValue:
         KeyError,
         TypeError,
         AttributeError,
+        RecursionError,
     ) as error:
         # A flipped bit may surface in any of the parsers; DataError is a ValueError too.
         raise DataError(f"a stored background cannot be read ({error}): it is dropped") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import torch
@@ -21,6 +22,8 @@ install()  # before mmdet is imported
 from mmdet.apis import inference_detector  # noqa: E402
 from mmdet.registry import MODELS as MMDET_MODELS  # noqa: E402
 
+_SCOPE = Lock()
+
 
 @MODELS.register_module()
 class MMDetDetector(RegionSource):
@@ -35,7 +38,7 @@ class MMDetDetector(RegionSource):
         device: Where it runs.
 
     Raises:
-        ConfigError: The config cannot be read.
+        ConfigError: There is no such config.
         CheckpointError: The checkpoint cannot be read or does not fit.
     """
 
@@ -52,7 +55,7 @@ class MMDetDetector(RegionSource):
         if not Path(config).is_file():
             raise ConfigError(f"config {config} of the detector does not exist")
         settings = Config.fromfile(config)
-        with DefaultScope.overwrite_default_scope("mmdet"):
+        with _SCOPE, DefaultScope.overwrite_default_scope("mmdet"):
             model = MMDET_MODELS.build(settings.model)
         _load(model, checkpoint)
         model.cfg = settings
@@ -63,7 +66,8 @@ class MMDetDetector(RegionSource):
     @torch.no_grad()
     def find(self, sample: Sample) -> Regions:
         """See :class:`RegionSource`."""
-        with DefaultScope.overwrite_default_scope("mmdet"):
+        # The scope belongs to the process: two threads would take it from each other.
+        with _SCOPE, DefaultScope.overwrite_default_scope("mmdet"):
             # mmdet reads BGR.
             found = inference_detector(self._model, np.ascontiguousarray(sample.image[..., ::-1]))
         objects = found.pred_instances

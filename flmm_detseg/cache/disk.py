@@ -122,7 +122,7 @@ class DiskTier:
 
     def put(self, stored: StoredValue, record: Record, data: bytes) -> bool:
         """Writes a value; False when it did not fit or could not be written (the request goes on all the same)."""
-        if len(data) > self._tenant_budget or time.monotonic() < self._paused_until:
+        if len(data) > self._tenant_budget or self.paused:
             return False
         path, temporary = self._path(stored.name), self._files / f"{stored.name}.{uuid.uuid4().hex}.tmp"
         with self._guarded("write", self._writer):
@@ -165,8 +165,17 @@ class DiskTier:
         with self._guarded("remove", self._requests), self._mutex:
             self._remove(self._requests, name)
 
-    def clear(self, scopes: set[str] | None) -> None:
-        """Removes everything, or what lives under some scopes; other processes learn it with their next poll."""
+    @property
+    def paused(self) -> bool:
+        """Whether the disk failed just now."""
+        return time.monotonic() < self._paused_until
+
+    def clear(self, scopes: set[str] | None) -> bool:
+        """Removes everything, or what lives under some scopes; other processes learn it with their next poll.
+
+        Returns:
+            False when the disk failed: something may be left.
+        """
         with self._guarded("clear", self._writer), self._exclusive():
             # First the message: who reads it later knows that what it stored before is not wanted.
             with self._mutex:
@@ -175,6 +184,8 @@ class DiskTier:
             for name, scope in self._writer.execute("SELECT name, scope FROM units").fetchall():
                 if scopes is None or scope in scopes:
                     self._remove(self._writer, name)
+            return True
+        return False
 
     def poll(self) -> News:
         """What other processes did since the last call. Own rows are among it."""

@@ -181,9 +181,15 @@ class IndexReader:
             self.own_clears.clear()
             self._last_row = self._last_clear = 0
             self._path = self._index.path
-        self._read_clears(news)
-        self._read_rows(news)
-        self._read_gone(news)
+        last = self._last_clear, self._last_row
+        try:
+            self._read_clears(news)
+            self._read_rows(news)
+            self._read_gone(news)
+        except (OSError, sqlite3.Error):
+            # Nobody is told what was read: it is read again.
+            self._last_clear, self._last_row = last
+            raise
         return news
 
     def _read_clears(self, news: News) -> None:

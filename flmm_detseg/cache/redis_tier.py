@@ -74,7 +74,7 @@ class RedisTier:
         }  # fmt: skip
         self._learn(stored.name, record)
         pipeline = self._client.pipeline(transaction=True)
-        pipeline.set(self._value(record.scope, stored.name), data, ex=self._ttl_s)
+        pipeline.set(self._value(record.scope, stored.name), data, px=int(1000 * self._ttl_s))
         pipeline.xadd(self._log, row, maxlen=_LOG_LENGTH, approximate=True)
         return self._call(pipeline.execute) is not None
 
@@ -94,8 +94,19 @@ class RedisTier:
         if known is not None:
             self._call(lambda: self._client.delete(self._value(known[1][2], name)))
 
-    def clear(self, scopes: set[str] | None) -> None:
-        """Removes everything of this cache, or what lives under some scopes; other machines learn it."""
+    @property
+    def paused(self) -> bool:
+        """Whether the server did not answer just now."""
+        return time.monotonic() < self._paused_until
+
+    def clear(self, scopes: set[str] | None) -> bool:
+        """Removes everything of this cache, or what lives under some scopes; other machines learn it.
+
+        Returns:
+            False when the server did not answer: something may be left.
+        """
+        # Also when it did not answer just now: a request can wait, a clear must be tried.
+        self._paused_until, done = 0.0, True
         for scope in {""} if scopes is None else scopes:
             message = {"clear": scope, "signature": self._maker.digest("clear", scope)}
             added = self._call(
@@ -107,11 +118,14 @@ class RedisTier:
                 self._own_clears.add(added.decode())
             # By their names, not by the log: values live on when their messages are trimmed.
             pattern = self._value(scope or "*", "*")
-            self._call(lambda pattern=pattern: self._remove(pattern))
+            removed = self._call(lambda pattern=pattern: self._remove(pattern))
+            done = done and added is not None and removed is not None
+        return done
 
-    def _remove(self, pattern: str) -> None:
+    def _remove(self, pattern: str) -> bool:
         for names in _batches(self._client.scan_iter(match=pattern, count=_BATCH)):
             self._client.delete(*names)
+        return True
 
     def poll(self) -> News:
         """What was written or cleared (by anybody) since the last call, and which values have expired."""
@@ -175,7 +189,7 @@ class RedisTier:
         self._client.close()
 
     def _call(self, call: Callable[[], Any]) -> Any:
-        if time.monotonic() < self._paused_until:
+        if self.paused:
             return None
         try:
             return call()

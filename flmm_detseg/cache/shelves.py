@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +23,8 @@ from flmm_detseg.cache.redis_tier import RedisTier
 from flmm_detseg.cache.settings import CacheSettings
 from flmm_detseg.cache.stats import CacheStats
 from flmm_detseg.cache.types import Match
-from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.cache.write_behind import WriteBehind
+from flmm_detseg.errors import ConfigError, DataError, RunError
 
 LOGGER = logging.getLogger(__name__)
 _Epoch = tuple[int, int]
@@ -71,11 +70,15 @@ class Shelves:
         self._max_records = settings.index_records
         # How often everything ("") and each scope was cleared: a value from before the last time is not stored.
         self._clears: Counter[str] = Counter()
-        self._queue: queue.Queue[tuple[Record, Unit, _Epoch] | None] | None = None
+        self._closed = False
+        self._behind: WriteBehind[tuple[Record, Unit, _Epoch]] | None = None
         if self.remote and settings.write_behind:
-            self._queue = queue.Queue(settings.write_behind)
-            threading.Thread(target=self._write_behind, args=(self._queue,), daemon=True).start()
+            self._behind = WriteBehind(
+                settings.write_behind, self._write, lambda: self._stats.add("errors", "write_behind")
+            )
         self._poll_s, self._next_poll = settings.poll_s, 0.0
+        # Scopes that another machine cleared and that this one's disk still holds.
+        self._unfinished: set[str | None] = set()
         self._poll_lock = threading.Lock()
 
     # Looking.
@@ -95,11 +98,14 @@ class Shelves:
                     self._drop(scope)
                     if place == "redis" and "disk" in self.remote:
                         # The message came to this machine only here.
-                        self.remote["disk"].clear(None if scope is None else {scope})
+                        self._unfinished.add(scope)
                 for bucket, entry_id, name in found.gone:
                     self.forget(bucket, entry_id, place, name)
                 for record, name in found.records:
                     news |= self.attach(record, place, name)
+            for scope in tuple(self._unfinished):
+                if self.remote["disk"].clear(None if scope is None else {scope}):
+                    self._unfinished.discard(scope)
         finally:
             self._poll_lock.release()
         return news
@@ -173,46 +179,35 @@ class Shelves:
         stored = self._put_memory(record, unit, epoch)
         if not self._places(unit):
             return stored
-        if self._queue is None:
+        if self._closed:
+            return stored
+        if self._behind is None:
             return self._put_remote(record, unit, epoch) or stored
         with self.lock:
             kept = self.memory["host"].peek(unit.name) if "host" in self.memory else None
         # The caller's tensors may change while they wait.
         kept = kept or replace(unit, value=copy_value(unit.value, "cpu"))
-        try:
-            self._queue.put_nowait((record, kept, epoch))
-        except queue.Full:
-            self._stats.add("refused", "busy")
-            return stored
-        return True
+        if self._behind.put((record, kept, epoch)):
+            return True
+        self._stats.add("refused", "busy")
+        return stored
 
     def flush(self) -> None:
         """Waits until everything that was stored is written."""
-        if self._queue is not None:
-            self._queue.join()
+        if self._behind is not None:
+            self._behind.flush()
 
-    def _write_behind(self, waiting: queue.Queue[tuple[Record, Unit, _Epoch] | None]) -> None:
-        while (item := waiting.get()) is not None:
-            try:
-                # Another process may have cleared it while it waited here, and while it is written.
-                self.poll(now=True)
-                self._put_remote(*item, check=lambda: self.poll(now=True))
-            except Exception:
-                # A tier answers for its own failures; whatever else it is must not end the thread.
-                self._stats.add("errors", "write_behind")
-                LOGGER.exception("a background could not be written")
-            finally:
-                waiting.task_done()
-        waiting.task_done()
+    def _write(self, item: tuple[Record, Unit, _Epoch]) -> None:
+        # Another process may have cleared it while it waited.
+        self.poll(now=True)
+        self._put_remote(*item)
 
     def _places(self, unit: Unit) -> list[str]:
         if unit.level == "L1":
             return list(self.remote)
         return [place for place in self.remote if place == "disk" and self._disk_prefix]
 
-    def _put_remote(
-        self, record: Record, unit: Unit, epoch: _Epoch, check: Callable[[], object] = lambda: None
-    ) -> bool:
+    def _put_remote(self, record: Record, unit: Unit, epoch: _Epoch) -> bool:
         data: bytes | None = None
         stored = False
         for place in self._places(unit):
@@ -222,10 +217,16 @@ class Shelves:
             value = StoredValue(
                 unit.name, record.bucket, unit.tenant, record.scope, unit.level, unit.key, unit.saved_ms, unit.value
             )  # fmt: skip
-            data = encode(self._maker, value) if data is None else data
+            if data is None:
+                data = encode(self._maker, value)
+                if not unit.intact:
+                    # Somebody wrote into a tensor that was handed out, before it was encoded or meanwhile.
+                    self._stats.add("dropped", "written")
+                    break
             if not tier.put(value, record, data):
                 continue
-            check()
+            # What another process cleared while this was written is not to outlive that.
+            self.poll(now=True)
             with self.lock:
                 wanted = epoch == self._epoch(record.scope)
                 if wanted:
@@ -271,13 +272,23 @@ class Shelves:
                 self.remote[place].discard(name)
 
     def clear(self, scope: str | None) -> None:
-        """Removes all values, or those of one tenant and vision fingerprint; also those that wait to be written."""
+        """Removes all values, or those of one tenant and vision fingerprint; also those that wait to be written.
+
+        Raises:
+            RunError: A tier could not be cleared; nothing of it is left in memory.
+        """
         self.poll(now=True)
         # What is being written or fetched at this moment is from before, too.
         self._drop(scope)
-        for tier in self.remote.values():
-            tier.clear(None if scope is None else {scope})
+        failed = [
+            place for place, tier in self.remote.items() if not tier.clear(None if scope is None else {scope})
+        ]
         self._drop(scope)
+        if failed:
+            raise RunError(
+                f"the background cache is cleared in memory, but not in {' and '.join(failed)} (see the log); what is "
+                "there will be served again: clear again when it answers"
+            )
 
     def _epoch(self, scope: str) -> _Epoch:
         return self._clears[""], self._clears[scope]
@@ -300,10 +311,13 @@ class Shelves:
         self.index.remove(record)
 
     def close(self) -> None:
-        """Writes what waits, then closes files and connections."""
-        if self._queue is not None:
-            self._queue.put(None)
-            self._queue.join()
+        """Writes what waits, then closes files and connections. Nothing is written afterwards."""
+        with self.lock:
+            closed, self._closed = self._closed, True
+        if closed:
+            return
+        if self._behind is not None:
+            self._behind.close()
         for tier in self.remote.values():
             tier.close()
 
@@ -333,7 +347,15 @@ class Shelves:
                 stored = True
             if name_known or unit.num_bytes > tier.budget:
                 continue
-            value = copy_value(unit.value, self._devices[place], self._pin_host and place == "host")
+            try:
+                value = copy_value(unit.value, self._devices[place], self._pin_host and place == "host")
+            except (RuntimeError, MemoryError) as error:
+                # The device has other users; a request goes on without its entry.
+                LOGGER.warning(
+                    "no room for a background in %s memory (%s)", place, str(error).partition("\n")[0]
+                )
+                self._stats.add("refused", "memory")
+                continue
             copy = replace(unit, value=value)
             with self.lock:
                 if epoch != self._epoch(record.scope) or not tier.put(copy):
@@ -358,7 +380,9 @@ class Shelves:
             epoch = self._epoch(record.scope)
             data = tier.get(name)
             if data is None:
-                self.forget(record.bucket, record.entry_id, place, name)
+                # A tier that does not answer has not said that the value is gone.
+                if not tier.paused:
+                    self.forget(record.bucket, record.entry_id, place, name)
                 continue
             try:
                 stored = decode(self._maker, data)

@@ -77,12 +77,17 @@ class CacheStats:
             found = figures[name]
             if isinstance(found, dict):
                 lines += [
-                    f'{full}{{{label}="{key}"}} {_number(value)}' for key, value in sorted(found.items())
+                    f'{full}{{{label}="{key}"}} {_exact(value)}' for key, value in sorted(found.items())
                 ]
             else:
-                lines.append(f"{full} {_number(found)}")
+                lines.append(f"{full} {_exact(found)}")
         return "\n".join(lines) + "\n"
 
 
 def _number(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else f"{value:.6g}"
+
+
+def _exact(value: float) -> str:
+    """Of a counter nothing may be rounded away: its rate would stand still, then jump."""
+    return str(int(value)) if float(value).is_integer() else repr(float(value))

@@ -280,6 +280,9 @@ class BackgroundCache:
         What waits to be written goes, too. Other processes on the folder, and other machines that run on the same
         Redis, drop their copies with their next request (within ``poll_s``). What stays: the disk tiers of machines
         that are off or cut off from Redis now, and what requests hold in their hands at this moment.
+
+        Raises:
+            RunError: The disk or Redis could not be cleared, so what is there will be served again; names them.
         """
         self._shelves.clear(None if namespace is None else self._maker.scope(namespace))
 
