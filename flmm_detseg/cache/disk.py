@@ -178,14 +178,19 @@ class DiskTier:
         """
         with self._guarded("clear", self._writer), self._exclusive():
             # First the message: who reads it later knows that what it stored before is not wanted.
-            with self._mutex:
-                for scope in {""} if scopes is None else scopes:
-                    self._reader.own_clears.add(announce_clear(self._writer, scope))
+            self._announce(scopes)
             for name, scope in self._writer.execute("SELECT name, scope FROM units").fetchall():
                 if scopes is None or scope in scopes:
                     self._remove(self._writer, name)
+            # Once more: who read the first one may have read rows behind it that were still there.
+            self._announce(scopes)
             return True
         return False
+
+    def _announce(self, scopes: set[str] | None) -> None:
+        with self._mutex:
+            for scope in {""} if scopes is None else scopes:
+                self._reader.own_clears.add(announce_clear(self._writer, scope))
 
     def poll(self) -> News:
         """What other processes did since the last call. Own rows are among it."""

@@ -83,7 +83,7 @@ class CacheSettings:
         index_records: Backgrounds of which this process knows at most, beside those in its memory; the ones it heard
             of first are forgotten (their files stay).
         session_depth: Backgrounds of a stream that are tried first.
-        tenant_bytes: Of each tier, per tenant; None: the whole tier.
+        tenant_bytes: Of each tier but Redis (whose server has its own limits), per tenant; None: the whole tier.
         tenant_inserts_per_s: Insertions per second and tenant (a burst of two seconds is allowed); None: any number.
         lease_s: Life of the lease of a computation whose process died; a living process renews it.
         flight_timeout_s: Longest wait for another thread's or process' computation.
@@ -126,6 +126,16 @@ class CacheSettings:
         _check(where, "admission", self.admission, self.admission in choices, " or ".join(map(repr, choices)))
         known = 0 < len(self.levels) == len(set(self.levels)) and set(self.levels) <= {"L1", "L2"}
         _check(where, "levels", self.levels, known, "('L1', 'L2'), ('L1',) or ('L2',)")
+        if "L1" not in self.levels:
+            idle = [
+                *(["folder"] if self.folder is not None and not self.disk_prefix else []),
+                *(["redis_url"] if self.redis_url is not None else []),
+            ]
+            if idle:
+                raise ConfigError(
+                    f"CacheSettings: with levels=('L2',) nothing is stored in {' and '.join(idle)}: add 'L1', leave it "
+                    "out, or set disk_prefix=True for the folder"
+                )
         if self.redis_url is not None and self.secret is None:
             raise ConfigError("a cache in Redis needs a secret (the same on every machine): set secret=")
         if self.secret is not None and len(self.secret) < 16:

@@ -24,6 +24,8 @@ from flmm_detseg.errors import ConfigError
         (dict(admission="never"), "`admission` is 'never': give 'second_sighting' or 'always'"),
         (dict(levels=("L3",)), "`levels` is \\('L3',\\): give \\('L1', 'L2'\\)"),
         (dict(levels=()), "`levels` is"),
+        (dict(levels=("L2",), folder="cache"), "nothing is stored in folder: add 'L1'"),
+        (dict(levels=("L2",), redis_url="redis://a", secret="s" * 16), "nothing is stored in redis_url"),
         (dict(device_bytes=1000), "`device_bytes` is 1000, but `device` is not given: give the model's device"),
         (dict(secret="short"), "5 characters, wanted at least 16"),
     ],

@@ -40,6 +40,24 @@ def test_a_clear_that_the_disk_does_not_do_is_told(tmp_path, monkeypatch):
     assert [one.match(picture(0), NAMESPACE) for one in (cache, other)] == [None, None]
 
 
+def test_who_looks_in_the_middle_of_a_clear_keeps_nothing(tmp_path, monkeypatch):
+    cache, other = open_cache(folder=tmp_path), open_cache(folder=tmp_path)
+    for seed in range(2):
+        insert(cache, picture(seed), mask_of(3))
+    remove, found = disk.DiskTier._remove, []
+
+    def looked_at(self, index, name):
+        if not found:
+            # The message is out, the rows are still there: this one has not read them yet.
+            found.append([other.match(picture(seed), NAMESPACE) for seed in range(2)])
+        remove(self, index, name)
+
+    monkeypatch.setattr(disk.DiskTier, "_remove", looked_at)
+    cache.clear(NAMESPACE)
+    assert any(found[0])
+    assert [other.match(picture(seed), NAMESPACE) for seed in range(2)] == [None, None]
+
+
 def test_a_clear_is_read_again_when_its_reading_failed(tmp_path, monkeypatch):
     cache, other = open_cache(folder=tmp_path), open_cache(folder=tmp_path)
     insert(cache, picture(0), mask_of(3))
