@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from train_parts import environment
 
 REPOSITORY = Path(__file__).parents[2]
 MODELS = REPOSITORY / "data" / "models"
@@ -22,7 +23,7 @@ def test_fast_quickstart_makes_numbers_and_pictures(tmp_path):
     if world.is_dir():
         (tmp_path / "data" / "tinyworld").symlink_to(world)
     command = [sys.executable, str(REPOSITORY / "tools" / "quickstart.py"), "--fast"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     figures = json.loads(run.stdout.splitlines()[-1])
     assert figures["fast"] is True
@@ -61,7 +62,7 @@ def test_a_failing_step_fails_the_quickstart(tmp_path):
     if world.is_dir():
         (tmp_path / "data" / "tinyworld").symlink_to(world)
     command = [sys.executable, str(REPOSITORY / "tools" / "quickstart.py"), "--fast"]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert run.returncode == 2
     assert "control_lmm failed with status" in run.stderr
     assert "data/models/tiny_llava" in run.stderr
