@@ -6,11 +6,12 @@ STAMP := $(VENV)/.installed
 # One compute thread per process would halve the speed of a single run; tests and tools take what the machine has.
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test lint format benchmark clean
+.PHONY: help install quickstart test test-long lint format benchmark clean
 
 help:
 	@echo "make quickstart  environment, data, training, evaluation, pictures: work_dirs/quickstart/report.html"
 	@echo "make test        the test suite"
+	@echo "make test-long   what takes long: many processes, large corpora, trials of killed runs; a skip is a failure"
 	@echo "make lint        ruff and import contracts"
 	@echo "make install     only the environment in $(VENV)"
 	@echo "make benchmark   speed and memory ratios (docs/benchmarks.md)"
@@ -37,6 +38,10 @@ quickstart: $(STAMP)
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+test-long: export OMP_NUM_THREADS ?= 1
+test-long: $(STAMP)
+	$(BIN)/python -m pytest -m long --no-skips
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

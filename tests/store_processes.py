@@ -9,8 +9,6 @@ import sys
 import textwrap
 from pathlib import Path
 
-TESTS = Path(__file__).parent
-
 # Imports once, then forks a process per job.
 SERVER = """
 import json, os, resource, signal, sys, time, traceback
@@ -44,10 +42,9 @@ class Processes:
     """Runs code in processes of their own."""
 
     def __init__(self) -> None:
-        paths = f"{TESTS.parent}:{TESTS}"
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER],
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -97,10 +97,10 @@ def losses(work_dir: Path) -> dict[int, float]:
 
 
 def environment() -> dict[str, str]:
-    """Of child processes: one compute thread, the tests' builders on the path, no launcher variables of ours."""
+    """Of child processes: one compute thread, no GPU, no launcher variables of ours."""
     ours = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {key: value for key, value in os.environ.items() if key not in ours}
-    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "tests"), "CUDA_VISIBLE_DEVICES": "-1"}
+    return {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def train_command(config: Path, work_dir: Path, *arguments: str, processes: int = 1) -> list[str]:

@@ -43,7 +43,7 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
     """Two processes, as ``accelerate launch`` and ``torchrun`` start them."""
     starter = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     starter += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*starter, str(TESTS / "fake_evaluation.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=900, check=False)
 

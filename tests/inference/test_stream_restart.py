@@ -30,10 +30,7 @@ EXPECTED = {
 
 
 def start(*arguments: str) -> subprocess.Popen:
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)]),
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(TESTS / "stream_process.py"), *arguments]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
