@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -16,6 +15,7 @@ from flmm_detseg.compat import install
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import Sample
+from flmm_detseg.utils.paths import find, places
 
 install()  # before mmdet is imported
 
@@ -52,9 +52,10 @@ class MMDetDetector(RegionSource):
         threshold: float = 0.3,
         device: str = "cpu",
     ) -> None:
-        if not Path(config).is_file():
-            raise ConfigError(f"config {config} of the detector does not exist")
-        settings = Config.fromfile(config)
+        path = find(config)
+        if not path.is_file():
+            raise ConfigError(f"config {config} of the detector does not exist ({places(config)})")
+        settings = Config.fromfile(path)
         with _SCOPE, DefaultScope.overwrite_default_scope("mmdet"):
             model = MMDET_MODELS.build(settings.model)
         _load(model, checkpoint)
@@ -82,7 +83,7 @@ class MMDetDetector(RegionSource):
 
 def _load(model: torch.nn.Module, checkpoint: str) -> None:
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        state = torch.load(find(checkpoint), map_location="cpu", weights_only=True)
         model.load_state_dict(state.get("state_dict", state))
     except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 from flmm_detseg.datasets.policy import record_error
 from flmm_detseg.errors import DataError
+from flmm_detseg.utils.paths import find, places
 
 
 def require_file(path: str | Path, what: str) -> Path:
@@ -18,25 +19,25 @@ def require_file(path: str | Path, what: str) -> Path:
         what: Its role, e.g. ``"refs file"``.
 
     Returns:
-        The path as :class:`Path`.
+        The path, see :func:`~flmm_detseg.utils.paths.find`.
 
     Raises:
         DataError: It is missing or a folder.
     """
-    path = Path(path)
+    path = find(path)
     if not path.is_file():
         raise DataError(
-            f"{path}: {what} not found. Check the path in the config; data/README.md shows the layout."
+            f"{path}: {what} not found ({places(path)}). Check the path in the config; data/README.md shows the layout."
         )
     return path
 
 
 def require_dir(path: str | Path, what: str) -> Path:
     """Checks that a folder is there (arguments, result and errors as :func:`require_file`)."""
-    path = Path(path)
+    path = find(path)
     if not path.is_dir():
         raise DataError(
-            f"{path}: {what} not found. Check the path in the config; data/README.md shows the layout."
+            f"{path}: {what} not found ({places(path)}). Check the path in the config; data/README.md shows the layout."
         )
     return path
 

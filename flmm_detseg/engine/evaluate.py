@@ -41,6 +41,7 @@ from flmm_detseg.evaluation.results import (
 )
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.registry import DATASETS, SCOPE
+from flmm_detseg.utils.paths import find, places
 from flmm_detseg.utils.provenance import file_hash, named_paths, versions
 
 # Samples of one image in one model call; fixed, see above. Bounds the memory of images with many expressions.
@@ -97,9 +98,10 @@ def evaluate(options: Options, task: Task[Options]) -> dict[str, Any] | None:
 
 
 def _checkpoint_source(path: str) -> dict[str, str]:
-    if not Path(path).exists():  # before minutes are spent on reading data and the LMM
-        raise CheckpointError(f"checkpoint {path} does not exist (seen from {Path.cwd()})")
-    return {"path": str(path), "sha256": file_hash(path)}
+    file = find(path)
+    if not file.exists():  # before minutes are spent on reading data and the LMM
+        raise CheckpointError(f"checkpoint {path} does not exist ({places(path)})")
+    return {"path": str(path), "sha256": file_hash(file)}
 
 
 def evaluate_model(

@@ -27,6 +27,7 @@ from flmm_detseg.engine.start import last_checkpoint, read_run_state
 from flmm_detseg.errors import ConfigError, RunError
 from flmm_detseg.models.checkpoint import load_checkpoint, states_file
 from flmm_detseg.models.from_config import read_config
+from flmm_detseg.utils.paths import find
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
         RunError: No checkpoint came out.
     """
     started = time.perf_counter()
-    path = Path(options.config)
+    path = find(options.config)
     config = read_config(path)
     overrides = parse_overrides(options.cfg_options, config)
     work_dir = Path(options.work_dir or config.get("work_dir") or f"work_dirs/{path.stem}")
@@ -87,7 +88,7 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
     if torch.cuda.is_available():
         arguments += ["--deepspeed", options.deepspeed] if options.deepspeed else []
     elif options.deepspeed:
-        config_file, cfg_options = write_gloo_config(config, Path(options.deepspeed), work_dir), ()
+        config_file, cfg_options = write_gloo_config(config, find(options.deepspeed), work_dir), ()
     if not torch.cuda.is_available() and options.launcher != "none":
         start_gloo()
         if not options.deepspeed:  # MMEngine names a GPU otherwise

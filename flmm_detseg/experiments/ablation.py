@@ -11,6 +11,7 @@ from typing import Any
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.experiments.plan import read_plan
 from flmm_detseg.experiments.stages import run_plan
+from flmm_detseg.utils.paths import find
 
 _MIB = 2**20
 
@@ -45,7 +46,7 @@ def ablation_table(
     from mmengine.config import Config
 
     plan = read_plan(plan_file)
-    settings = Config.fromfile(plan_file)
+    settings = Config.fromfile(find(plan_file))
     columns = list(columns or settings.get("columns", ()))
     outcome = run_plan(plan_file, work_dir, slots=slots, fresh=fresh, cfg_options=cfg_options)
     results = json.loads(Path(outcome["results"]).read_text())

@@ -11,8 +11,7 @@ from mmengine.config import Config
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.names import suggest
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from flmm_detseg.utils.paths import REPOSITORY, find, places
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,9 @@ def read_plan(path: str | Path) -> Plan:
         ConfigError: No such file, it cannot be executed, a key is missing or unknown, a name is used twice or refers
             to nothing earlier; names the place.
     """
-    path = Path(path)
+    path = find(path)
     if not path.is_file():
-        raise ConfigError(f"{path} does not exist (seen from {Path.cwd()})")
+        raise ConfigError(f"{path} does not exist ({places(path)})")
     try:
         content = Config.fromfile(path).to_dict()
     except Exception as error:  # whatever the user's Python file raises is the message
@@ -155,7 +154,7 @@ def _check(plan: Plan, path: Path) -> None:
     earlier: list[str] = []
     for stage in plan.stages:
         for run in stage.runs:
-            if not resolve(run.config).is_file():
+            if not find(run.config).is_file():
                 raise ConfigError(f"{path}: run {run.name}: config {run.config} does not exist")
             for source in run.init_from:
                 if source not in earlier and not source.endswith((".pth", ".pt")):
@@ -170,12 +169,7 @@ def _check(plan: Plan, path: Path) -> None:
                 raise ConfigError(
                     f"{path}: evaluation {item.name}: no run {run!r}{suggest(run, list(plan.runs))}"
                 )
-        if item.config is not None and not resolve(item.config).is_file():
+        if item.config is not None and not find(item.config).is_file():
             raise ConfigError(f"{path}: evaluation {item.name}: config {item.config} does not exist")
         if not (REPOSITORY / "tools" / item.tool).is_file():
             raise ConfigError(f"{path}: evaluation {item.name}: tools/{item.tool} does not exist")
-
-
-def resolve(path: str) -> Path:
-    """A config path: from the current folder, else from the repository."""
-    return Path(path) if Path(path).is_file() else REPOSITORY / path

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.experiments.plan import REPOSITORY, Evaluation, Plan, Run, read_plan, resolve
+from flmm_detseg.experiments.plan import Evaluation, Plan, Run, read_plan
 from flmm_detseg.models.from_config import read_config
+from flmm_detseg.utils.paths import REPOSITORY, find
 from flmm_detseg.utils.process import Command, Progress, run_commands
 from flmm_detseg.utils.provenance import named_paths
 
@@ -117,7 +118,7 @@ def _training(
     key: str,
     cfg_options: tuple[str, ...],
 ) -> Command:
-    arguments = [str(resolve(run.config)), "--work-dir", str(folder / run.name)]
+    arguments = [str(find(run.config)), "--work-dir", str(folder / run.name)]
     options = [*run.cfg_options, *cfg_options]
     if run.init_from:
         files = [_checkpoint(source, figures) for source in run.init_from]
@@ -144,9 +145,9 @@ def _evaluation(
 ) -> Command:
     if item.run is None:
         assert item.config is not None, item.name
-        arguments = [str(resolve(item.config)), "--untrained"]
+        arguments = [str(find(item.config)), "--untrained"]
     else:
-        config = resolve(item.config or plan.runs[item.run].config)
+        config = find(item.config or plan.runs[item.run].config)
         arguments = [str(config), "--checkpoint", str(figures[item.run]["checkpoint"])]
     arguments += ["--work-dir", str(folder / "eval" / item.name), *item.arguments]
     if item.checkpoints:
@@ -161,13 +162,13 @@ def _checkpoint(source: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _key(run: Run, figures: Mapping[str, Mapping[str, Any]], cfg_options: tuple[str, ...]) -> str:
     """What a run's result depends on, as far as files can tell."""
-    config = read_config(resolve(run.config))
+    config = read_config(find(run.config))
     digest = hashlib.sha256(config.pretty_text.encode())
     for path in sorted(named_paths(config.to_dict())):
         digest.update(_state(path).encode())
     digest.update(json.dumps([run.cfg_options, run.new_parts, cfg_options]).encode())
     for source in run.init_from:
-        file = Path(_checkpoint(source, figures))
+        file = find(_checkpoint(source, figures))
         if not file.exists():
             raise ConfigError(
                 f"run {run.name} starts from {file}, which does not exist; make it first (python tools/train_stages.py "

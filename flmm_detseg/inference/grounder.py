@@ -51,7 +51,8 @@ class Grounder:
         """Builds the model of a config and loads its trained parts.
 
         Args:
-            config: Config file or loaded config. Relative paths in it count from the current folder.
+            config: Config file or loaded config. Relative paths count from the current folder, then from the
+                repository.
             checkpoint: What training wrote. None takes the config's ``load_from``; without either the heads
                 would be random, which is an error unless ``untrained``.
             device: For example ``"cuda:0"``; None takes the GPU when there is one.

@@ -40,7 +40,7 @@ def load_pair(
         ConfigError: No such model, one of another family, or the processor cannot be read.
         CheckpointError: Weights are damaged, missing or of another shape; names the keys.
     """
-    check_folder(name)
+    given, name = name, check_folder(name)
     family = model_class.config_class.model_type
     try:
         fields, _ = PretrainedConfig.get_config_dict(name)
@@ -67,7 +67,7 @@ def load_pair(
     if wrong:
         raise CheckpointError(f"{name}: weights do not fit config.json: {wrong}; fetch the model again")
     facts = {
-        "name": name,
+        "name": given,
         "revision": getattr(model.config, "_commit_hash", None),
         "config_sha256": file_hash(config_files[0]),
         "preprocessor_sha256": file_hash(config_files[1]),

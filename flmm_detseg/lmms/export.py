@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import AutoProcessor, PreTrainedModel
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.loading import check_folder
 
 
 def check_free(out: str | Path) -> Path:
@@ -36,7 +37,7 @@ def save_hub_model(model: PreTrainedModel, pretrained: str, out: str | Path) -> 
     """
     out = check_free(out)
     try:
-        processor = AutoProcessor.from_pretrained(pretrained)
+        processor = AutoProcessor.from_pretrained(check_folder(pretrained))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{pretrained}: the processor cannot be read: {error}") from error
     staging = out.with_name(out.name + ".part")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -15,6 +13,7 @@ from transformers import (
 )
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.utils.paths import find, places
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Buffers that old checkpoints hold and new models compute.
@@ -32,23 +31,28 @@ def torch_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def check_folder(pretrained: str) -> None:
+def check_folder(pretrained: str) -> str:
     """Checks that a model name is a folder in hub layout, or can be a hub name.
+
+    Returns:
+        The folder (see :func:`~flmm_detseg.utils.paths.find`), or the hub name.
 
     Raises:
         ConfigError: It looks like a path and is none, or the folder has no config.
     """
-    path = Path(pretrained).expanduser()
+    path = find(pretrained)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise ConfigError(f"{path}: no config.json; the folder is not a model in hub layout")
-    elif path.exists():
+        return str(path)
+    if path.exists():
         raise ConfigError(f"{path} is a file; `pretrained` wants the folder of a model in hub layout")
-    elif path.is_absolute() or pretrained.startswith((".", "~")) or pretrained.count("/") != 1:
+    if path.is_absolute() or pretrained.startswith((".", "~")) or pretrained.count("/") != 1:
         raise ConfigError(
-            f"{path}: no such folder (looked from {Path.cwd()}); put the model there in hub layout "
+            f"{path}: no such folder ({places(pretrained)}); put the model there in hub layout "
             "(config.json, *.safetensors, tokenizer files) or name one on the hub as owner/name"
         )
+    return pretrained
 
 
 def load_model(
@@ -63,7 +67,7 @@ def load_model(
         ConfigError: No such model, or one of another family.
         CheckpointError: The weights are absent, damaged, or do not fit the config; names the keys.
     """
-    check_folder(pretrained)
+    pretrained = check_folder(pretrained)
     try:
         fields, _ = config_class.get_config_dict(pretrained)
     except (OSError, ValueError) as error:
@@ -102,6 +106,7 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     Raises:
         ConfigError: It is missing or cannot be read.
     """
+    pretrained = check_folder(pretrained)
     try:
         return AutoTokenizer.from_pretrained(pretrained)
     except (OSError, ValueError) as error:
@@ -114,6 +119,7 @@ def load_normalisation(pretrained: str) -> tuple[tuple[float, ...], tuple[float,
     Raises:
         ConfigError: The file is missing or lacks them.
     """
+    pretrained = check_folder(pretrained)
     try:
         settings, _ = CLIPImageProcessor.get_image_processor_dict(pretrained)
         return tuple(settings["image_mean"]), tuple(settings["image_std"])

@@ -20,6 +20,7 @@ from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora_layers import lora_group_of
 from flmm_detseg.lmms.trained_layout import check_layout, layout_text
 from flmm_detseg.models.zero_folder import check_states, read_model_states
+from flmm_detseg.utils.paths import find, places
 
 PHRASE_PREFIX = "heads.phrase."
 # Entry of a checkpoint's meta: for which layout of the LMM its tensors were trained, see LMMAdapter.trained_layout.
@@ -106,7 +107,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: No such file, damaged, holds code, or holds no tensors.
     """
-    path = Path(path)
+    path = find(path)
     content = read_file(states_file(path), zero=path.is_dir())
     layout = recorded_layout(content)
     for key in ("state_dict", "module"):
@@ -132,7 +133,7 @@ def read_file(path: Path, *, zero: bool = False) -> object:
         CheckpointError: See :func:`load_checkpoint`.
     """
     if not path.is_file():
-        raise CheckpointError(f"checkpoint {path} does not exist (seen from {Path.cwd()})")
+        raise CheckpointError(f"checkpoint {path} does not exist ({places(path)})")
     with _failures_named(path):
         return read_model_states(path) if zero else torch.load(path, map_location="cpu", weights_only=True)
 

@@ -11,6 +11,7 @@ from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models.checkpoint import load_file
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import MODELS
+from flmm_detseg.utils.paths import find, places
 
 
 def read_config(config: str | Path | Config) -> Config:
@@ -21,9 +22,9 @@ def read_config(config: str | Path | Config) -> Config:
     """
     if isinstance(config, Config):
         return config
-    path = Path(config)
+    path = find(config)
     if not path.is_file():
-        raise ConfigError(f"config {path} does not exist (seen from {Path.cwd()})")
+        raise ConfigError(f"config {path} does not exist ({places(path)})")
     try:
         read = Config.fromfile(path)
     except Exception as error:  # whatever the user's Python file raises is the message
@@ -43,7 +44,8 @@ def model_from_config(
     """Builds the model of a config, loads the trained parts, and sets it to eval mode.
 
     Args:
-        config: Config file (relative paths in it count from the current folder), or a loaded config.
+        config: Config file, or a loaded config. Relative paths count from the current folder, then from the
+            repository.
         checkpoint: File or folder with the trained parts; None takes ``load_from`` of the config.
         untrained: Leave the heads as they were initialised when there is neither checkpoint nor
             ``load_from``.

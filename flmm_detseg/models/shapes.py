@@ -21,6 +21,7 @@ from flmm_detseg.models.checkpoint import LAYOUT, check_tensors, read_checkpoint
 from flmm_detseg.models.from_config import read_config, without_start
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import MODELS
+from flmm_detseg.utils.paths import find
 
 
 def model_on_meta(config: Config, lmm_config: str | Path | None = None) -> GroundingLMM:
@@ -96,9 +97,9 @@ def _lmm_sizes(adapter: type, pretrained: str, lmm_config: str | Path | None) ->
     """Fields of the LMM's config."""
     try:
         if lmm_config is None:
-            fields, _ = adapter.config_class.get_config_dict(pretrained)
+            fields, _ = adapter.config_class.get_config_dict(find(pretrained))
         else:
-            path = Path(lmm_config)
+            path = find(lmm_config)
             fields = json.loads((path / "config.json" if path.is_dir() else path).read_text())
     except (OSError, ValueError) as error:
         where = pretrained if lmm_config is None else lmm_config

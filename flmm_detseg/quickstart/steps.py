@@ -14,9 +14,9 @@ import numpy as np
 
 from flmm_detseg.errors import RunError
 from flmm_detseg.quickstart.summary import Summary, write_report
+from flmm_detseg.utils.paths import REPOSITORY
 from flmm_detseg.utils.process import Command, Progress, run_commands
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 # Relative, as in the configs: everything is made below the current folder.
 WORLD = Path("data/tinyworld")
 WORK_DIR = Path("work_dirs/quickstart")

@@ -16,6 +16,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.utils.paths import find, places
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -92,7 +93,7 @@ def build_sam(variant: str | SamSizes | None = None, checkpoint: str | Path | No
         ConfigError: Unknown variant, or none given where one is needed.
         CheckpointError: The weights cannot be read, are unsafe, or do not fit; names the keys.
     """
-    path = None if checkpoint is None else Path(checkpoint)
+    path = None if checkpoint is None else find(checkpoint)
     if path is not None and path.is_dir():
         stored = _read_sizes(path / CONFIG_NAME)
         if variant is not None and _sizes_of(variant) != stored:
@@ -132,7 +133,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         CheckpointError: The file is absent, damaged, holds other objects than tensors, or would run code.
     """
     if not path.is_file():
-        raise CheckpointError(f"no SAM weights at {path}; data/README.md says where to get them")
+        raise CheckpointError(
+            f"no SAM weights at {path} ({places(path)}); data/README.md says where to get them"
+        )
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

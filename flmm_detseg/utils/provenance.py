@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+from flmm_detseg.utils.paths import find
+
 _PACKAGES = (
     "flmm_detseg", "torch", "torchvision", "transformers", "mmengine", "mmdet", "mmsegmentation", "mmcv",
     "mmcv-lite", "segment-anything", "xtuner", "peft", "accelerate", "deepspeed", "numpy", "pycocotools",
@@ -49,4 +51,4 @@ def named_paths(value: object) -> set[Path]:
         return set().union(*map(named_paths, value.values()))
     if isinstance(value, list | tuple):
         return set().union(*map(named_paths, value))
-    return {Path(value)} if isinstance(value, str) and "/" in value and Path(value).exists() else set()
+    return {found} if isinstance(value, str) and "/" in value and (found := find(value)).exists() else set()

@@ -1,0 +1,37 @@
+"""Where relative paths are looked for: what a config or a command names works from any folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# The checkout this package is imported from; of an installed wheel it is the folder of all packages.
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def find(path: str | Path) -> Path:
+    """The file or folder that a config or a command line names.
+
+    Args:
+        path: Absolute, relative, or with ``~``.
+
+    Returns:
+        A relative path as it is where it exists below the current folder; else below the repository
+        (``data/models/...``, ``configs/...``), if it exists there; else as it is.
+    """
+    path = Path(path).expanduser()
+    if path.is_absolute() or path.exists():
+        return path
+    other = REPOSITORY / path
+    return other if _is_checkout() and other.exists() else path
+
+
+def places(path: str | Path) -> str:
+    """For an error about a path that :func:`find` did not find: where it looked."""
+    if Path(path).expanduser().is_absolute():
+        return "an absolute path"
+    also = f", then from {REPOSITORY}" if _is_checkout() and Path.cwd() != REPOSITORY else ""
+    return f"looked from {Path.cwd()}{also}"
+
+
+def _is_checkout() -> bool:
+    return (REPOSITORY / "configs").is_dir() and (REPOSITORY / "pyproject.toml").is_file()
