@@ -19,7 +19,9 @@ UNWANTED = {
     ),
     "section": re.compile(r"\b(?:detections|segmentations)\s*:", re.IGNORECASE),
     "box": re.compile(
-        r"[\[(<]\s*\d+(?:\.\d+)?(?:\s*[, ]\s*\d+(?:\.\d+)?){3}\s*[\])>]|(?<![\d.])\d{3}(?:\s+\d{3}){3}(?![\d.])"
+        # Between numbers a comma or a blank; written so that a long run of blanks is read once.
+        r"[\[(<]\s*\d+(?:\.\d+)?(?:(?:\s*,\s*|(?=[^\S ]* )\s+)\d+(?:\.\d+)?){3}\s*[\])>]"
+        r"|(?<![\d.])\d{3}(?:\s+\d{3}){3}(?![\d.])"
     ),
 }
 

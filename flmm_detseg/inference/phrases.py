@@ -6,12 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 
 from flmm_detseg.errors import DataError, PhraseNotFoundError
+from flmm_detseg.language.words import find_words, is_mark
 from flmm_detseg.structures import Phrase
 
 Span = tuple[int, int]
-
-# Scripts from here on (CJK, kana, hangul) put no space between words: any place may start or end a word.
-_UNSPACED_SCRIPTS = "\u2e80"
 
 _WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
 _DETERMINERS = frozenset(
@@ -57,6 +55,7 @@ def locate_phrases(caption: str, phrases: Sequence[str], record: str = "") -> tu
 
     A phrase that occurs several times means its first occurrence; naming it again means the next one. Upper
     and lower case are told apart only where that decides: an exact match wins over one that differs in case.
+    Words are those of :mod:`flmm_detseg.language.words`, in any language; composed and decomposed accents are equal.
 
     Args:
         caption: The text.
@@ -74,7 +73,7 @@ def locate_phrases(caption: str, phrases: Sequence[str], record: str = "") -> tu
     for phrase in phrases:
         if not phrase.strip():
             raise PhraseNotFoundError(f"{_where(record)}an empty phrase cannot be found in {caption!r}")
-        spans = _occurrences(caption, phrase) or _occurrences(_lower(caption), _lower(phrase))
+        spans = find_words(caption, phrase)
         number = taken.get(phrase, 0)
         if number >= len(spans):
             problem = (
@@ -108,30 +107,34 @@ def noun_phrases(text: str) -> tuple[Phrase, ...]:
     """
     phrases = []
     for run in _runs(text):
-        words = [match.group().lower() for match in run]
+        words = [text[start:end].lower() for start, end in run]
         while words and words[-1] in _PLACES:
             words.pop()
         empty = _DETERMINERS | _NUMBERS | _ADJECTIVES | _PLACES
         if all(word in empty or word.isdigit() for word in words) or words[-1] in _PICTURES:
             continue
-        phrases.append(Phrase(spans=((run[0].start(), run[len(words) - 1].end()),)))
+        phrases.append(Phrase(spans=((run[0][0], run[len(words) - 1][1]),)))
     return tuple(phrases)
 
 
-def _runs(text: str) -> Iterator[list[re.Match[str]]]:
+def _runs(text: str) -> Iterator[list[Span]]:
     """Runs of words with only white space between them and nothing in them that ends a phrase."""
-    run: list[re.Match[str]] = []
-    for match in _WORD.finditer(text):
-        word = match.group().lower()
-        before = run[-1].group().lower() if run else ""
-        apart = bool(run) and not text[run[-1].end() : match.start()].isspace()
+    # `\w` knows no combining marks: in the pattern's eyes they are letters. Positions stay.
+    plain = text if text.isascii() else "".join("x" if is_mark(char) else char for char in text)
+    run: list[Span] = []
+    before = ""
+    for match in _WORD.finditer(plain):
+        start, end = match.span()
+        word = text[start:end].lower()
+        apart = bool(run) and not text[run[-1][1] : start].isspace()
         starts = (word in _DETERMINERS or word.isdigit()) and before not in _DETERMINERS
         ends = word in _BREAKS or (_modifies(word) and before not in _DETERMINERS)
         if run and (apart or starts or ends):
             yield run
             run = []
         if not ends:
-            run.append(match)
+            run.append((start, end))
+        before = word if run else ""
     if run:
         yield run
 
@@ -178,31 +181,6 @@ def check_spans(caption: str, spans: Sequence[Span | Sequence[Span]], record: st
 
 def _is_span(value: object) -> bool:
     return isinstance(value, tuple | list) and len(value) == 2 and all(isinstance(end, int) for end in value)
-
-
-def _occurrences(caption: str, phrase: str) -> list[Span]:
-    spans = []
-    start = caption.find(phrase)
-    while start >= 0:
-        end = start + len(phrase)
-        if not (_joined(caption, start) or _joined(caption, end)):
-            spans.append((start, end))
-            start = end - 1
-        start = caption.find(phrase, start + 1)
-    return spans
-
-
-def _lower(text: str) -> str:
-    """Lower case, character by character: positions stay what they were."""
-    return "".join(char.lower() if len(char.lower()) == 1 else char for char in text)
-
-
-def _joined(caption: str, place: int) -> bool:
-    """Whether the characters before and after ``place`` belong to one word."""
-    if not 0 < place < len(caption):
-        return False
-    pair = caption[place - 1 : place + 1]
-    return all((char.isalnum() or char == "_") and char < _UNSPACED_SCRIPTS for char in pair)
 
 
 def _where(record: str) -> str:

@@ -119,3 +119,10 @@ def test_descriptions_count_for_all_but_accuracy():
     assert (figures["num_questions"], figures["num_scored"]) == (2, 1)
     assert (figures["forgetting_points"], figures["identical"], figures["kl_mean"]) == (100, 0.5, 0.3)
     assert "forgetting_points" not in forgetting_figures(records[1:])
+
+
+@pytest.mark.case("security/parser")
+def test_a_long_run_of_blanks_is_read_once():
+    """Time grew with the square of it: 100 000 blanks would take minutes."""
+    assert unwanted_kinds("[1" + " " * 100_000 + "x", []) == []
+    assert unwanted_kinds("[1 ,\n 2, 3" + " " * 100_000 + "4]", []) == ["box"]

@@ -20,7 +20,7 @@ from tiny import tiny_llava
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import DetectionHead
-from flmm_detseg.inference import Instructor
+from flmm_detseg.inference import Instructor, instructions
 from flmm_detseg.inference.instructions import match_class, parse_instruction
 from flmm_detseg.inference.instructor import result_names
 from flmm_detseg.structures import Prediction
@@ -121,6 +121,63 @@ def test_an_instruction_that_asks_for_nothing_is_refused() -> None:
         parse_instruction("   ")
     with pytest.raises(DataError, match="names nothing"):
         parse_instruction("detect the , .")
+
+
+# Each of them took more than quadratic time, or exponential: 100 000 characters of it would never end.
+@pytest.mark.case("security/parser")
+@pytest.mark.parametrize(
+    ("instruction", "wanted"),
+    [
+        ("could you please " * 6000 + "describ", "answer"),
+        ("could you please " * 6000 + "detect cars", "detect"),
+        ("please, " * 12_000 + "detect cars", "detect"),
+        ("please " * 14_000 + "hello, detect cars", "detect"),
+        ("detect a" + " please" * 14_000 + " x", "detect"),
+        ("detect a" + "," * 100_000 + "b", "detect"),
+        ("detect the car" + ", which" * 14_000, "detect"),
+        ("segment the car" + " thank you" * 10_000, "segment"),
+        ("detect" + " " * 100_000 + "a" + "\n" * 100_000 + "and", "detect"),
+        ("\n" * 100_000 + "x", "answer"),
+        ("detect a" + " and" * 25_000, "detect"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_time_grows_with_the_length(instruction, wanted) -> None:
+    steps = parse_instruction(instruction).steps
+    assert steps[0].kind == wanted
+    assert all(instruction[slice(*step.span)] == step.text for step in steps)
+
+
+@pytest.mark.case("security/parser")
+def test_polite_words_are_read_once() -> None:
+    """Counted: on twice the words the pattern is tried twice as often."""
+
+    def work(repetitions: int) -> int:
+        calls = 0
+        text = "could you please, " * repetitions + "hello, find it"
+
+        class Counting:
+            def match(self, *arguments):
+                nonlocal calls
+                calls += 1
+                return pattern.match(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            pattern = instructions._POLITE
+            patch.setattr(instructions, "_POLITE", Counting())
+            parse_instruction(text)
+        return calls
+
+    small, large = work(20), work(40)
+    assert 0 < small < large <= 2 * small
+
+
+def test_runs_of_blanks_stay_in_the_text_of_a_step() -> None:
+    instruction = "\u00a0 please\n detect  the  red\tcars ,\r\n and segment   the big  tree  "
+    steps = parse_instruction(instruction).steps
+    assert [step.text for step in steps] == ["red\tcars", "the big  tree"]
+    assert all(instruction[slice(*step.span)] == step.text for step in steps)
+    assert parse_instruction("in  the image, detect cars").uninterpreted == ("in the image",)
 
 
 def test_class_words() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 
 from flmm_detseg.errors import DataError, PhraseNotFoundError
 from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phrases
+from flmm_detseg.language.words import find_words
 
 CAPTION = "A starfish and a star, and a small star."
 
@@ -107,3 +110,58 @@ def test_noun_phrases(text, expected):
 @pytest.mark.parametrize("text", ["", " ... ", "yes", "red", "two", "It is on the left.", "the picture"])
 def test_answers_that_name_nothing_have_no_phrases(text):
     assert noun_phrases(text) == ()
+
+
+def _decomposed(text: str) -> str:
+    return unicodedata.normalize("NFD", text)
+
+
+@pytest.mark.case("model/combining_marks")
+@pytest.mark.parametrize(
+    ("caption", "phrase", "expected"),
+    [
+        ("एक कमी और एक कम", "कम", [(13, 15)]),
+        ("எழுத்து ஒரு எழு", "எழு", [(12, 15)]),
+        ("كِتَاب و ك", "ك", [(9, 10)]),
+        ("un café rouge", _decomposed("café"), [(3, 7)]),
+        (_decomposed("un café rouge"), "café", [(3, 8)]),
+        (_decomposed("un café rouge"), "cafe", []),
+        (_decomposed("UN CAFÉ ROUGE"), "café", [(3, 8)]),
+        ("die Straße", "STRASSE", [(4, 10)]),
+        (_decomposed("학교 옆의 집"), "학교", [(0, 5)]),
+        ("학교에", "학교", [(0, 2)]),
+        ("학교에", "하", []),
+        ("แมวสีดำ", "แมว", [(0, 3)]),
+        ("می\u200cخواهم", "می", []),
+        ("می\u200cخواهم", "می\u200cخواهم", [(0, 8)]),
+        ("a \u2764\ufe0f heart", "\u2764", [(2, 4)]),
+        ("\U0001f469\u200d\U0001f680 and \U0001f680", "\U0001f680", [(8, 9)]),
+        ("\u0301a star", "star", [(3, 7)]),
+    ],
+)
+def test_words_of_any_language(caption, phrase, expected):
+    """Spans are those of the caption; a mark is part of the word before it."""
+    assert find_words(caption, phrase) == expected
+    if expected:
+        assert locate_phrases(caption, [phrase])[0].spans == (expected[0],)
+    else:
+        with pytest.raises(PhraseNotFoundError, match="does not occur"):
+            locate_phrases(caption, [phrase])
+
+
+@pytest.mark.case("model/combining_marks")
+def test_noun_phrases_are_not_cut_at_vowel_signs():
+    text = "लाल किताब और नीली कुर्सी, एक घर."
+    runs = [text[slice(*phrase.spans[0])] for phrase in noun_phrases(text)]
+    assert runs == ["लाल किताब और नीली कुर्सी", "एक घर"]
+    text = _decomposed("un café près du château")
+    assert [text[slice(*phrase.spans[0])] for phrase in noun_phrases(text)] == [text]
+    assert noun_phrases(_decomposed("a café near the château"))[0].spans == ((0, 7),)
+
+
+@pytest.mark.case("security/parser")
+@pytest.mark.parametrize("caption", ["ab " * 30_000, ". " * 50_000, "a" * 100_000, "é" * 50_000])
+def test_long_captions(caption):
+    """Every part that repeats itself, against every place of a text that does."""
+    assert find_words(caption, caption[1 : len(caption) // 2 + 2]) in ([], [(1, len(caption) // 2 + 2)])
+    assert isinstance(noun_phrases(caption), tuple)
