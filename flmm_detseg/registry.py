@@ -11,6 +11,7 @@ from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry
 
@@ -34,8 +35,9 @@ MODELS = Registry(
 DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=SCOPE, locations=["flmm_detseg.datasets"])
 # Metrics of referring segmentation, PNG, ...
 METRICS = Registry("metric", parent=MMENGINE_METRICS, scope=SCOPE, locations=["flmm_detseg.evaluation"])
-# Training hooks, optimizers, loops and strategies.
+# Training hooks, optimizers, loops, runners and strategies.
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope=SCOPE, locations=["flmm_detseg.engine"])
 OPTIMIZERS = Registry("optimizer", parent=MMENGINE_OPTIMIZERS, scope=SCOPE, locations=["flmm_detseg.engine"])
 LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=SCOPE, locations=["flmm_detseg.engine"])
+RUNNERS = Registry("runner", parent=MMENGINE_RUNNERS, scope=SCOPE, locations=["flmm_detseg.engine"])
 STRATEGIES = Registry("strategy", parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=["flmm_detseg.engine"])

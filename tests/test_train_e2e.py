@@ -144,9 +144,17 @@ def test_two_deepspeed_processes_agree_with_one_plain_process_and_resume(baselin
 
 
 @pytest.mark.e2e
+@pytest.mark.case("model/ddp_launch")
 def test_two_plain_processes_agree_with_one(baseline):
     folder, _, _ = baseline
-    config = write_config(folder, max_iters=ITERATIONS, batch_size=2, name="two_plain")
+    write_config(folder, max_iters=ITERATIONS, batch_size=2, name="two_plain_base")
+    # A class, as the shipped schedules and users' configs have it; what `write_config` dumps holds its name.
+    config = folder / "two_plain.py"
+    config.write_text(
+        "from mmengine.config import read_base\nwith read_base():\n    from .two_plain_base import *\n"
+        "from mmengine.model import MMDistributedDataParallel\n"
+        "model_wrapper_cfg = dict(type=MMDistributedDataParallel)\n"
+    )
     done = run(train_command(config, folder / "ddp", "--cfg-options", "train_cfg.max_iters=4", processes=2))
     assert done.returncode == 0, done.stderr[-3000:]
     expected = losses(folder / "baseline")

@@ -22,11 +22,15 @@ def main() -> dict[str, Any] | None:
     parser.add_argument(
         "--deepspeed", help="name or JSON of a DeepSpeed config (CPU: configs/deepspeed/zero2_cpu.json)"
     )
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], default="none")
+    parser.add_argument(
+        "--launcher",
+        choices=["none", "pytorch", "slurm", "mpi"],
+        help="who started the processes (default: pytorch under torchrun or accelerate, else none)",
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
 
-    from flmm_detseg.engine.trainer import TrainOptions, train
+    from flmm_detseg.engine.trainer import TrainOptions, default_launcher, train
 
     return train(
         TrainOptions(
@@ -36,7 +40,7 @@ def main() -> dict[str, Any] | None:
             cfg_options=tuple(args.cfg_options),
             seed=args.seed,
             deepspeed=args.deepspeed,
-            launcher=args.launcher,
+            launcher=args.launcher or default_launcher(),
         )
     )
 

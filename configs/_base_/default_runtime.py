@@ -9,12 +9,15 @@ from flmm_detseg.engine import (
     FrozenGuardHook,
     GlobalLossHook,
     GroundingCheckpointHook,
+    GroundingRunner,
     IterationSeedHook,
     ParameterReportHook,
     SampleInfoHook,
     VisualizationHook,
 )
 
+# Several processes on any machine; `--deepspeed` puts MMEngine's FlexibleRunner in its place.
+runner_type = GroundingRunner
 default_hooks = dict(
     timer=dict(type=IterTimerHook),
     logger=dict(type=LoggerHook, log_metric_by_epoch=False, interval=10),

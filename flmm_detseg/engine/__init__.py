@@ -13,6 +13,7 @@ from flmm_detseg.engine.hooks import (
 from flmm_detseg.engine.loop import ResumableTrainLoop
 from flmm_detseg.engine.optimizer import GroupedAdamW
 from flmm_detseg.engine.report_hook import ParameterReportHook
+from flmm_detseg.engine.runner import GroundingRunner
 
 __all__ = [
     "DeepSpeedHook",
@@ -20,6 +21,7 @@ __all__ = [
     "GlobalLossHook",
     "GlooDeepSpeedStrategy",
     "GroundingCheckpointHook",
+    "GroundingRunner",
     "GroupedAdamW",
     "IterationSeedHook",
     "ParameterReportHook",

@@ -21,8 +21,9 @@ from mmengine.logging import MessageHub
 
 from flmm_detseg.engine.checkpoint_hook import LMM_INFO
 from flmm_detseg.engine.config_check import check_config, parse_overrides
-from flmm_detseg.engine.deepspeed_cpu import set_single_process_environment, start_gloo
+from flmm_detseg.engine.deepspeed_cpu import set_single_process_environment
 from flmm_detseg.engine.report_hook import TRAINABLE_INFO
+from flmm_detseg.engine.runner import GroundingRunner
 from flmm_detseg.engine.start import last_checkpoint, read_run_state
 from flmm_detseg.errors import ConfigError, RunError
 from flmm_detseg.models.checkpoint import load_checkpoint, states_file
@@ -52,6 +53,13 @@ class TrainOptions:
     seed: int | None = None
     deepspeed: str | None = None
     launcher: str = "none"
+
+
+def default_launcher() -> str:
+    """``pytorch`` where torchrun or accelerate started several processes, which would be runs of their own, else
+    ``none``.
+    """
+    return "pytorch" if int(os.environ.get("WORLD_SIZE", 1)) > 1 and "LOCAL_RANK" in os.environ else "none"
 
 
 def train(options: TrainOptions) -> dict[str, Any] | None:
@@ -89,10 +97,8 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
         arguments += ["--deepspeed", options.deepspeed] if options.deepspeed else []
     elif options.deepspeed:
         config_file, cfg_options = write_gloo_config(config, find(options.deepspeed), work_dir), ()
-    if not torch.cuda.is_available() and options.launcher != "none":
-        start_gloo()
-        if not options.deepspeed:  # MMEngine names a GPU otherwise
-            cfg_options = (*cfg_options, "model_wrapper_cfg.device_ids=None")
+    if not options.deepspeed and "runner_type" not in config:  # a config without our default_runtime
+        cfg_options = (*cfg_options, f"runner_type={GroundingRunner.__module__}.{GroundingRunner.__name__}")
     if options.seed is not None:
         arguments += ["--seed", str(options.seed)]
     if resume is not None:
