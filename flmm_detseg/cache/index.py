@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 
@@ -12,6 +14,10 @@ from flmm_detseg.cache.types import BackgroundKey
 
 # Tiles of an entry that vote. They only propose: the digest over all tiles and then the pixels are compared.
 MAX_VOTERS = 16
+# From here on one pass over all masks is faster than a sum per mask.
+_MANY_MASKS = 64
+# ``[256, 8]``: the bits of every byte, as `numpy.packbits` orders them.
+_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).astype(np.uint64)
 
 
 @dataclass(eq=False)
@@ -134,15 +140,29 @@ class News:
     gone: list[tuple[str, str, str]] = field(default_factory=list)
 
 
+class _Group:
+    """Records of one bucket that have one mask: one sum over an image tells which of them it may show."""
+
+    def __init__(self, indices: np.ndarray) -> None:
+        self.indices = indices
+        # Tuples, not lists: readers outside of the lock see the old one or the new one.
+        self.by_digest: dict[int, tuple[Record, ...]] = {}
+
+
 class TileIndex:
-    """Votes of tile hashes for stored backgrounds, per bucket. Not thread-safe: the cache holds a lock."""
+    """Votes of tile hashes for stored backgrounds, per bucket. Not thread-safe: the cache holds a lock.
+
+    A record can only be shown by an image that has all of its voters, so it is listed under one of them: the one that
+    fewest masks are listed under. What all backgrounds share (a wallpaper, a task bar) then lists nobody, and a look-up
+    takes as long with many records as with few.
+    """
 
     def __init__(self) -> None:
         self._records: dict[str, dict[str, Record]] = {}
-        # bucket -> hash -> records that have it among their voters.
-        self._postings: dict[str, dict[int, list[Record]]] = {}
-        # In the order in which they came; see `surplus`.
-        self._order: OrderedDict[tuple[str, str], Record] = OrderedDict()
+        # bucket -> voter -> mask (packed) -> records that are listed there.
+        self._postings: dict[str, dict[int, dict[bytes, _Group]]] = {}
+        # In the order in which they came, with the voter that lists it (None: it has none); see `surplus`.
+        self._order: OrderedDict[tuple[str, str], tuple[Record, int | None]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._order)
@@ -155,6 +175,11 @@ class TileIndex:
         """All records of a bucket."""
         return list(self._records.get(bucket, {}).values())
 
+    def latest(self, bucket: str, count: int, suits: Callable[[Record], bool]) -> list[Record]:
+        """The last ``count`` records of a bucket that came and that suit, in the order in which they came."""
+        suited = filter(suits, reversed(self._records.get(bucket, {}).values()))
+        return list(islice(suited, count))[::-1]
+
     def buckets(self) -> list[str]:
         """Names of all buckets."""
         return list(self._records)
@@ -163,21 +188,38 @@ class TileIndex:
         """Takes a record in; its name must be new in its bucket."""
         records = self._records.setdefault(record.bucket, {})
         assert record.entry_id not in records
-        records[record.entry_id] = self._order[record.bucket, record.entry_id] = record
+        records[record.entry_id] = record
         postings = self._postings.setdefault(record.bucket, {})
-        for voter in record.voter_set:
-            postings.setdefault(voter, []).append(record)
+        mask = np.packbits(record.mask).tobytes()
+
+        def cost(voter: int) -> tuple[int, bool]:
+            """Other masks that are looked at with this one; a place where it is listed already is free."""
+            listed = postings.get(voter, {})
+            return len(listed) - (mask in listed), mask not in listed
+
+        voter = min(record.voter_set, key=cost, default=None)
+        self._order[record.bucket, record.entry_id] = record, voter
+        if voter is not None:
+            group = postings.setdefault(voter, {}).setdefault(mask, _Group(record.indices))
+            group.by_digest[record.digest] = (*group.by_digest.get(record.digest, ()), record)
 
     def remove(self, record: Record) -> None:
         """Forgets a record."""
         records = self._records.get(record.bucket, {})
         if records.get(record.entry_id) is not record:
             return
-        del records[record.entry_id], self._order[record.bucket, record.entry_id]
+        del records[record.entry_id]
+        _, voter = self._order.pop((record.bucket, record.entry_id))
         postings = self._postings[record.bucket]
-        for voter in record.voter_set:
-            postings[voter].remove(record)
-            if not postings[voter]:
+        if voter is not None:
+            mask, groups = np.packbits(record.mask).tobytes(), postings[voter]
+            listed = groups[mask].by_digest
+            listed[record.digest] = tuple(other for other in listed[record.digest] if other is not record)
+            if not listed[record.digest]:
+                del listed[record.digest]
+            if not listed:
+                del groups[mask]
+            if not groups:
                 del postings[voter]
         if not records:
             del self._records[record.bucket], self._postings[record.bucket]
@@ -185,36 +227,60 @@ class TileIndex:
     def surplus(self) -> Record | None:
         """The record that came first among those that no memory tier has values of; None when there is none."""
         for _ in range(len(self._order)):
-            name, record = next(iter(self._order.items()))
+            name, (record, _voter) = next(iter(self._order.items()))
             if record.pixels is None:
                 return record
             # The memory tiers' budgets bound these.
             self._order.move_to_end(name)
         return None
 
-    def candidates(self, bucket: str, hashes: np.ndarray) -> list[Record]:
-        """Records whose voters all occur in an image and whose digest fits.
+    def proposals(self, bucket: str, hashes: np.ndarray) -> Proposals:
+        """Where to look for records that an image may show; the records are found without the lock.
 
         Args:
             bucket: The image's.
             hashes: ``[N]`` uint64 of its tiles.
         """
-        postings = self._postings.get(bucket)
-        if not postings:
-            return []
-        votes: dict[int, int] = {}
-        voted: dict[int, Record] = {}
-        for value in set(hashes.tolist()).intersection(postings):
-            for record in postings[value]:
-                number = id(record)
-                voted[number] = record
-                votes[number] = votes.get(number, 0) + 1
-        return [
-            record
-            for number, record in voted.items()
-            if votes[number] == len(record.voter_set)
-            and int(hashes[record.indices].sum(dtype=np.uint64)) == record.digest
-        ]
+        tiles = set(hashes.tolist())
+        postings = self._postings.get(bucket, {})
+        groups = [group for tile in tiles if (found := postings.get(tile)) for group in found.items()]
+        return Proposals(hashes, tiles, groups)
+
+
+class Proposals:
+    """What :meth:`TileIndex.proposals` found for one image.
+
+    Args:
+        hashes: ``[N]`` uint64 of the image's tiles.
+        tiles: The same as a set.
+        groups: Masks (packed) with the records of each that a tile of the image lists.
+    """
+
+    def __init__(self, hashes: np.ndarray, tiles: set[int], groups: list[tuple[bytes, _Group]]) -> None:
+        self._hashes, self._tiles, self._groups = hashes, tiles, groups
+
+    def records(self) -> list[Record]:
+        """Records whose voters all occur in the image and whose digest fits. Needs no lock."""
+        found: list[Record] = []
+        digests = self._digests()
+        for mask, group in self._groups:
+            found += group.by_digest.get(digests[mask], ())
+        return [record for record in found if record.voter_set <= self._tiles]
+
+    def _digests(self) -> dict[bytes, int]:
+        """Sum modulo 2^64 of the image's hashes under each mask."""
+        indices = {mask: group.indices for mask, group in self._groups}
+        if len(indices) < _MANY_MASKS:
+            return {mask: int(self._hashes[where].sum(dtype=np.uint64)) for mask, where in indices.items()}
+        # One wallpaper behind objects at ever other places: sums of all parts of eight tiles, then a look-up per part.
+        padded = np.zeros(-(-len(self._hashes) // 8) * 8, np.uint64)
+        padded[: len(self._hashes)] = self._hashes
+        tables = (padded.reshape(-1, 1, 8) * _BITS).sum(axis=2, dtype=np.uint64)
+        packed = np.frombuffer(b"".join(indices), np.uint8).reshape(len(indices), -1)
+        sums = np.zeros(len(indices), np.uint64)
+        for table, part in zip(tables, np.ascontiguousarray(packed.T), strict=True):
+            sums += table[part]
+        return dict(zip(indices, sums.tolist(), strict=True))
 
 
 class SessionHistory:

@@ -97,9 +97,10 @@ class Matcher:
         found = self._first_exact([record for record in recent if record is not None], query)
         if found is not None:
             return found
+        hashes = query.hashes
         with self._shelves.lock:
-            voted = index.candidates(query.bucket, query.hashes)
-        return self._first_exact([record for record in voted if record not in recent], query)
+            proposals = index.proposals(query.bucket, hashes)
+        return self._first_exact([record for record in proposals.records() if record not in recent], query)
 
     def _first_exact(self, records: list[Record], query: Query) -> Match | None:
         nothing = np.zeros(0, np.int64)
@@ -116,10 +117,13 @@ class Matcher:
         settings, guard = self._settings.approximate, self._guard
         if settings is None or guard is None or not guard.enabled:
             return None
+
+        def suits(record: Record) -> bool:
+            return record.pixels is not None and guard.allows(record.entry_id)
+
         with self._shelves.lock:
-            known = self._shelves.index.records(query.bucket)
-        donors = [record for record in known if record.pixels is not None and guard.allows(record.entry_id)]
-        for record in self._ranked(donors[-_MAX_DONORS:], query):
+            donors = self._shelves.index.latest(query.bucket, _MAX_DONORS, suits)
+        for record in self._ranked(donors, query):
             pixels = record.pixels
             if pixels is None:
                 continue
@@ -137,9 +141,11 @@ class Matcher:
         for record in records:
             if not covers_enough(record.mask, query.live, self._settings.max_object_share):
                 continue
-            name = query.names(record)[0]
-            stored = any(name in names for names in list(record.values.values()))
-            ranked.append((query.prefix_key is not None and stored, record.num_live(query.live), record))
+            stored = False
+            if query.prefix_key is not None:
+                name = query.maker.unit(query.namespace, record.entry_id, query.prefix_key)
+                stored = any(name in names for names in list(record.values.values()))
+            ranked.append((stored, record.num_live(query.live), record))
         return [record for *_, record in sorted(ranked, key=lambda item: item[:2], reverse=True)]
 
     def _serve(

@@ -285,3 +285,14 @@ def test_a_config_without_the_approximate_level_is_refused(load, monkeypatch, ca
         module.run_tool(module.main)
     assert stop.value.code == 2
     assert "L3 is off" in capsys.readouterr().err
+
+
+def test_look_ups_are_timed_and_a_slow_one_is_told(load, monkeypatch, capsys):
+    module = load("cache_lookup")
+    arguments = ["--entries", "30", "--lookups", "5"]
+    figures = last_line(module, [*arguments, "--limit-ms", "1000"], monkeypatch, capsys)
+    assert [(row["kind"], row["entries"]) for row in figures["rows"]] == [
+        (kind, entries) for kind in ("distinct", "wallpaper") for entries in (10, 30)
+    ]
+    assert 0 < figures["slowest_ms"] < 1000
+    assert last_line(module, [*arguments, "--limit-ms", "0"], monkeypatch, capsys, code=2)["slowest_ms"] > 0
