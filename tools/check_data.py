@@ -16,7 +16,6 @@ Ends with one line of JSON; exit status 2 if there is any problem.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,6 +30,7 @@ from flmm_detseg.datasets import (
 from flmm_detseg.engine.data_check import check_data, datasets_of_config
 from flmm_detseg.errors import DataError
 from flmm_detseg.utils.cli import run_tool
+from flmm_detseg.utils.whole_files import dump_json
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -104,7 +104,7 @@ def chosen_datasets(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]
 
 def run(args: argparse.Namespace) -> None:
     figures, num_problems = check_data(chosen_datasets(args), args.preview, args.num_preview)
-    print(json.dumps(figures, ensure_ascii=False), flush=True)
+    print(dump_json(figures), flush=True)
     if num_problems:
         raise DataError(f"{num_problems} problems, listed above")
 

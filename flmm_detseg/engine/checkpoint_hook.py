@@ -28,6 +28,7 @@ from flmm_detseg.models.checkpoint import (
     states_file,
 )
 from flmm_detseg.registry import HOOKS
+from flmm_detseg.utils.whole_files import put_in_place, write_text
 
 # Entry of the message hub with the fingerprint of the frozen LMM.
 LMM_INFO = "lmm_fingerprint"
@@ -152,9 +153,9 @@ class GroundingCheckpointHook(CheckpointHook):
             runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
         self._write(runner, name, meta, resumable=self.save_optimizer, by_epoch=self.by_epoch)
         if is_main_process():
-            _point(Path(runner.work_dir) / "last_checkpoint", self.last_ckpt)
+            write_text(Path(runner.work_dir) / "last_checkpoint", self.last_ckpt)
             if Path(self.last_ckpt).is_dir():  # what DeepSpeed's own tools read
-                _point(Path(self.out_dir) / "latest", name)
+                write_text(Path(self.out_dir) / "latest", name)
             for old in expired:
                 remove(Path(self.out_dir) / self.filename_tmpl.format(old))
         barrier()
@@ -186,7 +187,7 @@ class GroundingCheckpointHook(CheckpointHook):
             if final.is_dir():  # a folder, unlike a file, cannot take another's place
                 remove(replaced)
                 os.replace(final, replaced)
-            os.replace(part, final)
+            put_in_place(part, final)
             remove(replaced)
         barrier()
 
@@ -197,13 +198,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _point(pointer: Path, target: str) -> None:
-    """Lets a file name a checkpoint that is complete."""
-    part = pointer.with_name(f"{pointer.name}.new")
-    part.write_text(target)
-    os.replace(part, pointer)
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from flmm_detseg.evaluation import answer_record, forgetting_figures, forgetting
 from flmm_detseg.evaluation.forgetting import summarise
 from flmm_detseg.evaluation.vqa import VQA_METRICS
 from flmm_detseg.structures import Sample
+from flmm_detseg.utils.whole_files import dump_json
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class VQATask(_AnswerTask):
                 "model_id": Path(options.config).stem,
                 "metadata": {"score": record["score"]},
             }
-            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+            lines.append(dump_json(line) + "\n")
         file = stem.with_name(f"{stem.name}-answers.jsonl")
         file.write_text("".join(lines), encoding="utf-8")
         return [file]

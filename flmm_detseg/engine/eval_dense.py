@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from flmm_detseg.language import (
     score_detections,
 )
 from flmm_detseg.structures import CaptureSpec, Sample
+from flmm_detseg.utils.whole_files import dump_json
 
 BOX_SOURCES = ("head", "text")
 
@@ -148,7 +148,7 @@ class BoxTask(Task[BoxOptions]):
                 }
                 results.append(entry | ({"segmentation": record["masks"][k]} if "masks" in record else {}))
         file = stem.with_name(f"{stem.name}-{options.boxes}-results.json")
-        file.write_text(json.dumps(results), encoding="utf-8")
+        file.write_text(dump_json(results), encoding="utf-8")
         return [file]
 
 

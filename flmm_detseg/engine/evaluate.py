@@ -37,12 +37,12 @@ from flmm_detseg.evaluation.results import (
     fingerprint,
     source_hash,
     weights_hash,
-    write_json,
 )
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.registry import DATASETS, SCOPE
 from flmm_detseg.utils.paths import find, places
 from flmm_detseg.utils.provenance import file_hash, named_paths, versions
+from flmm_detseg.utils.whole_files import write_json
 
 # Samples of one image in one model call; fixed, see above. Bounds the memory of images with many expressions.
 _MAX_SAMPLES_PER_CALL = 16
@@ -162,7 +162,7 @@ def evaluate_model(
         "task": task.name, "metrics": metrics, "data_sets": reports, "options": asdict(options), **provenance,
         "weights_sha256": weights, "source_sha256": code, "versions": installed, **facts,
     }  # fmt: skip
-    write_json(out, content)
+    write_json(Path(out), content)
     num_resumed = sum(report["num_resumed"] for report in reports.values())
     return {"task": task.name, "metrics": metrics, "results": str(out), "num_resumed": num_resumed, **facts}
 

@@ -5,6 +5,8 @@ Called by the training loop, which both of MMEngine's runners build before they 
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,20 +112,45 @@ def last_checkpoint(work_dir: Path) -> Path | None:
     """The checkpoint a work folder's last run can go on from; None where no run saved any.
 
     Raises:
-        CheckpointError: The one that ``last_checkpoint`` names is gone.
+        CheckpointError: The one that ``last_checkpoint`` names is gone, or it names none (a power cut).
     """
     pointer = work_dir / "last_checkpoint"
     if not pointer.is_file():
         return None
-    named = Path(pointer.read_text().strip())
+    try:
+        text = pointer.read_text(encoding="utf-8").strip()
+    except UnicodeDecodeError:
+        text = ""
+    named = Path(text)
+    if not named.name or not text.isprintable():
+        raise CheckpointError(
+            f"{pointer} names no checkpoint, it is empty or damaged (a power cut?); {_instead(work_dir)}, or delete "
+            f"{pointer.name} to start anew"
+        )
     # The second stands in between two renames of a folder, the third where the work folder was moved.
     for path in (named, named.with_name(f"replaced_{named.name}"), work_dir / named.name):
         if path.exists():
             return path
     raise CheckpointError(
-        f"{pointer} names {named}, which does not exist; name another one with --resume, or delete {pointer.name} to "
-        "start anew"
+        f"{pointer} names {named}, which does not exist; {_instead(work_dir)}, or delete {pointer.name} to start anew"
     )
+
+
+def _instead(work_dir: Path) -> str:
+    whole = newest_checkpoint(work_dir)
+    return (
+        f"name the newest whole one beside it: --resume {whole}" if whole else "no whole one lies beside it"
+    )
+
+
+def newest_checkpoint(work_dir: Path) -> Path | None:
+    """The ``iter_N.pth`` of most iterations that a run can go on from; None where there is none."""
+    numbers = {path: re.fullmatch(r"iter_(\d+)\.pth", path.name) for path in work_dir.glob("iter_*.pth")}
+    for path in sorted((p for p, found in numbers.items() if found), key=lambda p: -int(numbers[p][1])):
+        with contextlib.suppress(CheckpointError):
+            read_run_state(path)
+            return path
+    return None
 
 
 def check_resume(

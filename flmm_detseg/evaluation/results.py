@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 import flmm_detseg
+from flmm_detseg.utils.whole_files import dump_json, write_text
 
 
 def source_hash() -> str:
@@ -45,18 +45,6 @@ def fingerprint(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def write_json(path: str | Path, content: Any) -> None:
-    """Writes a JSON file in one step: a reader sees the old file or the whole new one."""
-    _write_text(Path(path), json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
 class RecordStore:
     """Facts of one evaluation, one line per sample; survives being killed at any point.
 
@@ -78,7 +66,7 @@ class RecordStore:
         """Adds ``(record id, its facts)`` pairs and flushes them to the system."""
         with self._own_file.open("a", encoding="utf-8") as file:
             for record_id, facts in samples:
-                line = json.dumps({"record_id": record_id, "facts": list(facts)}, ensure_ascii=False)
+                line = dump_json({"record_id": record_id, "facts": list(facts)})
                 file.write(line + "\n")
 
     def merge(self) -> dict[str, list[dict[str, Any]]]:
@@ -89,10 +77,10 @@ class RecordStore:
         for file in [self.file, *parts]:
             found.update(self._read(file))
         lines = (
-            json.dumps({"record_id": record_id, "facts": found[record_id]}, ensure_ascii=False) + "\n"
+            dump_json({"record_id": record_id, "facts": found[record_id]}) + "\n"
             for record_id in sorted(found)
         )
-        _write_text(self.file, "".join(lines))
+        write_text(self.file, "".join(lines))
         for part in parts:
             part.unlink()
         return found
@@ -115,5 +103,6 @@ class RecordStore:
                     entry = json.loads(line)
                 except json.JSONDecodeError:  # cut off by a kill; the sample counts as not done
                     continue
-                found[entry["record_id"]] = entry["facts"]
+                if isinstance(entry, dict) and {"record_id", "facts"} <= entry.keys():
+                    found[entry["record_id"]] = entry["facts"]
         return found

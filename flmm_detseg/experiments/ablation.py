@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.experiments.plan import read_plan
 from flmm_detseg.experiments.stages import run_plan
 from flmm_detseg.utils.paths import find
+from flmm_detseg.utils.whole_files import read_json, write_json, write_text
 
 _MIB = 2**20
 
@@ -49,7 +48,7 @@ def ablation_table(
     settings = Config.fromfile(find(plan_file))
     columns = list(columns or settings.get("columns", ()))
     outcome = run_plan(plan_file, work_dir, slots=slots, fresh=fresh, cfg_options=cfg_options)
-    results = json.loads(Path(outcome["results"]).read_text())
+    results = read_json(Path(outcome["results"]), "start the plan again, what is done is kept")
     # An evaluation without a run has a row of its own, before the trained ones: KIND.ROW.
     rows_of = {item.name: item.run or item.name.rpartition(".")[2] for item in plan.evaluations}
     untrained = [rows_of[item.name] for item in plan.evaluations if item.run is None]
@@ -74,8 +73,8 @@ def ablation_table(
     ]
     folder = Path(outcome["results"]).parent
     table = folder / "table.md"
-    _write(table, markdown(rows, settings.get("title", Path(plan_file).stem), str(plan_file)))
-    _write(folder / "table.json", json.dumps(rows, indent=1))
+    write_text(table, markdown(rows, settings.get("title", Path(plan_file).stem), str(plan_file)))
+    write_json(folder / "table.json", rows)
     # After the table is written: hours of training are not to be lost to a misspelt column.
     if missing := [column for column in columns if column not in known]:
         raise ConfigError(
@@ -116,9 +115,3 @@ def _cell(value: Any) -> str:
 
 def _mib(size: int | None) -> int | None:
     return None if size is None else round(size / _MIB)
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.experiments.plan import Evaluation, Plan, Run, read_plan
 from flmm_detseg.models.from_config import read_config
 from flmm_detseg.utils.paths import REPOSITORY, find
 from flmm_detseg.utils.process import Command, Progress, run_commands
 from flmm_detseg.utils.provenance import named_paths
+from flmm_detseg.utils.whole_files import read_json, write_json
 
 DONE_FILE = "done.json"
 
@@ -72,7 +73,7 @@ def run_plan(
         if commands:
 
             def done(name: str, value: dict[str, Any], keys: dict[str, str] = keys) -> None:
-                _write_json(folder / name / DONE_FILE, {"key": keys[name], "figures": value})
+                write_json(folder / name / DONE_FILE, {"key": keys[name], "figures": value})
 
             figures.update(_run(commands, folder, progress, slots, done))
         progress.done()
@@ -88,7 +89,7 @@ def run_plan(
         "evaluations": evaluations,
         "seconds": progress.seconds,
     }
-    _write_json(folder / "results.json", results)
+    write_json(folder / "results.json", results)
     metrics = {name: value.get("metrics", value) for name, value in evaluations.items()}
     return {
         "runs": {name: value["checkpoint"] for name, value in figures.items()},
@@ -127,14 +128,14 @@ def _training(
             f"model.new_parts={json.dumps(list(run.new_parts), separators=(',', ':'))}",
         ]
     started, pointer = (folder / run.name / name for name in ("started.json", "last_checkpoint"))
-    same = started.is_file() and json.loads(started.read_text()).get("key") == key
+    same = started.is_file() and _state_of(started, key) is not None
     if fresh or not same:
         # Before the new key is written: a later start must not take the other run's checkpoint for this one's.
         for file in (pointer, folder / run.name / DONE_FILE):
             file.unlink(missing_ok=True)
     elif pointer.is_file():
         arguments += ["--resume"]
-    _write_json(started, {"key": key})
+    write_json(started, {"key": key})
     if options:
         arguments += ["--cfg-options", *options]
     return Command(run.name, [sys.executable, str(REPOSITORY / "tools" / "train.py"), *arguments])
@@ -186,18 +187,24 @@ def _state(path: Path) -> str:
     return json.dumps([str(path), [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]])
 
 
+def _state_of(file: Path, key: str) -> Mapping[str, Any] | None:
+    """What a file of a plan's state says about a run; None where it is about another one.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    remedy = "it says which run of the plan its folder holds; delete it, and the run starts anew"
+    content = read_json(file, remedy)
+    if not isinstance(content, Mapping):
+        raise DataError(f"{file} is damaged: {remedy}")
+    return content if content.get("key") == key else None
+
+
 def _read_done(folder: Path, key: str) -> dict[str, Any] | None:
     file = folder / DONE_FILE
     if not file.is_file():
         return None
-    content = json.loads(file.read_text())
-    if content.get("key") != key or not Path(content["figures"]["checkpoint"]).exists():
+    content = _state_of(file, key)
+    if content is None or not Path(content["figures"]["checkpoint"]).exists():
         return None
     return content["figures"]
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1))
-    os.replace(part, path)

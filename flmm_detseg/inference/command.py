@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from flmm_detseg.errors import DataError
+from flmm_detseg.utils.whole_files import dump_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     annotations = result.to_coco(Path(arguments.image).name)
     if arguments.coco is not None:
         arguments.coco.parent.mkdir(parents=True, exist_ok=True)
-        arguments.coco.write_text(json.dumps(annotations, ensure_ascii=False), encoding="utf-8")
+        arguments.coco.write_text(dump_json(annotations), encoding="utf-8")
         figures["coco"] = str(arguments.coco)
     keys = ("phrase", "score", "bbox", "area")
     entries = [{k: entry[k] for k in keys} for entry in annotations]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from flmm_detseg.inference.instructions import Step, match_class, parse_instruct
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Phrase, Sample
 from flmm_detseg.utils.rle import encode_rle
+from flmm_detseg.utils.whole_files import dump_json
 from flmm_detseg.visualization import draw_grounding
 from flmm_detseg.visualization.canvas import outline
 from flmm_detseg.visualization.dense import box_mask
@@ -110,7 +110,7 @@ class InstructionResult:
         folder.mkdir(parents=True, exist_ok=True)
         picture, data = folder / f"{name}.png", folder / f"{name}.json"
         Image.fromarray(self.overlay()).save(picture)
-        data.write_text(json.dumps(self.as_dict(), ensure_ascii=False))
+        data.write_text(dump_json(self.as_dict()), encoding="utf-8")
         return {"picture": str(picture), "json": str(data)}
 
 

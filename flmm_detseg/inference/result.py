@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flmm_detseg.errors import DataError
+from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.structures import PatchGrid
 from flmm_detseg.visualization import draw_attention_heads, draw_grounding
 
@@ -114,9 +114,17 @@ class GroundingResult:
             K dicts: id, image_id, category_id, segmentation (compressed RLE, counts as text), bbox ``[x, y,
                 w, h]``,
             area, iscrowd, score, phrase, spans.
+
+        Raises:
+            RunError: A score or box is NaN or infinite.
         """
         from pycocotools import mask as rle
 
+        if not (np.isfinite(self.scores).all() and np.isfinite(self.boxes_xyxy).all()):
+            raise RunError(
+                f"scores {self.scores.tolist()} or boxes {self.boxes_xyxy.tolist()} are no numbers, which JSON cannot "
+                "hold; check the checkpoint and its precision"
+            )
         annotations = []
         for index, phrase in enumerate(self.phrases):
             code = rle.encode(np.asfortranarray(self.masks[index], dtype=np.uint8))

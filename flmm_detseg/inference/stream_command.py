@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from flmm_detseg.errors import DataError, RunError
+from flmm_detseg.utils.whole_files import dump_json
 
 if TYPE_CHECKING:
     from flmm_detseg.cache import Answer, BackgroundCache, RegionSource, StreamSession
@@ -139,7 +140,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.compare:
             figures |= _compare(sessions, requests, answers, arguments.max_new_tokens)
     if figures.get("different"):
-        print(json.dumps(figures, ensure_ascii=False), flush=True)
+        print(dump_json(figures), flush=True)
         raise RunError(
             f"{figures['different']} of {figures['compared']} answers differ from those without the cache "
             f"(first: {figures['first_different']}); do not use this cache, and report it"

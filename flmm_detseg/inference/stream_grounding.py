@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from flmm_detseg.inference.grounder import Grounder
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Generation
+from flmm_detseg.utils.whole_files import dump_json
 
 
 class StreamGrounding:
@@ -59,5 +59,5 @@ class StreamGrounding:
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / "masks.json"
-        file.write_text(json.dumps(self._annotations, ensure_ascii=False), encoding="utf-8")
+        file.write_text(dump_json(self._annotations), encoding="utf-8")
         return {"masks": str(file), "grounded": self._answers}

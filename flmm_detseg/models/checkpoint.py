@@ -162,8 +162,11 @@ def _failures_named(path: Path) -> Iterator[None]:
             f"{path} was refused: it holds more than tensors and plain containers, and loading it could run code "
             f"({reason}). Save it again as a plain state dict from a place you trust."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read, it is damaged or no checkpoint ({error})") from error
+    except CheckpointError:
+        raise
+    except Exception as error:  # an unpickler of damaged bytes may raise anything: KeyError, IndexError, ...
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{path} cannot be read, it is damaged or no checkpoint ({reason})") from error
 
 
 def states_file(path: Path) -> Path:

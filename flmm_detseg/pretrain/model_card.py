@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -26,6 +25,7 @@ from flmm_detseg.pretrain.tiny_llava import (
     save_hub_layout,
     sizes_of,
 )
+from flmm_detseg.utils.whole_files import read_json, write_json
 
 COLUMNS = ("trained", "random weights", "trained tower, random language model")
 ROWS = {
@@ -205,7 +205,7 @@ def write_llava_card(
     path = Path(model_dir) / "README.md"
     path.write_text(card, encoding="utf-8")
     stored = {"run": {key: value for key, value in run.items() if key != "settings"}, "scores": scores}
-    (Path(model_dir) / "figures.json").write_text(json.dumps(stored, indent=1) + "\n", encoding="utf-8")
+    write_json(Path(model_dir) / "figures.json", stored)
     return path
 
 
@@ -220,7 +220,7 @@ def report_tiny_llava(model_dir: str | Path, work_dir: str | Path, history: str 
         raise RunError(
             f"{path}: no finished run; run tools/pretrain_tiny_llava.py without --report-only first"
         )
-    run = json.loads(path.read_text(encoding="utf-8"))
+    run = read_json(path, "start the training again, it goes on from its state")
     settings = run["settings"]
     scores = score_with_controls(model_dir, settings["seed"], settings["final_eval_items"])
     card = write_llava_card(model_dir, run, scores, history)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from flmm_detseg.datasets.tinyworld import TINYWORLD_VERSION
 from flmm_detseg.pretrain.tiny_sam import PROMPT_KINDS
+from flmm_detseg.utils.whole_files import write_json
 
 _MEANING = {
     "box": "true box, corners moved by about 8 % of its sides",
@@ -67,4 +67,4 @@ def write_sam_card(out_dir: str, figures: Mapping[str, Any]) -> None:
     folder = Path(out_dir)
     (folder / "README.md").write_text(card, encoding="utf-8")
     stored = {**figures, "settings": settings, "tinyworld_version": TINYWORLD_VERSION}
-    (folder / "figures.json").write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "figures.json", stored, indent=2)

@@ -37,6 +37,7 @@ from flmm_detseg.pretrain.tiny_llava import (
     load_tiny_llava,
     save_hub_layout,
 )
+from flmm_detseg.utils.whole_files import dump_json, write_json
 
 
 @dataclass(frozen=True)
@@ -286,7 +287,7 @@ class LlavaTrainer:
         }
         if self.rank == 0:
             with open(Path(self.settings.work_dir) / "log.jsonl", "a", encoding="utf-8") as log:
-                log.write(json.dumps(figures) + "\n")
+                log.write(dump_json(figures) + "\n")
             if self.settings.status_file:
                 line = f"{time.strftime('%H:%M:%S', time.gmtime())} UTC {format_figures(figures)}\n"
                 with open(self.settings.status_file, "a", encoding="utf-8") as status:
@@ -311,7 +312,7 @@ def _train_process(rank: int, settings: LlavaTrainSettings, port: int) -> None:
     figures = LlavaTrainer(settings, rank).run()
     if rank == 0:
         path = Path(settings.work_dir) / "figures.json"
-        path.write_text(json.dumps({"settings": asdict(settings), **figures}, indent=1), encoding="utf-8")
+        write_json(path, {"settings": asdict(settings), **figures})
     if dist.is_initialized():
         dist.destroy_process_group()
 

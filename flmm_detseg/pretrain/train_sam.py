@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from flmm_detseg.pretrain.tiny_sam import (
 )
 from flmm_detseg.refiners import VARIANTS, SAMRefiner, build_sam, save_sam
 from flmm_detseg.refiners.sam_decoder import decode_masks
+from flmm_detseg.utils.whole_files import dump_json
 
 
 @dataclass(frozen=True)
@@ -257,7 +257,7 @@ def train_tiny_sam(settings: SamTrainSettings) -> dict[str, object]:
             progress.update()
             if trainer.step % 20 == 0:
                 progress.set_postfix(loss=f"{figures['loss']:.3f}", iou=f"{figures['iou']:.3f}")
-                log.write(json.dumps({"step": trainer.step, **figures}) + "\n")
+                log.write(dump_json({"step": trainer.step, **figures}) + "\n")
                 log.flush()
             if trainer.step % settings.save_every == 0 or trainer.step == settings.steps:
                 trainer.save_state()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.utils.provenance import versions
+from flmm_detseg.utils.whole_files import write_json
 from flmm_detseg.visualization import Report
 
 MIN_COARSE_CIOU, MIN_REFINED_CIOU, MIN_GAP = 0.68, 0.75, 0.25
@@ -134,7 +134,7 @@ class Summary:
 
     def write_json(self, path: Path) -> None:
         """Writes :meth:`to_json` to ``path``."""
-        path.write_text(json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, self.to_json(), indent=2)
 
 
 def write_report(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from flmm_detseg.errors import FlmmError
+from flmm_detseg.utils.whole_files import dump_json
 
 
 def run_tool(main: Callable[[], Mapping[str, Any] | None]) -> None:
@@ -22,9 +22,10 @@ def run_tool(main: Callable[[], Mapping[str, Any] | None]) -> None:
     """
     try:
         figures = main()
+        line = None if figures is None else dump_json(figures)
     except FlmmError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(2)
-    if figures is not None:
-        print(json.dumps(figures, ensure_ascii=False, sort_keys=False), flush=True)
+    if line is not None:
+        print(line, flush=True)
     sys.exit(0)

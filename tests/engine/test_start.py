@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,6 +109,26 @@ def test_automatic_resume_names_the_checkpoint_and_checks_it(run, tmp_path, monk
     (tmp_path / "last_checkpoint").write_text(str(path))
     prepare_start(run, loader, max_iters=10)
     assert run._load_from == str(path)
+
+
+@pytest.mark.case("model/empty_pointer")
+@pytest.mark.parametrize("content", [b"", b"\n", b".", b"\xff\xfe", b"\0" * 40], ids=repr)
+def test_a_pointer_that_a_power_cut_emptied_is_named_with_the_newest_whole_checkpoint(content, tmp_path):
+    (tmp_path / "last_checkpoint").write_bytes(content)
+    with pytest.raises(
+        CheckpointError, match=r"last_checkpoint names no checkpoint.*no whole one lies beside"
+    ):
+        last_checkpoint(tmp_path)
+    for done in (2, 10):
+        write(tmp_path / f"iter_{done}.pth", **FIGURES)
+    (tmp_path / "iter_12.pth").write_bytes(b"half")
+    (tmp_path / "iter_14.pth").touch()
+    newest = re.escape(str(tmp_path / "iter_10.pth"))
+    with pytest.raises(CheckpointError, match=f"newest whole one beside it: --resume {newest}"):
+        last_checkpoint(tmp_path)
+    (tmp_path / "last_checkpoint").write_text("/gone/iter_20.pth")
+    with pytest.raises(CheckpointError, match=f"does not exist; .*--resume {newest}"):
+        last_checkpoint(tmp_path)
 
 
 def test_the_pointer_finds_a_moved_folder_and_a_replaced_checkpoint_and_never_starts_anew(tmp_path):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import deque
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -162,6 +164,35 @@ def test_a_kill_while_saving_leaves_the_last_checkpoint_usable(runner, tmp_path,
     assert load_checkpoint(work / "iter_1.pth").keys() == expected.keys()
     assert not (work / "iter_2.pth").exists()
     assert "state_dict" not in vars(runner.model), "the model's own state_dict must be back"
+
+
+@pytest.mark.case("model/empty_pointer")
+def test_checkpoint_and_pointer_are_on_the_disk_before_they_are_renamed(runner, tmp_path, monkeypatch):
+    steps: list[tuple[str, str]] = []
+    names: dict[int, str] = {}
+    opened, synced, renamed = os.open, os.fsync, os.replace
+
+    def open_file(path, *args, **kwargs):
+        descriptor = opened(path, *args, **kwargs)
+        names[descriptor] = Path(path).name
+        return descriptor
+
+    def sync(descriptor):
+        steps.append(("sync", names[descriptor]))
+        synced(descriptor)
+
+    def rename(source, target):
+        steps.append(("rename", Path(target).name))
+        renamed(source, target)
+
+    for name, function in (("open", open_file), ("fsync", sync), ("replace", rename)):
+        monkeypatch.setattr(os, name, function)
+    save(runner, 1)
+    pointer = f"last_checkpoint.{os.getpid()}.tmp"
+    assert steps == [
+        ("sync", "saving_iter_1.pth"), ("rename", "iter_1.pth"), ("sync", "work"),
+        ("sync", pointer), ("rename", "last_checkpoint"), ("sync", "work"),
+    ]  # fmt: skip
 
 
 def test_a_killed_run_s_files_are_not_mixed_into_a_new_folder(runner, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.experiments import stages
 from flmm_detseg.experiments.ablation import ablation_table, flatten
 
@@ -107,6 +107,20 @@ def test_a_stopped_run_is_resumed_and_a_changed_one_is_not(tmp_path: Path, recor
     stages.run_plan(write(tmp_path, PLAN.replace("max_iters=3", "max_iters=5")), tmp_path / "work")
     assert "--resume" in recorded[0], "a was stopped on its way"
     assert "--resume" not in recorded[1], "b is another run now"
+
+
+@pytest.mark.case("model/empty_pointer")
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[]", b"null"], ids=repr)
+@pytest.mark.parametrize("file", ["started.json", stages.DONE_FILE])
+def test_a_damaged_state_of_a_plan_is_named(
+    file: str, content: bytes, tmp_path: Path, recorded: list[list[str]]
+) -> None:
+    plan = write(tmp_path)
+    stages.run_plan(plan, tmp_path / "work")
+    (tmp_path / "work" / "a" / stages.DONE_FILE).unlink()
+    (tmp_path / "work" / "a" / file).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{file} is damaged.*delete it, and the run starts anew"):
+        stages.run_plan(plan, tmp_path / "work")
 
 
 def test_a_changed_run_that_is_stopped_at_once_does_not_go_on_from_the_old_one(

@@ -1,0 +1,91 @@
+"""Files of our own that are whole or not there, also after a power cut, and JSON that every parser reads."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from flmm_detseg.errors import DataError, RunError
+
+
+def sync(path: Path) -> None:
+    """Brings a file, or a folder and all it holds, to the disk: a rename may reach it before what it renames."""
+    if path.is_dir():
+        for inner in path.iterdir():
+            sync(inner)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def put_in_place(part: Path, final: Path) -> None:
+    """Renames a finished file or folder; after a power cut ``final`` is the old or the whole new one."""
+    sync(part)
+    os.replace(part, final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file in one step: a reader sees the old or the whole new one. Missing folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    part.write_text(text, encoding="utf-8")
+    put_in_place(part, path)
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
+    """:func:`write_text` of :func:`dump_json`."""
+    write_text(path, dump_json(content, indent=indent) + "\n")
+
+
+def dump_json(content: Any, *, indent: int | None = None) -> str:
+    """JSON by the standard: Python's own writer would write ``NaN``, which no other parser reads.
+
+    Raises:
+        RunError: A number is NaN or infinite; names its place.
+    """
+    try:
+        return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        place, value = next(_not_finite(content, ""), ("", error))
+        raise RunError(
+            f"the figure {place.lstrip('.') or '(the only one)'} is {value}, which JSON cannot hold; look for the "
+            "first such number in the log, and check the checkpoint and its precision"
+        ) from None
+
+
+def read_json(path: Path, what: str) -> Any:
+    """Reads a JSON file that a run of ours wrote.
+
+    Args:
+        path: The file.
+        what: What it is and what to do without it, for the error.
+
+    Raises:
+        DataError: It is damaged; says so in place of the parser.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no text, no JSON
+        raise DataError(f"{path} is damaged ({error}): {what}") from None
+
+
+def _not_finite(content: Any, place: str) -> Iterator[tuple[str, float]]:
+    if isinstance(content, float) and not math.isfinite(content):
+        yield place, content
+    elif isinstance(content, Mapping):
+        for key, value in content.items():
+            yield from _not_finite(value, f"{place}.{key}")
+    elif isinstance(content, (list, tuple)):
+        for index, value in enumerate(content):
+            yield from _not_finite(value, f"{place}[{index}]")
