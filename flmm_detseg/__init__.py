@@ -5,8 +5,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from flmm_detseg.utils.quiet import drop_import_noise
+
 __version__ = "0.1.0"
 __all__ = ["Grounder", "GroundingResult", "__version__"]
+
+# Here, because every command and every script imports this before anything that prints them.
+drop_import_noise()
 
 if TYPE_CHECKING:
     from flmm_detseg.inference import Grounder, GroundingResult

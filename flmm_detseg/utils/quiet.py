@@ -1,0 +1,35 @@
+"""Lines that other packages print when they are imported, about what nobody asked for."""
+
+from __future__ import annotations
+
+import logging
+
+# Logger -> beginnings of its messages. MMEngine imports both packages wherever they are installed.
+_NOISE = {
+    "bitsandbytes.cextension": (
+        "The installed version of bitsandbytes was compiled without GPU support",
+        "Could not find the bitsandbytes CUDA binary",
+    ),
+    "DeepSpeed": ("Setting accelerator to CPU", "Setting ds_accelerator to"),
+}
+
+
+def drop_import_noise() -> None:
+    """Drops those messages, and no others, of both loggers. Call it before the packages are imported.
+
+    Whoever uses 8-bit optimizers or DeepSpeed on a machine without a GPU gets an error of its own; `flmm-detseg doctor`
+    says what both can do here.
+    """
+    for name, beginnings in _NOISE.items():
+        logger = logging.getLogger(name)
+        if not any(isinstance(entry, _Without) for entry in logger.filters):
+            logger.addFilter(_Without(beginnings))
+
+
+class _Without(logging.Filter):
+    def __init__(self, beginnings: tuple[str, ...]) -> None:
+        super().__init__()
+        self._beginnings = beginnings
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self._beginnings)
