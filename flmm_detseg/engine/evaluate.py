@@ -129,7 +129,9 @@ def evaluate_model(
     reports: dict[str, dict[str, Any]] = {}
     for item in datasets.values():
         task.check(model, item.dataset, options)
-    for name, item in datasets.items():
+    for position, (name, item) in enumerate(datasets.items(), start=1):
+        # Who shows the bars of this process reads from it how many follow (utils/eta.py).
+        title = f"{name} ({position} of {len(datasets)})"
         data = _data_hashes(item.dataset)
         identity = {
             "task": task.name, "data_set": name, "protocol": item.protocol, "settings": item.settings,
@@ -143,7 +145,9 @@ def evaluate_model(
         broadcast_object_list(shared)
         store = RecordStore(work_dir / f"{name}-{shared[0][:16]}", state.process_index)
         with _cpu_threads(options.num_threads):
-            records, num_resumed = _evaluate_dataset(model, item.dataset, store, options, task, state, name)
+            records, num_resumed = _evaluate_dataset(
+                model, item.dataset, store, options, task, state, name, title
+            )
         if state.is_main_process:
             metrics[name] = task.figures(records, item.dataset, options)
             exported = task.export(records, item.dataset, work_dir / f"{name}.{task.name}", options)
@@ -229,6 +233,7 @@ def _evaluate_dataset(
     task: Task[Options],
     state: PartialState,
     name: str,
+    title: str,
 ) -> tuple[list[dict[str, Any]], int]:
     """Evaluates what is not done yet; the main process gets all records and the number of samples resumed."""
     if state.is_main_process:
@@ -244,7 +249,7 @@ def _evaluate_dataset(
     calls = [call for call in _model_calls(dataset) if call[0] < num_samples]
     pending = [call for call in calls if any(ids[index] not in done for index in call)]
     mine = pending[state.process_index :: state.num_processes]
-    for records in _run_calls(model, dataset, mine, options, task, name, show=state.is_main_process):
+    for records in _run_calls(model, dataset, mine, options, task, title, show=state.is_main_process):
         store.append(records)
     state.wait_for_everyone()
     if not state.is_main_process:
@@ -288,7 +293,7 @@ def _run_calls(
     calls: list[list[int]],
     options: Options,
     task: Task[Options],
-    name: str,
+    title: str,
     show: bool,
 ) -> Iterator[list[tuple[str, list[dict[str, Any]]]]]:
     """Runs the model calls in steps of about ``batch_size`` samples; yields record ids and facts."""
@@ -303,7 +308,10 @@ def _run_calls(
         collate_fn=collate_samples,
         num_workers=options.num_workers,
     )
-    with torch.no_grad(), tqdm(total=sum(map(len, calls)), desc=name, disable=not show, unit="sample") as bar:
+    with (
+        torch.no_grad(),
+        tqdm(total=sum(map(len, calls)), desc=title, disable=not show, unit="sample") as bar,
+    ):
         for step, batch in zip(steps, loader, strict=True):
             samples = iter(batch["samples"])
             records = []

@@ -57,7 +57,7 @@ def run_plan(
             "MMEngine's --cfg-options cannot carry; choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    progress = Progress([60.0 * max(len(stage.runs) / slots, 1) for stage in plan.stages] + [60.0])
+    progress = Progress([None] * (len(plan.stages) + 1))
     figures: dict[str, dict[str, Any]] = {}
     for stage in plan.stages:
         progress.start(f"stage {stage.name}: {', '.join(run.name for run in stage.runs)}")

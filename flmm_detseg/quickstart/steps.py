@@ -143,7 +143,7 @@ def folder(run: str) -> str:
     return "tiny" if run == "trained" else run
 
 
-# Title, seconds on two cores, what to do.
+# Title, seconds on two idle cores, what to do.
 STEPS: tuple[tuple[str, float, Callable[[Quickstart], None]], ...] = (
     ("TinyWorld", 45, make_world),
     ("control: an LMM with the same eyes and a random language model", 10, make_control),
@@ -178,7 +178,7 @@ def quickstart(*, fast: bool = False) -> dict[str, Any]:
         shutil.rmtree(before, ignore_errors=True)
         WORK_DIR.rename(before)
     WORK_DIR.mkdir(parents=True)
-    progress = Progress([60.0 if fast else seconds for _, seconds, _ in STEPS])
+    progress = Progress([None if fast else seconds for _, seconds, _ in STEPS])
     state = Quickstart(fast, Summary(fast), progress)
     for title, _, step in STEPS:
         progress.start(title)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -14,9 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from flmm_detseg.errors import RunError
+from flmm_detseg.utils.eta import Meter, step_left_s
 
-# What MMEngine writes before each message.
-_LOG_HEAD = re.compile(r"^\S+ \S+ - mmengine - INFO - ")
 # glibc gives large tensors back to the system and asks for them again at every step: a tenth of a CPU training's time.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 * 2**20), "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30)}
 # How often the display changes, on a terminal and in a log file.
@@ -43,53 +41,79 @@ class Command:
 class Progress:
     """Numbered steps with the time they took and an estimate of what is left.
 
+    The running step's rest is what its processes' counters say; what steps once took only tells the later ones apart.
+
     Args:
-        expected_s: Seconds each step takes on two cores, in order.
+        expected_s: Seconds each step takes on two idle cores, in order; None where nobody knows.
         stream: Where to write.
+        clock: Seconds that only grow.
     """
 
-    def __init__(self, expected_s: Sequence[float], stream: TextIO = sys.stderr) -> None:
+    def __init__(
+        self,
+        expected_s: Sequence[float | None],
+        stream: TextIO = sys.stderr,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._expected = list(expected_s)
         self._stream = stream
+        self.clock = clock
         self._step = -1
         self._title = ""
         self._spent: list[float] = []
-        self._started = time.monotonic()
-        self._shown = 0.0
+        self._began = self._shown = 0.0
         self.seconds: dict[str, float] = {}
 
     def start(self, title: str) -> None:
         """Begins the next step."""
         self._step += 1
-        self._title, self._began = title, time.monotonic()
+        self._title, self._began = title, self.clock()
         self._write(f"[{self._step + 1}/{len(self._expected)}] {title}", final=True)
         self._shown = self._began
 
-    def tick(self, note: str) -> None:
-        """Shows that the step is alive; may be called as often as one likes."""
-        now = time.monotonic()
+    def tick(self, note: str, measured_s: float | None = None) -> None:
+        """Shows that the step is alive; may be called as often as one likes.
+
+        Args:
+            note: What goes on.
+            measured_s: Seconds left of the step by its processes' counters; None: they have not counted yet.
+        """
+        now = self.clock()
         terminal = self._stream.isatty()
         if now - self._shown < (_TERMINAL_SECONDS if terminal else _LOG_SECONDS):
             return
         self._shown = now
-        left = _clock(self.left_s(now - self._began))
-        self._write(
-            f"      {_clock(now - self._began)}, about {left} left in all | {note}", final=not terminal
-        )
+        left = self.left(now - self._began, measured_s)
+        self._write(f"      {_clock(now - self._began)}, {left} | {note}", final=not terminal)
 
     def done(self) -> None:
         """Ends the step."""
-        spent = time.monotonic() - self._began
+        spent = self.clock() - self._began
         self._spent.append(spent)
         self.seconds[self._title] = round(spent, 1)
         self._write(f"      done in {_clock(spent)}", final=True)
 
-    def left_s(self, current_s: float) -> float:
-        """Estimated seconds left; the steps that are over tell how fast this machine is."""
-        over = sum(self._expected[: len(self._spent)])
-        speed = sum(self._spent) / over if over else 1.0
-        current = max(0.0, self._expected[self._step] * speed - current_s)
-        return current + sum(self._expected[self._step + 1 :]) * speed
+    def left(self, elapsed_s: float, measured_s: float | None) -> str:
+        """The estimate in words: of everything where all later steps have an expectation, else of this step.
+
+        Args:
+            elapsed_s: Seconds since the step began.
+            measured_s: See :meth:`tick`.
+        """
+        known = self._expected[: self._step + 1]
+        expected = known[-1]
+        if measured_s is None and expected is not None:
+            over = sum(seconds or 0.0 for seconds in known[:-1])
+            # Not faster than expected: a step that was over at once may have found its work done.
+            slower = max(1.0, sum(self._spent) / over) if over else 1.0
+            measured_s = max(0.0, expected * slower - elapsed_s) or None
+        if measured_s is None:
+            return "no estimate yet"
+        later = self._expected[self._step + 1 :]
+        if None in known or None in later:
+            return f"about {_clock(measured_s)} left in this step"
+        slower = (sum(self._spent) + elapsed_s + measured_s) / sum(known)
+        return f"about {_clock(measured_s + slower * sum(later))} left in all"
 
     def _write(self, text: str, *, final: bool) -> None:
         if self._stream.isatty():
@@ -135,6 +159,8 @@ def run_commands(
         "TOKENIZERS_PARALLELISM": "false",
     }
     waiting, running = list(commands), dict[str, tuple[Command, subprocess.Popen[bytes]]]()
+    meters: dict[str, Meter] = {}
+    finished_s: list[float] = []
     figures: dict[str, dict[str, Any]] = {}
     failures: list[RunError] = []
     try:
@@ -142,10 +168,12 @@ def run_commands(
             while waiting and len(running) < slots:
                 command = waiting.pop(0)
                 running[command.name] = (command, _start(command, _log(log_dir, command), environment))
+                meters[command.name] = Meter(progress.clock)
             time.sleep(0.1)
             for name, (command, process) in list(running.items()):
                 if process.poll() is not None:
                     del running[name]
+                    finished_s.append(meters.pop(name).elapsed_s)
                     try:
                         figures[name] = _result(command, process.returncode, _log(log_dir, command))
                     except RunError as error:
@@ -155,8 +183,11 @@ def run_commands(
                         continue
                     if on_done is not None:
                         on_done(name, figures[name])
-            notes = [f"{name}: {_last_line(_log(log_dir, entry[0]))}" for name, entry in running.items()]
-            progress.tick(" | ".join(notes))
+            for name, (command, _) in running.items():
+                meters[name].read(_tail(_log(log_dir, command)))
+            notes = [f"{name}: {meter.note}" for name, meter in meters.items()]
+            left_s = step_left_s(list(meters.values()), len(waiting), finished_s, slots)
+            progress.tick(" | ".join(notes), left_s)
     finally:
         _stop([process for _, process in running.values()])
     if failures:
@@ -192,12 +223,10 @@ def _result(command: Command, status: int, log: Path) -> dict[str, Any]:
     raise RunError(f"{command.name} ended without its line of figures: {command}\n{tail}\n(all of it: {log})")
 
 
-def _last_line(log: Path, tail: int = 2000) -> str:
+def _tail(log: Path, size: int = 4000) -> str:
     with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - tail))
-        text = stream.read().decode("utf-8", errors="replace")
-    lines = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
-    return _LOG_HEAD.sub("", lines[-1])[:70] if lines else "starting"
+        stream.seek(max(0, log.stat().st_size - size))
+        return stream.read().decode("utf-8", errors="replace")
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
@@ -212,4 +241,5 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -71,13 +71,6 @@ def test_success_without_figures_is_a_failure(tmp_path):
         run_commands([_python("silent", "print('done')")], tmp_path, _progress(), slots=1, threads=1)
 
 
-def test_the_estimate_follows_the_machine():
-    progress = Progress([10.0, 20.0, 30.0], io.StringIO())
-    progress._spent, progress._step = [20.0], 1  # twice as slow as expected
-    assert progress.left_s(10.0) == pytest.approx(20 * 2 - 10 + 30 * 2)
-    assert progress.left_s(500.0) == pytest.approx(30 * 2)
-
-
 def _summary(fast: bool = False) -> Summary:
     def figures(value: float, best: float | None = None) -> dict[str, float]:
         found = {f"{kind}_cIoU": value for kind in ("coarse", "refined")}
