@@ -135,9 +135,10 @@ def sincos_places(grid: tuple[int, int], points: tuple[int, int], channels: int)
     Returns:
         float32 ``[rows * cols, D]``: half of the channels for the row, half for the column.
     """
-    rates = 1e4 ** -(torch.arange(channels // 4) / (channels // 4))
+    rates = 1e4 ** -(torch.arange(channels // 4, dtype=torch.float32) / (channels // 4))
     axes = [
-        (torch.arange(count) + 0.5) * size / count - 0.5 for size, count in zip(grid, points, strict=True)
+        (torch.arange(count, dtype=torch.float32) + 0.5) * size / count - 0.5
+        for size, count in zip(grid, points, strict=True)
     ]
     angles = [axis[:, None] * rates for axis in axes]
     rows, cols = [torch.cat([angle.sin(), angle.cos()], dim=1) for angle in angles]

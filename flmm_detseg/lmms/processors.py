@@ -98,8 +98,8 @@ class LMMProcessor(ABC):
         self.image_side = image_side
         self.patch_size = patch_size
         self.settings = settings
-        self._mean = torch.tensor(settings.image_mean).view(3, 1, 1)
-        self._std = torch.tensor(settings.image_std).view(3, 1, 1)
+        self._mean = torch.tensor(settings.image_mean, dtype=torch.float32).view(3, 1, 1)
+        self._std = torch.tensor(settings.image_std, dtype=torch.float32).view(3, 1, 1)
         self._pad_rgb = tuple(int(value * 255) for value in settings.image_mean)
 
     @abstractmethod
@@ -245,7 +245,7 @@ def _section_weights(members: Tensor, learned: Tensor) -> Tensor:
     Returns:
         float32 ``[T]``.
     """
-    weights = torch.ones(members.shape[1])
+    weights = torch.ones(members.shape[1], dtype=torch.float32)
     members = members & learned
     sizes = members.sum(1)
     share = float(sizes.sum()) / max(int((sizes > 0).sum()), 1)

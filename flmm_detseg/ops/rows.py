@@ -36,7 +36,8 @@ def attention_rows(
     them.
 
     The same roundings as transformers' eager block: scores in the model's dtype, softmax in float32 over all
-    keys, result in the model's dtype.
+    keys, result in the model's dtype. Only float16 has scores in float32: before they are scaled they may exceed its
+    largest number, 65504, where the kernel that answers (sdpa) has no such trouble.
 
     Args:
         query: ``[B, H, T, D]`` after rotary embedding.
@@ -56,7 +57,13 @@ def attention_rows(
     if heads is not None:
         rows, key, group = rows[:, heads], key[:, heads // group], 1
     # Query heads that share a key head become rows of one product: the keys need not be repeated.
-    scores = rows.reshape(batch, key.shape[1], group * num_rows, key.shape[3]) @ key.transpose(2, 3) * scaling
+    rows = rows.reshape(batch, key.shape[1], group * num_rows, key.shape[3])
+    if query.dtype == torch.float16:
+        # Autocast would go back to half precision.
+        with torch.autocast(rows.device.type, enabled=False):
+            scores = rows.float() @ key.float().transpose(2, 3) * scaling
+    else:
+        scores = rows @ key.transpose(2, 3) * scaling
     scores = scores.view(batch, key.shape[1] * group, num_rows, key.shape[2])
     if mask is None:
         cached = key.shape[2] - query.shape[2]
@@ -105,7 +112,8 @@ def merge_rows(rows: Tensor, phrase_ids: Tensor, num_phrases: int, *, how: str =
         return merged.scatter_reduce(2, index, rows.float(), "amax")[:, :, :num_phrases].transpose(1, 2)
     assert how == "mean", how
     members = phrase_ids[:, None, :] == torch.arange(num_phrases, device=rows.device)[:, None]
-    weights = members / members.sum(-1, keepdim=True).clamp(min=1)
+    # float(): a quotient of integers would have torch's default dtype, whatever somebody set it to.
+    weights = members.float() / members.sum(-1, keepdim=True).clamp(min=1)
     # Autocast would round the probabilities to half precision once more.
     with torch.autocast(rows.device.type, enabled=False):
         return (weights[:, None] @ rows.float()).transpose(1, 2)

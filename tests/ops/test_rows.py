@@ -23,7 +23,7 @@ def eager(query, key, visible, scaling):
     return eager_attention_forward(block, query, key, torch.zeros_like(key), additive, scaling)[1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 @pytest.mark.parametrize("heads", [None, [0, 3, 5]])
 @pytest.mark.parametrize("masked", [False, True])
@@ -54,6 +54,37 @@ def test_rows_equal_transformers_eager_block(dtype, kv_heads, heads, masked):
     if dtype == torch.bfloat16:
         # Same roundings, not only the same size of error: nearly all values are the same number.
         assert (ours == expected).float().mean() > 0.99
+
+
+@pytest.mark.case("model/fp16_rows")
+@pytest.mark.parametrize("autocast", [False, True])
+def test_float16_rows_do_not_overflow(autocast):
+    """Products beyond 65504 before the scaling; the rows are those of float32 and what sdpa answers with."""
+    torch.manual_seed(0)
+    query, key = 900 * torch.randn(1, 2, 6, 8), 900 * torch.randn(1, 1, 6, 8)
+    positions = torch.tensor([[1, 4, 5]])
+    expected = attention_rows(query.half().float(), key.half().float(), positions, scaling=1e-3)
+    with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
+        ours = attention_rows(query.half(), key.half(), positions, scaling=1e-3)
+    assert ours.dtype == torch.float16
+    torch.testing.assert_close(ours.float(), expected, rtol=1e-3, atol=1e-7)
+    identity = torch.eye(6).expand(1, 2, 6, 6).half()
+    kernel = torch.nn.functional.scaled_dot_product_attention(
+        query.half(), key.half().expand(1, 2, 6, 8), identity, is_causal=True, scale=1e-3
+    )
+    torch.testing.assert_close(ours, kernel[:, :, positions[0]], rtol=0, atol=5e-3)
+
+
+@pytest.mark.case("model/model_facts")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torchs_default_dtype_does_not_matter(dtype):
+    rows, phrase_ids = torch.rand(1, 2, 4, 5).half(), torch.tensor([[0, 1, 0, -1]])
+    expected = merge_rows(rows, phrase_ids, 2)
+    torch.set_default_dtype(dtype)
+    try:
+        assert torch.equal(merge_rows(rows, phrase_ids, 2), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_mask_of_one_batch_row_serves_all():
