@@ -16,6 +16,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.decoding import answered, text_and_offsets
 from flmm_detseg.lmms.exclusive import exclusive
 from flmm_detseg.lmms.prefix_kv import AnswerRows, DecodedToken
+from flmm_detseg.lmms.token_rules import answer_room, end_ids, token_rules, warn_if_cut
 from flmm_detseg.structures import CaptureSpec, Generation, Sample
 
 if TYPE_CHECKING:
@@ -111,13 +112,15 @@ def answer_stream(
     rows = None if capture is None else _answer_rows(model, done, capture)
     text = _Text(model)
     log_probs: list[Tensor] = []
-    end_ids = model.model.generation_config.eos_token_id
+    ends, position = end_ids(model.model), int(done.parts.plan.position_ids[-1]) + 1
+    room = answer_room(position, model.position_limit, max_new_tokens, sample.record_id)
     tokens = done.decoder.decode(
         done.last_state,
-        int(done.parts.plan.position_ids[-1]) + 1,
-        end_ids=[] if end_ids is None else torch.tensor(end_ids).flatten().tolist(),
-        max_new_tokens=max_new_tokens,
+        position,
+        end_ids=ends,
+        max_new_tokens=room,
         rows=rows,
+        rules=token_rules(model.model, model.processor.tokenizer, done.item.input_ids, room),
     )
     try:
         for token in _by_turns(model, tokens):
@@ -133,6 +136,7 @@ def answer_stream(
         _shadow(model, sample, done, use, text.token_ids)
         raise
     watch.milliseconds["total"] = watch.since_start()
+    warn_if_cut(len(text.token_ids), text.token_ids[-1], ends, room, max_new_tokens)
     _shadow(model, sample, done, use, text.token_ids)
     generation = None
     if rows is not None and capture is not None:

@@ -8,6 +8,7 @@ from transformers import AutoImageProcessor, AutoModelForObjectDetection
 
 from flmm_detseg.cache.detectors import Regions, RegionSource
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.loading import remote_code_hint
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import Sample
 
@@ -29,10 +30,14 @@ class HFDetector(RegionSource):
 
     def __init__(self, pretrained: str, threshold: float = 0.5, device: str = "cpu") -> None:
         try:
-            self._processor = AutoImageProcessor.from_pretrained(pretrained)
-            self._model = AutoModelForObjectDetection.from_pretrained(pretrained, use_safetensors=True)
+            self._processor = AutoImageProcessor.from_pretrained(pretrained, trust_remote_code=False)
+            self._model = AutoModelForObjectDetection.from_pretrained(
+                pretrained, use_safetensors=True, trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{pretrained}: no object detector of transformers: {error}") from error
+            raise ConfigError(
+                f"{pretrained}: no object detector of transformers: {remote_code_hint(error)}"
+            ) from error
         self._model.eval().requires_grad_(False).to(device)
         self.threshold = threshold
 

@@ -57,6 +57,11 @@ class WrappedLlava(LMMAdapter):
         return self.lmm.hidden_size
 
     @property
+    def position_limit(self) -> int | None:
+        """Positions that prompt and answer may use together; None where the model does not say."""
+        return self.lmm.position_limit
+
+    @property
     def attention_channels(self) -> int:
         """See :class:`LMMAdapter`."""
         return self.lmm.attention_channels

@@ -11,7 +11,7 @@ from transformers.utils import cached_file
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.evaluation.results import weights_hash
-from flmm_detseg.lmms.loading import check_folder
+from flmm_detseg.lmms.loading import check_folder, remote_code_hint
 from flmm_detseg.utils.provenance import file_hash
 
 
@@ -44,18 +44,24 @@ def load_pair(
     family = model_class.config_class.model_type
     try:
         fields, _ = PretrainedConfig.get_config_dict(name)
-        processor = processor_class.from_pretrained(name) if fields.get("model_type") == family else None
+        processor = None
+        if fields.get("model_type") == family:
+            processor = processor_class.from_pretrained(name, trust_remote_code=False)
         config_files = [cached_file(name, file) for file in ("config.json", "preprocessor_config.json")]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
-            f"{name}: config or processor cannot be read: {_one_line(error)} "
+            f"{name}: config or processor cannot be read: {' '.join(remote_code_hint(error).split())} "
             "(a hub name needs the network or a filled cache)"
         ) from error
     if processor is None:
         raise ConfigError(f"{name}: model_type is {fields.get('model_type')!r}, {family!r} is needed here")
     try:
         model, info = model_class.from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            name,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
         )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

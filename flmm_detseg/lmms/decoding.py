@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from flmm_detseg.language import token_log_probs
 from flmm_detseg.lmms.processors import check_spans
 from flmm_detseg.lmms.row_tap import RowTap
+from flmm_detseg.lmms.token_rules import TokenRules
 from flmm_detseg.lmms.unpack import hidden_rows
 from flmm_detseg.ops.spans import tokens_of_spans
 from flmm_detseg.structures import Generation, LMMInputs, Phrase
@@ -39,8 +40,9 @@ def decode_greedily(
     keep_hidden: bool,
     end_ids: Collection[int],
     max_new_tokens: int,
+    rules: TokenRules | None = None,
 ) -> DecodedRows:
-    """Decodes one sequence with a cache of keys and values: the most probable token, nothing else.
+    """Decodes one sequence with a cache of keys and values: the most probable token, or the one that rules choose.
 
     A token's rows belong to the step in which it is the query, the one after its choice, so the last token gets a
     step of its own, in which nothing is chosen.
@@ -53,6 +55,7 @@ def decode_greedily(
         keep_hidden: Keep hidden rows.
         end_ids: Tokens that end the answer; they are part of it.
         max_new_tokens: Longest answer, at least 1.
+        rules: Of the model's generation config; log-probabilities do not know them.
 
     Returns:
         Tokens and log-probabilities on the CPU, rows where the model is.
@@ -76,12 +79,15 @@ def decode_greedily(
     last = step(prefix)
     query = torch.zeros(1, 1, dtype=torch.int64, device=prefix.device)
     with hidden_rows(language_model, query) if keep_hidden else nullcontext() as collected:
-        while not token_ids or (token_ids[-1] not in end_ids and len(token_ids) < max_new_tokens):
+        stopped = False
+        while not stopped:
             logits = output_embeddings(last)[:, 0].float()
-            token = logits.argmax(-1)
+            token = logits.argmax(-1) if rules is None else rules.choose(logits)
             token_ids.append(int(token))
             log_probs.append(token_log_probs(logits, token).cpu())
             tap = make_tap() if make_tap is not None else None
+            stopped = token_ids[-1] in end_ids or len(token_ids) == max_new_tokens
+            stopped = stopped or (rules is not None and rules.stopped)
             last = step(embed(token[None]), tap)
             if tap is not None:
                 # The tap hands over float32; what it rounded from is the model's dtype.

@@ -25,6 +25,7 @@ from flmm_detseg.lmms.prefix import (
     phrase_rows,
 )
 from flmm_detseg.lmms.row_tap import ROW_TAP, RowTap
+from flmm_detseg.lmms.token_rules import answer_room, end_ids, token_rules, warn_if_cut
 from flmm_detseg.lmms.unpack import attention_maps, hidden_rows, split_attention, split_hidden
 from flmm_detseg.ops.rows import merge_rows
 from flmm_detseg.structures import (
@@ -97,7 +98,8 @@ class HFLlavaAdapter(HFLlavaBase):
             raise ConfigError(f"`max_new_tokens` is {max_new_tokens}; an answer needs at least 1")
         processor = self._processor()
         question = processor.question(sample)
-        end_ids = self.model.generation_config.eos_token_id
+        ends = end_ids(self.model)
+        room = answer_room(len(question.input_ids), self.position_limit, max_new_tokens, sample.record_id)
         with self._eval_mode(), self._text_attention(ROW_TAP):
             features, vision = self._see([question], [0], capture.vision_layers)
             one = torch.zeros(1, 1, dtype=torch.int64)
@@ -110,9 +112,11 @@ class HFLlavaAdapter(HFLlavaBase):
                 self._embed(pack([question], None), [0], features),
                 make_tap=(lambda: self._tap(query, self.device)) if capture.attention else None,
                 keep_hidden=capture.hidden,
-                end_ids=[] if end_ids is None else torch.tensor(end_ids).flatten().tolist(),
-                max_new_tokens=max_new_tokens,
+                end_ids=ends,
+                max_new_tokens=room,
+                rules=token_rules(self.model, processor.tokenizer, question.input_ids, room),
             )
+        warn_if_cut(len(decoded.token_ids), int(decoded.token_ids[-1]), ends, room, max_new_tokens)
         text, offsets = text_and_offsets(
             decoded.token_ids.tolist(), lambda ids: processor.tokenizer.decode(ids, skip_special_tokens=True)
         )

@@ -15,12 +15,14 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.exclusive import exclusive
+from flmm_detseg.lmms.facts import check_config, check_facts, default_max_length, position_limit
 from flmm_detseg.lmms.loading import load_model, load_normalisation, load_tokenizer, torch_dtype
 from flmm_detseg.lmms.lora import add_lora, lora_groups
 from flmm_detseg.lmms.lora_layers import lora_off, recompute_contexts
 from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
 from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, ProcessorSettings
 from flmm_detseg.lmms.row_tap import ROW_TAP, RowSettings
+from flmm_detseg.lmms.token_rules import answer_room, end_ids, greedy_config, warn_if_cut
 from flmm_detseg.structures import LMMInputs, PatchGrid, Sample
 
 
@@ -46,8 +48,8 @@ class HFLlavaBase(LMMAdapter):
             backward pass: less memory, about a third more time, the same gradients. Only in training mode.
 
     Raises:
-        ConfigError: Row settings that do not fit the model, a model that keeps the class token among its image
-            tokens, or ``gradient_checkpointing`` of an LMM that has no gradients.
+        ConfigError: Row settings that do not fit the model, facts of the model that disagree (see
+            :mod:`flmm_detseg.lmms.facts`), or ``gradient_checkpointing`` of an LMM that has no gradients.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]
@@ -74,10 +76,7 @@ class HFLlavaBase(LMMAdapter):
         self._layers, self._heads = self.rows.resolve(
             text_config.num_hidden_layers, text_config.num_attention_heads
         )
-        if model.config.vision_feature_select_strategy != "default":
-            raise ConfigError(
-                "vision_feature_select_strategy must be 'default': the class token is no image patch"
-            )
+        check_facts(model, processor)
         self.model = model
         self.processor = processor
         self.frozen = frozen
@@ -127,14 +126,14 @@ class HFLlavaBase(LMMAdapter):
         """
         settings = RowSettings.from_dict(rows)
         model = load_model(cls.model_class, cls.config_class, pretrained, torch_dtype(dtype))
-        mean, std = load_normalisation(pretrained)
+        mean, std = load_normalisation(pretrained, model.config)
         processor = cls.build_processor(
             model.config,
             load_tokenizer(pretrained),
             ProcessorSettings(
                 prompt_template=prompt_template,
                 description_prompt=description_prompt,
-                max_length=max_length or model.config.text_config.max_position_embeddings,
+                max_length=max_length or default_max_length(model),
                 image_mean=mean,
                 image_std=std,
             ),
@@ -188,6 +187,7 @@ class HFLlavaBase(LMMAdapter):
         settings = RowSettings.from_dict(rows)
         if isinstance(config, dict):
             config = cls.config_class.from_dict(dict(config))
+        check_config(config, "the config")
         model = cls.model_class(config)
         frequencies = float32_buffers(model)
         model.to(torch_dtype(dtype))
@@ -200,7 +200,7 @@ class HFLlavaBase(LMMAdapter):
                 ProcessorSettings(
                     prompt_template=prompt_template,
                     description_prompt=description_prompt,
-                    max_length=max_length or config.text_config.max_position_embeddings,
+                    max_length=max_length or default_max_length(model),
                 ),
             )
         return cls(
@@ -277,6 +277,12 @@ class HFLlavaBase(LMMAdapter):
         side = self.model.config.vision_config.image_size // self.patch_size
         return side, side
 
+    @property
+    def position_limit(self) -> int | None:
+        """Positions that prompt and answer may use together; None where the model does not say."""
+        length = 0 if self.processor is None else self.processor.settings.max_length
+        return position_limit(self.model, length)
+
     def freeze_unread(self, vision_layers: Sequence[int]) -> None:
         """See :class:`LMMAdapter`."""
         tower = self.model.model.vision_tower.vision_model
@@ -338,6 +344,7 @@ class HFLlavaBase(LMMAdapter):
         """See :class:`LMMAdapter`."""
         processor = self._processor()
         item = processor.question(sample)
+        room = answer_room(len(item.input_ids), self.position_limit, max_new_tokens, sample.record_id)
         arguments = self.generation_inputs(item.pixel_values.to(self.device, self.model.dtype), item.grid)
         input_ids = item.input_ids[None].to(self.device)
         with self._eval_mode():
@@ -345,14 +352,13 @@ class HFLlavaBase(LMMAdapter):
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 **arguments,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,
-                top_p=None,
-                top_k=None,
+                generation_config=greedy_config(self.model, room),
+                use_model_defaults=False,
+                tokenizer=processor.tokenizer,
             )
-        return processor.tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True).strip()
+        answer = output[0, input_ids.shape[1] :]
+        warn_if_cut(len(answer), int(answer[-1]), end_ids(self.model), room, max_new_tokens)
+        return processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
     @abstractmethod
     def generation_inputs(self, pixel_values: Tensor, grid: PatchGrid) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from transformers import (
 )
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.lmms.facts import check_config, check_image_settings, check_image_side
 from flmm_detseg.utils.paths import find, places
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,9 +79,16 @@ def load_model(
             f"this adapter reads {config_class.model_type!r}"
         )
     try:
+        config = config_class.from_dict(fields)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{pretrained}: config.json cannot be used: {error}") from error
+    check_config(config, pretrained)
+    try:
         model, info = model_class.from_pretrained(
             pretrained,
+            config=config,
             dtype=dtype,
+            trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -88,6 +96,10 @@ def load_model(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"{pretrained}: weights cannot be read: {error}; store the model again (safetensors)"
+        ) from error
+    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{pretrained}: transformers cannot build the model from config.json (or generation_config.json): {error}"
         ) from error
     wrong = {
         kind: sorted(str(key) for key in info[kind] if not str(key).endswith(_HARMLESS_KEYS))
@@ -108,22 +120,40 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     """
     pretrained = check_folder(pretrained)
     try:
-        return AutoTokenizer.from_pretrained(pretrained)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{pretrained}: the tokenizer cannot be read: {error}") from error
+        # False, not None: transformers would ask whoever sits at the terminal whether to run the folder's code.
+        return AutoTokenizer.from_pretrained(pretrained, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise anything here, even bare Exceptions
+        raise ConfigError(f"{pretrained}: the tokenizer cannot be read: {remote_code_hint(error)}") from error
 
 
-def load_normalisation(pretrained: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def remote_code_hint(error: Exception) -> str:
+    """The error of a ``from_pretrained``; where the folder wants to run code of its own, in words of ours."""
+    if "trust_remote_code" not in str(error):
+        return str(error)
+    return (
+        "the folder asks to run Python code of its own (auto_map), and this package runs no code of a model folder; "
+        "use a folder whose classes transformers has, or remove auto_map if it has them"
+    )
+
+
+def load_normalisation(
+    pretrained: str, config: PretrainedConfig
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Reads mean and standard deviation of RGB from the preprocessor config.
 
+    Args:
+        pretrained: Folder or hub name.
+        config: The model's config.
+
     Raises:
-        ConfigError: The file is missing or lacks them.
+        ConfigError: The file is missing or lacks them, or asks for other arithmetic.
     """
     pretrained = check_folder(pretrained)
     try:
         settings, _ = CLIPImageProcessor.get_image_processor_dict(pretrained)
-        return tuple(settings["image_mean"]), tuple(settings["image_std"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"{pretrained}: preprocessor_config.json with image_mean and image_std is needed: {error}"
         ) from error
+    check_image_side(settings, config, pretrained)
+    return check_image_settings(settings, pretrained)

@@ -45,8 +45,8 @@ class LoRAGroup:
         r: Rank.
         alpha: The change is ``alpha / r B A``.
         dropout: On A's input while training.
-        target: ``"qkv"``, ``"attention"``, ``"all-linear"``, or a regular expression for whole names of linears within
-            the part, e.g. ``r".*layers\\.(4|5)\\..*_proj"``.
+        target: ``"qkv"``, ``"attention"``, ``"all-linear"``, a regular expression for whole names of linears within
+            the part, e.g. ``r".*layers\\.(4|5)\\..*_proj"``, or a list of last names, e.g. ``["q_proj", "v_proj"]``.
         kind: ``"lora"`` or, in the vision tower, ``"conv_lora"`` (:mod:`flmm_detseg.lmms.conv_lora`).
         num_experts: Of Conv-LoRA.
         top_k: Experts of Conv-LoRA an image is sent to.
@@ -61,7 +61,7 @@ class LoRAGroup:
     r: int = 16
     alpha: float = 64.0
     dropout: float = 0.0
-    target: str = "attention"
+    target: str | Sequence[str] = "attention"
     kind: str = "lora"
     num_experts: int = 8
     top_k: int = 1
@@ -82,8 +82,17 @@ class LoRAGroup:
             )
         if self.balance_weight < 0:
             raise ConfigError(f"{where}: `balance_weight` is {self.balance_weight}; 0 or more is needed")
-        if self.target not in PRESETS:
-            compile_target(self.target)
+        if isinstance(self.target, str):
+            if self.target not in PRESETS:
+                compile_target(self.target)
+            return
+        names = tuple(self.target) if isinstance(self.target, Sequence) else ()
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise ConfigError(
+                f"{where}: `target` is {self.target!r}; one of {', '.join(PRESETS)}, a regular expression, or a list "
+                "of linears' names such as ['q_proj', 'v_proj']"
+            )
+        object.__setattr__(self, "target", names)
 
 
 def lora_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[LoRAGroup, ...]:
@@ -208,7 +217,13 @@ def _find_linears(adapter: LMMAdapter, group: LoRAGroup) -> list[str]:
         if name in adapted
         or (isinstance(child, nn.Linear) and not any(name.startswith(f"{layer}.") for layer in adapted))
     ]
-    if group.target in PRESETS:
+    wanted = group.target
+    if not isinstance(wanted, str):
+        meant = {target: [name for name in linears if f".{name}".endswith(f".{target}")] for target in wanted}
+        unmatched = [target for target, names in meant.items() if not names]
+        found = [] if unmatched else [name for name in linears if any(name in m for m in meant.values())]
+        wanted = unmatched[0] if unmatched else ""
+    elif group.target in PRESETS:
         leaves = PRESETS[group.target]
         found = [name for name in linears if leaves is None or name.rpartition(".")[2] in leaves]
     else:
@@ -217,9 +232,9 @@ def _find_linears(adapter: LMMAdapter, group: LoRAGroup) -> list[str]:
     if not found:
         known = dict.fromkeys([*PRESETS, *(name.rpartition(".")[2] for name in linears)])
         raise ConfigError(
-            f"LoRA group {group.name!r}: `target` {group.target!r} matches no linear of part {group.part!r} "
+            f"LoRA group {group.name!r}: `target` {wanted!r} matches no linear of part {group.part!r} "
             f"(names there look like {linears[0] if linears else 'nothing: it has no linear'!r})"
-            f"{suggest(group.target, known)}"
+            f"{suggest(wanted, known)}"
         )
     return [f"{prefix}.{name}" for name in found]
 

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from flmm_detseg.language import token_log_probs
 from flmm_detseg.lmms.row_tap import RowTap
+from flmm_detseg.lmms.token_rules import TokenRules
 from flmm_detseg.lmms.unpack import hidden_rows
 
 
@@ -126,6 +127,7 @@ class PrefixDecoder:
         end_ids: Collection[int],
         max_new_tokens: int,
         rows: AnswerRows | None = None,
+        rules: TokenRules | None = None,
     ) -> Iterator[DecodedToken]:
         """Greedy decoding, token by token, each handed out as soon as it is chosen.
 
@@ -136,16 +138,17 @@ class PrefixDecoder:
             max_new_tokens: Longest answer, at least 1.
             rows: Collects the rows of the tokens in the step in which each is the query, so the last token gets a
                 step of its own; None for none.
+            rules: Of the model's generation config; log-probabilities do not know them.
         """
         embed = self.language_model.get_input_embeddings()
         count = 0
         while True:
             logits = self.output_embeddings(last_state)[:, 0].float()
-            token = logits.argmax(-1)
+            token = logits.argmax(-1) if rules is None else rules.choose(logits)
             token_id = int(token)
             count += 1
             yield DecodedToken(token_id, token_log_probs(logits, token)[0].cpu())
-            ended = token_id in end_ids or count == max_new_tokens
+            ended = token_id in end_ids or count == max_new_tokens or (rules is not None and rules.stopped)
             if ended and rows is None:
                 return
             position = torch.tensor([next_position + count - 1])

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError, PhraseWithoutTokensError
+from flmm_detseg.language import SEG_TOKEN, TASK_TOKENS
 from flmm_detseg.ops.letterbox import (
     best_resolution,
     centre_padding,
@@ -30,6 +31,8 @@ PROMPT_TEMPLATES: dict[str, str] = {
 }
 DESCRIPTION_PROMPT = "Please give me a description of the image."
 IGNORE_INDEX = -100
+# What the language of boxes and masks writes, also where a tokenizer was given tokens of these names.
+_TEXT_TOKENS = (SEG_TOKEN, *TASK_TOKENS.values())
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,15 @@ class LMMProcessor(ABC):
         self.tokenizer = tokenizer
         self.image_token = image_token.content
         self.image_token_id = image_token_id
+        # Text of users and data sets is text: whoever writes an end token must not end a turn.
+        self._control_tokens = (
+            self.image_token,
+            *(
+                token.content
+                for token in tokenizer.added_tokens_decoder.values()
+                if token.special and token.content not in _TEXT_TOKENS
+            ),
+        )
         self.image_side = image_side
         self.patch_size = patch_size
         self.settings = settings
@@ -117,7 +129,9 @@ class LMMProcessor(ABC):
         """Prepares one sample.
 
         Raises:
-            DataError: The image is no RGB uint8 array, or prompt or text contain the image token.
+            ConfigError: The sample is an answer to learn, and the tokenizer has no end token.
+            DataError: The image is no RGB uint8 array, or prompt or text contain a control token of the tokenizer (the
+                image token, ``</s>``, ...).
             PhraseNotFoundError: A span lies outside the text.
             PhraseWithoutTokensError: A phrase has no token, or lost one because the text was cut at
                 ``max_length``.
@@ -136,6 +150,8 @@ class LMMProcessor(ABC):
         prefix = self._prefix(sample)
         full_text = f"{prefix} {sample.text}" if sample.text else prefix
         if sample.text and sample.task in ANSWER_TASKS:
+            if self.tokenizer.eos_token is None:
+                raise ConfigError("the tokenizer has no end token (`eos_token`): an answer cannot be learned")
             full_text += self.tokenizer.eos_token
         encoding = self.tokenizer(full_text, return_offsets_mapping=True)
         input_ids = torch.tensor(encoding.input_ids, dtype=torch.int64)
@@ -176,14 +192,16 @@ class LMMProcessor(ABC):
         """Prepares image and prompt only, up to where the answer starts."""
         return self(replace(sample, text="", phrases=(), sections=()))
 
+    def prompt(self, question: str) -> str:
+        """A question as the language model gets it, with one image token."""
+        return PROMPT_TEMPLATES[self.settings.prompt_template].format(image=self.image_token, prompt=question)
+
     def _prefix(self, sample: Sample) -> str:
-        prompt = self.settings.description_prompt if sample.prompt is None else sample.prompt
-        if self.image_token in prompt or self.image_token in sample.text:
-            raise DataError(
-                f"{sample.record_id}: prompt or text contain {self.image_token!r}; "
-                "remove it, it is added for you"
-            )
-        return PROMPT_TEMPLATES[self.settings.prompt_template].format(image=self.image_token, prompt=prompt)
+        question = self.settings.description_prompt if sample.prompt is None else sample.prompt
+        if found := next((t for t in self._control_tokens if t in question or t in sample.text), None):
+            remedy = "it is added for you" if found == self.image_token else "it would be no text to the LMM"
+            raise DataError(f"{sample.record_id}: prompt or text contain {found!r}; remove it, {remedy}")
+        return self.prompt(question)
 
     def _check_phrases(self, sample: Sample, phrase_tokens: Tensor) -> None:
         limit = self.settings.max_length

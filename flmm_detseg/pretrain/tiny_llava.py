@@ -253,7 +253,9 @@ def load_tiny_llava(
     wrong = {key: sorted(info[key])[:5] for key in checks if info[key]}
     if wrong:
         raise CheckpointError(f"{model_dir}: weights do not fit the config: {wrong}; write the folder again")
-    return model.eval(), AutoTokenizer.from_pretrained(model_dir, local_files_only=True)
+    return model.eval(), AutoTokenizer.from_pretrained(
+        model_dir, local_files_only=True, trust_remote_code=False
+    )
 
 
 def make_control_lmm(src_dir: str | Path, out_dir: str | Path, seed: int) -> Path:
