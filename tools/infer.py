@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.utils.cli import run_tool
+from flmm_detseg.utils.cli import add_lmm_argument, run_tool
 
 
 def main() -> dict[str, Any]:
@@ -18,6 +18,7 @@ def main() -> dict[str, Any]:
     )
     parser.add_argument("config", help="config file of a model with detection and phrase heads")
     parser.add_argument("--checkpoint", help="trained parts (default: `load_from` of the config)")
+    add_lmm_argument(parser)
     parser.add_argument("--image", required=True, nargs="+", help="image files")
     parser.add_argument("--instruction", required=True)
     parser.add_argument("--out", default="work_dirs/infer", help="folder for NAME.png and NAME.json")
@@ -34,7 +35,9 @@ def main() -> dict[str, Any]:
     from flmm_detseg.models import model_from_config
 
     names = result_names(args.image)
-    model = model_from_config(args.config, args.checkpoint, device=args.device)
+    model = model_from_config(
+        args.config, args.checkpoint, device=args.device, allow_other_lmm=args.allow_other_lmm
+    )
     instructor = Instructor(model, score_threshold=args.score_threshold, classes=args.classes)
     figures = []
     for image, name in zip(tqdm(args.image, desc="images"), names, strict=True):

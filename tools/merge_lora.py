@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.utils.cli import run_tool
+from flmm_detseg.utils.cli import add_lmm_argument, run_tool
 
 
 def main() -> dict[str, Any]:
@@ -17,6 +17,7 @@ def main() -> dict[str, Any]:
     )
     parser.add_argument("config", help="config of a model whose LMM has LoRA")
     parser.add_argument("--checkpoint", required=True, help="what training wrote")
+    add_lmm_argument(parser)
     parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument(
         "--dtype",
@@ -27,7 +28,9 @@ def main() -> dict[str, Any]:
 
     from flmm_detseg.models.merge import merge_checkpoint
 
-    return merge_checkpoint(args.config, args.checkpoint, args.out, args.dtype)
+    return merge_checkpoint(
+        args.config, args.checkpoint, args.out, args.dtype, allow_other_lmm=args.allow_other_lmm
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.utils.cli import run_tool
+from flmm_detseg.utils.cli import add_lmm_argument, run_tool
 
 
 def main() -> dict[str, Any] | None:
@@ -18,6 +18,7 @@ def main() -> dict[str, Any] | None:
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides of config values"
     )
+    add_lmm_argument(parser)
     parser.add_argument("--seed", type=int)
     parser.add_argument(
         "--deepspeed", help="name or JSON of a DeepSpeed config (CPU: configs/deepspeed/zero2_cpu.json)"
@@ -30,6 +31,8 @@ def main() -> dict[str, Any] | None:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
 
+    if args.allow_other_lmm:
+        args.cfg_options = [*args.cfg_options, "model.allow_other_lmm=True"]
     from flmm_detseg.engine.trainer import TrainOptions, default_launcher, train
 
     return train(

@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import Any
 
-from flmm_detseg.utils.cli import run_tool
+from flmm_detseg.utils.cli import add_lmm_argument, run_tool
 
 
 def main() -> dict[str, Any]:
@@ -24,12 +24,19 @@ def main() -> dict[str, Any]:
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="overrides for every training"
     )
+    add_lmm_argument(parser)
     args = parser.parse_args()
 
+    if args.allow_other_lmm:
+        args.cfg_options = [*args.cfg_options, "model.allow_other_lmm=True"]
     from flmm_detseg.experiments.stages import run_plan
 
     return run_plan(
-        args.plan, args.work_dir, slots=args.slots, fresh=args.fresh, cfg_options=tuple(args.cfg_options)
+        args.plan,
+        args.work_dir,
+        slots=args.slots,
+        fresh=args.fresh,
+        cfg_options=tuple(args.cfg_options),
     )
 
 

@@ -18,13 +18,12 @@ from torch import nn
 
 from flmm_detseg.engine.start import BATCH, batch_figures, unwrap
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.trained_layout import check_layout
 from flmm_detseg.models.checkpoint import (
+    check_lmm,
     check_tensors,
-    layout_meta,
+    lmm_meta,
     load_checkpoint,
     read_file,
-    recorded_layout,
     states_file,
 )
 from flmm_detseg.registry import HOOKS
@@ -78,14 +77,14 @@ class GroundingCheckpointHook(CheckpointHook):
         """Checks what a resumed DeepSpeed folder gave: MMEngine's strategy shows it to no hook and loads it leniently.
 
         Raises:
-            CheckpointError: The LMM's layout or the trainable tensors do not fit the model; lists what differs.
+            CheckpointError: The LMM, its layout or the trainable tensors do not fit the model; lists what differs.
         """
         super().before_train(runner)
         source = Path(runner._load_from) if runner._resume and runner._load_from is not None else None
         if source is not None and source.is_dir():
             model = unwrap(runner.model)
             stored = read_file(states_file(source))
-            check_layout(model.lmm.trained_layout, recorded_layout(stored), str(source))
+            check_lmm(model, stored, str(source))
             check_tensors(model, load_checkpoint(source), str(source))
             runner.message_hub.load_state_dict(_restore_message_hub(stored["message_hub"]))
 
@@ -96,14 +95,14 @@ class GroundingCheckpointHook(CheckpointHook):
                 checkpoint[key] = _plain(checkpoint[key])
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Checks layout, names and shapes, and restores what :meth:`before_save_checkpoint` made plain.
+        """Checks LMM, layout, names and shapes, and restores what :meth:`before_save_checkpoint` made plain.
 
         Raises:
-            CheckpointError: The LMM's layout or the trainable tensors do not fit the model; lists what differs.
+            CheckpointError: The LMM, its layout or the trainable tensors do not fit the model; lists what differs.
         """
         model = unwrap(runner.model)
         source = str(getattr(runner, "_load_from", None) or "the checkpoint to load")
-        check_layout(model.lmm.trained_layout, recorded_layout(checkpoint), source)
+        check_lmm(model, checkpoint, source)
         given = check_tensors(model, checkpoint.get("state_dict", checkpoint), source)
         # MMEngine loads a whole state dict: frozen tensors stand for themselves.
         checkpoint["state_dict"] = {**nn.Module.state_dict(model), **given}
@@ -178,7 +177,7 @@ class GroundingCheckpointHook(CheckpointHook):
                 meta={
                     **meta,
                     BATCH: batch_figures(runner, runner.train_dataloader),
-                    **layout_meta(unwrap(runner.model).lmm),
+                    **lmm_meta(unwrap(runner.model).lmm),
                 },
                 by_epoch=by_epoch,
             )

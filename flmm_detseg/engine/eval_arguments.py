@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from flmm_detseg.utils.cli import add_lmm_argument
+
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of every evaluation tool."""
@@ -13,6 +15,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--untrained", action="store_true", help="evaluate heads as initialised if there is no checkpoint"
     )
+    add_lmm_argument(parser)
     parser.add_argument(
         "--splits", nargs="+", default=(), help="data sets or splits (default: all of the config)"
     )
@@ -56,6 +59,7 @@ def common_options(args: argparse.Namespace) -> dict[str, Any]:
         "config": args.config,
         "checkpoint": args.checkpoint,
         "untrained": args.untrained,
+        "allow_other_lmm": args.allow_other_lmm,
         "splits": tuple(args.splits),
         "batch_size": args.batch_size,
         "num_threads": args.num_threads,

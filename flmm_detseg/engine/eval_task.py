@@ -31,6 +31,7 @@ class EvaluationOptions:
         out: Results file; None: ``<work_dir>/<task>.json``.
         fresh: Do not resume; evaluate everything again.
         cfg_options: ``key=value`` overrides of the config, as for training.
+        allow_other_lmm: Accept a checkpoint that was trained on another LMM.
     """
 
     config: str
@@ -45,6 +46,7 @@ class EvaluationOptions:
     out: str | None = None
     fresh: bool = False
     cfg_options: tuple[str, ...] = ()
+    allow_other_lmm: bool = False
 
     def __post_init__(self) -> None:
         for key in ("batch_size", "num_threads", "limit"):

@@ -87,7 +87,13 @@ def evaluate(options: Options, task: Task[Options]) -> dict[str, Any] | None:
     source = None if checkpoint is None else _checkpoint_source(checkpoint)
     datasets = build_datasets(config, options, task)
     torch.manual_seed(0)  # untrained heads must be the same in every process and run
-    model = model_from_config(config, checkpoint, untrained=options.untrained, device=state.device)
+    model = model_from_config(
+        config,
+        checkpoint,
+        untrained=options.untrained,
+        device=state.device,
+        allow_other_lmm=options.allow_other_lmm,
+    )
     if state.is_main_process:
         log_part_reports(model)
     settings = json.dumps(config.model.to_dict(), sort_keys=True, default=str)

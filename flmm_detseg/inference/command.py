@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.errors import DataError
+from flmm_detseg.utils.cli import add_lmm_argument
 from flmm_detseg.utils.whole_files import dump_json
 
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--untrained", action="store_true", help="accept random heads when there is no checkpoint"
     )
+    add_lmm_argument(parser)
     parser.add_argument("--image", required=True, help="image file")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--caption", help="text that the model reads; default: the model's own description")
@@ -62,7 +64,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from flmm_detseg.inference.grounder import Grounder
 
     grounder = Grounder.from_config(
-        arguments.config, arguments.checkpoint, arguments.device, untrained=arguments.untrained
+        arguments.config,
+        arguments.checkpoint,
+        arguments.device,
+        untrained=arguments.untrained,
+        allow_other_lmm=arguments.allow_other_lmm,
     )
     phrases, keep_attention = arguments.phrase or None, arguments.attention is not None
     if arguments.question is not None:

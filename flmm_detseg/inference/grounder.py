@@ -47,6 +47,7 @@ class Grounder:
         device: str | torch.device | None = None,
         *,
         untrained: bool = False,
+        allow_other_lmm: bool = False,
     ) -> Grounder:
         """Builds the model of a config and loads its trained parts.
 
@@ -57,12 +58,14 @@ class Grounder:
                 would be random, which is an error unless ``untrained``.
             device: For example ``"cuda:0"``; None takes the GPU when there is one.
             untrained: Accept random heads (to try a config, or only for :meth:`answer`).
+            allow_other_lmm: Accept a checkpoint that was trained on another LMM.
 
         Raises:
             ConfigError: The config cannot be used.
             CheckpointError: No checkpoint, an unsafe or damaged one, or one of another model.
         """
-        return cls(model_from_config(config, checkpoint, untrained=untrained, device=device))
+        options = {"untrained": untrained, "device": device, "allow_other_lmm": allow_other_lmm}
+        return cls(model_from_config(config, checkpoint, **options))
 
     def ground(
         self,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from flmm_detseg.errors import DataError, RunError
+from flmm_detseg.utils.cli import add_lmm_argument
 from flmm_detseg.utils.whole_files import dump_json
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--untrained", action="store_true", help="accept a model that was never trained on groups"
     )
+    add_lmm_argument(parser)
     parser.add_argument(
         "--images", nargs="+", type=Path, required=True, metavar="DIR_OR_FILES",
         help="image files in their order, or a folder of them (in the order of their names)",
@@ -119,6 +121,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         tenant=arguments.tenant,
         session_id=arguments.session,
         static=arguments.static,
+        allow_other_lmm=arguments.allow_other_lmm,
     )
     print("parts of the model that are not the stock LLaVA's:")
     print(format_part_reports(part_reports(model.lmm)))

@@ -34,6 +34,7 @@ def stream_from_config(
     tenant: str = "default",
     session_id: str | None = None,
     static: bool = False,
+    allow_other_lmm: bool = False,
 ) -> tuple[StreamSession, GroundingLMM]:
     """Builds the model of a config and a session on it.
 
@@ -46,6 +47,7 @@ def stream_from_config(
         tenant: Owner of the images.
         session_id: Name of the stream; None makes one.
         static: See :meth:`StreamSession.declare_static`.
+        allow_other_lmm: As for ``model_from_config``.
 
     Returns:
         The session, and the model: where it has a phrase head,
@@ -56,7 +58,9 @@ def stream_from_config(
         CheckpointError: No checkpoint, or one of another model.
     """
     config = read_config(config)
-    model = model_from_config(config, checkpoint, untrained=untrained, device=device)
+    model = model_from_config(
+        config, checkpoint, untrained=untrained, device=device, allow_other_lmm=allow_other_lmm
+    )
     if not isinstance(model.lmm, CachedLMM):
         raise ConfigError(f"`model.lmm` is a {type(model.lmm).__name__}; a stream needs a CachedLMM")
     if cache is None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.lmms.base import LMMAdapter
+from flmm_detseg.lmms.identity import check_identity, lmm_identity
 from flmm_detseg.lmms.lora_layers import lora_group_of
 from flmm_detseg.lmms.trained_layout import check_layout, layout_text
 from flmm_detseg.models.zero_folder import check_states, read_model_states
@@ -25,6 +26,8 @@ from flmm_detseg.utils.paths import find, places
 PHRASE_PREFIX = "heads.phrase."
 # Entry of a checkpoint's meta: for which layout of the LMM its tensors were trained, see LMMAdapter.trained_layout.
 LAYOUT = "lmm_layout"
+# The same: which LMM its tensors were trained on, see :mod:`flmm_detseg.lmms.identity`.
+IDENTITY = "lmm_identity"
 # First parts of the names in published F-LMM files (reference: wusize/F-LMM state dicts); ours add PHRASE_PREFIX.
 _FLMM_GROUPS = ("text_layer_weights", "text_proj.", "mask_head.", "sam.model.")
 # A buffer that DeepSpeed's saver leaves in published files.
@@ -40,11 +43,13 @@ class Checkpoint:
 
     Attributes:
         tensors: By name, on the CPU, names as stored.
-        layout: For which layout of the LMM they were trained, see :func:`layout_meta`; None: the file does not say.
+        layout: For which layout of the LMM they were trained, see :func:`lmm_meta`; None: the file does not say.
+        identity: The same: which LMM.
     """
 
     tensors: dict[str, Tensor]
     layout: str | None
+    identity: str | None = None
 
 
 def trainable_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
@@ -81,15 +86,35 @@ def fingerprint(lmm: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def layout_meta(lmm: LMMAdapter) -> dict[str, str]:
-    """What the ``meta`` of a checkpoint says about an LMM's layout; nothing where it has none."""
-    return {} if lmm.trained_layout is None else {LAYOUT: layout_text(lmm.trained_layout)}
+def lmm_meta(lmm: LMMAdapter) -> dict[str, str]:
+    """What the ``meta`` of a checkpoint says about an LMM: which it is, and its layout where it has one."""
+    layout = None if lmm.trained_layout is None else layout_text(lmm.trained_layout)
+    facts = {LAYOUT: layout, IDENTITY: lmm_identity(lmm)}
+    return {key: text for key, text in facts.items() if text is not None}
 
 
-def recorded_layout(content: object) -> str | None:
-    """The layout that a file's content records in its ``meta``; None: none."""
+def check_lmm(model: nn.Module, content: object, source: str, *, start: bool = False) -> None:
+    """Compares the LMM of a model, as it was built, with what a checkpoint records of its own.
+
+    Args:
+        model: A :class:`~flmm_detseg.models.grounding_lmm.GroundingLMM`; nothing trained is loaded yet.
+        content: A :class:`Checkpoint`, or what a file holds.
+        source: Named in messages.
+        start: See :func:`~flmm_detseg.lmms.trained_layout.check_layout`.
+
+    Raises:
+        CheckpointError: Another LMM, which the model does not allow, or another layout.
+    """
+    if not isinstance(content, Checkpoint):
+        content = Checkpoint({}, _recorded(content, LAYOUT), _recorded(content, IDENTITY))
+    check_layout(model.lmm.trained_layout, content.layout, source, start=start)
+    check_identity(model.lmm, content.identity, source, allow_other=model.allow_other_lmm)
+
+
+def _recorded(content: object, entry: str) -> str | None:
+    """What a file's content records in its ``meta``; None: nothing."""
     meta = content.get("meta") if isinstance(content, Mapping) else None
-    return meta.get(LAYOUT) if isinstance(meta, Mapping) else None
+    return meta.get(entry) if isinstance(meta, Mapping) else None
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -109,7 +134,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = find(path)
     content = read_file(states_file(path), zero=path.is_dir())
-    layout = recorded_layout(content)
+    layout, identity = _recorded(content, LAYOUT), _recorded(content, IDENTITY)
     for key in ("state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -119,7 +144,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     other = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if other:
         raise CheckpointError(f"{path}: not a state dict, these entries are no tensors: {_list(other)}")
-    return Checkpoint(dict(content), layout)
+    return Checkpoint(dict(content), layout, identity)
 
 
 def read_file(path: Path, *, zero: bool = False) -> object:
@@ -244,7 +269,7 @@ def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
 
 
 def load_file(model: nn.Module, path: str | Path) -> None:
-    """Loads a checkpoint of the same model; nothing is changed unless layout, names and shapes fit.
+    """Loads a checkpoint of the same model; nothing is changed unless LMM, layout, names and shapes fit.
 
     Args:
         model: A :class:`~flmm_detseg.models.grounding_lmm.GroundingLMM`.
@@ -254,7 +279,7 @@ def load_file(model: nn.Module, path: str | Path) -> None:
         CheckpointError: It cannot be read or does not fit; lists what differs.
     """
     checkpoint = read_checkpoint(path)
-    check_layout(model.lmm.trained_layout, checkpoint.layout, str(path))
+    check_lmm(model, checkpoint, str(path))
     load_tensors(model, checkpoint.tensors, str(path))
 
 
@@ -283,8 +308,8 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
         new_parts: Prefixes, or patterns with ``*``, of trainable parameters that need not be in any file.
 
     Raises:
-        CheckpointError: A file holds a tensor that the model does not have or has in another shape, or was trained for
-            another layout, or a parameter outside of ``new_parts`` is in none of them; lists them.
+        CheckpointError: A file holds a tensor that the model does not have or has in another shape, or was trained on
+            another LMM or for another layout, or a parameter outside of ``new_parts`` is in none of them; lists them.
         ConfigError: A prefix of ``new_parts`` names no trainable parameter.
     """
     wanted = trainable_tensors(model)
@@ -296,7 +321,7 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
     found: dict[str, Tensor] = {}
     for file in files:
         checkpoint = read_checkpoint(file)
-        check_layout(model.lmm.trained_layout, checkpoint.layout, str(file), start=True)
+        check_lmm(model, checkpoint, str(file), start=True)
         tensors = _beside_lora(to_our_names(checkpoint.tensors), wanted)
         wrong = [name for name in tensors if name not in wanted and not name.endswith(_OPTIONAL_SUFFIX)]
         shapes = [

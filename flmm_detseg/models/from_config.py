@@ -40,6 +40,7 @@ def model_from_config(
     *,
     untrained: bool = False,
     device: str | torch.device | None = None,
+    allow_other_lmm: bool = False,
 ) -> GroundingLMM:
     """Builds the model of a config, loads the trained parts, and sets it to eval mode.
 
@@ -50,6 +51,7 @@ def model_from_config(
         untrained: Leave the heads as they were initialised when there is neither checkpoint nor
             ``load_from``.
         device: Where to put the model; None takes ``cuda`` when there is one.
+        allow_other_lmm: Accept a checkpoint that was trained on another LMM, see :class:`GroundingLMM`.
 
     Raises:
         ConfigError: The config cannot be used.
@@ -66,6 +68,8 @@ def model_from_config(
         )
     # What a stage started from is in its checkpoint; the files need not be there any more.
     fields = config.model if checkpoint is None else without_start(config.model)
+    if allow_other_lmm:
+        fields = ConfigDict({**fields, "allow_other_lmm": True})
     model = MODELS.build(fields)
     if not isinstance(model, GroundingLMM):
         raise ConfigError(f"{name}: `model` is a {type(model).__name__}, a GroundingLMM is needed")

@@ -62,6 +62,8 @@ class GroundingLMM(BaseModel):
         init_from: Checkpoints to start from, each with tensors of this model only (another stage's, another task's).
         new_parts: Prefixes, or patterns with ``*``, of trainable parameters that ``init_from`` does not hold, e.g.
             ``["lmm.", "heads.*.lora_*"]``; every other one must be in one of the files.
+        allow_other_lmm: Accept checkpoints whose tensors were trained on another LMM than this one, here and whenever
+            one is loaded.
 
     Attributes:
         same_groups: Refuse steps in which processes hold samples of different heads (set for DeepSpeed).
@@ -85,8 +87,10 @@ class GroundingLMM(BaseModel):
         head_lora: Mapping[str, Mapping[str, Any]] | None = None,
         init_from: Sequence[str] = (),
         new_parts: Sequence[str] = (),
+        allow_other_lmm: bool = False,
     ) -> None:
         super().__init__()
+        self.allow_other_lmm = allow_other_lmm
         self.lmm = build_lmm(lmm)
         if not heads:
             raise ConfigError("`model.heads` is empty; a GroundingLMM needs at least one head")

@@ -12,7 +12,12 @@ from flmm_detseg.models.from_config import model_from_config, read_config
 
 
 def merge_checkpoint(
-    config: str | Path, checkpoint: str | Path, out: str | Path, dtype: str | None = None
+    config: str | Path,
+    checkpoint: str | Path,
+    out: str | Path,
+    dtype: str | None = None,
+    *,
+    allow_other_lmm: bool = False,
 ) -> dict[str, Any]:
     """Builds a config's model on the CPU, merges its LoRA and writes the LMM, without heads.
 
@@ -24,6 +29,7 @@ def merge_checkpoint(
         checkpoint: Its trained parts.
         out: Folder to make.
         dtype: Of weights and arithmetic; None: the config's. Small changes survive in ``"float32"`` only.
+        allow_other_lmm: Accept a checkpoint that was trained on another LMM.
 
     Returns:
         ``out``, ``merged_layers``, ``num_parameters``, ``dtype``.
@@ -45,7 +51,7 @@ def merge_checkpoint(
         raise ConfigError(f"{config}: `model.lmm` has no `lora`; there is nothing to merge")
     if dtype is not None:
         lmm.dtype = dtype
-    model = model_from_config(read, checkpoint, device="cpu").lmm
+    model = model_from_config(read, checkpoint, device="cpu", allow_other_lmm=allow_other_lmm).lmm
     count = model.merge_lora()
     save_hub_model(model.model, lmm.pretrained, out)
     return {

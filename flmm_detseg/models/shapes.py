@@ -17,7 +17,7 @@ from mmengine.utils import get_object_from_string
 from flmm_detseg.cache import CachedLMM
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.trained_layout import check_layout
-from flmm_detseg.models.checkpoint import LAYOUT, check_tensors, read_checkpoint
+from flmm_detseg.models.checkpoint import IDENTITY, LAYOUT, check_tensors, read_checkpoint
 from flmm_detseg.models.from_config import read_config, without_start
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import MODELS
@@ -75,8 +75,10 @@ def import_flmm_checkpoint(
     check_layout(model.lmm.trained_layout, checkpoint.layout, str(source))
     given = check_tensors(model, checkpoint.tensors, str(source))
     meta = {"source": str(source), "config": str(config)}
-    if checkpoint.layout is not None:
-        meta[LAYOUT] = checkpoint.layout
+    # Which LMM a published file was trained on it does not say; ours say it, and it stays said.
+    for entry, text in ((LAYOUT, checkpoint.layout), (IDENTITY, checkpoint.identity)):
+        if text is not None:
+            meta[entry] = text
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(out.name + ".part")

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from flmm_detseg.errors import FlmmError
 from flmm_detseg.utils.whole_files import dump_json
+
+
+def add_lmm_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what every tool that loads a checkpoint has in common."""
+    parser.add_argument(
+        "--allow-other-lmm",
+        action="store_true",
+        help="accept a checkpoint that was trained on another LMM than the config's",
+    )
 
 
 def run_tool(main: Callable[[], Mapping[str, Any] | None]) -> None:

@@ -16,7 +16,7 @@ from flmm_detseg.cache.prefusion import PreFusion
 from flmm_detseg.errors import CheckpointError
 from flmm_detseg.lmms import trained_layout
 from flmm_detseg.models import GroundingLMM
-from flmm_detseg.models.checkpoint import LAYOUT, layout_meta, load_file, read_checkpoint
+from flmm_detseg.models.checkpoint import LAYOUT, lmm_meta, load_file, read_checkpoint
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.models.shapes import import_flmm_checkpoint
 from flmm_detseg.registry import MODELS
@@ -41,7 +41,7 @@ def cached(train: tuple[str, ...] = TRAIN, **arguments) -> GroundingLMM:
 def save(model: GroundingLMM, path: Path, *, old: bool = False) -> Path:
     """As the trainer writes it; ``old``: before layouts were recorded."""
     tensors = {name: tensor + 1 for name, tensor in model.trainable_state_dict().items()}
-    torch.save({"meta": {} if old else layout_meta(model.lmm), "state_dict": tensors}, path)
+    torch.save({"meta": {} if old else lmm_meta(model.lmm), "state_dict": tensors}, path)
     return path
 
 
@@ -109,9 +109,9 @@ def test_an_old_checkpoint_loads_with_a_warning(tmp_path, warnings):
     assert "old.pth does not say for which layout" in warnings[0]
 
 
-def test_a_plain_llava_records_nothing_and_needs_nothing(tmp_path, warnings):
+def test_a_plain_llava_records_no_layout_and_needs_none(tmp_path, warnings):
     model = GroundingLMM(tiny_llava(lora=LORA, frozen=False), HEADS)
-    assert layout_meta(model.lmm) == {}
+    assert LAYOUT not in lmm_meta(model.lmm)
     load_file(model, save(model, tmp_path / "a.pth"))
     assert not warnings
 
@@ -152,7 +152,7 @@ def test_a_deepspeed_folder_records_it_too(tmp_path):
     model = cached()
     folder = tmp_path / "iter_1.pth"
     folder.mkdir()
-    content = {"module": dict(model.trainable_state_dict()), "meta": {"iter": 1, **layout_meta(model.lmm)}}
+    content = {"module": dict(model.trainable_state_dict()), "meta": {"iter": 1, **lmm_meta(model.lmm)}}
     torch.save(content, folder / "mp_rank_00_model_states.pt")
     load_file(cached(), folder)
     with pytest.raises(CheckpointError, match="positions"):
