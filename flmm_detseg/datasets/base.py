@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from flmm_detseg.datasets.files import require_list
 from flmm_detseg.datasets.images import load_image
-from flmm_detseg.datasets.policy import Problem, ProblemLog, RecordError, record_error
+from flmm_detseg.datasets.policy import Problem, ProblemLog, RecordError, as_record_error
 from flmm_detseg.errors import DataError
 from flmm_detseg.structures import Sample
 
@@ -106,7 +107,20 @@ class GroundingDataset(Dataset[Sample], ABC):
                 happen when the dataset was built without ``verify_images``: leaving a record out here would
                 shift or replace others.
         """
-        return self._read(self.records[range(len(self.records))[index]])
+        return self._checked(self.records[range(len(self.records))[index]])
+
+    def _checked(self, record: Any) -> Sample:
+        """:meth:`_read`; whatever it raises is an error of this record."""
+        try:
+            return self._read(record)
+        except Exception as error:
+            files = self.annotation_files
+            place = str(getattr(record, "record_id", record))
+            remedy = "Mend the record, or use policy='skip' with verify_images=True."
+            problem = as_record_error(error, str(files[0] if files else type(self).__name__), place, remedy)
+            if problem is error:
+                raise
+            raise problem from error
 
     @abstractmethod
     def _read(self, record: Any) -> Sample:
@@ -126,6 +140,17 @@ class GroundingDataset(Dataset[Sample], ABC):
             self._last_image = (str(path), load_image(path, record))
         return self._last_image[1]
 
+    @contextmanager
+    def _reading(self, file: Path, record: str, remedy: str) -> Iterator[None]:
+        """Reading of one record inside a ``with`` block: whatever it raises goes to the policy as its problem."""
+        try:
+            yield
+        except Exception as error:
+            problem = as_record_error(error, str(file), record, remedy)
+            if self._log.policy == "raise" and problem is not error:
+                raise problem from error
+            self._log.handle(problem)
+
     def _read_entries(self, file: Path, key: str, entries: Any, add: Callable[[Any, str], None]) -> None:
         """Hands every entry of a list of an annotation file on; the policy decides about faulty ones.
 
@@ -133,18 +158,13 @@ class GroundingDataset(Dataset[Sample], ABC):
             file: Where the list is from.
             key: Its name there.
             entries: The list.
-            add: Takes an entry and its place (``"images[3]"``); raises RecordError, TypeError or ValueError.
+            add: Takes an entry and its place (``"images[3]"``); what it raises is the entry's problem.
         """
         remedy = "Mend the annotation, or use policy='skip' to leave what belongs to it out."
         for position, entry in enumerate(require_list(entries, key, file)):
-            record = f"{key}[{position}]"
-            try:
-                add(entry, record)
-            except RecordError as error:
-                self._log.handle(error)
-            except (TypeError, ValueError) as error:
-                problem = record_error(str(file), record, f"malformed ({error})", remedy, "malformed")
-                self._log.handle(problem)
+            place = f"{key}[{position}]"
+            with self._reading(file, place, remedy):
+                add(entry, place)
 
     def _finish(self, verify_images: bool, what: str) -> None:
         """Decodes every record once if asked, applies the policy, and refuses an empty dataset."""
@@ -152,7 +172,7 @@ class GroundingDataset(Dataset[Sample], ABC):
             usable = []
             for record in tqdm(self.records, desc=f"verifying {what}", leave=False):
                 try:
-                    self._read(record)
+                    self._checked(record)
                 except RecordError as error:
                     self._log.handle(error)
                 else:

@@ -17,6 +17,7 @@ from flmm_detseg.datasets.masks import read_panoptic_ids
 from flmm_detseg.datasets.policy import RecordError, record_error
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
+from flmm_detseg.utils.values import FieldError
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +119,13 @@ class PNGDataset(GroundingDataset):
         def add_annotation(entry: Any, record: str) -> None:
             require_keys(entry, ("image_id", "file_name", "segments_info"), self.panoptic_json, record)
             if entry["image_id"] not in images:
-                raise ValueError(f"image {entry['image_id']} is not in `images`")
+                raise FieldError(f"image {entry['image_id']} is not in `images`")
             segments = {}
             for number, info in enumerate(entry["segments_info"]):
                 where = f"{record} segments_info[{number}]"
                 require_keys(info, ("id", "category_id"), self.panoptic_json, where)
                 if info["category_id"] not in is_thing:
-                    raise ValueError(f"category {info['category_id']} is not in `categories`")
+                    raise FieldError(f"category {info['category_id']} is not in `categories`")
                 segments[int(info["id"])] = is_thing[info["category_id"]]
             path, size = images[entry["image_id"]]
             result[int(entry["image_id"])] = _Panoptic(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.errors import ConfigError, DataError, FlmmError
+from flmm_detseg.utils.values import FieldError, printable
 
 POLICIES = ("raise", "skip")
 
@@ -45,9 +46,44 @@ class RecordError(DataError):
 
 
 def record_error(file: str, record: str, message: str, remedy: str, kind: str) -> RecordError:
-    """Builds the error of one unusable record (see :class:`Problem` for the arguments)."""
-    problem = Problem(file=str(file), record=record, message=message, remedy=remedy, kind=kind)
+    """Builds the error of one unusable record (see :class:`Problem` for the arguments).
+
+    Whatever stands in the file can be printed: control characters are escaped, long values are cut short.
+    """
+    problem = Problem(
+        file=printable(str(file)),
+        record=printable(record, 300),
+        message=printable(message),
+        remedy=remedy,
+        kind=kind,
+    )
     return RecordError(str(problem), problem)
+
+
+def as_record_error(error: Exception, file: str, record: str, remedy: str) -> RecordError:
+    """The error of one record, out of whatever reading it raised.
+
+    Values are checked where they are read, and a fault found there says what is wrong. Which other exceptions a value
+    can cause is not listed here: any of them is this record's problem, under the name of its type.
+
+    Args:
+        error: What was raised.
+        file: Where the record is from.
+        record: The record, if the error does not name one itself.
+        remedy: What to do about it.
+
+    Raises:
+        MemoryError, FlmmError: ``error`` is no fault of the record: a wrong config, a missing package.
+    """
+    if isinstance(error, RecordError):
+        return error
+    if isinstance(error, MemoryError) or (isinstance(error, FlmmError) and not isinstance(error, DataError)):
+        raise error
+    if isinstance(error, FieldError):
+        message = f"malformed ({error})" if error.kind == "malformed" else str(error)
+        return record_error(file, record, message, remedy, error.kind)
+    message = str(error) if isinstance(error, DataError) else f"malformed ({type(error).__name__}: {error})"
+    return record_error(file, record, message, remedy, "malformed")
 
 
 class ProblemLog:

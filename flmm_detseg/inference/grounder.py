@@ -11,9 +11,9 @@ from typing import TypeAlias
 import numpy as np
 import torch
 from mmengine.config import Config
-from PIL import Image, ImageOps
+from PIL import Image
 
-from flmm_detseg.datasets.images import load_image
+from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phrases
 from flmm_detseg.inference.result import GroundingResult
@@ -21,7 +21,6 @@ from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.from_config import model_from_config
 from flmm_detseg.structures import CaptureSpec, Generation, PatchGrid, Phrase, Prediction, Sample
 
-ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
 Span: TypeAlias = tuple[int, int]
 
 
@@ -269,24 +268,6 @@ class Grounder:
             attention_layers=tuple(self.model.lmm.attention_layers),
             attention_heads=tuple(self.model.lmm.attention_heads),
         )
-
-
-def read_image(image: ImageLike, record: str) -> np.ndarray:
-    """RGB uint8 ``[H, W, 3]`` from a path, a PIL image (EXIF orientation applied) or an array.
-
-    Raises:
-        DataError: It cannot be read, or the array has another shape or dtype.
-    """
-    if isinstance(image, str | Path):
-        return load_image(image, record)
-    if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise DataError(
-            f"{record}: an RGB uint8 array [H, W, 3] is needed, got {image.dtype} {list(image.shape)}; "
-            "for float images multiply by 255 and convert, for PIL images pass them as they are"
-        )
-    return np.ascontiguousarray(image)
 
 
 def _sample(

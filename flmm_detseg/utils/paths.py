@@ -19,10 +19,10 @@ def find(path: str | Path) -> Path:
         (``data/models/...``, ``configs/...``), if it exists there; else as it is.
     """
     path = Path(path).expanduser()
-    if path.is_absolute() or path.exists():
+    if path.is_absolute() or _exists(path):
         return path
     other = REPOSITORY / path
-    return other if _is_checkout() and other.exists() else path
+    return other if _is_checkout() and _exists(other) else path
 
 
 def places(path: str | Path) -> str:
@@ -31,6 +31,13 @@ def places(path: str | Path) -> str:
         return "an absolute path"
     also = f", then from {REPOSITORY}" if _is_checkout() and Path.cwd() != REPOSITORY else ""
     return f"looked from {Path.cwd()}{also}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # no file can have such a name: too long, or NUL in it
+        return False
 
 
 def _is_checkout() -> bool:
