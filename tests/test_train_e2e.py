@@ -13,10 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
 from train_parts import ROOT, environment, losses, train_command, write_config
 
+from flmm_detseg.engine.start import unwrap
 from flmm_detseg.engine.trainer import TrainOptions, train
 from flmm_detseg.models.checkpoint import load_checkpoint
+from flmm_detseg.registry import HOOKS
 
 DEEPSPEED = str(ROOT / "configs" / "deepspeed" / "zero2_cpu.json")
 ITERATIONS = 10
@@ -84,6 +88,73 @@ def test_pictures_and_validation_are_in_the_log(baseline):
     log = next(run_folder.glob("*.log")).read_text()
     assert "Training data:" in log
     assert "memory for full fine-tuning" in log
+
+
+@HOOKS.register_module()
+class BreakLoss(Hook):
+    """Coarse masks of chosen iterations are NaN, of those only."""
+
+    priority = "HIGHEST"
+
+    def __init__(self, iterations: list[int]) -> None:
+        self.iterations = iterations
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        head = unwrap(runner.model).heads["phrase"].mask_head
+        vars(head).pop("forward_grouped", None)
+        if runner.iter + 1 in self.iterations:
+            whole = head.forward_grouped
+            head.forward_grouped = lambda stacks: [maps * float("nan") for maps in whole(stacks)]
+
+
+def broken_config(baseline, name: str, iterations: list[int], **settings: object) -> str:
+    """The baseline's config without validation, with losses that are NaN and one checkpoint to keep."""
+    folder, config, _ = baseline
+    changed = Config.fromfile(config)
+    changed.val_dataloader = changed.val_cfg = changed.val_evaluator = None
+    hooks = [hook for hook in changed.custom_hooks if "Visualization" not in str(hook.type)]
+    changed.custom_hooks = [*hooks, dict(type="test_train_e2e.BreakLoss", iterations=iterations)]
+    changed.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1)
+    changed.train_cfg.update(settings)
+    changed.dump(folder / f"{name}.py")
+    return str(folder / f"{name}.py")
+
+
+@pytest.mark.case("model/nan_batch")
+def test_a_nan_batch_stops_the_run_and_keeps_the_last_finite_checkpoint(baseline, monkeypatch, capsys):
+    folder, _, figures = baseline
+    config = broken_config(baseline, "stop", [3], max_iters=4)
+    work = folder / "stop"
+    code, error = tool(monkeypatch, capsys, config, "--work-dir", str(work))
+    assert code == 2
+    line = error.splitlines()[-1]
+    assert line.startswith("RunError: iteration 3: loss terms that are no numbers: ")
+    for part in ("loss = nan", "phrase.loss_mask = nan", "phrase.sam_loss_dice = nan", f"{work}/iter_2.pth"):
+        assert part in line, line
+    records = line.partition("records: ")[2].partition(". The")[0].split(", ")
+    assert len(records) == 4, "those of the batch"
+    assert [path.name for path in work.glob("*.pth")] == ["iter_2.pth"]
+    assert (work / "last_checkpoint").read_text() == str(work / "iter_2.pth")
+    kept = load_checkpoint(work / "iter_2.pth")
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    done = train(
+        TrainOptions(
+            config=config,
+            work_dir=str(work),
+            resume="auto",
+            cfg_options=("train_cfg.non_finite=skip",),
+        )
+    )
+    assert (done["iterations"], done["skipped_steps"]) == (4, 1)
+    curve = losses(work)
+    expected = losses(folder / "baseline")
+    assert curve[1] == expected[1]
+    assert curve[3] == curve[2], "a step that was left out adds no figure: the log repeats the last ones"
+    text = "".join(log.read_text() for log in work.glob("*/vis_data/scalars.json"))
+    assert '"skipped_steps": 1' in text
+    assert "NaN" not in text
 
 
 @pytest.mark.e2e

@@ -16,6 +16,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import Runner
 from torch import nn
 
+from flmm_detseg.engine.finite_steps import SKIPPED, check_state
 from flmm_detseg.engine.start import BATCH, batch_figures, unwrap
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.models.checkpoint import (
@@ -162,7 +163,8 @@ class GroundingCheckpointHook(CheckpointHook):
     def _write(
         self, runner: Runner, name: str, meta: dict[str, Any], *, resumable: bool, by_epoch: bool
     ) -> None:
-        """Saves under another name and renames, so that ``name`` is never half written."""
+        """Saves under another name and renames, so that ``name`` is never half written, and never with NaN in it."""
+        check_state(runner, name, resumable)
         folder = Path(self.out_dir)
         part, final, replaced = folder / f"saving_{name}", folder / name, folder / f"replaced_{name}"
         if is_main_process():
@@ -263,7 +265,7 @@ def _plain_message_hub(state: Mapping[str, Any]) -> dict[str, Any]:
             "counts": torch.tensor([int(c) for c in counts], dtype=torch.int64),
         }
     # Only what a resumed run reads; the rest (config text, loop stage) is set again when it starts.
-    kept = ("keep_ckpt_ids", "last_ckpt", LMM_INFO)
+    kept = ("keep_ckpt_ids", "last_ckpt", LMM_INFO, SKIPPED)
     info = {k: v for k, v in state["runtime_info"].items() if k in kept or k.startswith("best_")}
     resumed = {k: v for k, v in state["resumed_keys"].items() if k in scalars or k in info}
     return {"log_scalars": scalars, "runtime_info": _plain(info), "resumed_keys": resumed}

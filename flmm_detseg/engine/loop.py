@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,8 @@ from xtuner.engine.runner import TrainLoop
 
 from flmm_detseg.datasets import EpochSampler, ImageMix, ImageSampler
 from flmm_detseg.engine.config_check import check_config
-from flmm_detseg.engine.start import prepare_start
+from flmm_detseg.engine.finite_steps import FiniteSteps
+from flmm_detseg.engine.start import batch_figures, prepare_start, uses_deepspeed
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import LOOPS
 
@@ -30,10 +31,13 @@ class ResumableTrainLoop(TrainLoop):
         max_epochs: Passes over the data to train; may be a fraction.
         val_begin: First iteration that may be followed by a validation.
         val_interval: Iterations between validations; the last iteration is always followed by one.
+        non_finite: What becomes of a step whose loss or gradient holds NaN or infinities: ``"stop"`` ends the run
+            with an error before the step, ``"skip"`` leaves the step out.
+        max_skips: Steps left out in a row after which the run ends all the same.
 
     Raises:
-        ConfigError: The config has a key that nothing reads, neither or both of ``max_iters`` and ``max_epochs``, or a
-            sampler whose position cannot be set.
+        ConfigError: The config has a key that nothing reads, neither or both of ``max_iters`` and ``max_epochs``, a
+            sampler whose position cannot be set, or a policy that is none.
         CheckpointError: What to start or to go on from cannot be used.
     """
 
@@ -45,6 +49,8 @@ class ResumableTrainLoop(TrainLoop):
         max_epochs: float | None = None,
         val_begin: int = 1,
         val_interval: int = 1000,
+        non_finite: str = "stop",
+        max_skips: int = 20,
     ) -> None:
         # Also where `xtuner train` is called directly. The strategy is built by now, and XTuner's own has an argument
         # that its signature does not show.
@@ -69,7 +75,27 @@ class ResumableTrainLoop(TrainLoop):
                 "whose position a resumed run can take up"
             )
         check_image_batches(self.dataloader)
+        self._steps = FiniteSteps(runner, non_finite, max_skips)
+        if non_finite == "skip" and uses_deepspeed(runner):
+            if batch_figures(runner, self.dataloader)["accumulation"] > 1:
+                raise ConfigError(
+                    "`train_cfg.non_finite`='skip' needs `accumulative_counts`=1 with DeepSpeed: what its engine has "
+                    "accumulated cannot be taken back. Use 'stop', or train without --deepspeed"
+                )
         prepare_start(runner, self.dataloader, self.max_iters)
+
+    def run_iter(self, data_batch: Mapping[str, Any]) -> None:
+        """One iteration; hooks see no figures of a step that was left out.
+
+        Raises:
+            RunError: See :class:`~flmm_detseg.engine.finite_steps.FiniteSteps`.
+        """
+        self.runner.call_hook("before_train_iter", batch_idx=self._iter, data_batch=data_batch)
+        outputs = self._steps.run(data_batch)
+        self.runner.call_hook(
+            "after_train_iter", batch_idx=self._iter, data_batch=data_batch, outputs=outputs
+        )
+        self._iter += 1
 
     def run(self) -> Any:
         """Trains to the last iteration; returns the model."""

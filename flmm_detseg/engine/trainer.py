@@ -22,6 +22,7 @@ from mmengine.logging import MessageHub
 from flmm_detseg.engine.checkpoint_hook import LMM_INFO
 from flmm_detseg.engine.config_check import check_config, parse_overrides
 from flmm_detseg.engine.deepspeed_cpu import set_single_process_environment
+from flmm_detseg.engine.finite_steps import SKIPPED
 from flmm_detseg.engine.report_hook import TRAINABLE_INFO
 from flmm_detseg.engine.runner import GroundingRunner
 from flmm_detseg.engine.start import last_checkpoint, read_run_state
@@ -70,13 +71,13 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
 
     Returns:
         ``work_dir``, ``checkpoint``, ``iterations``, ``losses`` (last logged), ``lmm_sha256_before`` and
-        ``lmm_sha256_after`` (of the frozen part, from ``FrozenGuardHook``; None without it), ``seconds``; None in
-        every process but the first.
+        ``lmm_sha256_after`` (of the frozen part, from ``FrozenGuardHook``; None without it), ``skipped_steps``,
+        ``seconds``; None in every process but the first.
 
     Raises:
         ConfigError: The config or an override cannot be used.
         CheckpointError: What to start or to go on from cannot be used.
-        RunError: No checkpoint came out.
+        RunError: No checkpoint came out, or loss, gradient or parameters became NaN or infinite.
     """
     started = time.perf_counter()
     path = find(options.config)
@@ -127,6 +128,7 @@ def _figures(work_dir: Path, seconds: float) -> dict[str, Any]:
         "losses": losses,
         "lmm_sha256_before": fingerprint.get("before"),
         "lmm_sha256_after": fingerprint.get("after"),
+        "skipped_steps": hub.runtime_info.get(SKIPPED, 0),
         "trainable_parameters": hub.get_info(TRAINABLE_INFO, None),
         "peak_memory_bytes": _peak_memory(),
         "seconds": round(seconds, 1),

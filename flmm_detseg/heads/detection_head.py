@@ -18,6 +18,7 @@ from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.refiners import SAMRefiner
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
+from flmm_detseg.utils.finite import require_finite
 
 CLASSIFIERS = ("closed", "open")
 
@@ -186,8 +187,11 @@ class DetectionHead(Head):
             (float32 ``[N]``), ``labels`` (int64 ``[N]``), and with a refiner ``masks`` (bool ``[N, H, W]``).
         """
         frames = self.neck.frames(batch)
+        outputs = self.fcos(self.neck(states, batch))
+        ids = [sample.record_id for sample in batch.samples]
+        require_finite("detection head's outputs", ids, (maps for levels in outputs for maps in levels))
         candidates = self.fcos.candidates(
-            *self.fcos(self.neck(states, batch)),
+            *outputs,
             frame_sizes=[frame.size for frame in frames],
             score_threshold=self.score_threshold,
             per_level=self.candidates_per_level,
@@ -200,7 +204,8 @@ class DetectionHead(Head):
                 [objects.bboxes for objects in found],
                 [sample.image_id for sample in batch.samples],
             )
-            for objects, maps in zip(found, logits):
+            for name, objects, maps in zip(ids, found, logits):
+                require_finite("masks of detected objects", [name], [maps[None]])
                 objects.masks = maps > 0
         return found
 

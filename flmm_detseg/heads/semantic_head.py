@@ -18,6 +18,7 @@ from flmm_detseg.heads.seg_losses import IGNORE, SegmentationLoss
 from flmm_detseg.ops.masks import resize_maps
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
+from flmm_detseg.utils.finite import require_finite
 
 
 class PyramidDecoder(nn.Module):
@@ -161,8 +162,10 @@ class SemanticSegHead(Head):
     @torch.no_grad()
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
         """The class of every pixel, per sample int64 ``[H, W]`` at the original size."""
+        logits = self.logits(states, batch)
+        require_finite("class logits", [sample.record_id for sample in batch.samples], [logits])
         labels = []
-        for maps, frame in zip(self.logits(states, batch), self.neck.frames(batch)):
+        for maps, frame in zip(logits, self.neck.frames(batch)):
             window = frame.crop(resize_maps(maps, frame.size))
             labels.append(resize_maps(window, frame.image_size).argmax(0))
         return labels

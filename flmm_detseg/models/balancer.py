@@ -173,7 +173,8 @@ class GradNormWeighting(Weighting):
         places = [self.names.index(name) for name in scaled]
         values = mean_over_processes(torch.stack([loss.detach().float() for loss in scaled.values()]))
         first = self.first_losses
-        first[places] = torch.where(first[places] == 0, values.to(first), first[places])
+        new = (first[places] == 0) & values.isfinite()  # such a step is left out; this buffer would keep it
+        first[places] = torch.where(new, values.to(first), first[places])
         weights = len(self.names) * self.logits.softmax(0)
         terms = {name: weights[place].detach() * scaled[name] for name, place in zip(scaled, places)}
         if len(places) > 1 and shared:

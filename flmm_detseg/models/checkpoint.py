@@ -21,6 +21,7 @@ from flmm_detseg.lmms.identity import check_identity, lmm_identity
 from flmm_detseg.lmms.lora_layers import lora_group_of
 from flmm_detseg.lmms.trained_layout import check_layout, layout_text
 from flmm_detseg.models.zero_folder import check_states, read_model_states
+from flmm_detseg.utils.finite import not_finite
 from flmm_detseg.utils.paths import find, places
 
 PHRASE_PREFIX = "heads.phrase."
@@ -232,7 +233,7 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
         Exactly the tensors to load, by our names.
 
     Raises:
-        CheckpointError: Lists missing, unexpected and wrongly shaped keys.
+        CheckpointError: Lists missing, unexpected and wrongly shaped keys, or tensors with NaN or infinities.
     """
     given = to_our_names(state_dict)
     wanted = trainable_tensors(model)
@@ -253,7 +254,21 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
         raise CheckpointError(
             f"{source} does not fit the model; {'; '.join(problems)}. Use the config the checkpoint was trained with."
         )
+    check_finite(given, source)
     return given
+
+
+def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
+    """Refuses what a run left behind that went on after its loss was NaN.
+
+    Raises:
+        CheckpointError: Tensors hold NaN or infinities; lists them.
+    """
+    if broken := not_finite(tensors):
+        raise CheckpointError(
+            f"{source} holds NaN or infinities in {len(broken)} of {len(tensors)} tensors: {_list(broken)}. Take an "
+            "earlier checkpoint of that run"
+        )
 
 
 @torch.no_grad()
@@ -334,6 +349,7 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
                 f"{file} does not fit the model; unexpected: {_list(wrong) or 'none'}; of another shape: "
                 f"{_list(shapes) or 'none'}"
             )
+        check_finite(tensors, str(file))
         found.update({name: value for name, value in tensors.items() if name in wanted})
     parameters = dict(model.named_parameters())
     # A new run may begin with a state of its own.

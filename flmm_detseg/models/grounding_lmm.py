@@ -25,6 +25,7 @@ from flmm_detseg.models.objective import StepTotals, objective, parse_objective,
 from flmm_detseg.models.retention import Retention
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, Generation, GroundingBatch, LMMStates, Prediction, Sample
+from flmm_detseg.utils.finite import require_finite
 
 
 @dataclass(frozen=True)
@@ -278,6 +279,9 @@ class GroundingLMM(BaseModel):
         Args:
             samples: Records; masks are not needed.
             keep_attention: Put the attention stack into each prediction, whatever the head is set to.
+
+        Raises:
+            RunError: Masks, boxes or scores hold NaN or infinities; names the sample.
         """
         batch = self.prepare(samples)
         states = self._encode(batch, self._head("phrase").capture)
@@ -285,6 +289,9 @@ class GroundingLMM(BaseModel):
 
     def _phrases(self, states: LMMStates, batch: GroundingBatch, keep_attention: bool) -> list[Prediction]:
         predictions = self._head("phrase").predict(states, batch)
+        for found in predictions:
+            parts = [found.coarse_logits, found.mask_logits, found.scores, found.boxes_xyxy]
+            require_finite("phrases' masks", [found.record_id], [part[None] for part in parts])
         if keep_attention:
             for prediction, attention in zip(predictions, states.attention, strict=True):
                 prediction.attention = attention

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.utils.finite import not_finite
 from flmm_detseg.utils.paths import find, places
 
 CONFIG_NAME = "config.json"
@@ -140,7 +139,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
+    except Exception as error:  # readers of damaged bytes may raise anything
         raise CheckpointError(f"cannot read {path} as plain tensors (damaged or unsafe): {error}") from error
     if not isinstance(weights, Mapping) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} is no SAM checkpoint: expected a flat dictionary of tensors")
@@ -151,7 +150,7 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: Path)
     """Loads weights that must fit key by key and shape by shape.
 
     Raises:
-        CheckpointError: Names missing and unexpected keys and wrong shapes.
+        CheckpointError: Names missing and unexpected keys, wrong shapes, and tensors with NaN or infinities.
     """
     expected = model.state_dict()
     problems = {
@@ -162,6 +161,7 @@ def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: Path)
             for name, value in expected.items()
             if name in weights and weights[name].shape != value.shape
         ],
+        "not finite": not_finite(weights),
     }
     lines = [f"{kind} ({len(names)}): {_shorten(names)}" for kind, names in problems.items() if names]
     if lines:

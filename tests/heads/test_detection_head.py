@@ -20,7 +20,7 @@ from mmengine.structures import InstanceData
 from sam_parts import make_refiner
 from torchvision.ops import box_iou, generalized_box_iou_loss, sigmoid_focal_loss
 
-from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.errors import ConfigError, DataError, RunError
 from flmm_detseg.heads import DetectionHead, PixelStem
 from flmm_detseg.heads.fcos import FrameFCOS, Objects
 from flmm_detseg.heads.frame import Frame
@@ -199,6 +199,20 @@ def test_predictions_lie_in_the_original_image():
         for label in objects.labels.unique():
             iou = box_iou(*[objects.bboxes[objects.labels == label]] * 2)
             assert (iou.fill_diagonal_(0) <= 0.6).all()
+
+
+@pytest.mark.case("model/nan_prediction")
+def test_outputs_that_are_no_numbers_name_the_sample(monkeypatch):
+    head = make_head(score_threshold=0.99)
+    states, batch = make_dense_case()
+    outputs = head.fcos(head.neck(states, batch))
+    with torch.no_grad():
+        outputs[2][0][1, 0, 0, 0] = float("nan")
+    monkeypatch.setattr(type(head.fcos), "forward", lambda *args, **kwargs: outputs)
+    with pytest.raises(
+        RunError, match=f"^{batch.samples[1].record_id}: the detection head's outputs hold NaN"
+    ):
+        head.predict(states, batch)
 
 
 def test_nothing_found_is_an_empty_result():

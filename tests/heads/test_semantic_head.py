@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from dense_parts import GRIDS, PADDED, make_dense_case, make_neck, select, total, with_dense
 
-from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.errors import ConfigError, DataError, RunError
 from flmm_detseg.heads import PixelStem, SemanticSegHead
 from flmm_detseg.structures import CaptureSpec, DenseTargets
 
@@ -29,6 +29,17 @@ def test_predictions_have_the_original_size():
         assert labels.shape == sample.image_size
         assert labels.dtype == torch.int64
         assert 0 <= labels.min() <= labels.max() < 3
+
+
+@pytest.mark.case("model/nan_prediction")
+def test_logits_that_are_no_numbers_name_the_sample(monkeypatch):
+    head = make_head()
+    states, batch = make_dense_case()
+    logits = torch.zeros(3, 3, 16, 16)
+    logits[1, 2, 0, 0] = float("nan")
+    monkeypatch.setattr(head, "logits", lambda states, batch: logits)
+    with pytest.raises(RunError, match=f"^{batch.samples[1].record_id}: the class logits hold NaN"):
+        head.predict(states, batch)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

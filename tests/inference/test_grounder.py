@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from pycocotools import mask as rle
 from sam_parts import SIZES
 
 from flmm_detseg import Grounder, GroundingResult
-from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError
+from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError, RunError
 from flmm_detseg.heads import PhraseGroundingHead, UNetHead
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.refiners import SAMRefiner, build_sam
@@ -150,6 +151,16 @@ def test_coco_annotations_hold_the_same_masks(grounder):
         assert entry["area"] == result.masks[index].sum() == rle.area(code)
         if entry["area"]:
             np.testing.assert_allclose(entry["bbox"], rle.toBbox(code))
+
+
+@pytest.mark.case("model/nan_prediction")
+@pytest.mark.parametrize("part", ["scores", "boxes_xyxy"])
+def test_a_score_or_box_that_is_no_number_gets_into_no_annotations(grounder, part):
+    result = grounder.ground(_image(), CAPTION, PHRASES)
+    broken = getattr(result, part).copy()
+    broken[1] = np.nan
+    with pytest.raises(RunError, match="are no numbers, which JSON cannot hold"):
+        replace(result, **{part: broken}).to_coco()
 
 
 def test_answers_are_the_models_own(grounder):

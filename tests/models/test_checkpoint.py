@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import math
 import os
 import pickle
 
@@ -11,7 +12,13 @@ import torch
 from torch import nn
 
 from flmm_detseg.errors import CheckpointError
-from flmm_detseg.models.checkpoint import check_tensors, load_checkpoint, load_tensors, to_our_names
+from flmm_detseg.models.checkpoint import (
+    check_tensors,
+    load_checkpoint,
+    load_parts,
+    load_tensors,
+    to_our_names,
+)
 
 FLMM_NAMES = (
     "text_layer_weights",
@@ -126,6 +133,36 @@ def test_all_problems_of_a_misfit_are_listed_and_nothing_is_loaded():
     assert "1 unexpected: heads.phrase.text_projj.bias" in message
     assert "heads.phrase.text_proj.weight (2, 5) (model: (2, 4))" in message
     assert all(torch.equal(value, before[name]) for name, value in tensors(model).items())
+
+
+@pytest.mark.case("model/nan_prediction")
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_tensors_that_are_no_numbers_are_named_and_nothing_is_loaded(value, tmp_path):
+    model = Model()
+    before, given = tensors(model), tensors()
+    given["heads.phrase.text_proj.bias"][1] = value
+    refused = pytest.raises(
+        CheckpointError,
+        match=r"nan\.pth holds NaN or infinities in 1 of 3 tensors: heads\.phrase\.text_proj\.bias\.",
+    )
+    with refused:
+        load_tensors(model, given, "nan.pth")
+    published = {name.removeprefix("heads.phrase."): tensor for name, tensor in given.items()}
+    with refused:
+        load_tensors(model, published, "nan.pth")
+    torch.save(published, tmp_path / "nan.pth")
+    model.lmm.trained_layout = None
+    with refused:
+        load_parts(model, [str(tmp_path / "nan.pth")])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors(model).items())
+
+
+@pytest.mark.case("model/empty_pointer")
+def test_whatever_a_reader_of_damaged_bytes_raises_is_named(tmp_path):
+    for content in (b"", b"half", b"PK\x03\x04", b"\x80\x02h\x05.", b"\x80\x02}(."):
+        (tmp_path / "damaged.pth").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"damaged\.pth"):
+            load_checkpoint(tmp_path / "damaged.pth")
 
 
 def test_frozen_tensors_are_neither_needed_nor_welcome():

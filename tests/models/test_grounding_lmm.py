@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import tiny
 import torch
 from sam_parts import make_refiner
 from tiny import make_sample, mixed_samples
 
-from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.errors import CheckpointError, ConfigError, RunError
 from flmm_detseg.heads import DetectionHead, PhraseGroundingHead, SemanticSegHead, UNetHead, VisionNeck
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import LMMStates
@@ -61,6 +63,22 @@ def test_a_mixed_batch_equals_single_samples(model):
         (alone,) = model.predict([sample])
         torch.testing.assert_close(prediction.coarse_logits, alone.coarse_logits, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(prediction.refined_logits, alone.refined_logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.case("model/nan_prediction")
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_predictions_that_are_no_numbers_name_the_sample(value, model, monkeypatch):
+    whole = model.heads["phrase"].mask_head.forward_grouped
+
+    def broken(stacks):
+        maps = whole(stacks)
+        maps[1] = maps[1].clone()
+        maps[1][0, maps[1].shape[1] // 2, maps[1].shape[2] // 2] = value
+        return maps
+
+    monkeypatch.setattr(model.heads["phrase"].mask_head, "forward_grouped", broken)
+    with pytest.raises(RunError, match=r"^tiny/1: the phrases' masks hold NaN or infinities"):
+        model.predict([make_sample(0), make_sample(1)])
 
 
 def test_attention_is_kept_when_asked(model):

@@ -59,6 +59,7 @@ def test_keys_that_do_not_fit_are_named(tmp_path):
     weights = build_sam(SIZES).state_dict()
     weights["mask_decoder.extra"] = weights.pop("mask_decoder.iou_token.weight")
     weights["image_encoder.pos_embed"] = torch.zeros(1, 2, 2, 16)
+    weights["mask_decoder.mask_tokens.weight"][0, 0] = float("nan")
     torch.save(weights, tmp_path / "sam.pth")
     with pytest.raises(CheckpointError) as error:
         build_sam(SIZES, tmp_path / "sam.pth")
@@ -66,6 +67,7 @@ def test_keys_that_do_not_fit_are_named(tmp_path):
     assert "missing (1): mask_decoder.iou_token.weight" in message
     assert "unexpected (1): mask_decoder.extra" in message
     assert "image_encoder.pos_embed (1, 2, 2, 16) instead of (1, 8, 8, 16)" in message
+    assert "not finite (1): mask_decoder.mask_tokens.weight" in message
 
 
 def test_code_in_a_checkpoint_is_refused(tmp_path, capsys):
