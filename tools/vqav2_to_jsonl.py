@@ -32,11 +32,11 @@ def main() -> dict[str, Any]:
     )
     args = parser.parse_args()
 
-    from flmm_detseg.datasets.image_ids import read_image_ids
+    from flmm_detseg.datasets.image_ids import read_images
     from flmm_detseg.datasets.vqav2 import convert_vqav2, write_jsonl
 
-    kept = None if args.only_images is None else read_image_ids(args.only_images)
-    lines = convert_vqav2(args.questions, args.annotations, image_ids=kept, image_name=args.image_name)
+    kept = None if args.only_images is None else read_images(args.only_images)
+    lines = convert_vqav2(args.questions, args.annotations, images=kept, image_name=args.image_name)
     write_jsonl(lines, args.out)
     return {
         "out": args.out,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,12 @@ class GroundingDataset(Dataset[Sample], ABC):
             "records": len(self),
             "skipped": self._log.counts(),
             "dropped": {reason: len(records) for reason, records in self.dropped.items()},
+            **self.count(),
         }
+
+    def count(self, indices: Iterable[int] | None = None) -> dict[str, Any]:
+        """What some records (None: all) hold to learn from, and what is left out of them; reads no image."""
+        return {}
 
     def __len__(self) -> int:
         return len(self.records)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from flmm_detseg.datasets.policy import Problem
@@ -24,6 +26,8 @@ _CHECK_SETTINGS = {
     "turns": "all",
 }
 
+_SMALL, _APART = "box under one pixel", "box apart from its mask"
+
 
 @dataclass
 class DataCheck:
@@ -33,8 +37,10 @@ class DataCheck:
         name: Of the data set.
         num_records: Usable records.
         num_phrases: Phrases in them.
-        num_objects: Boxes in them.
-        problems: Unusable records.
+        counts: What is learned from in them and what is left out, of the reader's ``count``; of label maps the classes
+            that no pixel has.
+        problems: Unusable records, and what makes the whole useless.
+        remarks: What can be read and is hardly meant so.
         dropped: Number of records without anything to learn from, by reason.
         examples: Some usable samples, spread over the data set.
         metainfo: Facts of the data set, e.g. the names of its classes.
@@ -43,8 +49,9 @@ class DataCheck:
     name: str
     num_records: int = 0
     num_phrases: int = 0
-    num_objects: int = 0
+    counts: dict[str, Any] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    remarks: list[Problem] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     examples: list[Sample] = field(default_factory=list)
     metainfo: dict[str, Any] = field(default_factory=dict)
@@ -54,11 +61,16 @@ class DataCheck:
         return {
             "records": self.num_records,
             "phrases": self.num_phrases,
-            **({"objects": self.num_objects} if "classes" in self.metainfo else {}),
+            **self.counts,
             "problems": len(self.problems),
-            "problems_by_kind": dict(Counter(problem.kind for problem in self.problems).most_common()),
+            "problems_by_kind": _by_kind(self.problems),
+            **({"remarks_by_kind": _by_kind(self.remarks)} if self.remarks else {}),
             "dropped": self.dropped,
         }
+
+
+def _by_kind(problems: Sequence[Problem]) -> dict[str, int]:
+    return dict(Counter(problem.kind for problem in problems).most_common())
 
 
 def check_dataset(name: str, config: Mapping[str, Any], *, num_examples: int = 0) -> DataCheck:
@@ -90,21 +102,93 @@ def check_dataset(name: str, config: Mapping[str, Any], *, num_examples: int = 0
     check.metainfo = dataset.metainfo
     check.dropped = {reason: len(records) for reason, records in dataset.dropped.items()}
     wanted = {len(dataset) * k // num_examples for k in range(num_examples)}
+    file = str(next(iter(dataset.annotation_files), name))
+    readable: list[int] = []
+    values: set[int] = set()
     for index in tqdm(range(len(dataset)), desc=f"checking {name}"):
         try:
             sample = dataset[index]
         except DataError as error:
             check.problems.append(_as_problem(name, dataset.record_id(index), error))
             continue
-        check.num_records += 1
+        readable.append(index)
         check.num_phrases += len(sample.phrases)
-        if sample.dense is not None and sample.dense.boxes_xyxy is not None:
-            check.num_objects += len(sample.dense.boxes_xyxy)
+        if sample.dense is not None:
+            check.remarks += _doubtful_boxes(sample, file)
+            if sample.dense.semantic is not None:
+                values |= set(np.unique(sample.dense.semantic).tolist())
         if index in wanted:
             check.examples.append(sample)
+    check.num_records = len(readable)
+    check.counts = dataset.count(readable)
+    if classes := check.metainfo.get("semantic_classes"):
+        check.counts["classes_without_pixels"] = [n for k, n in enumerate(classes) if k not in values]
+    _judge(check, dataset, readable, file)
     if left_out := dataset.report().get("left_out"):
         check.dropped["object without room in the text"] = left_out
     return check
+
+
+def _doubtful_boxes(sample: Sample, file: str) -> list[Problem]:
+    """Boxes without room for a pixel, and boxes that hold less than half of their own mask."""
+    dense = sample.dense
+    assert dense is not None
+    found: list[Problem] = []
+    for k, (x0, y0, x1, y1) in enumerate([] if dense.boxes_xyxy is None else dense.boxes_xyxy.tolist()):
+        ids = sample.meta.get("ann_ids")
+        where = f"{sample.record_id}: box {k}" if ids is None else f"annotation {ids[k]}"
+        if min(x1 - x0, y1 - y0) < 1:
+            message = f"its box is {x1 - x0:.3g} x {y1 - y0:.3g} pixels (W x H)"
+            found.append(
+                Problem(
+                    file, where, message, "COCO's boxes are in pixels, not in parts of the image.", _SMALL
+                )
+            )
+        if dense.masks is not None and (total := int(dense.masks[k].sum())):
+            inside = int(dense.masks[k][math.floor(y0) : math.ceil(y1), math.floor(x0) : math.ceil(x1)].sum())
+            if inside < total / 2:
+                message = f"its box holds {inside} of the {total} pixels of its mask"
+                found.append(Problem(file, where, message, "Was one of the two scaled or moved?", _APART))
+    return found
+
+
+def _judge(check: DataCheck, dataset: Any, readable: Sequence[int], file: str) -> None:
+    """What only the whole shows: nothing to learn from, or another convention of boxes."""
+    counts = check.counts
+    num_boxes = counts.get("objects", 0) + counts.get("crowds", 0)
+
+    def problem(message: str, remedy: str, kind: str) -> None:
+        check.problems.append(Problem(file, "", message, remedy, kind))
+
+    if readable and counts.get("objects") == 0 and not check.problems:
+        dropped = check.dropped.get("degenerate box", 0)
+        message = (
+            f"no object to learn from in {len(readable)} images: {counts['crowds']} are crowds (`iscrowd` 1, neither "
+            f"learned nor counted), {dropped} have no area inside their image"
+        )
+        problem(message, "Set `iscrowd` to 0 where an annotation is one object.", "nothing to learn")
+    classes = check.metainfo.get("semantic_classes", ())
+    if readable and classes and len(counts["classes_without_pixels"]) == len(classes):
+        problem(
+            "no pixel of any class: all are unknown (255)", "Check `reduce_zero_label`.", "nothing to learn"
+        )
+    for kind, wrong in (
+        (_SMALL, "in parts of the image instead of pixels"),
+        (_APART, "of another size than the masks"),
+    ):
+        number = sum(remark.kind == kind for remark in check.remarks)
+        if number > num_boxes / 2 > 0:
+            message = f"{kind}: {number} of {num_boxes}, as if boxes were {wrong}"
+            problem(
+                message,
+                "Convert them: `bbox` is [x, y, width, height] in pixels.",
+                "boxes of another convention",
+            )
+    if num_boxes and getattr(dataset, "has_corners", lambda indices: False)(readable):
+        message = f"{counts['cut_at_the_frame']} of {num_boxes} boxes leave the image, as if they were [x0, y0, x1, y1]"
+        problem(
+            message, "Convert them: `bbox` is [x, y, width, height] in pixels.", "boxes of another convention"
+        )
 
 
 def _as_problem(name: str, record_id: str, error: DataError) -> Problem:

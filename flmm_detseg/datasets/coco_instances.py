@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,20 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
-from flmm_detseg.datasets.files import load_json, require_dir, require_keys
-from flmm_detseg.datasets.image_ids import excluded_ids
+from flmm_detseg.datasets.coco_file import CocoFile, CocoImage, CocoObject, name_key
+from flmm_detseg.datasets.files import existing_file, is_file, require_dir
+from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
-from flmm_detseg.datasets.policy import RecordError, record_error
-from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.datasets.policy import record_error
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import DenseTargets, Sample
 from flmm_detseg.utils.names import suggest
+from flmm_detseg.utils.values import FieldError, is_number, shown
+
+# Boxes of float32 tools leave the image by less than that.
+_ROUNDING = 1e-2
 
 
 @dataclass(slots=True)
@@ -36,6 +40,8 @@ class _Record:
     crowd: list[bool] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     segmentations: list[Any] = field(default_factory=list)
+    cut: list[bool] = field(default_factory=list)
+    corners: list[bool] = field(default_factory=list)
 
 
 @DATASETS.register_module()
@@ -43,9 +49,10 @@ class COCOInstancesDataset(GroundingDataset):
     """Boxes (and masks) of the objects in an image, in COCO's instance format.
 
     Samples have ``task="detection"``, an empty text, ``dense`` with boxes, labels, crowd flags and, if asked for,
-    masks; ``meta["coco_image_id"]`` and ``meta["ann_ids"]`` are as in the file. Boxes are cut to the image;
-    those of no width or height are left out and counted (``dropped["degenerate box"]``). The ``score`` of
-    annotations with ``pseudo: true`` (tools/pseudo_label.py) becomes ``dense.weights``; others weigh 1.
+    masks; ``meta["coco_image_id"]`` and ``meta["ann_ids"]`` are as in the file. Boxes are cut to the image (and
+    counted, see :meth:`count`); those of no width or height are left out (``dropped["degenerate box"]``). What files
+    of other makers may be like, see :class:`~flmm_detseg.datasets.coco_file.CocoFile`. The ``score`` of annotations
+    with ``pseudo: true`` (tools/pseudo_label.py) becomes ``dense.weights``; others weigh 1.
 
     Args:
         ann_file: COCO JSON with ``images``, ``annotations`` and ``categories``.
@@ -60,7 +67,7 @@ class COCOInstancesDataset(GroundingDataset):
         verify_images: Decode every image and mask at construction, so that ``policy="skip"`` covers them too.
         name: First part of record ids.
         exclude_image_ids_file: One file or several with ids of images that must not come up
-            (``dropped["excluded image"]``), see :func:`~flmm_detseg.datasets.image_ids.read_image_ids`: with
+            (``dropped["excluded image"]``), see :func:`~flmm_detseg.datasets.image_ids.read_images`: with
             ``refs(unc).p``, the images that referring expressions are evaluated on.
 
     Attributes:
@@ -92,13 +99,10 @@ class COCOInstancesDataset(GroundingDataset):
         self.annotation_files = (self.ann_file,)
         self.image_dir = require_dir(image_dir, "image folder")
         self.with_masks, self.name = with_masks, name
-        content = load_json(self.ann_file, "COCO annotation file")
-        require_keys(content, ("images", "annotations", "categories"), self.ann_file)
-        self._known_categories: set[Any] = set()
-        self._label_of: dict[Any, int] = {}
+        file = CocoFile(self.ann_file, "COCO annotation file", self._log)
         self._has_pseudo = False
-        self.classes, self.category_ids = self._read_categories(content["categories"], classes)
-        self.records = self._read_records(content, keep_empty, excluded_ids(exclude_image_ids_file))
+        self.classes, self.category_ids = self._choose_classes(file, classes)
+        self.records = self._read_records(file, keep_empty, read_images(exclude_image_ids_file))
         self._finish(verify_images, str(self.ann_file))
 
     @property
@@ -110,36 +114,33 @@ class COCOInstancesDataset(GroundingDataset):
         """Image id of a record; it has no phrases."""
         return str(self.records[index].path), []
 
-    def report(self) -> dict[str, Any]:
-        """Counts of what is used, skipped and dropped, and of objects by class."""
+    def count(self, indices: Iterable[int] | None = None) -> dict[str, Any]:
+        """Objects that are learned, by class, crowds (neither learned nor counted) and boxes cut at the frame."""
         counts = np.zeros(len(self.classes), dtype=int)
-        for record in self.records:
-            np.add.at(counts, record.labels, 1)
+        crowds = cut = 0
+        for record in self.records if indices is None else [self.records[index] for index in indices]:
+            crowd = np.asarray(record.crowd, dtype=bool)
+            np.add.at(counts, np.asarray(record.labels, dtype=int)[~crowd], 1)
+            crowds, cut = crowds + int(crowd.sum()), cut + sum(record.cut)
         objects = dict(zip(self.classes, counts.tolist()))
-        return {**super().report(), "objects": sum(objects.values()), "objects_by_class": objects}
+        return {
+            "objects": sum(objects.values()),
+            "crowds": crowds,
+            "cut_at_the_frame": cut,
+            "objects_by_class": objects,
+            "classes_without_objects": [name for name, number in objects.items() if not number],
+        }
 
-    def _problem(self, record: str, message: str, kind: str) -> RecordError:
-        remedy = "Mend the annotation, or use policy='skip' to leave such images out."
-        return record_error(str(self.ann_file), record, message, remedy, kind)
+    def has_corners(self, indices: Iterable[int]) -> bool:
+        """Whether ``bbox`` may be two corners: half of the boxes leave the image, and as corners all are inside."""
+        records = [self.records[index] for index in indices]
+        cut = [value for record in records for value in record.cut]
+        return len(cut) >= 3 and sum(cut) >= len(cut) / 2 and all(all(record.corners) for record in records)
 
-    def _read_categories(
-        self, entries: Any, wanted: Sequence[str] | None
-    ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        id_of: dict[str, Any] = {}
-
-        def add(entry: Any, record: str) -> None:
-            require_keys(entry, ("id", "name"), self.ann_file, record)
-            if not isinstance(entry["id"], int) or not isinstance(entry["name"], str):
-                raise self._problem(record, "`id` must be an integer and `name` a text", "malformed")
-            if entry["name"] in id_of or entry["id"] in self._known_categories:
-                message = f"category {entry['name']!r} (id {entry['id']}) occurs twice"
-                raise self._problem(record, message, "duplicate id")
-            id_of[entry["name"]] = entry["id"]
-            self._known_categories.add(entry["id"])
-
-        self._read_entries(self.ann_file, "categories", entries, add)
-        if not id_of:
-            raise DataError(f"{self.ann_file}: `categories` is empty. List every class with `id` and `name`.")
+    def _choose_classes(
+        self, file: CocoFile, wanted: Sequence[str] | None
+    ) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        id_of = {name: category_id for category_id, name in file.categories.items()}
         names = sorted(id_of, key=lambda name: id_of[name]) if wanted is None else list(wanted)
         for number, name in enumerate(names):
             if name not in id_of:
@@ -148,51 +149,28 @@ class COCOInstancesDataset(GroundingDataset):
                 )
             if name in names[:number]:
                 raise ConfigError(f"`classes` names {name!r} twice")
-        ids = tuple(id_of[name] for name in names)
-        self._label_of = {category_id: label for label, category_id in enumerate(ids)}
-        return tuple(names), ids
+        return tuple(names), tuple(id_of[name] for name in names)
 
-    def _read_records(
-        self, content: dict[str, Any], keep_empty: bool, excluded: frozenset[int]
-    ) -> list[_Record]:
-        records: dict[Any, _Record] = {}
-        listed: set[Any] = set()
-        faulty: set[Any] = set()
-        seen: set[Any] = set()
+    def _read_records(self, file: CocoFile, keep_empty: bool, excluded: ImageIds) -> list[_Record]:
+        records: dict[int | str, _Record] = {}
+        label_of = {category_id: label for label, category_id in enumerate(self.category_ids)}
 
-        def add_image(entry: Any, where: str) -> None:
-            require_keys(entry, ("id",), self.ann_file, where)
-            if entry["id"] in listed:
-                raise self._problem(where, f"image id {entry['id']} occurs twice", "duplicate id")
-            listed.add(entry["id"])
-            if entry["id"] in excluded:
-                self._log.drop("excluded image", f"{self.name}/image-{entry['id']}")
+        def add_image(image: CocoImage, where: str) -> None:
+            record_id = f"{self.name}/image-{image.image_id}"
+            if excluded.holds(image.image_id, image.file_name):
+                self._log.drop("excluded image", record_id)
                 return
-            records[entry["id"]] = self._read_image(entry, where)
+            path = self._image_path(file, image, where)
+            records[image.key] = _Record(record_id, image.image_id, path, image.size)
 
-        def add_annotation(entry: Any, where: str) -> None:
-            try:
-                require_keys(entry, ("id", "image_id", "category_id", "bbox"), self.ann_file, where)
-                where = f"annotation {entry['id']}"
-                if entry["image_id"] not in listed:
-                    raise self._problem(
-                        where, f"image {entry['image_id']} is not in `images`", "unknown image"
-                    )
-                if entry["id"] in seen:
-                    raise self._problem(where, "its id occurs twice", "duplicate id")
-                seen.add(entry["id"])
-                if entry["image_id"] in records:  # otherwise its image is excluded, or a problem already
-                    self._read_annotation(entry, where, records[entry["image_id"]])
-            except (RecordError, TypeError, ValueError):
-                if isinstance(entry, dict) and isinstance(entry.get("image_id"), (int, str)):
-                    faulty.add(entry["image_id"])
-                raise
+        def add_object(item: CocoObject, where: str) -> None:
+            self._add_object(file, item, where, records[item.image.key], label_of[item.category_id])
 
-        self._read_entries(self.ann_file, "images", content["images"], add_image)
-        self._read_entries(self.ann_file, "annotations", content["annotations"], add_annotation)
+        file.read_images(add_image)
+        file.read_objects(add_object, lambda image, category: image.key in records and category in label_of)
         usable = []
-        for record in records.values():
-            if record.image_id in faulty:
+        for key, record in records.items():
+            if key in file.faulty:
                 continue
             if keep_empty or record.labels:
                 usable.append(record)
@@ -200,48 +178,49 @@ class COCOInstancesDataset(GroundingDataset):
                 self._log.drop("no object", record.record_id)
         return usable
 
-    def _read_image(self, entry: Any, where: str) -> _Record:
-        require_keys(entry, ("id", "file_name", "height", "width"), self.ann_file, where)
-        path, size = self.image_dir / entry["file_name"], (int(entry["height"]), int(entry["width"]))
-        if not path.is_file():
-            raise self._problem(f"image {entry['id']}", f"{path} not found", "missing image")
-        if min(size) < 1:
-            raise self._problem(f"image {entry['id']}", f"its size {size} (H, W) is empty", "size mismatch")
-        return _Record(f"{self.name}/image-{entry['id']}", entry["id"], path, size)
+    def _image_path(self, file: CocoFile, image: CocoImage, where: str) -> Path:
+        try:
+            return existing_file(self.image_dir, image.file_name, "file_name")
+        except FieldError as error:
+            # Tools on Windows write their own separator; the part of the name that is a folder may be missing here.
+            plain = name_key(image.file_name)
+            if plain != image.file_name and is_file(self.image_dir / plain):
+                return self.image_dir / plain
+            hint = ""
+            for ending in _endings(plain):
+                if is_file(self.image_dir / ending):
+                    hint = f" ({ending} is there: give the folder that `file_name` starts from)"
+                    break
+            raise file.problem(where, f"{error}{hint}", error.kind) from error
 
-    def _read_annotation(self, entry: dict[str, Any], where: str, record: _Record) -> None:
-        if entry["category_id"] not in self._known_categories:
-            message = f"category {entry['category_id']} is not in `categories`"
-            raise self._problem(where, message, "unknown category")
-        if entry["category_id"] not in self._label_of:
-            return
-        bbox = entry["bbox"]
-        if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
-            raise self._problem(where, f"`bbox` {bbox} is not [x, y, width, height]", "bad box")
+    def _add_object(self, file: CocoFile, item: CocoObject, where: str, record: _Record, label: int) -> None:
         height, width = record.size
-        x0, y0 = max(0.0, bbox[0]), max(0.0, bbox[1])
-        x1, y1 = min(float(width), bbox[0] + bbox[2]), min(float(height), bbox[1] + bbox[3])
+        x, y, w, h = item.bbox
+        x0, y0 = max(0.0, x), max(0.0, y)
+        x1, y1 = min(float(width), x + w), min(float(height), y + h)
         if x1 <= x0 or y1 <= y0:
             self._log.drop("degenerate box", where)
             return
         weight = 1.0
-        if entry.get("pseudo"):
+        if item.entry.get("pseudo"):
             self._has_pseudo = True
-            weight = entry.get("score")
-            if not (_is_number(weight) and 0 < weight <= 1):
-                message = f"`score` {weight} of a pseudo-label is not a number over 0 and up to 1"
-                raise self._problem(where, message, "bad score")
+            weight = item.entry.get("score")
+            if not (is_number(weight) and 0 < weight <= 1):
+                message = f"`score` {shown(weight)} of a pseudo-label is not a number over 0 and up to 1"
+                raise file.problem(where, message, "bad score")
         if self.with_masks:
             try:
-                check_segmentation(entry.get("segmentation"), record.size)
+                check_segmentation(item.segmentation, record.size)
             except (TypeError, ValueError) as error:
-                raise self._problem(where, f"mask: {error}", "bad mask") from error
-            record.segmentations.append(entry["segmentation"])
+                raise file.problem(where, f"mask: {error}", "bad mask") from error
+            record.segmentations.append(item.segmentation)
         record.weights.append(float(weight))
-        record.ann_ids.append(entry["id"])
+        record.ann_ids.append(item.ann_id)
         record.boxes.append((x0, y0, x1, y1))
-        record.labels.append(self._label_of[entry["category_id"]])
-        record.crowd.append(bool(entry.get("iscrowd", 0)))
+        record.labels.append(label)
+        record.crowd.append(item.crowd)
+        record.cut.append(max(-x, -y, x + w - width, y + h - height) > _ROUNDING)
+        record.corners.append(0 <= x < w <= width + _ROUNDING and 0 <= y < h <= height + _ROUNDING)
 
     def _read(self, record: _Record) -> Sample:
         image = self._load_image(record.path, record.record_id)
@@ -276,9 +255,13 @@ class COCOInstancesDataset(GroundingDataset):
                 faults.append(f"annotation {record.ann_ids[number]}: {error}")
         if faults:
             message = f"masks cannot be decoded ({'; '.join(faults)})"
-            raise self._problem(record.record_id, message, "bad mask")
+            remedy = "Mend the annotation, or use policy='skip' to leave such images out."
+            raise record_error(str(self.ann_file), record.record_id, message, remedy, "bad mask")
         return masks
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _endings(name: str) -> Iterator[str]:
+    """``b/c.png`` and ``c.png`` of ``a/b/c.png``."""
+    parts = name.split("/")
+    for start in range(1, len(parts)):
+        yield "/".join(parts[start:])

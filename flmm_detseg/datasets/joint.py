@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -172,6 +172,12 @@ class JointDataset(GroundingDataset):
         if self.answers is not None:
             parts["answers"] = self.answers.report()
         return {**super().report(), **parts}
+
+    def count(self, indices: Iterable[int] | None = None) -> dict[str, Any]:
+        """The reader's counts of the records that became answers."""
+        return self.dataset.count(
+            [self.records[i] for i in (range(len(self)) if indices is None else indices)]
+        )
 
     def record_id(self, index: int) -> str:
         """Record id of a record, without reading its image."""

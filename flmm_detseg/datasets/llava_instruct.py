@@ -11,7 +11,7 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
-from flmm_detseg.datasets.image_ids import coco_id_of_path, excluded_ids
+from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.policy import RecordError, record_error
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
@@ -80,7 +80,7 @@ class LLaVAInstructDataset(GroundingDataset):
         self.annotation_files = (self.file,)
         self.image_dir = require_dir(image_dir, "image folder")
         self.turns, self.seed, self.name = turns, seed, name
-        excluded = frozenset(exclude_image_ids) | excluded_ids(exclude_image_ids_file)
+        excluded = read_images(exclude_image_ids_file, exclude_image_ids)
         self.records = self._read_records(excluded)
         self._finish(verify_images, str(self.file))
 
@@ -88,7 +88,7 @@ class LLaVAInstructDataset(GroundingDataset):
         """Image id of a record; it has no phrases."""
         return str(self.records[index].path), []
 
-    def _read_records(self, excluded: frozenset[int]) -> list[_Record]:
+    def _read_records(self, excluded: ImageIds) -> list[_Record]:
         entries = require_list(load_json(self.file, "conversation file"), "conversations", self.file)
         records: list[_Record] = []
         exists: dict[Path, bool] = {}
@@ -103,7 +103,7 @@ class LLaVAInstructDataset(GroundingDataset):
                     self._log.drop("no image", stem)
                     continue
                 path = self._image_path(entry["image"], where)
-                if coco_id_of_path(path.name) in excluded:
+                if excluded.holds(None, path.name):
                     self._log.drop("excluded image", stem)
                     continue
                 questions, answers = self._read_turns(entry["conversations"], where)

@@ -11,7 +11,7 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
-from flmm_detseg.datasets.image_ids import excluded_ids
+from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import read_panoptic_ids
 from flmm_detseg.datasets.policy import RecordError, record_error
@@ -63,7 +63,7 @@ class PNGDataset(GroundingDataset):
             them too.
         name: First part of record ids.
         exclude_image_ids_file: One file or several with ids of images that must not come up
-            (``dropped["excluded image"]``), see :func:`~flmm_detseg.datasets.image_ids.read_image_ids`.
+            (``dropped["excluded image"]``), see :func:`~flmm_detseg.datasets.image_ids.read_images`.
 
     Raises:
         DataError: A file is missing, truncated or of another kind, or (``policy="raise"``) a narrative is
@@ -91,7 +91,7 @@ class PNGDataset(GroundingDataset):
         self.panoptic_dir = require_dir(panoptic_dir, "panoptic folder")
         self.image_dir = require_dir(image_dir, "image folder")
         self.plural_is_thing, self.prompt, self.name = plural_is_thing, prompt, name
-        self.records = self._read_records(excluded_ids(exclude_image_ids_file))
+        self.records = self._read_records(read_images(exclude_image_ids_file))
         self._finish(verify_images, str(self.narratives_file))
 
     def phrase_texts(self, index: int) -> tuple[str, list[str]]:
@@ -137,7 +137,7 @@ class PNGDataset(GroundingDataset):
         self._read_entries(self.panoptic_json, "annotations", content["annotations"], add_annotation)
         return result
 
-    def _read_records(self, excluded: frozenset[int]) -> list[_Record]:
+    def _read_records(self, excluded: ImageIds) -> list[_Record]:
         content = load_json(self.narratives_file, "narratives file")
         narratives = require_list(content, "narratives", self.narratives_file)
         panoptic = self._read_panoptic()
@@ -149,7 +149,9 @@ class PNGDataset(GroundingDataset):
                     narrative, ("image_id", "segments"), self.narratives_file, f"narrative {position}"
                 )
                 record_id = f"{record_id}-image-{narrative['image_id']}"
-                if int(narrative["image_id"]) in excluded:
+                known = panoptic.get(int(narrative["image_id"]))
+                name = None if known is None else known.image_path.name
+                if excluded.holds(narrative["image_id"], None) or (name and excluded.holds(None, name)):
                     self._log.drop("excluded image", record_id)
                     continue
                 record = self._read_record(position, record_id, narrative, panoptic)

@@ -36,8 +36,8 @@ class QuestionDataset(GroundingDataset):
     A line is ``{"question_id", "image", "text"}`` with one of ``"answers"`` (VQAv2: of all annotators, texts or
     ``{"answer": text}``), ``"answer"`` or ``"label"`` (POPE), optionally ``"choices"`` and ``"category"``. With choices
     the answer is the letter or the number, from 0, of the right one, and ``text`` already lists them. Samples have
-    ``task="vqa"``, the question as ``prompt``, the first reference as ``text``; ``meta`` holds ``question_id``,
-    ``references``, ``choices``, ``kind``.
+    ``task="vqa"``, the question as ``prompt``, the first reference that is not empty as ``text``; ``meta`` holds
+    ``question_id``, ``references``, ``choices``, ``kind``.
 
     Frames of a stream may say more: ``"session"``, its name, and ``"boxes"``, ``[[x0, y0, x1, y1], ...]`` in the
     image's pixels (half-open), what is object rather than background in them. They go to ``meta["session"]`` and
@@ -150,7 +150,8 @@ class QuestionDataset(GroundingDataset):
             return (_LETTERS[given],)
         answers = given if isinstance(given, list) else [given]
         answers = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
-        if not answers or not _are_texts(answers):
+        # Of several people one may have said nothing (VizWiz); the metric counts him as one who agrees with nobody.
+        if not all(isinstance(answer, str) for answer in answers) or not any(map(str.strip, answers)):
             message = "no reference: `answers`, `answer` or `label` must be a text or a list of texts"
             raise self._problem(number, message, "missing key")
         if choices and any(answer.strip().upper() not in _LETTERS[: len(choices)] for answer in answers):
@@ -162,7 +163,7 @@ class QuestionDataset(GroundingDataset):
         return Sample(
             record_id=record.record_id,
             image=self._load_image(record.path, record.record_id),
-            text=record.references[0],
+            text=next(filter(str.strip, record.references)),
             phrases=(),
             prompt=record.text,
             image_id=str(record.path),

@@ -11,7 +11,7 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset, join_sentences
 from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
-from flmm_detseg.datasets.image_ids import excluded_ids
+from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
 from flmm_detseg.datasets.policy import RecordError, record_error
@@ -79,7 +79,7 @@ class RefCOCODataset(GroundingDataset):
         verify_images: Decode every image and mask at construction, so that ``policy="skip"`` covers them too.
         name: First part of record ids.
         exclude_image_ids_file: One file or several with ids of images that must not come up
-            (``dropped["excluded image"]``), see :func:`~flmm_detseg.datasets.image_ids.read_image_ids`: the files of
+            (``dropped["excluded image"]``), see :func:`~flmm_detseg.datasets.image_ids.read_images`: the files of
             the other two sets, whose splits overlap with this one's.
 
     Raises:
@@ -124,7 +124,7 @@ class RefCOCODataset(GroundingDataset):
             max_phrases,
             name,
         )
-        self.objects = self._read_objects(excluded_ids(exclude_image_ids_file))
+        self.objects = self._read_objects(read_images(exclude_image_ids_file))
         self.records = self._make_records()
         self._finish(verify_images, f"{self.refs_file} split {split}")
 
@@ -133,7 +133,7 @@ class RefCOCODataset(GroundingDataset):
         record = self.records[index]
         return str(record.objects[0].image.path), self._draw(record)[0]
 
-    def _read_objects(self, excluded: frozenset[int]) -> list[_Object]:
+    def _read_objects(self, excluded: ImageIds) -> list[_Object]:
         refs = require_list(load_plain_pickle(self.refs_file, "refs file"), "references", self.refs_file)
         images, annotations = self._read_instances()
         splits: set[str] = set()
@@ -146,7 +146,9 @@ class RefCOCODataset(GroundingDataset):
                 splits.add(str(ref["split"]))
                 if ref["split"] != self.split:
                     continue
-                if ref["image_id"] in excluded:
+                known = images.get(ref["image_id"])
+                name = None if known is None else known.path.name
+                if excluded.holds(ref["image_id"], None) or (name and excluded.holds(None, name)):
                     self._log.drop("excluded image", f"{self.name}/{self.split}/ref-{ref['ref_id']}")
                     continue
                 if ref["ref_id"] in seen:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from flmm_detseg.datasets.files import load_json, require_keys, require_list
+from flmm_detseg.datasets.coco_file import id_key
+from flmm_detseg.datasets.files import list_of, load_json, require_keys, require_list
+from flmm_detseg.datasets.image_ids import ImageIds
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.utils.values import FieldError, check_text, identifier, integer, is_number
 
 
 def convert_vqav2(
     questions_file: str | Path,
     annotations_file: str | Path,
     *,
-    image_ids: Collection[int] | None = None,
+    images: ImageIds | None = None,
     image_name: str = "{:012d}.jpg",
     progress: bool = True,
 ) -> list[dict[str, Any]]:
@@ -27,7 +30,7 @@ def convert_vqav2(
     Args:
         questions_file: ``v2_OpenEnded_mscoco_val2014_questions.json``.
         annotations_file: ``v2_mscoco_val2014_annotations.json``.
-        image_ids: COCO ids of the images to keep; None keeps all.
+        images: The images to keep (:func:`~flmm_detseg.datasets.image_ids.read_images`); None keeps all.
         image_name: Name of an image's file by its COCO id; ``"COCO_val2014_{:012d}.jpg"`` for the folder ``val2014``.
         progress: Show a progress bar.
 
@@ -47,23 +50,39 @@ def convert_vqav2(
         )
     questions = _entries(questions_file, "questions", ("question_id", "image_id", "question"))
     annotations = _entries(annotations_file, "annotations", ("question_id", "answers"))
-    by_id = {entry["question_id"]: entry for entry in annotations}
-    lines = []
+    by_id = {}
+    for entry in annotations:
+        number = _id(entry, "question_id", annotations_file)
+        if by_id.setdefault(number, entry) is not entry:
+            raise DataError(f"{annotations_file}: question {number} is annotated twice. Mend the file.")
+    lines, seen = [], set()
     for question in tqdm(questions, desc="VQAv2", unit="question", disable=not progress):
-        number, image_id = question["question_id"], question["image_id"]
-        if image_ids is not None and image_id not in image_ids:
+        number = _id(question, "question_id", questions_file)
+        if number in seen:
+            raise DataError(f"{questions_file}: question {number} occurs twice. Mend the file.")
+        seen.add(number)
+        try:
+            image_id = integer(question["image_id"], "image_id", 0, text=True)
+            text = check_text(question["question"], "question", empty=False)
+        except FieldError as error:
+            raise DataError(f"{questions_file}: question {number}: {error}. Mend the file.") from error
+        if images is not None and not images.holds(image_id, None):
             continue
         if number not in by_id:
             raise DataError(
                 f"{questions_file}: question {number} has no annotation in {annotations_file}. Give the annotations of "
                 "the same split (those of test are not published)."
             )
+        try:
+            answers = _answers(by_id[number]["answers"])
+        except FieldError as error:
+            raise DataError(f"{annotations_file}: question {number}: {error}. Mend the file.") from error
         lines.append(
             {
                 "question_id": number,
                 "image": image_name.format(image_id),
-                "text": question["question"],
-                "answers": [_answer(answer, number, annotations_file) for answer in by_id[number]["answers"]],
+                "text": text,
+                "answers": answers,
                 "category": by_id[number].get("answer_type"),
             }
         )
@@ -92,6 +111,20 @@ def _entries(file: str | Path, key: str, keys: tuple[str, ...]) -> list[dict[str
     return entries
 
 
-def _answer(answer: Any, question_id: Any, file: str | Path) -> str:
-    require_keys(answer, ("answer",), file, f"question {question_id}")
-    return str(answer["answer"])
+def _id(entry: dict[str, Any], key: str, file: str | Path) -> int | str:
+    try:
+        return id_key(identifier(entry[key], key))
+    except FieldError as error:
+        raise DataError(f"{file}: {error}. Mend the file.") from error
+
+
+def _answers(values: Any) -> list[str]:
+    """Answers of all people, as texts; one may be empty (somebody said nothing), not all."""
+    found: list[str] = []
+    for number, value in enumerate(list_of(values, "answers")):
+        what = f"answers[{number}]"
+        answer = value.get("answer") if isinstance(value, dict) else value
+        found.append(check_text(f"{answer}" if is_number(answer) else answer, what))
+    if not any(answer.strip() for answer in found):
+        raise FieldError("nobody answered: every one of `answers` is empty")
+    return found

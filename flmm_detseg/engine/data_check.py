@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from flmm_detseg.structures import Sample
 from flmm_detseg.visualization import draw_detections, draw_grounding, draw_semantic
 
 _TILE = (360, 380)  # (H, W) of one sample in the preview
+_MAX_REMARKS = 20  # printed of each kind
 
 
 def datasets_of_config(path: str) -> dict[str, Mapping[str, Any]]:
@@ -36,7 +38,7 @@ def datasets_of_config(path: str) -> dict[str, Mapping[str, Any]]:
 def check_data(
     datasets: Mapping[str, Mapping[str, Any]], preview: str | None = None, num_examples: int = 6
 ) -> tuple[dict[str, Any], int]:
-    """Checks data sets, prints each problem on a line, and draws some samples.
+    """Checks data sets, prints each problem (and some remarks) on a line, and draws some samples.
 
     Args:
         datasets: Data set configs by name.
@@ -51,6 +53,7 @@ def check_data(
         check = check_dataset(name, config, num_examples=num_examples if preview else 0)
         for problem in check.problems:
             print(f"{problem.kind}: {problem}", flush=True)
+        _print_remarks(check)
         checks.append(check)
     num_problems = sum(len(check.problems) for check in checks)
     figures: dict[str, Any] = {"problems": num_problems, "data_sets": {c.name: c.figures() for c in checks}}
@@ -60,6 +63,18 @@ def check_data(
         Image.fromarray(contact_sheet(examples)).save(preview)
         figures["preview"] = preview
     return figures, num_problems
+
+
+def _print_remarks(check: DataCheck) -> None:
+    """The first remarks of each kind, and how many more there are."""
+    numbers = Counter[str]()
+    for remark in check.remarks:
+        numbers[remark.kind] += 1
+        if numbers[remark.kind] <= _MAX_REMARKS:
+            print(f"remark, {remark.kind}: {remark}", flush=True)
+    for kind, number in numbers.items():
+        if number > _MAX_REMARKS:
+            print(f"remark, {kind}: {number - _MAX_REMARKS} more", flush=True)
 
 
 def draw_sample(sample: Sample, metainfo: Mapping[str, Any]) -> np.ndarray:

@@ -21,7 +21,7 @@ from flmm_detseg.evaluation import (
     semseg_record,
     text_box_figures,
 )
-from flmm_detseg.evaluation.coco_metric import check_backend
+from flmm_detseg.evaluation.coco_metric import check_backend, read_truth
 from flmm_detseg.language import (
     OBJECTS_QUESTION,
     build_prompt,
@@ -65,6 +65,12 @@ class BoxTask(Task[BoxOptions]):
     """Boxes and masks of objects, from ``model.detect`` or ``model.answer``."""
 
     name, config_key = "coco", "coco_eval"
+
+    def check_data(self, dataset: Any, options: BoxOptions) -> None:
+        """Reads ``annotation_file``: it must have every class and every image."""
+        if options.annotation_file is not None:
+            images = [record.image_id for record in dataset.records if hasattr(record, "image_id")]
+            read_truth(options.annotation_file).check(_classes(dataset, "classes"), images)
 
     def check(self, model: Any, dataset: Any, options: BoxOptions) -> None:
         """Classes of head and data; answers in words are compared with the data's names as they are."""

@@ -72,6 +72,9 @@ class Task(ABC, Generic[Options]):
     def check(self, model: Any, dataset: Any, options: Options) -> None:
         """Refuses data that do not fit the model, before it is asked; nothing to compare unless a task says so."""
 
+    def check_data(self, dataset: Any, options: Options) -> None:
+        """Refuses data and files that no figures can be made of, before a model is loaded; by default none."""
+
     @abstractmethod
     def facts(
         self, model: Any, samples: list[Sample], dataset: Any, options: Options

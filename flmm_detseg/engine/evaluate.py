@@ -213,6 +213,7 @@ def _build_dataset(
             raise ConfigError(f"data set {name!r} ({reader.__name__}) has no `{key}` to set to {value!r}")
         settings[key] = value
     dataset = DATASETS.build({"_scope_": SCOPE, **settings})
+    task.check_data(dataset, options)
     protocol = task.protocol(name, dataset, options)
     return EvaluationSet(dataset, protocol, {key: str(value) for key, value in settings.items()})
 

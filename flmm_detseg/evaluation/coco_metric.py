@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
 from mmengine.structures import InstanceData
 
+from flmm_detseg.datasets.coco_file import CocoFile, CocoObject, check_mask, id_key
+from flmm_detseg.datasets.masks import decode_segmentation
 from flmm_detseg.errors import ConfigError, DataError, MissingDependencyError
 from flmm_detseg.evaluation.box_f1 import text_box_figures
 from flmm_detseg.evaluation.box_records import box_record, ordered_images
 from flmm_detseg.registry import METRICS
 from flmm_detseg.structures import Sample
+from flmm_detseg.utils.names import suggest
 
 BACKENDS = {
     "pycocotools": ("pycocotools.coco", "pycocotools.cocoeval", "COCOeval"),
@@ -47,6 +52,7 @@ class COCOBoxMetric(BaseMetric):
     Raises:
         ConfigError: Unknown backend.
         MissingDependencyError: The backend is not installed.
+        DataError: ``annotation_file`` is unusable.
     """
 
     default_prefix = "coco"
@@ -62,6 +68,8 @@ class COCOBoxMetric(BaseMetric):
         super().__init__(collect_device=collect_device, prefix=prefix)
         check_backend(backend)
         self.annotation_file, self.backend, self.classwise = annotation_file, backend, classwise
+        # Here, so that a fault in the file does not wait for the end of the first pass.
+        self._truth = None if annotation_file is None else read_truth(annotation_file)
 
     def process(
         self,
@@ -80,7 +88,7 @@ class COCOBoxMetric(BaseMetric):
         return box_figures(
             results,
             classes,
-            annotation_file=self.annotation_file,
+            annotation_file=self._truth,
             backend=self.backend,
             classwise=self.classwise,
         )
@@ -90,16 +98,17 @@ def box_figures(
     records: Sequence[Mapping[str, Any]],
     classes: Sequence[str] | None = None,
     *,
-    annotation_file: str | Path | None = None,
+    annotation_file: str | Path | CocoTruth | None = None,
     backend: str = "pycocotools",
     classwise: bool = False,
 ) -> dict[str, float]:
     """Figures of :func:`coco_figures` where boxes have scores, else of :func:`text_box_figures`."""
-    if records and all("scores" in record for record in records):
-        return coco_figures(
-            records, classes, annotation_file=annotation_file, backend=backend, classwise=classwise
-        )
-    return text_box_figures(records)
+    if not any("scores" in record for record in records):
+        return text_box_figures(records)
+    # Some with scores and some without are an error there.
+    return coco_figures(
+        records, classes, annotation_file=annotation_file, backend=backend, classwise=classwise
+    )
 
 
 def check_backend(backend: str) -> None:
@@ -119,7 +128,7 @@ def coco_figures(
     records: Sequence[Mapping[str, Any]],
     classes: Sequence[str] | None = None,
     *,
-    annotation_file: str | Path | None = None,
+    annotation_file: str | Path | CocoTruth | None = None,
     backend: str = "pycocotools",
     classwise: bool = False,
 ) -> dict[str, float]:
@@ -131,7 +140,8 @@ def coco_figures(
     Args:
         records: Of :func:`~flmm_detseg.evaluation.box_records.box_record`, with scores, in any order.
         classes: Class names by label; needed for ``annotation_file``, names the figures of ``classwise``.
-        annotation_file: COCO file that holds the images of the records by ``image_id``; None: targets of the records.
+        annotation_file: COCO file (or :func:`read_truth` of it) that holds the images of the records by ``image_id``;
+            None: targets of the records.
         backend: ``"pycocotools"`` or ``"faster"``.
         classwise: Also ``AP/CLASS`` of every class with a target.
 
@@ -156,11 +166,19 @@ def coco_figures(
     if annotation_file is None:
         truth, image_ids, categories = _truth_of_records(records, classes)
     else:
-        truth, image_ids, categories = _truth_of_file(records, annotation_file, classes)
+        file = annotation_file if isinstance(annotation_file, CocoTruth) else read_truth(annotation_file)
+        truth, image_ids, categories = _truth_of_file(records, file, classes)
     figures: dict[str, float] = {
         "num_images": len(records),
         "num_boxes": sum(len(record["boxes_xyxy"]) for record in records),
     }
+    if all(annotation["iscrowd"] for annotation in truth["annotations"]):
+        print_log(
+            "no average precision: no target counts "
+            f"({len(truth['annotations'])} are there, each of them a crowd, iscrowd 1)",
+            logger="current",
+            level=logging.WARNING,
+        )
     for kind, prefix in (("bbox", ""), ("segm", "mask_")):
         if kind == "segm" and not _has_masks(records, truth):
             continue
@@ -188,7 +206,13 @@ def _has_masks(records: Sequence[Mapping[str, Any]], truth: Mapping[str, Any]) -
     """Whether masks are both predicted and annotated; a part of the images only is an error."""
     if not any("masks" in record for record in records):
         return False
-    if not all("segmentation" in annotation for annotation in truth["annotations"]):
+    missing = sum("segmentation" not in annotation for annotation in truth["annotations"])
+    if missing:
+        print_log(
+            f"no figures of masks: {missing} of {len(truth['annotations'])} targets have none",
+            logger="current",
+            level=logging.WARNING,
+        )
         return False
     for record in records:
         if record["boxes_xyxy"] and "masks" not in record:
@@ -227,38 +251,119 @@ def _truth_of_records(
     return truth, image_ids, list(range(1, num_classes + 1))
 
 
+@dataclass(frozen=True)
+class CocoTruth:
+    """Targets of a COCO file, checked, complete and with ids of our own (see :func:`read_truth`).
+
+    Attributes:
+        file: It.
+        dataset: COCO data set: ids from 1, and ``area`` and ``iscrowd`` everywhere.
+        image_ids: Our id by the file's, in the form of :func:`~flmm_detseg.datasets.coco_file.id_key`.
+        category_ids: Our id by class name.
+    """
+
+    file: Path
+    dataset: dict[str, Any]
+    image_ids: dict[int | str, int]
+    category_ids: dict[str, int]
+
+    def check(self, classes: Sequence[str], image_ids: Iterable[Any] = ()) -> None:
+        """Compares classes and images with the file.
+
+        Raises:
+            ConfigError: A class is not in it.
+            DataError: An image is not in it.
+        """
+        for name in classes:
+            if name not in self.category_ids:
+                raise ConfigError(
+                    f"{self.file}: it has no category {name!r}{suggest(name, self.category_ids)}"
+                )
+        for image_id in image_ids:
+            if id_key(image_id) not in self.image_ids:
+                raise DataError(f"image {image_id!r} is not in {self.file}.")
+
+
+def read_truth(annotation_file: str | Path) -> CocoTruth:
+    """Reads a COCO file to evaluate against.
+
+    pycocotools takes annotation 0 for "unmatched", sorts ids, and needs ``area`` and ``iscrowd``; so ids are given
+    anew, a missing ``area`` is that of the mask in pixels, else of the box, and a missing ``iscrowd`` is 0: as the
+    reader has it. ``segmentation: []`` is no mask. What can be used as it is stays as it is.
+
+    Raises:
+        DataError: The file or an entry is unusable; names it.
+    """
+    file = CocoFile(annotation_file, "COCO annotation file", names=False)
+    file.read_images()
+    # In the order of the file's own ids: of equal scores, those of the first image count first.
+    image_ids = {key: number for number, key in enumerate(_in_order(file.images), start=1)}
+    names = [file.categories[key] for key in sorted(file.categories)]
+    category_ids = {name: number for number, name in enumerate(names, start=1)}
+    annotations: list[dict[str, Any]] = []
+
+    def add_object(item: CocoObject, where: str) -> None:
+        area = item.area
+        if item.segmentation is not None:
+            try:
+                check_mask(item.segmentation, item.image.size)
+                if area is None:
+                    area = int(decode_segmentation(item.segmentation, item.image.size).sum())
+            except ValueError as error:
+                raise file.problem(where, f"mask: {error}", "bad mask") from error
+        annotations.append(
+            {
+                "id": len(annotations) + 1,
+                "image_id": image_ids[item.image.key],
+                "category_id": category_ids[file.categories[item.category_id]],
+                "bbox": list(item.bbox),
+                "area": item.bbox[2] * item.bbox[3] if area is None else area,
+                "iscrowd": int(item.crowd),
+                **({} if item.segmentation is None else {"segmentation": item.segmentation}),
+            }
+        )
+
+    file.read_objects(add_object)
+    images = [
+        {"id": number, "height": file.images[key].size[0], "width": file.images[key].size[1]}
+        for key, number in image_ids.items()
+    ]
+    categories = [{"id": number, "name": name} for name, number in category_ids.items()]
+    dataset = {"images": images, "annotations": annotations, "categories": categories}
+    return CocoTruth(file.file, dataset, image_ids, category_ids)
+
+
+def _in_order(keys: Iterable[int | str]) -> list[int | str]:
+    return sorted(keys, key=lambda key: (isinstance(key, str), key))
+
+
 def _truth_of_file(
-    records: Sequence[Mapping[str, Any]], annotation_file: str | Path, classes: Sequence[str] | None
+    records: Sequence[Mapping[str, Any]], truth: CocoTruth, classes: Sequence[str] | None
 ) -> tuple[dict[str, Any], dict[str, int], list[int]]:
     """The same from a COCO file, of the records' images only."""
     if classes is None:
-        raise ConfigError(f"`annotation_file` {annotation_file} needs `classes` to find its categories")
-    try:
-        content = json.loads(Path(annotation_file).read_text(encoding="utf-8"))
-        by_name = {category["name"]: category["id"] for category in content["categories"]}
-        known = {image["id"]: image for image in content["images"]}
-        annotations = content["annotations"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{annotation_file}: not a COCO annotation file ({type(error).__name__}: {error})"
-        ) from error
-    missing = [name for name in classes if name not in by_name]
-    if missing:
-        raise ConfigError(f"{annotation_file}: it has no category {missing[0]!r}")
+        raise ConfigError(f"`annotation_file` {truth.file} needs `classes` to find its categories")
+    truth.check(classes)
     image_ids = {}
     for record in records:
-        image_id = record["image_id"]
-        if image_id not in known:
-            raise DataError(f"{record['record_id']}: image {image_id!r} is not in {annotation_file}.")
-        image_ids[record["record_id"]] = image_id
-    categories = [by_name[name] for name in classes]
+        try:
+            truth.check((), [record["image_id"]])
+        except DataError as error:
+            raise DataError(f"{record['record_id']}: {error}") from error
+        image_ids[record["record_id"]] = truth.image_ids[id_key(record["image_id"])]
+    categories = [truth.category_ids[name] for name in classes]
     wanted, chosen = set(image_ids.values()), set(categories)
-    truth = {
-        "images": [known[image_id] for image_id in sorted(wanted)],
-        "annotations": [a for a in annotations if a["image_id"] in wanted and a["category_id"] in chosen],
+    content = truth.dataset
+    dataset = {
+        "images": [image for image in content["images"] if image["id"] in wanted],
+        "annotations": [
+            dict(a)  # pycocotools writes into it
+            for a in content["annotations"]
+            if a["image_id"] in wanted and a["category_id"] in chosen
+        ],
         "categories": [category for category in content["categories"] if category["id"] in chosen],
     }
-    return truth, image_ids, categories
+    return dataset, image_ids, categories
 
 
 def _images(records: Sequence[Mapping[str, Any]], image_ids: Mapping[str, int]) -> list[dict[str, Any]]:

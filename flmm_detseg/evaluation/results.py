@@ -64,7 +64,7 @@ class RecordStore:
 
     def append(self, samples: Iterable[tuple[str, Sequence[Mapping[str, Any]]]]) -> None:
         """Adds ``(record id, its facts)`` pairs and flushes them to the system."""
-        with self._own_file.open("a", encoding="utf-8") as file:
+        with self._own_file.open("a", encoding="utf-8", errors="backslashreplace") as file:
             for record_id, facts in samples:
                 line = dump_json({"record_id": record_id, "facts": list(facts)})
                 file.write(line + "\n")
@@ -99,10 +99,16 @@ class RecordStore:
         found = {}
         if file.is_file():
             for line in file.read_text(encoding="utf-8", errors="replace").split("\n"):
+                # A line that was cut off by a kill, or is no record: its sample counts as not done.
                 try:
                     entry = json.loads(line)
-                except json.JSONDecodeError:  # cut off by a kill; the sample counts as not done
+                    record_id, facts = entry["record_id"], entry["facts"]
+                except (ValueError, TypeError, LookupError, RecursionError):
                     continue
-                if isinstance(entry, dict) and {"record_id", "facts"} <= entry.keys():
-                    found[entry["record_id"]] = entry["facts"]
+                if isinstance(record_id, str) and _are_facts(facts):
+                    found[record_id] = facts
         return found
+
+
+def _are_facts(facts: Any) -> bool:
+    return isinstance(facts, list) and all(isinstance(fact, dict) for fact in facts)

@@ -16,6 +16,8 @@ from flmm_detseg.evaluation.vqa_text import normalise_answer
 VQA_METRICS = ("vqav2", "exact", "scienceqa", "pope", "yes_no", "open")
 # Longer references are descriptions: equality with them says nothing.
 MAX_SHORT_WORDS = 8
+# VQAv2's formula wants three others who gave the answer: of fewer people, the right answer could never score 1.
+MIN_VOTERS = 4
 _LETTERS = "ABCDEFGHIJ"
 _ANSWER_IS = re.compile(r"The answer is ([A-Z])\.")
 
@@ -36,16 +38,17 @@ class Score:
 def choose_metric(references: Sequence[str], choices: Sequence[str] = ()) -> str:
     """The metric a question's data ask for.
 
-    ``scienceqa`` where there are choices, ``vqav2`` where several people answered, ``yes_no`` where the answer is yes
-    or no, ``open`` where it is longer than :data:`MAX_SHORT_WORDS` words (not scored), else ``exact``. POPE's own rule
-    has to be asked for by name.
+    ``scienceqa`` where there are choices, ``vqav2`` where :data:`MIN_VOTERS` people or more answered, ``yes_no`` where
+    the answer is yes or no, ``open`` where it has more than :data:`MAX_SHORT_WORDS` words (not scored), else ``exact``:
+    two or three references are alternatives, each of them right. POPE's own rule has to be asked for by name, and so
+    has ``exact`` for a longer list of alternatives.
     """
     if choices:
         return "scienceqa"
-    if len(references) > 1:
+    if len(references) >= MIN_VOTERS:
         return "vqav2"
-    known = [normalise_answer(text) for text in references]
-    if known in (["yes"], ["no"]):
+    known = {normalise_answer(text) for text in references if text.strip()}
+    if known in ({"yes"}, {"no"}):
         return "yes_no"
     return "open" if any(len(text.split()) > MAX_SHORT_WORDS for text in known) else "exact"
 
@@ -55,8 +58,9 @@ def score_answer(answer: str, references: Sequence[str], metric: str, num_choice
 
     Args:
         answer: Of the model.
-        references: Right answers: those of all annotators for ``vqav2``; the option's letter for ``scienceqa``; for the
-            others one, or several that are all right.
+        references: Right answers: those of all annotators for ``vqav2`` (:data:`MIN_VOTERS` or more, or one); the
+            option's letter for ``scienceqa``; for the others one, or several that are all right. Empty ones match
+            nothing.
         metric: One of :data:`VQA_METRICS`.
         num_choices: ``scienceqa``: number of options.
 
@@ -70,15 +74,22 @@ def score_answer(answer: str, references: Sequence[str], metric: str, num_choice
         raise DataError(f"a question has no reference answer; metric {metric!r} needs one")
     if metric == "open":
         return Score(None, None)
+    if not any(reference.strip() for reference in references):
+        raise DataError("every reference answer is empty")
     if metric == "vqav2":
+        if 1 < len(references) < MIN_VOTERS:
+            raise DataError(
+                f"metric 'vqav2' is for the answers of {MIN_VOTERS} people or more (ten, in VQAv2); of "
+                f"{len(references)}, a right one would score less than 1. Use 'exact' for alternatives"
+            )
         return Score(vqav2_accuracy(answer, references), normalise_answer(answer))
     if metric == "scienceqa":
         parsed = option_letter(answer, num_choices)
-        wanted = {reference.strip().upper() for reference in references}
+        wanted = {reference.strip().upper() for reference in references if reference.strip()}
         if not wanted <= set(_LETTERS[:num_choices]):
             raise DataError(f"reference {references[0]!r} is not the letter of one of {num_choices} options")
         return Score(float(parsed in wanted), parsed)
-    known = {normalise_answer(reference) for reference in references}
+    known = {normalise_answer(reference) for reference in references if reference.strip()}
     if metric == "exact":
         parsed = normalise_answer(answer)
         return Score(float(parsed in known), parsed)
@@ -98,12 +109,13 @@ def vqav2_accuracy(answer: str, references: Sequence[str]) -> float:
 
     Args:
         answer: Of the model.
-        references: Answers of all people; a single one is compared for equality.
+        references: Answers of all people; a single one is compared for equality. One that is empty counts as a person,
+            and matches nothing.
 
     Source: Antol et al., VQA (arXiv 1505.00468); visualqa.org/evaluation.html.
     """
     wanted = normalise_answer(answer)
-    matches = [normalise_answer(reference) == wanted for reference in references]
+    matches = [bool(reference.strip()) and normalise_answer(reference) == wanted for reference in references]
     if len(matches) == 1:
         return float(matches[0])
     return sum(min(3, sum(matches) - match) for match in matches) / (3 * len(matches))
@@ -228,7 +240,7 @@ def mean_score(records: Sequence[Mapping[str, Any]]) -> float:
 def _yes_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Precision, recall and F1 of yes; 0 where nothing was (to be) answered with yes."""
     said = [record["parsed"] == "yes" for record in records]
-    right = [normalise_answer(record["references"][0]) == "yes" for record in records]
+    right = ["yes" in map(normalise_answer, record["references"]) for record in records]
     hits = sum(a and b for a, b in zip(said, right, strict=True))
     return {
         "precision": hits / sum(said) if any(said) else 0.0,

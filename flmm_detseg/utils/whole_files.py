@@ -39,7 +39,8 @@ def write_text(path: Path, text: str) -> None:
     """Writes a file in one step: a reader sees the old or the whole new one. Missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    part.write_text(text, encoding="utf-8")
+    # A file name of the disk may hold bytes that are no UTF-8; the escape of such a half character is JSON's own.
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
     put_in_place(part, path)
 
 

@@ -180,7 +180,10 @@ def test_a_faulty_annotation_is_an_error_or_takes_its_image_out(tmp_path, change
         (content([], categories=[{"id": "1", "name": "a"}]), "`id` must be an integer"),
         (content([], images=[{"id": 1}]), r"images\[0\]: key `file_name` is missing"),
         (content([], images=[dict(id=1, file_name="9.png", height=4, width=4)]), "9.png not found"),
-        (content([], images=[dict(id=1, file_name="1.png", height=0, width=4)]), "is empty"),
+        (
+            content([], images=[dict(id=1, file_name="1.png", height=0, width=4)]),
+            "`height` is 0; it must be 1 to",
+        ),
         (content([], images=[dict(id=1, file_name="1.png", height="x", width=4)]), "malformed"),
         (content([], images=[]), "no usable record"),
     ],
@@ -255,3 +258,84 @@ def test_images_of_an_evaluation_are_left_out(tmp_path):
         )
     with pytest.raises(DataError, match="no_such.p"):
         COCOInstancesDataset(**files, exclude_image_ids_file=str(tmp_path / "no_such.p"))
+
+
+# What the evaluation's file may say of the image 42, and what the training's file may.
+EXCLUDED = {
+    "id": [42],
+    "text id": ["42"],
+    "padded id": ["000000000042"],
+    "name": ["val2017/000000000042.jpg"],
+    "COCO": {"images": [{"id": 42, "file_name": "000000000042.jpg"}]},
+    "COCO, ids anew": {"images": [{"id": 7, "file_name": "COCO_val2014_000000000042.jpg"}]},
+    "COCO, text ids": {"images": [{"id": "7", "file_name": "val\\000000000042.jpg"}]},
+    "Roboflow": {"images": [{"id": 0, "file_name": "000000000042_jpg.rf.0a1b2c.jpg"}]},
+}  # fmt: skip
+TRAINED = [
+    ("42", "000000000042.png"), (42, "000000000042.png"), (42.0, "train/000000000042.png"),
+    (1, "000000000042.png"), ("x1", "000000000042.png"), (1, "000000000042_png.rf.99aaFF.png"),
+]  # fmt: skip
+
+
+@pytest.mark.case("data/11_excluded_images_with_text_ids_stay")
+@pytest.mark.parametrize("excluded", EXCLUDED.values(), ids=EXCLUDED)
+@pytest.mark.parametrize(("image_id", "name"), TRAINED)
+def test_an_excluded_image_is_known_by_its_name_whatever_its_number(tmp_path, excluded, image_id, name):
+    (tmp_path / "excluded.json").write_text(json.dumps(excluded))
+    # The other one has the number of the excluded image in a file that numbers anew.
+    images = [
+        {"id": image_id, "file_name": name},
+        {"id": 99 if image_id in ("42", 42) else 42, "file_name": "000000000099.png"},
+    ]  # fmt: skip
+    for image in images:
+        image.update(height=SIZE[0], width=SIZE[1])
+        write_image(tmp_path / "images" / image["file_name"], 1)
+    files = write(tmp_path, content([], images=images))
+    dataset = COCOInstancesDataset(**files, exclude_image_ids_file=str(tmp_path / "excluded.json"))
+    assert [record.path.name for record in dataset.records] == ["000000000099.png"]
+    assert dataset.report()["dropped"] == {"excluded image": 1}
+
+
+@pytest.mark.case("data/11_excluded_images_with_text_ids_stay")
+def test_own_images_are_known_by_their_names(tmp_path):
+    """Two files of one tool number their images from 1 both; what is one picture has one name."""
+    evaluated = content([], images=[{"id": 1, "file_name": "val/2.PNG"}, {"id": 2, "file_name": "other.png"}])
+    (tmp_path / "val.json").write_text(json.dumps(evaluated))
+    (tmp_path / "names.txt").write_text("\ufeff2.png\r\n", encoding="utf-8")
+    files = write(tmp_path, content([]))
+    for file in ("val.json", "names.txt"):
+        dataset = COCOInstancesDataset(**files, exclude_image_ids_file=str(tmp_path / file))
+        assert [record.image_id for record in dataset.records] == [1, 3]
+    (tmp_path / "none.json").write_text(json.dumps([None]))
+    with pytest.raises(DataError, match="none.json: no list of image ids"):
+        COCOInstancesDataset(**files, exclude_image_ids_file=str(tmp_path / "none.json"))
+
+
+@pytest.mark.case("data/18_encodings")
+def test_a_mark_of_windows_is_no_fault_and_another_encoding_says_so(tmp_path):
+    coco = content([annotation(1)], categories=[{"id": 30, "name": "Müsli"}])
+    files = write(tmp_path, coco)
+    text = json.dumps(coco, ensure_ascii=False)
+    Path(files["ann_file"]).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert COCOInstancesDataset(**files).classes == ("Müsli",)
+    Path(files["ann_file"]).write_bytes(text.encode("cp1252"))
+    with pytest.raises(DataError, match="save it as UTF-8") as caught:
+        COCOInstancesDataset(**files)
+    assert "ownload" not in str(caught.value)
+
+
+@pytest.mark.case("data/03_annotation_file_without_area_or_iscrowd")
+def test_an_object_without_a_mask_is_a_box(tmp_path):
+    files = write(tmp_path, content([annotation(1, segmentation=[]), annotation(3)]))
+    assert len(COCOInstancesDataset(**files)[1].dense.boxes_xyxy) == 2
+    with pytest.raises(DataError, match="annotation 1: mask: no polygon"):
+        COCOInstancesDataset(**files, with_masks=True)
+
+
+def test_ids_as_texts_belong_together(tmp_path):
+    coco = content([annotation(7, id="7", image_id="2"), annotation(8, image_id=2.0, category_id="30")])
+    dataset = COCOInstancesDataset(**write(tmp_path, coco))
+    assert dataset[1].meta == {"coco_image_id": 2, "ann_ids": ["7", 8]}
+    coco["annotations"][1]["id"] = 7
+    with pytest.raises(DataError, match="annotation 7: its id occurs twice"):
+        COCOInstancesDataset(**write(tmp_path, coco))

@@ -13,7 +13,7 @@ from dataset_files import write_image
 from tiny import tiny_llava
 
 from flmm_detseg.datasets import COCOInstancesDataset, JointDataset, LLaVAInstructDataset, SemanticMapsDataset
-from flmm_detseg.datasets.image_ids import coco_id_of_path, read_image_ids
+from flmm_detseg.datasets.image_ids import coco_id_of_path, read_images
 from flmm_detseg.datasets.tinyworld import make_questions, make_scene
 from flmm_detseg.datasets.tinyworld.world import WorldSpec, write_world
 from flmm_detseg.errors import ConfigError, DataError
@@ -113,15 +113,15 @@ def test_exclusion_lists(tmp_path, world):
     (tmp_path / "ids.json").write_text("[5, 6]")
     (tmp_path / "ids.txt").write_text("7\n8\n")
     files = [str(tmp_path / name) for name in ("refs(unc).p", "ids.json", "ids.txt")]
-    assert read_image_ids(files) == {2, 3, 5, 6, 7, 8}
-    assert 500_000 in read_image_ids(str(world / "coco/annotations/instances_val2017.json"))
+    assert read_images(files).ids == {2, 3, 5, 6, 7, 8}
+    assert 500_000 in read_images(str(world / "coco/annotations/instances_val2017.json")).coco_ids
     assert len(llava(world, exclude_image_ids_file=files)) == len(llava(world))
     (tmp_path / "half.json").write_text('{"images": [1')
     (tmp_path / "other.json").write_text('{"pictures": []}')
     (tmp_path / "words.txt").write_text("one two")
     for name in ("half.json", "other.json", "words.txt", "gone.txt"):
         with pytest.raises(DataError, match=name):
-            read_image_ids(str(tmp_path / name))
+            read_images(str(tmp_path / name))
 
 
 def test_excluding_the_evaluation_images_leaves_nothing_of_them(world):

@@ -11,7 +11,8 @@ import pytest
 from dataset_files import write_image
 
 from flmm_detseg.datasets import QuestionDataset
-from flmm_detseg.datasets.vqav2 import convert_vqav2
+from flmm_detseg.datasets.image_ids import ImageIds
+from flmm_detseg.datasets.vqav2 import convert_vqav2, write_jsonl
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.evaluation import answer_record, vqa_figures
 
@@ -78,7 +79,7 @@ def test_files_that_do_not_belong_together_are_named(tmp_path):
     with pytest.raises(ConfigError, match="no place for the image id"):
         convert_vqav2(questions, annotations, image_name="a.jpg")
     with pytest.raises(DataError, match="none of its 3 questions"):
-        convert_vqav2(questions, annotations, image_ids={1}, progress=False)
+        convert_vqav2(questions, annotations, images=ImageIds(frozenset({1})), progress=False)
     with pytest.raises(DataError, match="annotations.json: key `questions` is missing"):
         convert_vqav2(annotations, questions)
     content = json.loads(annotations.read_text())
@@ -86,3 +87,71 @@ def test_files_that_do_not_belong_together_are_named(tmp_path):
     annotations.write_text(json.dumps(content))
     with pytest.raises(DataError, match="question 73001 has no annotation"):
         convert_vqav2(questions, annotations, progress=False)
+
+
+def changed(folder: Path, change) -> tuple[Path, Path]:
+    """Files of :func:`write` with ``change(questions, annotations)`` applied; the first question is 42001."""
+    files = write(folder)
+    contents = [json.loads(file.read_text()) for file in files]
+    change(contents[0]["questions"], contents[1]["annotations"])
+    for file, content in zip(files, contents):
+        file.write_text(json.dumps(content))
+    return files
+
+
+@pytest.mark.case("data/13_vqa_converter_edge_answers")
+def test_one_who_said_nothing_goes_all_the_way(tmp_path):
+    def silent(questions, annotations):
+        annotations[-1]["answers"][0]["answer"] = ""  # of "net"
+
+    lines = convert_vqav2(*changed(tmp_path, silent), progress=False)
+    write_jsonl(lines, tmp_path / "vqa.jsonl")
+    sample = QuestionDataset(str(tmp_path / "vqa.jsonl"), str(tmp_path / "val2017"))[0]
+    assert sample.meta["references"] == ["", "net", "a net"] + ["ball"] * 7
+    assert sample.text == "net"  # what an answer is learned or shown from says something
+    record = answer_record(sample.record_id, sample.prompt, "net", sample.meta["references"])
+    assert record["score"] == pytest.approx(0.6)
+
+
+@pytest.mark.case("data/13_vqa_converter_edge_answers")
+@pytest.mark.parametrize("image_id", ["42", 42.0, "000042"])
+def test_image_ids_of_other_tools(tmp_path, image_id):
+    def change(questions, annotations):
+        questions[0].update(image_id=image_id, question_id="42001")
+
+    lines = convert_vqav2(*changed(tmp_path, change), images=ImageIds(frozenset({42})), progress=False)
+    assert [(line["question_id"], line["image"]) for line in lines] == [
+        (42001, "000000000042.jpg"), (42002, "000000000042.jpg"),
+    ]  # fmt: skip
+
+
+@pytest.mark.case("data/12_null_becomes_the_word_none")
+@pytest.mark.case("data/13_vqa_converter_edge_answers")
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda q, a: a[-1].update(answers=None), r"annotations.json: question 42001: `answers` is None, not a list"),
+        (lambda q, a: a[-1].update(answers=[]), r"question 42001: nobody answered"),
+        (lambda q, a: a[-1]["answers"][1].update(answer=None), r"question 42001: `answers\[1\]` is None, not a text"),
+        (lambda q, a: a[-1]["answers"][1].update(answer=["x"]), r"question 42001: `answers\[1\]` is \['x'\], not"),
+        (lambda q, a: a[-1]["answers"][1].pop("answer"), r"question 42001: `answers\[1\]` is None, not a text"),
+        (lambda q, a: a[-1].update(answers=[{"answer": " "}] * 10), r"question 42001: nobody answered"),
+        (lambda q, a: q[0].update(image_id="cat"), r"questions.json: question 42001: `image_id` is 'cat'"),
+        (lambda q, a: q[0].update(image_id=None), r"questions.json: question 42001: `image_id` is None"),
+        (lambda q, a: q[0].update(image_id=1e999), r"questions.json: question 42001: `image_id` is inf"),
+        (lambda q, a: q[0].update(question=None), r"questions.json: question 42001: `question` is None, not a text"),
+        (lambda q, a: q[0].update(question_id=None), r"questions.json: `question_id` is None"),
+        (lambda q, a: q.append(q[0]), r"questions.json: question 42001 occurs twice"),
+        (lambda q, a: a.append(dict(a[-1])), r"annotations.json: question 42001 is annotated twice"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_converted_names_its_question(tmp_path, change, match):
+    with pytest.raises(DataError, match=match):
+        convert_vqav2(*changed(tmp_path, change), progress=False)
+
+
+def test_a_number_is_an_answer(tmp_path):
+    lines = convert_vqav2(
+        *changed(tmp_path, lambda q, a: a[0]["answers"][0].update(answer=2)), progress=False
+    )
+    assert lines[2]["answers"] == ["2"] * 10

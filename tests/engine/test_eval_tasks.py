@@ -34,7 +34,7 @@ from flmm_detseg.engine.eval_answers import FORGETTING, VQA, AnswerOptions
 from flmm_detseg.engine.eval_dense import COCO_BOXES, SEMANTIC_MAPS, BoxOptions, MapOptions
 from flmm_detseg.engine.eval_task import EvaluationOptions, Task
 from flmm_detseg.engine.evaluate import build_datasets, evaluate_model
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.evaluation import box_record, coco_figures, semseg_figures, semseg_record
 from flmm_detseg.language import BoxItem, JointAnswer, quantise_boxes, serialise
 from flmm_detseg.structures import CaptureSpec, Sample
@@ -180,6 +180,32 @@ def run(
     chosen = options(config="own.py", work_dir=str(work_dir), **settings)
     datasets = build_datasets(config, chosen, task)
     return evaluate_model(model or StandIn(), datasets, chosen, task, {"config": "own"})
+
+
+@pytest.mark.case("data/03_annotation_file_without_area_or_iscrowd")
+def test_faults_of_the_annotation_file_are_told_before_anything_is_predicted(folder, tmp_path):
+    def dies(change, match: str) -> None:
+        content = json.loads((folder / "instances.json").read_text())
+        change(content)
+        (tmp_path / "foreign.json").write_text(json.dumps(content))
+        model = StandIn()
+        with pytest.raises((ConfigError, DataError), match=match):
+            run(
+                folder,
+                tmp_path,
+                COCO_BOXES,
+                BoxOptions,
+                model,
+                annotation_file=str(tmp_path / "foreign.json"),
+            )
+        assert model.calls == 0
+
+    dies(lambda content: content["annotations"][-1].update(area="9"), "`area` is '9'")
+    dies(
+        lambda content: content["images"].clear() or content["annotations"].clear(),
+        "image .* is not in .*foreign.json",
+    )
+    dies(lambda content: content["categories"][0].update(name="other"), "foreign.json: it has no category")
 
 
 def coco_samples(folder: Path) -> list[Sample]:

@@ -208,6 +208,26 @@ def test_record_store_unites_parts_of_several_processes(tmp_path):
     assert stores[0].done() == set()
 
 
+def test_a_line_that_is_no_record_is_done_again(tmp_path):
+    store = RecordStore(tmp_path, 0)
+    store.merge()
+    store.append([("a", [{"record_id": "a"}]), ("caf\udce9", [])])  # a file name of the disk that is no UTF-8
+    with (tmp_path / "records.jsonl").open("a") as file:
+        for line in (
+            "5",
+            "null",
+            "[]",
+            '{"record_id": "b"}',
+            '{"record_id": 7, "facts": []}',
+            '{"record_id": "c", "facts": 5}',
+        ):
+            file.write(line + "\n")
+        file.write('{"record_id": "d", "facts": [5]}\n' + "[" * 5000 + '\n{"record_id": "e", "fa')
+    assert store.merge() == {"a": [{"record_id": "a"}], "caf\udce9": []}
+    assert store.done() == {"a", "caf\udce9"}
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 2
+
+
 def test_real_model_gives_equal_records_for_any_batch_size(folder, tmp_path):
     torch.manual_seed(0)
     adapter = tiny_llava()

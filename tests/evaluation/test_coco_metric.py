@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from itertools import permutations
 
@@ -15,7 +16,8 @@ from pycocotools.cocoeval import COCOeval
 
 from flmm_detseg.compat import install
 from flmm_detseg.errors import ConfigError, DataError, MissingDependencyError, RunError
-from flmm_detseg.evaluation import COCOBoxMetric, box_record, coco_figures, text_box_figures
+from flmm_detseg.evaluation import COCOBoxMetric, box_record, coco_figures, coco_metric, text_box_figures
+from flmm_detseg.evaluation.coco_metric import box_figures, read_truth
 from flmm_detseg.registry import METRICS
 from flmm_detseg.structures import DenseTargets, Sample
 
@@ -277,7 +279,7 @@ def test_unusable_input(tmp_path, records, monkeypatch):
     with pytest.raises(DataError, match="dense/000: image 77 is not in"):
         coco_figures(unknown, CLASSES, annotation_file=coco_file(tmp_path))
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(DataError, match="list.json: not a COCO annotation file"):
+    with pytest.raises(DataError, match="list.json: expected an object with images"):
         coco_figures(records, CLASSES, annotation_file=tmp_path / "list.json")
     with pytest.raises(ConfigError, match="`backend` is 'torch'; allowed: pycocotools, faster"):
         COCOBoxMetric(backend="torch")
@@ -288,3 +290,178 @@ def test_unusable_input(tmp_path, records, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(MissingDependencyError, match="pip install faster-coco-eval"):
         COCOBoxMetric(backend="faster")
+
+
+# Files of other makers: the first has nothing left out.
+OBJECTS = [([5, 5, 10, 10], 0), ([20, 10, 10, 10], 1)]
+
+
+def foreign_file(folder, change=lambda content: None) -> str:
+    annotations = [
+        {
+            "id": k + 1, "image_id": 1, "category_id": k + 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0,
+            "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]],
+        }
+        for k, (box, _) in enumerate(OBJECTS)
+        for x, y, w, h in [box]
+    ]  # fmt: skip
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 30, "width": 40}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "mug"}, {"id": 2, "name": "cup"}],
+    }
+    change(content)
+    (folder / "foreign.json").write_text(json.dumps(content))
+    return str(folder / "foreign.json")
+
+
+def perfect(image_id=1) -> dict:
+    """A record that finds both objects of :func:`foreign_file`, with masks."""
+    boxes = [[x, y, x + w, y + h] for (x, y, w, h), _ in OBJECTS]
+    masks = np.zeros((2, 30, 40), dtype=bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, boxes):
+        mask[y0:y1, x0:x1] = True
+    labels = np.asarray([label for _, label in OBJECTS])
+    dense = DenseTargets(boxes_xyxy=np.asarray(boxes, dtype=np.float32), labels=labels, masks=masks)
+    sample = Sample(
+        "own/1",
+        np.zeros((30, 40, 3), np.uint8),
+        "",
+        (),
+        task="detection",
+        dense=dense,
+        meta={"coco_image_id": image_id},
+    )
+    found = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32),
+        labels=torch.from_numpy(labels),
+        scores=torch.tensor([0.9, 0.8]),
+        masks=torch.from_numpy(masks),
+    )
+    return box_record(sample, found)
+
+
+def of_each(key: str, value) -> object:
+    def change(content: dict) -> None:
+        for entry in content["annotations"]:
+            if value is ...:
+                del entry[key]
+            else:
+                entry[key] = value(entry) if callable(value) else value
+
+    return change
+
+
+def text_image_ids(content: dict) -> None:
+    content["images"][0]["id"] = "1"
+    of_each("image_id", "1")(content)
+
+
+BACKEND_NAMES = [
+    "pycocotools",
+    pytest.param(
+        "faster",
+        marks=pytest.mark.skipif(not importlib.util.find_spec("faster_coco_eval"), reason="optional"),
+    ),
+]
+
+
+@pytest.mark.case("data/02_annotation_id_0_makes_ap_0")
+@pytest.mark.case("data/03_annotation_file_without_area_or_iscrowd")
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+@pytest.mark.parametrize(
+    "change",
+    [
+        of_each("id", lambda entry: entry["id"] - 1),
+        of_each("id", lambda entry: -entry["id"]),
+        of_each("id", lambda entry: f"x{entry['id']}"),
+        of_each("id", lambda entry: 10**15 + entry["id"]),
+        of_each("area", ...),
+        of_each("area", None),
+        of_each("iscrowd", ...),
+        of_each("iscrowd", None),
+        of_each("iscrowd", False),
+        of_each("category_id", lambda entry: float(entry["category_id"])),
+        text_image_ids,
+        lambda content: content["images"].insert(0, {"id": "zebra.jpg", "file_name": "z", "height": 3, "width": 3}),
+        lambda content: content["categories"].insert(0, {"id": 0, "name": "group"}),
+    ],
+)  # fmt: skip
+def test_a_perfect_prediction_is_perfect_against_a_foreign_file(tmp_path, change, backend):
+    figures = coco_figures(
+        [perfect()], ("mug", "cup"), annotation_file=foreign_file(tmp_path, change), backend=backend
+    )
+    assert [figures[key] for key in ("AP", "AR@100", "mask_AP")] == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.case("data/03_annotation_file_without_area_or_iscrowd")
+@pytest.mark.parametrize("backend", BACKEND_NAMES)
+def test_no_mask_is_no_mask(tmp_path, backend, caplog):
+    """Label Studio writes boxes and polygons into one file; a missing mask must not look like a wrong one."""
+    file = foreign_file(tmp_path, lambda content: content["annotations"][0].update(segmentation=[]))
+    figures = coco_figures([perfect()], ("mug", "cup"), annotation_file=file, backend=backend)
+    assert figures["AP"] == pytest.approx(1)
+    assert "mask_AP" not in figures
+
+
+def test_a_missing_area_is_that_of_the_mask(tmp_path):
+    def thin_triangle(content: dict) -> None:
+        of_each("area", ...)(content)
+        content["images"][0].update(height=200, width=200)
+        for entry in content[
+            "annotations"
+        ]:  # 100 x 100 / 2 pixels, in a box that is large for COCO (> 96 x 96)
+            entry.update(bbox=[10, 10, 100, 100], segmentation=[[10, 10, 110, 10, 10, 110]])
+
+    truth = read_truth(foreign_file(tmp_path, thin_triangle))
+    areas = [entry["area"] for entry in truth.dataset["annotations"]]
+    coco = COCO()
+    coco.dataset = truth.dataset
+    coco.createIndex()
+    assert areas == [coco.annToMask(entry).sum() for entry in truth.dataset["annotations"]]
+    assert 4500 < areas[0] < 5500
+
+
+@pytest.mark.case("data/05_every_object_is_a_crowd")
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (of_each("iscrowd", "0"), "annotation 1: .*`iscrowd` is '0'; it must be 0 or 1"),
+        (of_each("area", "100"), "annotation 1: .*`area` is '100', not a finite number"),
+        (of_each("area", float("nan")), "annotation 1: .*`area` is nan, not a finite number"),
+        (of_each("bbox", [1, 2, float("inf"), 4]), "annotation 1: `bbox` .* is not"),
+        (of_each("bbox", [1, 2, 10**400, 4]), "annotation 1: `bbox` .* is not"),
+        (of_each("id", 7), "annotation 7: its id occurs twice"),
+        (of_each("id", None), "annotations.0.: .*`id` is None"),
+        (of_each("image_id", "2"), "annotation 1: image '2' is not in `images`"),
+        (of_each("category_id", 9), "annotation 1: category 9 is not in `categories`"),
+        (of_each("segmentation", [[1, 2, 3]]), "annotation 1: mask: a polygon must be"),
+        (of_each("segmentation", {"size": [30, 40], "counts": [3]}), "annotation 1: mask: RLE counts sum to 3"),
+        (lambda content: content["images"][0].update(height=1e999), "image 1: .*`height` is inf"),
+        (lambda content: content["images"].append(content["images"][0]), r"images\[1\]: image id 1 occurs twice"),
+        (lambda content: content.update(categories=[]), "`categories` is empty"),
+    ],
+)  # fmt: skip
+def test_a_faulty_annotation_file_is_one_clear_error(tmp_path, change, match):
+    file = foreign_file(tmp_path, change)
+    with pytest.raises(DataError, match=f"foreign.json: {match}"):
+        coco_figures([perfect()], ("mug", "cup"), annotation_file=file)
+    with pytest.raises(DataError, match=match):  # before the first pass, not after it
+        COCOBoxMetric(annotation_file=file)
+
+
+@pytest.mark.case("data/05_every_object_is_a_crowd")
+def test_crowds_only_are_told(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(coco_metric, "print_log", lambda text, **_: told.append(text))
+    figures = coco_figures(
+        [perfect()], ("mug", "cup"), annotation_file=foreign_file(tmp_path, of_each("iscrowd", 1))
+    )
+    assert figures == {"num_images": 1, "num_boxes": 2}
+    assert any("2 are there, each of them a crowd" in text for text in told)
+
+
+def test_one_image_without_scores_is_an_error_not_another_figure(records):
+    mixed = [*records[:3], box_record(SAMPLES[3], disturbed_objects(SAMPLES[3], with_scores=False))]
+    with pytest.raises(DataError, match="dense/003: its boxes have no scores"):
+        box_figures(mixed, CLASSES)

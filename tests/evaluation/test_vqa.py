@@ -172,3 +172,45 @@ def test_descriptions_are_not_scored():
     assert (record["metric"], record["score"]) == ("open", None)
     assert vqa_figures([record]) == {"num_questions": 1, "num_scored": 0}
     assert vqa_figures([record, *records()])["accuracy"] == vqa_figures(records())["accuracy"]
+
+
+@pytest.mark.case("data/24_two_right_answers_score_a_sixth")
+@pytest.mark.parametrize(
+    ("references", "metric"),
+    [
+        (["car", "automobile"], "exact"),
+        (["car"] * 3, "exact"),
+        (["car", "automobile", "vehicle"], "exact"),
+        (["car"] * 4, "vqav2"),
+        (["car"] * 10, "vqav2"),
+    ],
+)
+def test_a_right_answer_scores_1_whatever_the_number_of_references(references, metric):
+    record = answer_record("q/1", "What is it?", "A car.", references)
+    assert (record["metric"], record["score"]) == (metric, 1)
+
+
+def test_two_who_agree_about_yes_are_one_yes():
+    records = [
+        answer_record(f"q/{k}", "?", text, ["yes", "Yes.", ""]) for k, text in enumerate(("yes", "no"))
+    ]
+    assert [record["metric"] for record in records] == ["yes_no"] * 2
+    assert vqa_figures(records)["yes_no_recall"] == 0.5
+
+
+@pytest.mark.case("data/24_two_right_answers_score_a_sixth")
+def test_the_formula_of_voters_is_refused_for_two_or_three():
+    for references in (["car", "automobile"], ["car"] * 3):
+        with pytest.raises(DataError, match="q/1: metric 'vqav2' is for the answers of 4 people or more"):
+            answer_record("q/1", "?", "car", references, metric="vqav2")
+    assert score_answer("car", ["car"], "vqav2").score == 1
+
+
+@pytest.mark.case("data/13_vqa_converter_edge_answers")
+def test_an_empty_answer_counts_as_a_person_and_matches_nothing():
+    people = ["red"] * 3 + ["blue"] * 6 + [""]
+    assert vqav2_accuracy("red", people) == pytest.approx(0.9)
+    assert vqav2_accuracy("", people) == vqav2_accuracy("the", people) == 0
+    assert score_answer("", ["red", ""], "exact").score == 0
+    with pytest.raises(DataError, match="every reference answer is empty"):
+        score_answer("", [" ", ""], "exact")
