@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from PIL import Image
 from tqdm import tqdm
 
-from flmm_detseg.datasets.files import require_dir, require_file
-from flmm_detseg.datasets.policy import ProblemLog, RecordError, record_error
+from flmm_detseg.datasets.files import is_file, read_lines, require_dir
+from flmm_detseg.datasets.images import image_size
+from flmm_detseg.datasets.policy import ProblemLog, RecordError, as_record_error, record_error
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.utils.values import check_text, is_number, shown
 
 DIFFICULT = ("ignore", "keep", "drop")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp")
+_CLASS_FLAG = re.compile(r"\s+-?[01]$")
+_REMEDY = "Mend the file, or skip such files (policy='skip', --skip)."
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,23 @@ class _File:
 
 
 def read_stems(path: str) -> tuple[str, ...]:
-    """Reads a VOC list of images (``ImageSets/Main/train.txt``): the first word of every line.
+    """Reads a VOC list of images (``ImageSets/Main/train.txt``), a name a line.
+
+    Lists of one class have 1, 0 or -1 behind the name; :func:`convert_voc` looks for the file to tell it from a name
+    with blanks.
 
     Raises:
-        DataError: The file is missing.
+        DataError: The file is missing, or no UTF-8 text.
     """
-    lines = require_file(path, "list of images").read_text(encoding="utf-8").splitlines()
-    return tuple(line.split()[0] for line in lines if line.strip())
+    return tuple(read_lines(path, "list of images"))
+
+
+def _xml_path(root: Path, line: str) -> Path:
+    for stem in (line, _CLASS_FLAG.sub("", line)):
+        for name in (f"{stem}.xml", stem):
+            if name.lower().endswith(".xml") and is_file(root / name):
+                return root / name
+    return root / f"{_CLASS_FLAG.sub('', line)}.xml"
 
 
 def convert_voc(
@@ -101,17 +115,25 @@ def convert_voc(
     if options.stems is None:
         paths = sorted(root.rglob("*.xml"))
     else:
-        paths = [root / f"{stem}.xml" for stem in options.stems]
+        paths = [_xml_path(root, line) for line in options.stems]
     if not paths:
         raise DataError(
             f"{root}: no XML file in it. Give the folder of the annotations (VOC: `Annotations`)."
         )
-    files: list[_File] = []
+    found_of: dict[str, _File | None] = {}  # None: two files claim the image
+    claimed_by: dict[str, Path] = {}
     for path in tqdm(paths, desc="VOC", unit="file", disable=not progress):
         try:
-            files.append(_read_file(path, images, options, log))
-        except RecordError as error:
-            log.handle(error)
+            file = _read_file(path, images, options, log)
+            first = claimed_by.setdefault(file.file_name, path)
+            if first is not path:
+                found_of[file.file_name] = None  # each has a part of the objects, at best
+                message = f"it is about the image {file.file_name}, and so is {first}"
+                raise _problem(path, message, "two files of one image")
+            found_of[file.file_name] = file
+        except Exception as error:
+            log.handle(as_record_error(error, str(path), "", _REMEDY))
+    files = [file for file in found_of.values() if file is not None]
     if not files:
         raise DataError(
             f"{root}: none of {len(paths)} XML files can be used. First problem: {log.problems[0]}"
@@ -151,8 +173,7 @@ def _coco(files: Sequence[_File], classes: Sequence[str]) -> dict[str, Any]:
 
 
 def _problem(path: Path, message: str, kind: str, record: str = "") -> RecordError:
-    remedy = "Mend the file, or skip such files (policy='skip', --skip)."
-    return record_error(str(path), record, message, remedy, kind)
+    return record_error(str(path), record, message, _REMEDY, kind)
 
 
 def _read_file(path: Path, image_dir: Path, options: VOCOptions, log: ProblemLog) -> _File:
@@ -165,9 +186,10 @@ def _read_file(path: Path, image_dir: Path, options: VOCOptions, log: ProblemLog
     if root.tag != "annotation":
         raise _problem(path, f"its root is <{root.tag}>, a VOC file has <annotation>", "malformed")
     image_path = _find_image(path, root, image_dir)
-    size = _image_size(path, image_path)
+    size = image_size(image_path, str(path))
     _check_declared_size(path, root, size)
-    file = _File(image_path.relative_to(image_dir).as_posix(), size)
+    name = check_text(image_path.relative_to(image_dir).as_posix(), "file name of the image")
+    file = _File(name, size)
     for number, element in enumerate(root.findall("object")):
         record = f"object {number}"
         item = _read_object(path, record, element, size, options)
@@ -178,30 +200,29 @@ def _read_file(path: Path, image_dir: Path, options: VOCOptions, log: ProblemLog
         else:
             item.difficult = item.difficult and options.difficult == "ignore"
             file.objects.append(item)
+    if image_path.stem != path.stem and (own := _own_image(path, image_dir)) is not None:
+        message = (
+            f"<filename> says {image_path.name}, but {own.name} is there too: one of the two was renamed"
+        )
+        raise _problem(path, message, "ambiguous image")
     return file
 
 
 def _find_image(path: Path, root: ElementTree.Element, image_dir: Path) -> Path:
     # Annotation tools write paths of their own machine; only the last part means something here.
     named = (root.findtext("filename") or "").strip().replace("\\", "/").rsplit("/", 1)[-1]
-    candidates = [image_dir / named] if named else []
-    candidates += [image_dir / (path.stem + suffix) for suffix in _IMAGE_SUFFIXES]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    message = f"no image {named or path.stem!r} (nor {path.stem}.jpg, .png, ...) in {image_dir}"
+    if named and is_file(image_dir / named):
+        return image_dir / named
+    if (own := _own_image(path, image_dir)) is not None:
+        return own
+    message = f"no image {shown(named or path.stem)} (nor {path.stem}.jpg, .png, ...) in {image_dir}"
     raise _problem(path, message, "missing image")
 
 
-def _image_size(path: Path, image_path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(image_path) as image:
-            # Exchanged where a viewer, and our readers, turn the picture by its EXIF orientation.
-            turned = image.getexif().get(0x0112, 1) >= 5
-            width, height = image.size[::-1] if turned else image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise _problem(path, f"image {image_path} cannot be opened ({error})", "broken image") from error
-    return height, width
+def _own_image(path: Path, image_dir: Path) -> Path | None:
+    """The image with the name of the XML file."""
+    candidates = (image_dir / (path.stem + suffix) for suffix in _IMAGE_SUFFIXES)
+    return next(filter(is_file, candidates), None)
 
 
 def _check_declared_size(path: Path, root: ElementTree.Element, size: tuple[int, int]) -> None:
@@ -221,7 +242,7 @@ def _number(path: Path, record: str, element: ElementTree.Element | None, key: s
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not is_number(value):
         raise _problem(path, f"<{key}> is {text!r}, not a number", "malformed", record)
     return value
 

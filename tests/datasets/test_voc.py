@@ -123,7 +123,7 @@ def test_missing_things(tmp_path):
     _, log = convert_voc(*folders)
     assert [record.split(": ")[1] for record in log.dropped["degenerate box"]] == ["object 0"]
     (tmp_path / "images/a.jpg").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="cannot be opened"):
+    with pytest.raises(DataError, match="a.jpg.*cannot be"):
         convert_voc(*folders)
     (tmp_path / "images/a.jpg").unlink()
     with pytest.raises(DataError, match="no image 'a.jpg'"):
@@ -137,6 +137,73 @@ def test_missing_things(tmp_path):
     for wrong in (dict(first_pixel=2), dict(difficult="maybe"), dict(classes=("a", "a"))):
         with pytest.raises(ConfigError):
             VOCOptions(**wrong)
+
+
+@pytest.mark.case("data/10_voc_filename_is_stale")
+@pytest.mark.parametrize(
+    ("names", "kinds"),
+    [
+        (
+            dict(a="b.jpg", b="a.jpg"),
+            {"ambiguous image": 2},
+        ),  # renamed pictures: each gets the other one's boxes
+        (dict(a="a.jpg", b="a.jpg"), {"ambiguous image": 1}),  # copied XML
+        (dict(a="b.jpg", b="b.jpg"), {"ambiguous image": 1}),
+        (dict(a="C:\\\\old\\\\b.jpg", b="b.jpg"), {"ambiguous image": 1}),
+    ],
+)
+def test_a_stale_name_of_an_image_is_a_problem(tmp_path, names, kinds):
+    folders = write(
+        tmp_path,
+        **{stem: annotation(thing(), name) for stem, name in names.items()},
+        c=annotation(thing(), "c.jpg"),
+    )
+    with pytest.raises(DataError, match=r"\.xml: <filename> says .\.jpg, but .\.jpg is there too"):
+        convert_voc(*folders)
+    content, log = convert_voc(*folders, VOCOptions(policy="skip"))
+    assert log.counts() == kinds
+    assert content["images"][-1]["file_name"] == "c.jpg"
+    assert len(content["images"]) == 3 - sum(kinds.values())
+
+
+@pytest.mark.case("data/10_voc_filename_is_stale")
+def test_two_files_of_one_image_leave_it_out(tmp_path):
+    """Sub-folders with equal names end at one picture; each file has a part of its objects at best."""
+    folders = write(tmp_path, a=annotation(thing()), b=annotation(thing(), "b.jpg"))
+    (tmp_path / "xml/s1").mkdir()
+    (tmp_path / "xml/s1/a.xml").write_text(annotation(thing("cat")))
+    with pytest.raises(DataError, match=r"a.xml: it is about the image a.jpg, and so is .*a.xml"):
+        convert_voc(*folders)
+    content, log = convert_voc(*folders, VOCOptions(policy="skip"))
+    assert log.counts() == {"two files of one image": 1}
+    assert [image["file_name"] for image in content["images"]] == ["b.jpg"]
+
+
+@pytest.mark.case("data/08_image_field_holds_a_data_uri")
+@pytest.mark.parametrize("name", ["x" * 300 + ".jpg", "y" * 5000, "z\\" * 3000])
+def test_a_name_that_no_file_can_have_is_no_name(tmp_path, name):
+    folders = write(tmp_path, a=annotation(thing(), name), b=annotation(thing(), "b.jpg"))
+    (tmp_path / "images/a.jpg").unlink()
+    with pytest.raises(DataError, match=r"a.xml: no image '.*' \(nor a.jpg"):
+        convert_voc(*folders)
+    content, log = convert_voc(*folders, VOCOptions(policy="skip"))
+    assert log.counts() == {"missing image": 1}
+    assert len(str(log.problems[0])) < 600
+    assert len(content["images"]) == 1
+
+
+@pytest.mark.case("data/18_encodings")
+def test_lists_of_other_tools(tmp_path):
+    folders = write(
+        tmp_path, **{name: annotation(thing(), f"{name}.jpg") for name in ("a", "my photo 1", "b", "ü")}
+    )
+    listed = tmp_path / "list.txt"
+    listed.write_bytes("\ufeffa\r\nmy photo 1\nb -1\nü.xml\n".encode())
+    content, _ = convert_voc(*folders, VOCOptions(stems=read_stems(str(listed))))
+    assert [i["file_name"] for i in content["images"]] == ["a.jpg", "my photo 1.jpg", "b.jpg", "ü.jpg"]
+    listed.write_bytes("a\nü\n".encode("cp1252"))
+    with pytest.raises(DataError, match="list.txt.*save it as UTF-8"):
+        read_stems(str(listed))
 
 
 @pytest.mark.e2e
