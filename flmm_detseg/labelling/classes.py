@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flmm_detseg.datasets.files import load_json, require_keys, require_list
+from flmm_detseg.datasets.coco_file import CocoFile, CocoImage, CocoObject, name_key
+from flmm_detseg.datasets.coco_file import read_categories as coco_categories
+from flmm_detseg.datasets.files import is_file, load_json
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.utils.values import integer
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class GroundTruth:
     Attributes:
         file: It.
         categories: Its categories, as in the file.
-        images: Its image entries by ``file_name``.
+        images: Its image entries by ``file_name``, in the form of :func:`~flmm_detseg.datasets.coco_file.name_key`.
         annotations: Its annotations by image id, as in the file.
         licenses: Its licences, which image entries point to.
     """
@@ -50,64 +52,68 @@ class GroundTruth:
         entry = self.images.get(file_name)
         return [] if entry is None else self.annotations.get(entry["id"], [])
 
+    def check_names(self, folder: Path, names: Sequence[str]) -> None:
+        """Compares the names with the images to label: a true box that finds no image would be lost.
+
+        Args:
+            folder: Of the images.
+            names: Of the images to label, from the folder.
+
+        Raises:
+            DataError: No image of the file is in the folder, or one has another name there.
+        """
+        missing = [name for name in self.images if not is_file(folder / name)]
+        by_ending: dict[str, str] = {}
+        for name in names:
+            if name not in self.images:
+                by_ending[name.rsplit("/", 1)[-1]] = name
+        for name in missing:
+            if (other := by_ending.get(name.rsplit("/", 1)[-1])) is not None:
+                raise DataError(
+                    f"{self.file}: image {name} is not in {folder}, but {other} is, without annotations then. "
+                    "Give the folder that `file_name` starts from, or mend the names."
+                )
+        if self.images and len(missing) == len(self.images):
+            raise DataError(
+                f"{self.file}: none of its {len(missing)} images is in {folder}, first {missing[0]}. Give the "
+                "folder that `file_name` starts from."
+            )
+
 
 def read_ground_truth(file: str) -> GroundTruth:
-    """Reads a COCO file.
+    """Reads a COCO file, by the rules of :class:`~flmm_detseg.datasets.coco_file.CocoFile`, and with integer ids.
 
     Raises:
         DataError: Missing, truncated, of another kind, or an entry is unusable; names file and entry.
     """
-    content = load_json(file, "ground truth (COCO)")
-    require_keys(content, ("images", "annotations", "categories"), file)
+    content = CocoFile(file, "ground truth (COCO)")
     images: dict[str, dict[str, Any]] = {}
-    ids: set[int] = set()
-    for number, entry in enumerate(require_list(content["images"], "images", file)):
-        where = f"images[{number}]"
-        require_keys(entry, ("id", "file_name", "height", "width"), file, where)
-        _require_integers(entry, ("id", "height", "width"), file, where)
-        if entry["file_name"] in images or entry["id"] in ids:
-            raise DataError(
-                f"{file}: {where}: image {entry['file_name']} or its id {entry['id']} occurs twice."
-                " Mend the file."
-            )
-        images[entry["file_name"]] = entry
-        ids.add(entry["id"])
     annotations: dict[int, list[dict[str, Any]]] = {}
-    for number, entry in enumerate(require_list(content["annotations"], "annotations", file)):
-        where = f"annotations[{number}]"
-        require_keys(entry, ("id", "image_id", "category_id", "bbox"), file, where)
-        _require_integers(entry, ("id", "image_id", "category_id"), file, where)
-        if entry["image_id"] not in ids:
-            raise DataError(f"{file}: {where}: image {entry['image_id']} is not in `images`. Mend the file.")
-        box = entry["bbox"]
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
-            raise DataError(f"{file}: {where}: `bbox` {box} is not [x, y, width, height]. Mend the file.")
-        annotations.setdefault(entry["image_id"], []).append(entry)
-    categories = read_categories(file, content)
-    return GroundTruth(Path(file), categories, images, annotations, content.get("licenses", []))
+
+    def add_image(image: CocoImage, where: str) -> None:
+        for key in ("id", "height", "width"):
+            integer(image.entry[key], key)
+        images[name_key(image.file_name)] = image.entry
+
+    def add_annotation(item: CocoObject, where: str) -> None:
+        for key in ("id", "image_id", "category_id"):
+            integer(item.entry[key], key)
+        annotations.setdefault(item.image.entry["id"], []).append(item.entry)
+
+    content.read_images(add_image)
+    content.read_objects(add_annotation)
+    categories = tuple(sorted(content.category_entries, key=lambda entry: entry["id"]))
+    licenses = content.content.get("licenses")
+    return GroundTruth(Path(file), categories, images, annotations, licenses or [])
 
 
-def read_categories(file: str, content: Any | None = None) -> tuple[dict[str, Any], ...]:
+def read_categories(file: str) -> tuple[dict[str, Any], ...]:
     """Categories of a COCO file, in the order of their ids.
-
-    Args:
-        file: The file.
-        content: What it holds, if it was read already.
 
     Raises:
         DataError: Missing, or the categories are unusable.
     """
-    content = load_json(file, "COCO file with categories") if content is None else content
-    require_keys(content, ("categories",), file)
-    entries = require_list(content["categories"], "categories", file)
-    for number, entry in enumerate(entries):
-        require_keys(entry, ("id", "name"), file, f"categories[{number}]")
-        _require_integers(entry, ("id",), file, f"categories[{number}]")
-    for key in ("id", "name"):
-        if len({entry[key] for entry in entries}) != len(entries):
-            raise DataError(f"{file}: two `categories` have the same {key}. Mend the file.")
-    if not entries:
-        raise DataError(f"{file}: `categories` is empty. List every class with `id` and `name`.")
+    entries = coco_categories(load_json(file, "COCO file with categories"), file)
     return tuple(sorted(entries, key=lambda entry: entry["id"]))
 
 
@@ -153,13 +159,3 @@ def resolve_classes(
 def as_words(name: str) -> str:
     """A class name as the detector reads it: lower case, without the marks that end a class in its prompt."""
     return " ".join(name.lower().translate(str.maketrans("._?", "   ")).split())
-
-
-def _require_integers(entry: dict[str, Any], keys: tuple[str, ...], file: str, where: str) -> None:
-    for key in keys:
-        if not isinstance(entry[key], int):
-            raise DataError(f"{file}: {where}: `{key}` is {entry[key]!r}, not an integer. Mend the file.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

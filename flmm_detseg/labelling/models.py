@@ -24,6 +24,8 @@ from flmm_detseg.labelling.prompts import Prompt, build_prompts, match_classes
 
 # Boxes that SAM's decoder gets at a time: their masks are scaled up to the whole image in float32.
 _BOXES_PER_CALL = 32
+# Said, not guessed: of an image of 1 or 3 rows the first side would be taken for the channels.
+_LAYOUT = "channels_last"
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,12 @@ class GroundingDinoDetector:
         return [found[number] for number in range(len(images))]
 
     def _ask(self, prompt: Prompt, pictures: list[Image.Image], size: tuple[int, int]) -> list[Detections]:
-        inputs = self._processor(images=pictures, text=[prompt.text] * len(pictures), return_tensors="pt")
+        inputs = self._processor(
+            images=pictures,
+            text=[prompt.text] * len(pictures),
+            return_tensors="pt",
+            input_data_format=_LAYOUT,
+        )
         outputs = self._model(**inputs.to(self._model.device))
         probabilities = outputs.logits.float().sigmoid().cpu()
         scale = torch.tensor([size[1], size[0], size[1], size[0]])
@@ -159,7 +166,10 @@ class SamSegmenter:
         if not len(boxes_xyxy):
             return np.zeros((0, *image.shape[:2]), dtype=bool)
         inputs = self._processor(
-            Image.fromarray(image), input_boxes=[boxes_xyxy.tolist()], return_tensors="pt"
+            Image.fromarray(image),
+            input_boxes=[boxes_xyxy.tolist()],
+            return_tensors="pt",
+            input_data_format=_LAYOUT,
         )
         device = self._model.device
         embedding = self._model.get_image_embeddings(inputs["pixel_values"].to(device))

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flmm_detseg.datasets.files import require_dir, require_file
+from flmm_detseg.datasets.coco_file import name_key
+from flmm_detseg.datasets.files import read_lines, require_dir
 from flmm_detseg.datasets.images import check_image_size, load_image
-from flmm_detseg.datasets.policy import ProblemLog, RecordError
+from flmm_detseg.datasets.policy import ProblemLog, RecordError, record_error
 from flmm_detseg.datasets.voc import write_coco
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.evaluation.results import RecordStore, fingerprint
@@ -27,8 +28,10 @@ from flmm_detseg.labelling.classes import (
 )
 from flmm_detseg.labelling.models import Detections, GroundingDinoDetector, SamSegmenter
 from flmm_detseg.labelling.select import Thresholds, select_boxes
+from flmm_detseg.utils.outputs import refuse_overwrite
 from flmm_detseg.utils.provenance import file_hash, versions
 from flmm_detseg.utils.rle import encode_rle
+from flmm_detseg.utils.values import FieldError, check_text
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 
@@ -103,7 +106,15 @@ def pseudo_label(options: LabelOptions, progress: bool = True) -> dict[str, Any]
         () if truth is None else truth.categories,
         () if options.categories is None else read_categories(options.categories),
     )
-    names = _image_names(options)
+    log = ProblemLog(options.policy)
+    names = _image_names(options, log)
+    root = Path(options.image_dir)
+    refuse_overwrite(
+        options.out,
+        [options.ground_truth, options.categories, options.image_list, *(root / name for name in names)],
+    )
+    if truth is not None:
+        truth.check_names(root, names)
     device = _device(options.device)
     rules = options.thresholds
     detector = GroundingDinoDetector(options.detector, classes, rules.box, rules.text, device)
@@ -114,7 +125,6 @@ def pseudo_label(options: LabelOptions, progress: bool = True) -> dict[str, Any]
     if options.fresh:
         store.clear()
     done = set(store.merge()) & set(names)
-    log = ProblemLog(options.policy)
     labeller = _Labeller(options, classes, truth, detector, segmenter, log)
     waiting = [name for name in names if name not in done]
     with tqdm(total=len(names), initial=len(done), desc="labels", unit="image", disable=not progress) as bar:
@@ -157,12 +167,34 @@ class _Labeller:
                 images[name] = self._load(name)
             except RecordError as error:
                 self._log.handle(error)
+        records = []
+        for name, boxes in self._detect(images).items():
+            try:
+                records.append((name, self._record(name, images[name], boxes)))
+            except ValueError as error:
+                self._log.handle(self._unfit(name, images[name], error))
+        return records
+
+    def _detect(self, images: dict[str, np.ndarray]) -> dict[str, Detections]:
+        """Boxes of each image; an image of a size that the detector cannot take is a problem of its own."""
         if not images:
-            return []
-        found = self._detector.detect(list(images.values()))
-        return [
-            (name, self._record(name, image, boxes)) for (name, image), boxes in zip(images.items(), found)
-        ]
+            return {}
+        try:
+            return dict(zip(images, self._detector.detect(list(images.values())), strict=True))
+        except ValueError as error:
+            if len(images) > 1:
+                parts = [self._detect({name: image}) for name, image in images.items()]
+                return {name: boxes for part in parts for name, boxes in part.items()}
+            ((name, image),) = images.items()
+            self._log.handle(self._unfit(name, image, error))
+            return {}
+
+    def _unfit(self, name: str, image: np.ndarray, error: ValueError) -> RecordError:
+        message = (
+            f"the models cannot take an image of {image.shape[0]} x {image.shape[1]} pixels (H x W): {error}"
+        )
+        remedy = "Leave it out, or such images with policy='skip' (--skip)."
+        return record_error(str(self._root / name), "", message, remedy, "unfit image")
 
     def _load(self, name: str) -> np.ndarray:
         path = self._root / name
@@ -198,11 +230,10 @@ class _Labeller:
         return {"size": list(size), "objects": objects, "dropped": dict(dropped)}
 
 
-def _image_names(options: LabelOptions) -> list[str]:
+def _image_names(options: LabelOptions, log: ProblemLog) -> list[str]:
     root = require_dir(options.image_dir, "image folder")
     if options.image_list is not None:
-        lines = require_file(options.image_list, "list of images").read_text(encoding="utf-8").splitlines()
-        names = [line.strip() for line in lines if line.strip()]
+        names = [name_key(line) for line in read_lines(options.image_list, "list of images")]
         if repeated := [name for name, count in Counter(names).items() if count > 1]:
             raise DataError(f"{options.image_list}: {repeated[0]} occurs twice. List every image once.")
         where = options.image_list
@@ -212,7 +243,18 @@ def _image_names(options: LabelOptions) -> list[str]:
         where = options.image_dir
     if not names:
         raise DataError(f"{where}: no image in it ({', '.join(sorted(_SUFFIXES))}).")
-    return names
+    usable = []
+    for name in names:
+        try:
+            usable.append(check_text(name, "file_name"))
+        except FieldError as error:  # bytes that are no UTF-8: no JSON can hold the name
+            remedy = "Rename the file, or leave such images out (policy='skip', --skip)."
+            log.handle(
+                record_error(str(root), name, f"its file name cannot be stored: {error}", remedy, error.kind)
+            )
+    if not usable:
+        raise DataError(f"{where}: no image can be used. First problem: {log.problems[0]}")
+    return usable
 
 
 def _device(name: str) -> torch.device:

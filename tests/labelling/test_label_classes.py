@@ -128,11 +128,11 @@ def coco(**changes):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        (coco(images={"height": "4"}), r"images\[0\]: `height` is '4'"),
+        (coco(images={"height": "4"}), r"image 1: .*`height` is '4'"),
         (coco(images=coco()["images"] * 2), "occurs twice"),
         (coco(annotations={"image_id": 7}), "image 7 is not in `images`"),
-        (coco(annotations={"bbox": [1, 2]}), r"annotations\[0\]: `bbox`"),
-        (coco(categories=[*CATEGORIES, {"id": 3, "name": "cow"}]), "same id"),
+        (coco(annotations={"bbox": [1, 2]}), r"annotation 1: `bbox`"),
+        (coco(categories=[*CATEGORIES, {"id": 3, "name": "cow"}]), "category 'cow' .id 3. occurs twice"),
         (coco(categories=[]), "`categories` is empty"),
         ({"images": []}, "key `annotations` is missing"),
     ],

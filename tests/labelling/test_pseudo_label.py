@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -311,3 +312,123 @@ def test_an_empty_mask_takes_its_box_along(options, monkeypatch):
     assert content["annotations"] == []
     assert figures["dropped_boxes"] == {"empty mask": 24}
     assert figures["images_without_objects"] == 2
+
+
+def ground_truth_named(options, *names: str, **changes) -> str:
+    """A file with one box in each image, of b.png's size."""
+    content = {
+        "images": [{"id": k, "file_name": name, "height": SIZE[0], "width": SIZE[1]} for k, name in enumerate(names)],
+        "annotations": [
+            {"id": k, "image_id": k, "category_id": 1, "bbox": [1, 1, 9, 9]} for k in range(len(names))
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+        **changes,
+    }  # fmt: skip
+    path = Path(options.image_dir).with_name("given.json")
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+@pytest.mark.case("data/17_ground_truth_lost_by_its_file_names")
+@pytest.mark.parametrize("name", ["b.png", "./b.png", "sub\\..\\b.png"])
+def test_ground_truth_is_found_by_any_form_of_its_name(options, name):
+    options = replace(
+        options, segmenter=None, classes=("cat",), ground_truth=ground_truth_named(options, name)
+    )
+    figures, content = label(options)
+    assert (figures["ground_truth_annotations"], figures["ground_truth_images_left_out"]) == (1, 0)
+    assert [entry["id"] for entry in content["images"]] == [0, 1]
+    assert len(COCOInstancesDataset(options.out, options.image_dir)) == 2
+
+
+@pytest.mark.case("data/17_ground_truth_lost_by_its_file_names")
+@pytest.mark.parametrize(
+    ("names", "match"),
+    [
+        (["images/b.png"], "image images/b.png is not in .*images, but b.png is"),
+        (["..\\..\\media\\upload\\b.png"], r"image ../../media/upload/b.png is not in .*, but b.png is"),
+        (["b.png", "other/a.png"], "image other/a.png is not in .*, but sub/a.png is"),
+        (["c.png", "d.png"], "none of its 2 images is in .*, first c.png"),
+        (["b.png", "./b.png"], "./b.png is image 0 already"),
+    ],
+)
+def test_ground_truth_without_its_images_is_an_error(options, names, match, monkeypatch):
+    monkeypatch.setattr(run, "GroundingDinoDetector", None)  # told before a model is loaded
+    with pytest.raises(DataError, match=match):
+        label(replace(options, ground_truth=ground_truth_named(options, *names)))
+    assert not Path(options.out).exists()
+
+
+@pytest.mark.case("data/17_ground_truth_lost_by_its_file_names")
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"category_id": 7}, "annotation 0: category 7 is not in `categories`"),
+        ({"iscrowd": "0"}, "annotation 0: .*`iscrowd` is '0'"),
+        ({"bbox": [1, 2, 10**400, 4]}, "annotation 0: `bbox`"),
+        ({"id": "x"}, "annotation .*: .*`id` is 'x', not an integer"),
+    ],
+)
+def test_faults_of_the_ground_truth_are_told_not_copied(options, change, match):
+    entry = {"id": 0, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9], **change}
+    with pytest.raises(DataError, match=match):
+        label(replace(options, ground_truth=ground_truth_named(options, "b.png", annotations=[entry])))
+    twice = [{"id": 0, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}] * 2
+    with pytest.raises(DataError, match="annotation 0: its id occurs twice"):
+        label(replace(options, ground_truth=ground_truth_named(options, "b.png", annotations=twice)))
+
+
+@pytest.mark.case("security/overwrite")
+def test_no_input_is_overwritten(options, tmp_path):
+    truth = ground_truth_named(options, "b.png")
+    names = tmp_path / "names.txt"
+    names.write_text("b.png\n")
+    link = tmp_path / "link.json"
+    link.symlink_to(truth)
+    image = str(Path(options.image_dir) / "b.png")
+    for out, change in (
+        (truth, dict(ground_truth=truth)),
+        (str(link), dict(ground_truth=truth)),
+        (truth, dict(categories=truth, classes=None)),
+        (str(names), dict(image_list=str(names))),
+        (image, {}),
+    ):
+        before = Path(out).read_bytes()
+        with pytest.raises(ConfigError, match="is an input .*: the result would replace it"):
+            label(replace(options, out=out, **change))
+        assert Path(out).read_bytes() == before
+
+
+@pytest.mark.case("data/18_encodings")
+def test_lists_of_windows_tools(options, tmp_path):
+    names = tmp_path / "names.txt"
+    options = replace(options, segmenter=None, image_list=str(names))
+    names.write_bytes("\ufeffb.png\r\n.\\sub\\a.png\r\n".encode())
+    _, content = label(options)
+    assert [entry["file_name"] for entry in content["images"]] == ["b.png", "sub/a.png"]
+    names.write_text("b.png\n./b.png\n")
+    with pytest.raises(DataError, match="b.png occurs twice"):
+        label(options)
+    names.write_bytes("ü.png\n".encode("cp1252"))
+    with pytest.raises(DataError, match="save it as UTF-8"):
+        label(options)
+
+
+@pytest.mark.case("data/18_encodings")
+def test_a_file_name_of_another_encoding_is_told_before_the_detection(options, monkeypatch):
+    os.close(os.open(os.fsencode(options.image_dir) + b"/\xfc.png", os.O_CREAT | os.O_WRONLY))
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "GroundingDinoDetector", None)
+        with pytest.raises(DataError, match="its file name cannot be stored"):
+            label(options)
+    figures, content = label(replace(options, segmenter=None, policy="skip"))
+    assert figures["skipped"] == {"bad text": 1}
+    assert len(content["images"]) == 2
+
+
+@pytest.mark.case("data/15_elongated_picture_crashes_the_refiner")
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3, 1), (2, 300)])
+def test_thin_images_are_labelled_or_skipped(options, size):
+    write_image(Path(options.image_dir) / "thin.png", 3, size)
+    figures, content = label(replace(options, policy="skip"))
+    assert figures["images"] + sum(figures["skipped"].values()) == 3

@@ -1,0 +1,43 @@
+"""What a tool writes must not be what it reads: a result in the place of a photo or of annotations is a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from flmm_detseg.errors import ConfigError
+
+
+def refuse_overwrite(out: str | Path, inputs: Iterable[str | Path | None]) -> Path:
+    """Refuses to write over a file that is read.
+
+    Args:
+        out: File to write.
+        inputs: Files that are read (None: none), under whatever names; links are followed.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        ConfigError: It is one of them.
+    """
+    out = Path(out)
+    try:
+        there = out.stat()
+    except (OSError, ValueError):  # nothing is there to be lost
+        return out
+    for item in inputs:
+        try:
+            same = item is not None and _identity(Path(item)) == (there.st_dev, there.st_ino)
+        except (OSError, ValueError):
+            continue
+        if same:
+            raise ConfigError(
+                f"{out} is an input ({item}): the result would replace it. Write to another file or folder"
+            )
+    return out
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
