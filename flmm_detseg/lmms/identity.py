@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from flmm_detseg.errors import CheckpointError
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora_layers import lora_group_of
+from flmm_detseg.utils.whole_files import dump_json
 
 _SAMPLES = 8
 _FORMAT = 1
@@ -47,7 +48,7 @@ def lmm_identity(lmm: LMMAdapter) -> str | None:
     }
     if not weights:
         return None
-    return json.dumps({"format": _FORMAT, "dtypes": _dtypes(weights), "samples": _samples(weights)})
+    return dump_json({"format": _FORMAT, "dtypes": _dtypes(weights), "samples": _samples(weights)})
 
 
 def check_identity(lmm: LMMAdapter, recorded: str | None, source: str, *, allow_other: bool = False) -> None:
