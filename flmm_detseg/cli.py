@@ -13,6 +13,7 @@ from flmm_detseg.utils.cli import run_tool
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with the status of the command."""
     parser = argparse.ArgumentParser(prog="flmm-detseg", description="Large multimodal models that point.")
+    parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
     doctor.add_arguments(commands.add_parser("doctor", help="what works on this machine, and what to do"))
     ground.add_arguments(commands.add_parser("ground", help="ground phrases in your own image"))

@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 from flmm_detseg.utils.cli import add_lmm_argument, run_tool
+from flmm_detseg.utils.paths import find, image_file
 
 
 def main() -> dict[str, Any]:
@@ -30,18 +31,21 @@ def main() -> dict[str, Any]:
 
     from tqdm import tqdm
 
+    from flmm_detseg.datasets.images import read_image
     from flmm_detseg.inference import Instructor
     from flmm_detseg.inference.instructor import result_names
     from flmm_detseg.models import model_from_config
 
     names = result_names(args.image)
+    for image in args.image:
+        read_image(image_file(image, "--image"), "--image")  # before the model, which may take minutes
     model = model_from_config(
         args.config, args.checkpoint, device=args.device, allow_other_lmm=args.allow_other_lmm
     )
     instructor = Instructor(model, score_threshold=args.score_threshold, classes=args.classes)
     figures = []
     for image, name in zip(tqdm(args.image, desc="images"), names, strict=True):
-        result = instructor.follow(image, args.instruction, max_new_tokens=args.max_new_tokens)
+        result = instructor.follow(find(image), args.instruction, max_new_tokens=args.max_new_tokens)
         files = result.save(args.out, name)
         figures.append({"image": image, "text": result.text, "regions": len(result.regions), **files})
     return {"instruction": args.instruction, "results": figures}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from flmm_detseg.datasets.policy import record_error
 from flmm_detseg.errors import DataError, FlmmError
+from flmm_detseg.utils.paths import places
 from flmm_detseg.utils.values import max_pixels, shown, too_many_pixels
 
 ImageLike: TypeAlias = str | Path | Image.Image | np.ndarray
@@ -82,7 +83,7 @@ def open_picture(
             if not given:
                 picture.close()
     except FileNotFoundError as error:
-        remedy = "Check the image folder in the config."
+        remedy = f"Check the path ({places(file)}), or the image folder in the config."
         raise record_error(str(file), record, f"{what} not found", remedy, "missing image") from error
     except (FlmmError, MemoryError):
         raise

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from flmm_detseg.errors import DataError
 from flmm_detseg.utils.cli import add_lmm_argument
-from flmm_detseg.utils.whole_files import dump_json
+from flmm_detseg.utils.paths import image_file
+from flmm_detseg.utils.whole_files import write_json
+
+# What the quickstart trains, stored in the repository: knows the synthetic TinyWorld and nothing else.
+TINY_CONFIG = "configs/tiny/frozen_tiny_llava_refcoco_png.py"
+TINY_HEADS = "data/models/tiny_heads/heads.pth"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
     parser.add_argument(
-        "config", help="config of the model, e.g. configs/tiny/frozen_tiny_llava_refcoco_png.py"
-    )
+        "config", nargs="?",
+        help=f"config of the model; without config and checkpoint: {TINY_CONFIG}, {TINY_HEADS}",
+    )  # fmt: skip
     parser.add_argument("--checkpoint", help="what training wrote; default: load_from of the config")
     parser.add_argument(
         "--untrained", action="store_true", help="accept random heads when there is no checkpoint"
@@ -43,10 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="picture to write (.png or .jpg)")
     parser.add_argument("--boxes", action="store_true", help="draw the boxes too")
+    parser.add_argument("--beside", action="store_true", help="show the image as it is beside the masks")
     parser.add_argument(
         "--attention", type=Path, metavar="DIR", help="also write each phrase's best heads here"
     )
-    parser.add_argument("--coco", type=Path, metavar="FILE", help="also write the masks as COCO annotations")
+    parser.add_argument("--coco", type=Path, metavar="FILE", help="also write the masks as a COCO file")
     parser.add_argument("--device", help='for example "cuda:0"; default: the GPU when there is one')
 
 
@@ -60,45 +68,70 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend.
     """
     spans = _check(arguments)
+    config, checkpoint = _model(arguments)
+    file = image_file(arguments.image, "--image")
     # Late, so that a wrong argument is told before torch is loaded.
+    from flmm_detseg.datasets.images import read_image
+    from flmm_detseg.inference.coco import CocoFile
     from flmm_detseg.inference.grounder import Grounder
 
+    # Before the model, which may take minutes.
+    image = read_image(file, "--image")
     grounder = Grounder.from_config(
-        arguments.config,
-        arguments.checkpoint,
+        config,
+        checkpoint,
         arguments.device,
         untrained=arguments.untrained,
         allow_other_lmm=arguments.allow_other_lmm,
     )
     phrases, keep_attention = arguments.phrase or None, arguments.attention is not None
     if arguments.question is not None:
-        result = grounder.ask(arguments.image, arguments.question, phrases, keep_attention=keep_attention)
+        result = grounder.ask(image, arguments.question, phrases, keep_attention=keep_attention)
     else:
         caption = arguments.caption
         if caption is None:
-            caption = grounder.answer(arguments.image, arguments.prompt)
+            caption = grounder.answer(image, arguments.prompt)
         result = grounder.ground(
-            arguments.image,
+            image,
             caption,
             phrases,
             spans=spans or None,
             prompt=arguments.prompt,
             keep_attention=keep_attention,
         )
-    figures: dict[str, Any] = {"overlay": str(result.save_overlay(arguments.out, boxes=arguments.boxes))}
+    figures: dict[str, Any] = {
+        "overlay": str(result.save_overlay(arguments.out, boxes=arguments.boxes, beside=arguments.beside))
+    }
     if arguments.attention is not None:
         figures["attention"] = [
             str(result.save_attention(arguments.attention / f"phrase_{index + 1}.png", index))
             for index in range(len(result))
         ]
-    annotations = result.to_coco(Path(arguments.image).name)
+    coco = CocoFile()
+    annotations = coco.add(result, file.name)
     if arguments.coco is not None:
-        arguments.coco.parent.mkdir(parents=True, exist_ok=True)
-        arguments.coco.write_text(dump_json(annotations), encoding="utf-8")
+        write_json(arguments.coco, coco.content(), indent=None)
         figures["coco"] = str(arguments.coco)
+    if not annotations:
+        print(f"no phrase to ground in the answer {result.caption!r}: nothing is drawn", file=sys.stderr)
     keys = ("phrase", "score", "bbox", "area")
     entries = [{k: entry[k] for k in keys} for entry in annotations]
     return figures | {"caption": result.caption, "phrases": entries}
+
+
+def _model(arguments: argparse.Namespace) -> tuple[str, str | None]:
+    """Config and checkpoint; those of the repository's tiny model where neither is named."""
+    if arguments.config is not None:
+        return arguments.config, arguments.checkpoint
+    if arguments.checkpoint is not None or arguments.untrained:
+        raise DataError(
+            "--checkpoint and --untrained need the config of their model (python tools/ground.py CONFIG ...)"
+        )
+    print(
+        "no config given: the repository's tiny model, which knows the pictures of TinyWorld and nothing else",
+        file=sys.stderr,
+    )
+    return TINY_CONFIG, TINY_HEADS
 
 
 def _check(arguments: argparse.Namespace) -> list[tuple[int, int]]:

@@ -10,8 +10,11 @@ import numpy as np
 from PIL import Image
 
 from flmm_detseg.errors import DataError, RunError
+from flmm_detseg.inference.coco import CocoFile
 from flmm_detseg.structures import PatchGrid
 from flmm_detseg.visualization import draw_attention_heads, draw_grounding
+from flmm_detseg.visualization.canvas import hstack
+from flmm_detseg.visualization.overlay import enlarged
 
 
 @dataclass(frozen=True)
@@ -53,16 +56,17 @@ class GroundingResult:
         """K."""
         return len(self.phrases)
 
-    def overlay(self, *, boxes: bool = False) -> np.ndarray:
+    def overlay(self, *, boxes: bool = False, beside: bool = False) -> np.ndarray:
         """Picture of the phrases' masks with the caption as legend.
 
         Args:
             boxes: Draw the boxes too.
+            beside: Put the image as it is, which the masks' colours hide, to its left.
 
         Returns:
             RGB uint8.
         """
-        return draw_grounding(
+        picture = draw_grounding(
             self.image,
             self.masks,
             self.phrases,
@@ -71,13 +75,15 @@ class GroundingResult:
             caption=self.caption,
             spans=self.spans,
         )
+        return hstack([enlarged(self.image), picture]) if beside else picture
 
-    def save_overlay(self, path: str | Path, *, boxes: bool = False) -> Path:
+    def save_overlay(self, path: str | Path, *, boxes: bool = False, beside: bool = False) -> Path:
         """Writes :meth:`overlay`; the ending decides the format (.png, .jpg). Missing folders are made."""
-        return _save(self.overlay(boxes=boxes), path)
+        return _save(self.overlay(boxes=boxes, beside=beside), path)
 
     def attention_picture(self, index: int, *, top: int = 7) -> np.ndarray:
-        """Picture of the heads that carry phrase ``index``, ranked by IoU with its predicted mask.
+        """Picture of the heads that carry phrase ``index``, ranked by IoU with its own predicted mask: how far a head
+        agrees with the result, not how right it is.
 
         Raises:
             DataError: The attention was not kept.
@@ -94,16 +100,30 @@ class GroundingResult:
             grid=self.grid,
             phrase=self.phrases[index],
             top=top,
+            target="own predicted mask",
         )
 
     def save_attention(self, path: str | Path, index: int, *, top: int = 7) -> Path:
         """Writes :meth:`attention_picture`."""
         return _save(self.attention_picture(index, top=top), path)
 
+    def to_coco_file(self, file_name: str) -> dict[str, Any]:
+        """The result as a whole COCO file (JSON-ready), see :class:`~flmm_detseg.inference.coco.CocoFile`.
+
+        Args:
+            file_name: Of the image.
+
+        Raises:
+            RunError: A score or box is NaN or infinite.
+        """
+        coco = CocoFile()
+        coco.add(self, file_name)
+        return coco.content()
+
     def to_coco(
         self, image_id: int | str = 0, *, category_id: int = 1, first_id: int = 1
     ) -> list[dict[str, Any]]:
-        """The result as COCO annotations (JSON-ready).
+        """The result as COCO annotations (JSON-ready); :meth:`to_coco_file` is a whole file.
 
         Args:
             image_id: Written into each annotation.

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.paths import find, places
 from flmm_detseg.utils.whole_files import dump_json
 
 if TYPE_CHECKING:
@@ -172,8 +173,9 @@ def read_requests(images: Sequence[Path], question: str | None, questions: Path 
     Raises:
         DataError: No image, a file that does not exist, or a line that cannot be used; names file and line.
     """
+    images = [find(path) for path in images]
     if missing := [str(path) for path in images if not path.exists()]:
-        raise DataError(f"--images: {', '.join(missing)} not found (seen from {Path.cwd()})")
+        raise DataError(f"--images: {', '.join(missing)} not found ({places(missing[0])}); check the path")
     if questions is not None:
         if len(images) != 1 or not images[0].is_dir():
             raise DataError("--questions names its images itself: give --images the one folder they are in")

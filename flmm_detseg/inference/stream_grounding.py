@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flmm_detseg.inference.coco import CocoFile
 from flmm_detseg.inference.grounder import Grounder
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Generation
-from flmm_detseg.utils.whole_files import dump_json
+from flmm_detseg.utils.whole_files import write_json
 
 
 class StreamGrounding:
@@ -29,7 +30,7 @@ class StreamGrounding:
         self._grounder = Grounder(model)
         self.capture = self._grounder.capture
         self._folder = folder
-        self._annotations: list[dict[str, Any]] = []
+        self._coco = CocoFile()
         self._answers: list[dict[str, Any]] = []
 
     def add(self, image: Path, question: str, generation: Generation | None) -> None:
@@ -45,19 +46,17 @@ class StreamGrounding:
         if len(result):
             picture = self._folder / f"{len(self._answers) + 1:04d}_{image.stem}.png"
             entry["overlay"] = str(result.save_overlay(picture, boxes=True))
-        found = result.to_coco(str(image), first_id=len(self._annotations) + 1)
-        self._annotations += found
+        found = self._coco.add(result, str(image))
         keys = ("id", "phrase", "score", "bbox", "area")
         self._answers.append(entry | {"masks": [{key: item[key] for key in keys} for item in found]})
 
     def write(self) -> dict[str, Any]:
-        """Writes all masks as COCO annotations (``masks.json``).
+        """Writes all masks as one COCO file (``masks.json``).
 
         Returns:
             For the command's last line: ``masks`` (the file), and ``grounded``: per answer its picture and its masks
             (without their pixels).
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / "masks.json"
-        file.write_text(dump_json(self._annotations), encoding="utf-8")
+        write_json(file, self._coco.content(), indent=None)
         return {"masks": str(file), "grounded": self._answers}

@@ -13,7 +13,8 @@ from PIL import Image
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Prediction, Sample
 from flmm_detseg.visualization import draw_attention_heads, draw_comparison, draw_grounding, draw_loss_curves
-from flmm_detseg.visualization.canvas import hstack, readable_size, resize_image, with_title
+from flmm_detseg.visualization.canvas import hstack, with_title
+from flmm_detseg.visualization.overlay import enlarged
 
 
 def draw_all(
@@ -32,7 +33,7 @@ def draw_all(
     trained, control = models["trained"], models["control"]
     found = {kind: list(zip(entries, predict(trained, entries))) for kind, entries in samples.items()}
     overlays = {
-        f"{kind}: {sample.record_id}": hstack([enlarged(sample), overlay(sample, prediction)])
+        f"{kind}: {sample.record_id}": hstack([enlarged(sample.image), overlay(sample, prediction)])
         for kind, pairs in found.items()
         for sample, prediction in pairs
     }
@@ -93,11 +94,6 @@ def overlay(sample: Sample, prediction: Prediction) -> np.ndarray:
     )
 
 
-def enlarged(sample: Sample) -> np.ndarray:
-    """The image at the size of its overlay."""
-    return resize_image(sample.image, readable_size(sample.image_size, min_side=448, max_side=1024))
-
-
 def comparison(sample: Sample, prediction: Prediction) -> np.ndarray:
     """Coarse, refined and target masks of at most five phrases."""
     refined = prediction.refined_logits
@@ -121,6 +117,7 @@ def heads_picture(model: GroundingLMM, sample: Sample, prediction: Prediction) -
         None if sample.masks is None else sample.masks[0],
         grid=model.lmm.prepare(sample).grid,
         phrase=sample.phrase_text(0),
+        target="target mask",
     )
 
 

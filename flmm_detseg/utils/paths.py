@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from flmm_detseg.errors import DataError
+
 # The checkout this package is imported from; of an installed wheel it is the folder of all packages.
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -23,6 +25,25 @@ def find(path: str | Path) -> Path:
         return path
     other = REPOSITORY / path
     return other if _is_checkout() and _exists(other) else path
+
+
+def image_file(path: str | Path, argument: str) -> Path:
+    """:func:`find` for an image that a command names: before minutes are spent on a model.
+
+    Args:
+        path: As it was given.
+        argument: Name of the argument, for the error.
+
+    Raises:
+        DataError: There is no such file.
+    """
+    found = find(path)
+    if not found.is_file():
+        what = (
+            "is a folder, an image file is needed" if found.is_dir() else f"does not exist ({places(path)})"
+        )
+        raise DataError(f"{argument}: {path} {what}; check the path")
+    return found
 
 
 def places(path: str | Path) -> str:

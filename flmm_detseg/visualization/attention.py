@@ -78,6 +78,7 @@ def draw_attention_heads(
     phrase: str | None = None,
     top: int = 7,
     cell: int = 224,
+    target: str = "mask",
 ) -> np.ndarray:
     """Draws the heads that carry a phrase: the best heads' maps on the image and every head's score.
 
@@ -92,6 +93,7 @@ def draw_attention_heads(
         phrase: Text of the phrase for the title.
         top: Number of heads shown.
         cell: Longer side of one shown map, pixels.
+        target: What ``mask`` is, for the title: ``"own predicted mask"``, ``"target mask"``.
 
     Returns:
         RGB uint8 picture.
@@ -127,6 +129,8 @@ def draw_attention_heads(
     rows = [canvas.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
     table = _score_table(scores, layer_ids, head_ids, measure)
     title = "heads that carry it" if phrase is None else f'"{phrase}": heads that carry it'
+    if mask is not None:
+        title += f" (IoU with the {target})"
     picture = canvas.vstack([*rows, table])
     return canvas.with_title(picture, title, size=16)
 

@@ -12,6 +12,16 @@ from flmm_detseg.visualization import canvas
 Span = tuple[int, int]
 
 
+# Longer side of a picture, pixels.
+MIN_SIDE, MAX_SIDE = 448, 1024
+
+
+def enlarged(image: np.ndarray) -> np.ndarray:
+    """An image at the size :func:`draw_grounding` shows it; RGB uint8."""
+    size = canvas.readable_size(image.shape[:2], min_side=MIN_SIDE, max_side=MAX_SIDE)
+    return canvas.resize_image(image, size)
+
+
 def draw_grounding(
     image: np.ndarray,
     masks: np.ndarray,
@@ -22,8 +32,8 @@ def draw_grounding(
     caption: str | None = None,
     spans: Sequence[Sequence[Span]] | None = None,
     alpha: float = 0.5,
-    min_side: int = 448,
-    max_side: int = 1024,
+    min_side: int = MIN_SIDE,
+    max_side: int = MAX_SIDE,
 ) -> np.ndarray:
     """Draws each phrase's mask in its colour; below, the caption with the phrases in the same colours.
 
