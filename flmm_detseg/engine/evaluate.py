@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -40,6 +40,7 @@ from flmm_detseg.evaluation.results import (
 )
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.registry import DATASETS, SCOPE
+from flmm_detseg.utils.lock import holding
 from flmm_detseg.utils.paths import find, places
 from flmm_detseg.utils.provenance import file_hash, named_paths, versions
 from flmm_detseg.utils.whole_files import write_json
@@ -150,7 +151,9 @@ def evaluate_model(
         shared = [fingerprint(identity)]
         broadcast_object_list(shared)
         store = RecordStore(work_dir / f"{name}-{shared[0][:16]}", state.process_index)
-        with _cpu_threads(options.num_threads):
+        # Two at once would unite each other's records while they are written.
+        lock = holding(store.folder / ".lock", f"evaluating {name} in {work_dir}")
+        with _cpu_threads(options.num_threads), lock if state.is_main_process else nullcontext():
             records, num_resumed = _evaluate_dataset(
                 model, item.dataset, store, options, task, state, name, title
             )

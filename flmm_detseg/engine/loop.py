@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 from xtuner.engine.runner import TrainLoop
@@ -13,9 +15,10 @@ from xtuner.engine.runner import TrainLoop
 from flmm_detseg.datasets import EpochSampler, ImageMix, ImageSampler
 from flmm_detseg.engine.config_check import check_config
 from flmm_detseg.engine.finite_steps import FiniteSteps
-from flmm_detseg.engine.start import batch_figures, prepare_start, uses_deepspeed
+from flmm_detseg.engine.start import LOCK, batch_figures, prepare_start, uses_deepspeed
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import LOOPS
+from flmm_detseg.utils.lock import hold
 
 
 @LOOPS.register_module()
@@ -98,7 +101,13 @@ class ResumableTrainLoop(TrainLoop):
         self._iter += 1
 
     def run(self) -> Any:
-        """Trains to the last iteration; returns the model."""
+        """Trains to the last iteration; returns the model.
+
+        Raises:
+            RunError: Another training writes to the same work folder.
+        """
+        if is_main_process():
+            hold(Path(self.runner.work_dir) / LOCK, f"training in {self.runner.work_dir}")
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.dataloader_iterator = endless(self.dataloader, self._iter)

@@ -22,6 +22,8 @@ from flmm_detseg.errors import CheckpointError
 from flmm_detseg.models.checkpoint import check_folder, load_file, read_file, states_file
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 
+# In a work folder: held by the run's first process.
+LOCK = ".training.lock"
 # Entry of a checkpoint's meta: how its run cut the data into steps.
 BATCH = "batch"
 

@@ -25,10 +25,11 @@ from flmm_detseg.engine.deepspeed_cpu import set_single_process_environment
 from flmm_detseg.engine.finite_steps import SKIPPED
 from flmm_detseg.engine.report_hook import TRAINABLE_INFO
 from flmm_detseg.engine.runner import GroundingRunner
-from flmm_detseg.engine.start import last_checkpoint, read_run_state
+from flmm_detseg.engine.start import LOCK, last_checkpoint, read_run_state
 from flmm_detseg.errors import ConfigError, RunError
 from flmm_detseg.models.checkpoint import load_checkpoint, states_file
 from flmm_detseg.models.from_config import read_config
+from flmm_detseg.utils.lock import holding
 from flmm_detseg.utils.paths import find
 
 
@@ -77,13 +78,21 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
     Raises:
         ConfigError: The config or an override cannot be used.
         CheckpointError: What to start or to go on from cannot be used.
-        RunError: No checkpoint came out, or loss, gradient or parameters became NaN or infinite.
+        RunError: No checkpoint came out, another training writes to the same folder, or loss, gradient or parameters
+            became NaN or infinite.
     """
-    started = time.perf_counter()
     path = find(options.config)
     config = read_config(path)
-    overrides = parse_overrides(options.cfg_options, config)
     work_dir = Path(options.work_dir or config.get("work_dir") or f"work_dirs/{path.stem}")
+    if options.launcher == "none" or os.environ.get("RANK") == "0":  # elsewhere the loop sees to it
+        with holding(work_dir / LOCK, f"training in {work_dir}"):
+            return _train(options, path, config, work_dir)
+    return _train(options, path, config, work_dir)
+
+
+def _train(options: TrainOptions, path: Path, config: Config, work_dir: Path) -> dict[str, Any] | None:
+    started = time.perf_counter()
+    overrides = parse_overrides(options.cfg_options, config)
     resume = _resume_from(options.resume, work_dir)
     config.merge_from_dict(overrides)
     check_config(config, options.config)

@@ -13,6 +13,7 @@ from typing import Any
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.experiments.plan import Evaluation, Plan, Run, read_plan
 from flmm_detseg.models.from_config import read_config
+from flmm_detseg.utils.lock import hold
 from flmm_detseg.utils.paths import REPOSITORY, find
 from flmm_detseg.utils.process import Command, Progress, run_commands
 from flmm_detseg.utils.provenance import named_paths
@@ -56,7 +57,7 @@ def run_plan(
             f"the work folder {str(folder.resolve())!r} has a blank, bracket, comma or quote in its path, which "
             "MMEngine's --cfg-options cannot carry; choose another"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    hold(folder / ".plan.lock", f"the plan in {folder}")
     progress = Progress([None] * (len(plan.stages) + 1))
     figures: dict[str, dict[str, Any]] = {}
     for stage in plan.stages:

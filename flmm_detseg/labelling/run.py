@@ -28,6 +28,7 @@ from flmm_detseg.labelling.classes import (
 )
 from flmm_detseg.labelling.models import Detections, GroundingDinoDetector, SamSegmenter
 from flmm_detseg.labelling.select import Thresholds, select_boxes
+from flmm_detseg.utils.lock import holding
 from flmm_detseg.utils.outputs import refuse_overwrite
 from flmm_detseg.utils.provenance import file_hash, versions
 from flmm_detseg.utils.rle import encode_rle
@@ -100,6 +101,12 @@ def pseudo_label(options: LabelOptions, progress: bool = True) -> dict[str, Any]
         CheckpointError: The weights of a model are unusable.
         DataError: A file is missing or unusable, or no image can be used.
     """
+    out = Path(options.out)
+    with holding(out.parent / f".{out.name}.lock", f"labelling into {out}"):
+        return _pseudo_label(options, progress)
+
+
+def _pseudo_label(options: LabelOptions, progress: bool) -> dict[str, Any]:
     truth = None if options.ground_truth is None else read_ground_truth(options.ground_truth)
     classes, categories = resolve_classes(
         options.classes,

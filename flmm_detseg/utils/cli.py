@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from flmm_detseg.errors import FlmmError
+from flmm_detseg.utils.faults import explain, interrupted, last_words
 from flmm_detseg.utils.whole_files import dump_json
 
 
@@ -27,15 +28,41 @@ def run_tool(main: Callable[[], Mapping[str, Any] | None]) -> None:
         main: Does the work and returns the figures to print, or None when another process prints them
             (for example every rank but the first).
 
-    Exits with 0 on success, 2 on a :class:`FlmmError` (one line on stderr, no traceback); any other exception
-    propagates with its traceback, which also gives a non-zero status.
+    Exits with 0 on success, 2 on a :class:`FlmmError`, 3 on a fault of the machine (a full disk, no permission, ...),
+    130 when interrupted; each of these is one line on stderr, no traceback. Any other exception propagates with its
+    traceback, which also gives a non-zero status.
     """
     try:
         figures = main()
-        line = None if figures is None else dump_json(figures)
-    except FlmmError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        sys.exit(2)
-    if line is not None:
-        print(line, flush=True)
+        if figures is not None:
+            print_figures(figures)
+    except (Exception, KeyboardInterrupt) as error:
+        ended = in_one_line(error)
+        if ended is None:
+            raise
+        print(ended[0], file=sys.stderr)
+        sys.exit(ended[1])
     sys.exit(0)
+
+
+def in_one_line(error: BaseException) -> tuple[str, int] | None:
+    """What a user is told of an error, and the exit code; None where the traceback has to be seen."""
+    if isinstance(error, FlmmError):
+        return f"{type(error).__name__}: {last_words(error)}", 2
+    if interrupted(error):
+        return (
+            "interrupted: what was finished is whole; the same command (training: with --resume) goes on",
+            130,
+        )
+    fault = explain(error)
+    return None if fault is None else (f"{type(error).__name__}: {fault}", 3)
+
+
+def print_figures(figures: Mapping[str, Any]) -> None:
+    """Prints a line of JSON, with its letters escaped where the terminal's encoding has no such ones."""
+    line = dump_json(figures)
+    try:
+        line.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        line = dump_json(figures, ascii=True)
+    print(line, flush=True)

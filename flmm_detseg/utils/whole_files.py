@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flmm_detseg.errors import DataError, RunError
+from flmm_detseg.utils.lock import holding
 
 
 def sync(path: Path) -> None:
@@ -35,6 +38,37 @@ def put_in_place(part: Path, final: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def new_folder(final: Path) -> Iterator[Path]:
+    """A folder to fill that takes its place when the block ends well; until then nothing is seen there.
+
+    What a killed run left is removed when the same folder is made again.
+
+    Args:
+        final: Not there yet, or empty. Where a disk is mounted, which cannot be renamed, it is filled in place.
+
+    Yields:
+        The folder to write to, beside it (``.NAME.making``).
+
+    Raises:
+        RunError: Another program makes the same folder.
+    """
+    final = final.resolve()
+    if os.path.ismount(final):
+        yield final
+        return
+    final.parent.mkdir(parents=True, exist_ok=True)
+    part = final.with_name(f".{final.name}.making")
+    lock = final.with_name(f".{final.name}.lock")
+    with holding(lock, f"making {final}"):
+        if part.exists():
+            shutil.rmtree(part)
+        part.mkdir()
+        yield part
+        os.replace(part, final)  # takes the place of an empty folder, never of another one
+        lock.unlink()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file in one step: a reader sees the old or the whole new one. Missing folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,14 +83,19 @@ def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     write_text(path, dump_json(content, indent=indent) + "\n")
 
 
-def dump_json(content: Any, *, indent: int | None = None) -> str:
+def dump_json(content: Any, *, indent: int | None = None, ascii: bool = False) -> str:
     """JSON by the standard: Python's own writer would write ``NaN``, which no other parser reads.
+
+    Args:
+        content: Plain containers and values.
+        indent: Blanks of a level; None for one line.
+        ascii: Escape all other letters.
 
     Raises:
         RunError: A number is NaN or infinite; names its place.
     """
     try:
-        return json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False)
+        return json.dumps(content, indent=indent, ensure_ascii=ascii, allow_nan=False)
     except ValueError as error:
         place, value = next(_not_finite(content, ""), ("", error))
         raise RunError(

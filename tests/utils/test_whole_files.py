@@ -13,7 +13,7 @@ import torch
 import flmm_detseg
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.utils.finite import is_finite, not_finite
-from flmm_detseg.utils.whole_files import dump_json, read_json, write_json
+from flmm_detseg.utils.whole_files import dump_json, new_folder, read_json, write_json
 
 # Facts of our own that go to a hash, a header or a command line: they hold no figures.
 NO_FIGURES = {
@@ -65,3 +65,21 @@ def test_tensors_are_finite_or_not_whatever_their_type(dtype):
         assert not_finite({"a": largest, "b": broken, "c": broken[:2]}) == ["b"]
     assert is_finite(torch.empty(0, dtype=dtype))
     assert is_finite(torch.tensor([2**60]))
+
+
+def test_a_new_folder_appears_whole_and_a_killed_run_s_rest_is_replaced(tmp_path):
+    final = tmp_path / "world"
+    left = new_folder(final).__enter__()
+    (left / "half").touch()
+    del left  # and never ended: the process was killed
+    assert not final.exists()
+    final.mkdir()
+    with new_folder(final) as folder:
+        assert not list(folder.iterdir())
+        (folder / "whole").touch()
+        assert not list(final.iterdir())
+    assert [path.name for path in final.iterdir()] == ["whole"]
+    assert [path.name for path in tmp_path.iterdir()] == ["world"]
+    with pytest.raises(OSError, match="not empty"), new_folder(final):
+        pass
+    assert (final / "whole").exists()

@@ -20,6 +20,7 @@ from flmm_detseg.datasets.tinyworld.scene import scene_rng
 from flmm_detseg.datasets.tinyworld.stream_questions import pick_question
 from flmm_detseg.datasets.tinyworld.streams import CLOCK_QUESTION, SCORE_QUESTION, StreamItem, make_stream
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.utils.whole_files import new_folder
 
 MANIFEST = "streams.json"
 # The chat that scrolls has no background: nothing of it is kept, and all of it is one group.
@@ -82,6 +83,12 @@ def write_streams(out: Path, spec: StreamSpec, progress: bool = True) -> dict[st
         raise ConfigError(
             f"{out} is not empty and holds no finished streams (no {MANIFEST}); remove it first"
         )
+    with new_folder(out) as folder:
+        facts = _write_streams(folder, spec, progress)
+    return {**facts, "written": True}
+
+
+def _write_streams(out: Path, spec: StreamSpec, progress: bool) -> dict[str, Any]:
     facts: dict[str, Any] = {"spec": asdict(spec)}
     for split, num_streams in (("train", spec.train_streams), ("val", spec.val_streams)):
         lines, frames = [], 0
@@ -107,8 +114,8 @@ def write_streams(out: Path, spec: StreamSpec, progress: bool = True) -> dict[st
             "frames": frames, "questions": dict(sorted(Counter(line["category"] for line in lines).items()))
         }  # fmt: skip
     # Last: a folder without it was not finished.
-    manifest.write_text(json.dumps(facts, indent=1))
-    return {**facts, "written": True}
+    (out / MANIFEST).write_text(json.dumps(facts, indent=1))
+    return facts
 
 
 def _lines(item: StreamItem, rng: np.random.Generator, count: int) -> Iterator[dict[str, Any]]:

@@ -37,6 +37,7 @@ from flmm_detseg.datasets.tinyworld.sheet import contact_sheet
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.provenance import file_hash
 from flmm_detseg.utils.rle import encode_rle
+from flmm_detseg.utils.whole_files import new_folder
 
 MANIFEST = "manifest.json"
 # Of the manifest and the folders; the pictures and texts themselves belong to TINYWORLD_VERSION.
@@ -103,6 +104,14 @@ def write_world(out: Path, spec: WorldSpec, workers: int = 1, progress: bool = T
     existing = _existing_manifest(out, wanted)
     if existing is not None:
         return {**existing, "written": False}
+    with new_folder(out) as folder:
+        manifest = _write_world(folder, spec, wanted, workers, progress)
+    return {**manifest, "written": True}
+
+
+def _write_world(
+    out: Path, spec: WorldSpec, wanted: dict[str, Any], workers: int, progress: bool
+) -> dict[str, Any]:
     jobs = [(str(out), spec.seed, split, i) for split, count in spec.counts().items() for i in range(count)]
     _make_folders(out)
     results = tqdm(_map(jobs, workers), total=len(jobs), desc="TinyWorld", unit="image", disable=not progress)
@@ -115,7 +124,7 @@ def write_world(out: Path, spec: WorldSpec, workers: int = 1, progress: bool = T
         "folders": {name: _folder_facts(out / name) for name in _PICTURE_FOLDERS},
     }
     (out / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    return {**manifest, "written": True}
+    return manifest
 
 
 def _existing_manifest(out: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
