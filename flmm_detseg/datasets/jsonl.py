@@ -13,6 +13,7 @@ from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import require_dir, require_file
 from flmm_detseg.datasets.masks import check_polygons, decode_segmentation, read_mask_png
 from flmm_detseg.datasets.policy import RecordError, record_error
+from flmm_detseg.language.words import find_words
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
 
@@ -157,12 +158,14 @@ class JSONLDataset(GroundingDataset):
             return self._check_spans(line, what, caption, spans, text)
         if not isinstance(text, str) or not text.strip():
             raise self._problem(line, f"{what} needs `span`, `spans` or `text`", "missing key")
-        count = caption.count(text)
-        if count != 1:
-            message = f"{what}: {text!r} occurs {count} times in the caption; give its `span`"
+        places = find_words(caption, text)
+        # Cautious: places within other words count, too.
+        count = max(caption.count(text), len(places))
+        if count != 1 or not places:
+            where = "only inside of a word of" if count == 1 else f"{count} times in"
+            message = f"{what}: {text!r} occurs {where} the caption; give its `span`"
             raise self._problem(line, message, "span does not match")
-        start = caption.index(text)
-        return Phrase(spans=((start, start + len(text)),))
+        return Phrase(spans=(places[0],))
 
     def _check_spans(self, line: int, what: str, caption: str, spans: Any, text: str | None) -> Phrase:
         kind = "span does not match"

@@ -108,6 +108,9 @@ def greedy_config(model: PreTrainedModel, max_new_tokens: int) -> GenerationConf
     """
     own = model.generation_config
     fields = {name: getattr(own, name, None) for name in (*_OBEYED, *_SPECIAL_TOKENS)}
+    if fields["pad_token_id"] is None and (ends := end_ids(model)):
+        # As transformers would, but without telling about it in every answer.
+        fields["pad_token_id"] = ends[0]
     return GenerationConfig(
         **{name: value for name, value in fields.items() if value is not None},
         max_new_tokens=max_new_tokens,

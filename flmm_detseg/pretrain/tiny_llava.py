@@ -247,7 +247,11 @@ def load_tiny_llava(
     if not (model_dir / "config.json").is_file():
         raise CheckpointError(f"{model_dir}: no config.json; make it with tools/pretrain_tiny_llava.py")
     model, info = LlavaForConditionalGeneration.from_pretrained(
-        model_dir, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        model_dir,
+        dtype=torch.float32,
+        local_files_only=True,
+        output_loading_info=True,
+        trust_remote_code=False,
     )
     checks = ("missing_keys", "unexpected_keys", "mismatched_keys")
     wrong = {key: sorted(info[key])[:5] for key in checks if info[key]}

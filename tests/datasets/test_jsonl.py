@@ -68,6 +68,8 @@ CASES = [
     (phrase(text="a dog"), "its span holds 'a cat', its text says 'a dog'", "span does not match"),
     (own_line(phrases=[{"text": "a horse", "mask": BOX}]), "'a horse' occurs 0 times", "span does not match"),
     (own_line(phrases=[{"text": "a", "mask": BOX}]), "'a' occurs 4 times", "span does not match"),
+    (own_line(phrases=[{"text": "nea", "mask": BOX}]), "'nea' occurs only inside of a word", "span does not match"),
+    (own_line(caption="एक कमी", phrases=[{"text": "कम", "mask": BOX}]), "only inside of a word", "span does not match"),
     (own_line(phrases=[{"mask": BOX}]), "needs `span`, `spans` or `text`", "missing key"),
     (phrase(mask={"polygon": []}), "phrase 0: no polygon", "bad mask"),
     (phrase(mask={"polygon": [[0, 0, 1, 1]]}), "at least 3 points", "bad mask"),

@@ -98,6 +98,10 @@ def test_targets_presets_and_expressions():
     assert {name[2:] for name in leaves(part="vision", target="all-linear")} == {
         *(f"self_attn.{k}" for k in ("q_proj", "k_proj", "v_proj", "out_proj")), "mlp.fc1", "mlp.fc2"
     }  # fmt: skip
+    # PEFT's form: last names.
+    assert leaves(part="llm", target=["q_proj", "self_attn.v_proj"]) == {
+        name for name in leaves(part="llm", target="qkv") if not name.endswith("k_proj")
+    }
     assert leaves(part="llm", target=r"layers\.[12]\.self_attn\.q_proj") == {
         "1.self_attn.q_proj",
         "2.self_attn.q_proj",
@@ -110,6 +114,13 @@ def test_targets_presets_and_expressions():
         (dict(llm=dict(target=".*qproj")), "matches no linear of part 'llm'.*did you mean `q_proj`"),
         (dict(llm=dict(target="q_proj")), "matches no linear.*names there look like 'layers.0"),
         (dict(llm=dict(target="(")), "no regular expression"),
+        (
+            dict(llm=dict(target=["q_proj", "vproj"])),
+            "`target` 'vproj' matches no linear.*did you mean `v_proj`",
+        ),
+        (dict(llm=dict(target=[])), "a regular expression, or a list of linears' names"),
+        (dict(llm=dict(target=5)), "a regular expression, or a list of linears' names"),
+        (dict(llm=dict(target=["q_proj", 5])), "a regular expression, or a list of linears' names"),
         (dict(llm=dict(rank=8)), "has no key `rank`"),
         (dict(lmm=dict(r=8)), "did you mean `llm`.*states `part`"),
         (dict(llm=dict(r=0)), "`r` is 0"),
