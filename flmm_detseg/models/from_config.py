@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models.checkpoint import load_file
+from flmm_detseg.models.config_errors import explain_config_error, relative_import
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import MODELS
 from flmm_detseg.utils.paths import find, places
@@ -28,7 +29,9 @@ def read_config(config: str | Path | Config) -> Config:
     try:
         read = Config.fromfile(path)
     except Exception as error:  # whatever the user's Python file raises is the message
-        raise ConfigError(f"config {path} cannot be read: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"config {path} cannot be read: {explain_config_error(error, path)}") from error
+    if misplaced := relative_import(read):
+        raise ConfigError(f"config {path} cannot be used: {misplaced}")
     if "model" not in read:
         raise ConfigError(f"config {path} has no `model`")
     return read
