@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 import re
-import secrets
 import sqlite3
 import threading
 import time
@@ -30,56 +29,31 @@ from flmm_detseg.cache.disk_index import (
     wants_new_index,
 )
 from flmm_detseg.cache.evict import EvictionPolicy
+from flmm_detseg.cache.folder import ENTRY_NAME, claim_folder, mark_folder
 from flmm_detseg.cache.index import News, Record, pack_record, sign_record
 from flmm_detseg.cache.keys import KeyMaker
-from flmm_detseg.errors import ConfigError
 
 LOGGER = logging.getLogger(__name__)
 _LOCK_WAIT_S, _PAUSE_S = 5.0, 10.0
 _UNIT_NAME = re.compile("[0-9a-f]{32}")
+# A lease that ran out, or one from before the machine was started (or of a version that used the wall clock).
+_OVER = "leases.expires < ? OR instr(leases.owner, ?) != 1"
 
 
-def unusable_folder(folder: Path, error: OSError) -> ConfigError:
-    """The error to raise when a cache folder cannot be made, read or written."""
-    return ConfigError(
-        f"the cache folder {folder} cannot be used ({error}): give a writable folder on a local disk as `folder`"
-    )
-
-
-def folder_secret(folder: Path) -> bytes:
-    """The folder's own secret: made by the first process, the same for all that come after it.
-
-    Raises:
-        ConfigError: The folder cannot be written.
-    """
-    path = folder / "secret"
+def _this_boot() -> str:
+    """Names the time since which the monotonic clock runs; the same in all processes."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for _ in range(2):
-            if path.exists():
-                if len(found := path.read_bytes()) == 32:
-                    return found
-                path.unlink(missing_ok=True)
-            fresh = folder / f"secret.{uuid.uuid4().hex}"
-            fresh.touch(mode=0o600)
-            fresh.write_bytes(secrets.token_bytes(32))
-            try:
-                # Fails where another process was first: nobody ever sees half a secret.
-                os.link(fresh, path)
-            except FileExistsError:
-                continue
-            finally:
-                fresh.unlink()
-        return path.read_bytes()
-    except OSError as error:
-        raise unusable_folder(folder, error) from error
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        # Not Linux. A lease from before a restart is then waited for as long as any other.
+        return "boot"
 
 
 class DiskTier:
     """Values in one folder, shared by any number of processes of one machine. Thread-safe.
 
     Args:
-        folder: Created when absent.
+        folder: Created when absent. See :func:`~flmm_detseg.cache.folder.claim_folder`.
         budget: Bytes of all files.
         policy: Order of eviction within a level (L2 goes first).
         maker: Signs rows.
@@ -97,7 +71,9 @@ class DiskTier:
         self._folder, self._files = folder, folder / "entries"
         self._budget, self._policy, self._maker = budget, policy, maker
         self._tenant_budget = budget if tenant_budget is None else min(budget, tenant_budget)
-        self._owner = f"{os.getpid()}-{uuid.uuid4().hex}"
+        # Leases run by the monotonic clock, which all processes share and nobody sets; it begins anew with the machine.
+        self._boot = _this_boot()
+        self._owner = f"{self._boot}/{os.getpid()}-{uuid.uuid4().hex}"
         # Requests have a connection and a lock of their own: they must not wait while a thread writes a file. Who takes
         # both locks takes the writer's first.
         self._writing, self._mutex = threading.Lock(), threading.Lock()
@@ -109,10 +85,8 @@ class DiskTier:
         self._used: Counter[str] = Counter()
         self.num_errors = 0
         self.num_evicted = 0
-        try:
-            self._files.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise unusable_folder(folder, error) from error
+        claim_folder(folder)
+        mark_folder(folder, maker)
         with self._guarded("open", self._writer):
             self._clean()
         with self._guarded("open", self._requests), self._mutex:
@@ -158,7 +132,8 @@ class DiskTier:
     def touch(self, name: str) -> None:
         """Counts a use, also one that memory served; written down with the next write."""
         with self._used_lock:
-            self._used[name] += 1
+            # Last use last.
+            self._used[name] = self._used.pop(name, 0) + 1
 
     def discard(self, name: str) -> None:
         """Removes a value (damaged, or not wanted any more)."""
@@ -201,11 +176,11 @@ class DiskTier:
     def acquire(self, name: str, ttl_s: float) -> bool:
         """Takes the lease of a computation; True for its only holder (or when no lease can be written)."""
         with self._guarded("lease", self._requests), self._mutex:
-            now = time.time()
+            now = time.monotonic()
             cursor = self._requests.execute(
                 "INSERT INTO leases VALUES (?, ?, ?) ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, "
-                "expires = excluded.expires WHERE leases.expires < ?",
-                (name, self._owner, now + ttl_s, now),
+                f"expires = excluded.expires WHERE {_OVER}",
+                (name, self._owner, now + ttl_s, now, f"{self._boot}/"),
             )
             return cursor.rowcount == 1
         return True
@@ -214,7 +189,7 @@ class DiskTier:
         """Lets the lease last for longer: its computation still goes on."""
         with self._guarded("lease", self._requests), self._mutex:
             query = "UPDATE leases SET expires = ? WHERE name = ? AND owner = ?"
-            self._requests.execute(query, (time.time() + ttl_s, name, self._owner))
+            self._requests.execute(query, (time.monotonic() + ttl_s, name, self._owner))
 
     def release(self, name: str) -> None:
         """Gives the lease back."""
@@ -257,7 +232,7 @@ class DiskTier:
             return False
 
     def _insert_row(self, stored: StoredValue, record: Record, num_bytes: int) -> None:
-        score = self._policy.score(self._clock(), 1, stored.saved_ms, num_bytes, time.time())
+        score = self._policy.score(self._clock(), 1, stored.saved_ms, num_bytes, self._tick())
         self._writer.execute(
             "INSERT OR REPLACE INTO units (name, level, tenant, scope, bucket, entry, rows, cols, mask, voters, "
             "digest, signature, bytes, saved_ms, freq, score) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?)",
@@ -270,6 +245,15 @@ class DiskTier:
         query = "SELECT CAST(value AS REAL) FROM state WHERE name = 'clock'"
         row = self._writer.execute(query).fetchone()
         return row[0] if row else 0.0
+
+    def _tick(self) -> float:
+        """Numbers uses in their order. Not the time of day: after the clock went back, what is new would look old."""
+        # The first one is behind those of versions that wrote the time.
+        self._writer.execute(
+            "INSERT OR REPLACE INTO state SELECT 'tick', 1 + CAST(COALESCE((SELECT value FROM state WHERE name = "
+            "'tick'), (SELECT MAX(CAST(score AS REAL)) FROM units), 0) AS REAL)"
+        )
+        return self._writer.execute("SELECT value FROM state WHERE name = 'tick'").fetchone()[0]
 
     def _make_room(self, num_bytes: int, tenant: str) -> None:
         self._flush_uses()
@@ -303,7 +287,7 @@ class DiskTier:
             row = self._writer.execute(query, (name,)).fetchone()
             if row is not None:
                 freq = row[0] + count
-                score = self._policy.score(clock, freq, row[1], row[2], time.time())
+                score = self._policy.score(clock, freq, row[1], row[2], self._tick())
                 update = "UPDATE units SET freq = ?, score = ? WHERE name = ?"
                 self._writer.execute(update, (freq, score, name))
 
@@ -312,7 +296,7 @@ class DiskTier:
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """One writer at a time, over threads and processes; the kernel frees the lock of a killed one."""
-        with self._writing, (self._folder / "lock").open("ab") as file:
+        with self._writing, open(self._folder / "lock", "ab", opener=_opened) as file:
             deadline = time.monotonic() + _LOCK_WAIT_S
             while True:
                 try:
@@ -344,14 +328,19 @@ class DiskTier:
         """Drops rows without a valid file, files without a row and half-written files."""
         with self._exclusive():
             rows = self._writer.execute("SELECT name, bytes FROM units").fetchall()
-            sizes = {path.name: path.stat().st_size for path in self._files.iterdir()}
+            # Whatever else lies there is not the cache's to remove.
+            sizes = {
+                entry.name: entry.stat().st_size
+                for entry in os.scandir(self._files)
+                if ENTRY_NAME.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            }
             valid = {f"{name}.safetensors" for name, size in rows if sizes.get(f"{name}.safetensors") == size}
             for name, _ in rows:
                 if f"{name}.safetensors" not in valid:
                     self._remove(self._writer, name)
             for file in sizes.keys() - valid:
                 (self._files / file).unlink(missing_ok=True)
-            self._writer.execute("DELETE FROM leases WHERE expires < ?", (time.time(),))
+            self._writer.execute(f"DELETE FROM leases WHERE {_OVER}", (time.monotonic(), f"{self._boot}/"))
 
     def _reset(self, unusable: Path) -> None:
         """Begins a new index; the files of the old one become orphans and go."""
@@ -361,6 +350,10 @@ class DiskTier:
             self._clean()
         except (OSError, sqlite3.Error) as error:
             self._failed("begin a new index", error)
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
 
 
 def _sum(index: IndexConnection, where: str, *values: str) -> int:

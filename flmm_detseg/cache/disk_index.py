@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sqlite3
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from flmm_detseg.cache.index import News, Record, unpack_record
@@ -39,7 +41,7 @@ COMMIT;
 _LARGE_LOG = 10_000
 # Between two looks for names that are gone: a look reads all of them.
 _SWEEP_S = 5.0
-_NAME = re.compile(r"index-(\d+)\.sqlite")
+INDEX_NAME = re.compile(r"index-(\d+)\.sqlite")
 _UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
@@ -56,9 +58,59 @@ def wants_new_index(error: sqlite3.Error) -> bool:
     return code is not None and code & 0xFF in _UNREADABLE
 
 
+_COLUMNS = "name, entry, bucket, scope, rows, cols, mask, voters, digest, signature"
+
+
+@contextmanager
+def _looking(path: Path) -> Iterator[sqlite3.Connection]:
+    """An index that is read only: it may be somebody else's file."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=2.0)) as index:
+        index.text_factory = lambda data: data.decode("utf-8", "replace")
+        yield index
+
+
+def is_index(path: Path) -> bool | None:
+    """Whether a file is an index of a cache (of any version); None: no readable database, or an empty one."""
+    try:
+        with _looking(path) as index:
+            tables = {
+                name for (name,) in index.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+            }
+    except sqlite3.Error:
+        return None
+    return {"units", "state", "leases"} <= tables if tables else None
+
+
+def signed_by(maker: KeyMaker, path: Path) -> bool | None:
+    """Whether rows of an index were signed with a secret; None when there is none, or none can be read."""
+    try:
+        with _looking(path) as index:
+            rows = index.execute(f"SELECT {_COLUMNS} FROM units ORDER BY seq DESC LIMIT 100").fetchall()
+    except sqlite3.Error:
+        return None
+    for row in rows:
+        try:
+            unpack_record(maker, *row)
+        except (ValueError, TypeError):
+            continue
+        return True
+    return False if rows else None
+
+
+def has_rows(path: Path) -> bool:
+    """Whether an index that can be read has any."""
+    try:
+        with _looking(path) as index:
+            return index.execute("SELECT 1 FROM units").fetchone() is not None
+    except sqlite3.Error:
+        return False
+
+
 def generations(folder: Path) -> list[Path]:
     """Index files, the valid one last: one that cannot be used is followed by one with a higher number."""
-    numbered = [(int(found[1]), path) for path in folder.iterdir() if (found := _NAME.fullmatch(path.name))]
+    numbered = [
+        (int(found[1]), path) for path in folder.iterdir() if (found := INDEX_NAME.fullmatch(path.name))
+    ]
     return [path for _, path in sorted(numbered)]
 
 
@@ -108,6 +160,8 @@ class IndexConnection:
     def _open(self) -> sqlite3.Connection:
         # Statements commit one by one: a row is one statement, and a crash between two leaves what the tier's start
         # mends.
+        # SQLite would make it readable for all; its log files get the same rights.
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         db = sqlite3.connect(self.path, timeout=2.0, isolation_level=None, check_same_thread=False)
         # A flipped byte must not make a whole query fail: what is no text has no valid signature either.
         db.text_factory = lambda data: data.decode("utf-8", "replace")
@@ -201,8 +255,7 @@ class IndexReader:
             self.own_clears.discard(seq)
 
     def _read_rows(self, news: News) -> None:
-        columns = "seq, name, entry, bucket, scope, rows, cols, mask, voters, digest, signature"
-        query = f"SELECT {columns} FROM units WHERE seq > ? ORDER BY seq"
+        query = f"SELECT seq, {_COLUMNS} FROM units WHERE seq > ? ORDER BY seq"
         for seq, name, *fields in self._index.execute(query, (self._last_row,)).fetchall():
             self._last_row = seq
             try:

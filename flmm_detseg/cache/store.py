@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from flmm_detseg.cache.admission import GhostList, RateLimit, StaticStreams
-from flmm_detseg.cache.disk import DiskTier, folder_secret
+from flmm_detseg.cache.disk import DiskTier
 from flmm_detseg.cache.flight import Flight, SingleFlight
+from flmm_detseg.cache.folder import folder_secret
 from flmm_detseg.cache.guard import ApproximateGuard
 from flmm_detseg.cache.index import Record, SessionHistory, make_record, pack_record
 from flmm_detseg.cache.keys import KeyMaker, check_tiles, frozen_key, resolve_grid

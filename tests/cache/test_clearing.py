@@ -93,18 +93,19 @@ def test_memory_of_other_processes_is_cleared(tmp_path, processes, everything):
     while not os.path.exists(f"{folder}/cleared"):
         time.sleep(0.005)
     assert cache.match(picture(0), NAMESPACE) is None
-    assert (cache.match(picture(1), other) is None) == os.path.exists(f"{folder}/everything")
+    assert (cache.match(picture(1), other) is None) == os.path.exists(f"{folder}/../everything")
     insert(cache, picture(0), mask_of(3))
     check(cache.match(picture(0), NAMESPACE), picture(0))
     """
     if everything:
         (tmp_path / "everything").touch()
-    processes.start(code, tmp_path)
-    wait_for(tmp_path / "entered")
-    cache = open_cache(folder=tmp_path)
+    folder = tmp_path / "cache"
+    processes.start(code, folder)
+    wait_for(folder / "entered")
+    cache = open_cache(folder=folder)
     assert cache.match(picture(0), NAMESPACE) is not None
     cache.clear(None if everything else NAMESPACE)
-    (tmp_path / "cleared").touch()
+    (folder / "cleared").touch()
     assert processes.wait() == [0]
     assert cache.match(picture(0), NAMESPACE) is not None
 

@@ -249,6 +249,7 @@ def test_index_of_another_version_is_followed_by_a_new_one(tmp_path, version):
 
 
 def test_other_files_in_the_folder_are_left_alone(tmp_path):
+    open_cache(folder=tmp_path).close()
     (tmp_path / "index-old.sqlite").write_bytes(b"mine")
     (tmp_path / "index-3-backup.sqlite").write_bytes(b"mine too")
     cache = open_cache(folder=tmp_path)
