@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import uuid
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
@@ -24,6 +26,13 @@ if TYPE_CHECKING:
 
 # Raise it when isolated encoding or the layout change what comes out.
 _SCHEME = 1
+# Settings of modules that are named: a number such as an epsilon or a scale, a switch, a word.
+_PLAIN = frozenset((bool, int, float, complex, str, torch.dtype))
+_NO_SETTING = frozenset(
+    ("training", "_is_full_backward_hook", "_is_hf_initialized", "gradient_checkpointing")
+)
+# Functions hooked on to a model that are kept in mind.
+_MAX_GUESTS = 4096
 _LIBRARIES = ("torch", "transformers", "peft", "pillow", "numpy")
 
 
@@ -32,8 +41,10 @@ class Fingerprints:
 
     They are put together for every request: settings and switches as they are now, and a digest per tensor, which is
     taken again only after the tensor changed (:class:`~flmm_detseg.cache.digests.TensorDigests`). So switching a LoRA
-    off and on costs no reading of weights. Writing through ``parameter.data`` is not seen: call :meth:`invalidate` then
-    (``CachedLMM.train()`` does).
+    off and on costs no reading of weights. Writing through ``parameter.data`` is seen where it changes one of the few
+    values of each tensor that every request compares; code that writes less than whole tensors in this way calls
+    :meth:`invalidate` (``CachedLMM.train()`` does). Forward hooks, replaced ``forward`` methods and plain settings of
+    modules (an epsilon, a scale) are named as they are at the request; what a hook reads elsewhere is not.
 
     Args:
         model: The model.
@@ -42,6 +53,7 @@ class Fingerprints:
     def __init__(self, model: CachedLMM) -> None:
         self._model = model
         self._digests = TensorDigests()
+        self._guests = _Guests()
         # Several threads would read the same weights.
         self._lock = RLock()
 
@@ -69,14 +81,29 @@ class Fingerprints:
             model.prefusion,
         )
         with self._lock:
-            vision_fp = self._name(_vision_facts(model), [inner.vision_tower])
-            facts = [vision_fp, *_language_facts(model), self._digests.of(model.separators)]
-            return Namespace(tenant, vision_fp, self._name(facts, language))
+            while True:
+                vision_fp = self._name(_vision_facts(model), [inner.vision_tower])
+                facts = [vision_fp, *_language_facts(model), self._digests.of(model.separators)]
+                found = Namespace(tenant, vision_fp, self._name(facts, language))
+                if not self._digests.rewritten():
+                    return found
 
     def invalidate(self) -> None:
         """All weights will be read again at the next request."""
         with self._lock:
             self._digests.clear()
+
+    def _programs(self, module: nn.Module) -> str:
+        """What a module computes besides its weights: its class, its plain settings, and who was hooked on to it."""
+        own = module.__dict__
+        plain = [
+            (key, value) for key, value in own.items() if type(value) in _PLAIN and key not in _NO_SETTING
+        ]
+        # Hooks, and methods that were replaced: a function has no name that another process would know.
+        guests = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        guests += [own[key] for key in ("forward", "__call__") if key in own]
+        name = f"{_class_name(type(module))} {plain}"
+        return f"{name} {[self._guests.name(guest) for guest in guests]}" if guests else name
 
     def _name(self, facts: list[Any], parts: Iterable[nn.Module | None]) -> str:
         lines = [json.dumps(facts, sort_keys=True, default=str)]
@@ -89,6 +116,7 @@ class Fingerprints:
                     'the request, or ask with cache="off"'
                 )
             lines += map(repr, lora_switches(modules))
+            lines += [f"{path} {self._programs(module)}" for path, module in modules.items()]
             lines += [
                 f"{path}.{name} {self._digests.of(tensor)}"
                 for path, module in modules.items()
@@ -97,6 +125,27 @@ class Fingerprints:
                 if tensor is not None
             ]
         return blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+
+class _Guests:
+    """Names for functions that were put on a model; in this process only."""
+
+    def __init__(self) -> None:
+        # The functions themselves: a freed one's address may be the next one's.
+        self._known: OrderedDict[int, tuple[Any, str]] = OrderedDict()
+
+    def name(self, function: Any) -> str:
+        """A name of a function."""
+        # Every look at a bound method makes a new object.
+        own, bound = getattr(function, "__func__", function), getattr(function, "__self__", None)
+        parts = []
+        for part in (own, bound):
+            known = self._known.setdefault(id(part), (part, uuid.uuid4().hex))
+            self._known.move_to_end(id(part))
+            parts.append(known[1])
+        while len(self._known) > _MAX_GUESTS:
+            self._known.popitem(last=False)
+        return "/".join(parts)
 
 
 def _vision_facts(model: CachedLMM) -> list[Any]:
@@ -162,6 +211,11 @@ def _float32_precision() -> list[Any]:
         backends.mkldnn.conv,
     )
     return [part.fp32_precision for part in parts]
+
+
+@cache
+def _class_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 @cache

@@ -6,14 +6,13 @@ import uuid
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-import numpy as np
-
 from flmm_detseg.cache.answering import Answer, answer, answer_stream
 from flmm_detseg.cache.detectors import SESSION
 from flmm_detseg.cache.model import CachedLMM
 from flmm_detseg.cache.serving import CacheUse
 from flmm_detseg.cache.store import BackgroundCache
 from flmm_detseg.cache.types import PatchPartition
+from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import CaptureSpec, Sample
 
@@ -59,7 +58,7 @@ class StreamSession:
 
     def ask(
         self,
-        image: np.ndarray,
+        image: ImageLike,
         text: str | None = None,
         *,
         cache: str = "on",
@@ -72,7 +71,8 @@ class StreamSession:
         """Answers a question about the stream's next image.
 
         Args:
-            image: RGB uint8 ``[H, W, 3]``.
+            image: Path, PIL image, or RGB uint8 array ``[H, W, 3]``; see
+                :func:`~flmm_detseg.datasets.images.read_image`.
             text: The question; None asks for a description.
             cache: ``"off"``: neither reads nor writes the cache; ``"exact"``: no nearly equal background (L3), whatever
                 the cache's settings.
@@ -100,7 +100,7 @@ class StreamSession:
 
     def stream(
         self,
-        image: np.ndarray,
+        image: ImageLike,
         text: str | None = None,
         *,
         cache: str = "on",
@@ -117,11 +117,12 @@ class StreamSession:
             max_new_tokens=max_new_tokens,
         )
 
-    def _sample(self, image: np.ndarray, text: str | None, meta: Mapping[str, Any] | None) -> Sample:
+    def _sample(self, image: ImageLike, text: str | None, meta: Mapping[str, Any] | None) -> Sample:
         # Without the cache the stream is another one, also for partitioners that remember images: a request that is
         # not to write must not change what the next one with the cache finds.
         meta = {**(meta or {}), SESSION: (self.tenant, self.session_id, "off")}
-        return Sample(f"session/{self.session_id}", image, "", (), prompt=text, meta=meta)
+        name = f"session/{self.session_id}"
+        return Sample(name, read_image(image, name), "", (), prompt=text, meta=meta)
 
     def _use(self, mode: str) -> CacheUse | None:
         if mode not in CACHE_MODES:

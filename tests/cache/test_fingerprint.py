@@ -292,3 +292,144 @@ def test_training_mode_within_a_request_stores_nothing(monkeypatch):
     with pytest.raises(ConfigError, match="eval mode"):
         session.ask(screens(1)[0], max_new_tokens=2, meta=META)
     assert session.cache.stats()["bytes"]["host"] == 0
+
+
+def scaled_data(model: CachedLMM) -> None:
+    for weight in model.parameters():
+        weight.data.copy_(weight.data * 0.9)
+
+
+def one_tensor(model: CachedLMM) -> None:
+    model.model.model.language_model.layers[0].mlp.up_proj.weight.data.neg_()
+
+
+def through_a_numpy_view(model: CachedLMM) -> None:
+    model.model.model.language_model.layers[0].mlp.down_proj.weight.detach().numpy()[:] *= 2
+
+
+def not_contiguous(model: CachedLMM) -> None:
+    model.separators.data.mul_(2)
+
+
+def swapped_by_ema(model: CachedLMM) -> None:
+    # As MMEngine's EMAHook does.
+    weight = model.model.model.multi_modal_projector.linear_1.weight
+    other = torch.zeros_like(weight)
+    kept = weight.data.clone()
+    weight.data.copy_(other.data)
+    other.data.copy_(kept)
+
+
+def buffer_data(model: CachedLMM) -> None:
+    model.model.model.language_model.rotary_emb.inv_freq.data.mul_(0.5)
+
+
+def double(_, __, output):
+    return output * 2
+
+
+def hook_on_projector(model: CachedLMM) -> None:
+    model.model.model.multi_modal_projector.register_forward_hook(double)
+
+
+def hook_before_a_layer_of_the_tower(model: CachedLMM) -> None:
+    model.model.model.vision_tower.vision_model.encoder.layers[0].mlp.register_forward_pre_hook(
+        lambda _, arguments: tuple(2 * item for item in arguments)
+    )
+
+
+def hook_in_the_language_model(model: CachedLMM) -> None:
+    model.model.model.language_model.layers[0].mlp.register_forward_hook(double)
+
+
+def replaced_forward(model: CachedLMM) -> None:
+    layer = model.model.model.language_model.layers[0].mlp
+    forward = layer.forward
+    layer.forward = lambda x: 2 * forward(x)
+
+
+def epsilon(model: CachedLMM) -> None:
+    model.model.model.language_model.layers[0].input_layernorm.variance_epsilon = 1.0
+
+
+def scaling(model: CachedLMM) -> None:
+    model.model.model.language_model.layers[0].self_attn.scaling *= 3
+
+
+def other_activation(model: CachedLMM) -> None:
+    model.model.model.language_model.layers[0].mlp.act_fn = nn.Tanh().eval()
+
+
+UNTOLD = [
+    scaled_data, one_tensor, through_a_numpy_view, not_contiguous, swapped_by_ema, buffer_data, hook_on_projector,
+    hook_before_a_layer_of_the_tower, hook_in_the_language_model, replaced_forward, epsilon, scaling, other_activation,
+]  # fmt: skip
+
+
+@pytest.mark.case("model/data_write")
+@pytest.mark.parametrize("change", UNTOLD)
+def test_changes_that_no_counter_tells_of_are_seen_before_a_hit(change):
+    model = built(**LORA)
+    if change is not_contiguous:
+        model.separators = nn.Parameter(model.separators.detach().T.clone().T, requires_grad=False)
+    session, images = new_session(model), screens(4)
+
+    def ask(number: int, **arguments):
+        return session.ask(images[number], max_new_tokens=4, meta=META, **arguments)
+
+    ask(0)
+    assert ask(1).level == "L2"
+    change(model)
+    found = ask(2)
+    # The vision features may be the same ones, the prefix is not.
+    assert found.level != "L2"
+    assert found.token_ids == ask(2, cache="off", partition=found.partition).token_ids
+    # And the new state is kept in mind as the old one was.
+    assert ask(3).level == "L2"
+
+
+@pytest.mark.case("model/data_write")
+def test_hooks_are_told_apart_and_forgotten_with_themselves():
+    model = built()
+    before, found = names(model), []
+    projector = model.model.model.multi_modal_projector
+    for hook in (double, lambda *_: None, lambda *_: None):
+        handle = projector.register_forward_hook(hook)
+        found.append(names(model))
+        assert names(model) == found[-1]
+        handle.remove()
+        assert names(model) == before
+    assert len({llm for _, llm in found}) == 3
+    handle = projector.register_forward_hook(double)
+    assert names(model) == found[0]
+    handle.remove()
+    # Another process calls no hook by the name that this one gives it.
+    other = copy.deepcopy(model)
+    other.model.model.multi_modal_projector.register_forward_hook(double)
+    assert names(other)[1] != found[0][1]
+
+
+@pytest.mark.case("model/data_write")
+def test_a_written_tensor_alone_is_read_again(reads):
+    model = built()
+    names(model)
+    number = len(reads)
+    one_tensor(model)
+    reads.clear()
+    names(model)
+    assert reads == [tuple(model.model.model.language_model.layers[0].mlp.up_proj.weight.shape)]
+    assert number > 20
+    # NaN is like itself, and tensors of one value and of none have samples, too.
+    known = digests.TensorDigests()
+    tensors = [
+        torch.full((5,), float("nan")),
+        torch.tensor(1),
+        torch.zeros(0),
+        torch.zeros(3, 4, dtype=torch.bool),
+    ]
+    for tensor in tensors:
+        known.of(tensor)
+    assert not known.rewritten()
+    tensors[3].data.fill_(True)
+    assert known.rewritten()
+    assert not known.rewritten()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cached_parts import SCREEN_BOX, cached_llava, screens
+from PIL import Image
 
 from flmm_detseg.cache.answering import answer
 from flmm_detseg.cache.detectors import FrameDifference, GivenRegions, Partitioner
@@ -37,6 +38,7 @@ def first_logits(model, sample, use=None, partition=None):
     return model.model.lm_head(done.last_state)[0, 0].float(), done
 
 
+@pytest.mark.case("security/exact")
 @SCHEMES
 @pytest.mark.parametrize("letterbox", ["background", "drop"])
 @pytest.mark.parametrize("projectors", ["shared", "separate"])
@@ -355,3 +357,18 @@ def test_given_groups_do_not_go_with_a_cache():
     partition = model.prepare(sample).partition
     with pytest.raises(ConfigError, match="without a cache"):
         answer(model, sample, use=CacheUse(new_cache()), partition=partition)
+
+
+def test_pictures_come_by_every_road_and_what_is_none_is_named(tmp_path):
+    model, pixels = cached_llava().eval(), screens(1)[0]
+    session = StreamSession(model, None)
+    path = tmp_path / "screen.png"
+    Image.fromarray(pixels).save(path)
+    wanted = session.ask(pixels, "what ?", max_new_tokens=3, meta=META).token_ids
+    for image in (path, str(path), Image.open(path)):
+        assert session.ask(image, "what ?", max_new_tokens=3, meta=META).token_ids == wanted
+    for wrong in (None, pixels[..., 0], pixels / 255, tmp_path / "none.png", Image.new("I", (8, 8)), b"png"):
+        with pytest.raises(DataError):
+            session.ask(wrong, "what ?")
+        with pytest.raises(DataError):
+            next(session.stream(wrong, "what ?"))

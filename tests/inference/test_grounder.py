@@ -104,6 +104,38 @@ def test_lists_equal_single_calls(grounder, batch_size):
     assert grounder.ground([], [], []) == []
 
 
+def _differences(many: list[GroundingResult], one: list[GroundingResult]) -> tuple[int, float]:
+    """Mask pixels, and the largest difference of a logit."""
+    pairs = list(zip(many, one, strict=True))
+    pixels = sum(int((a.masks != b.masks).sum()) for a, b in pairs)
+    return pixels, max(float(np.abs(a.coarse_logits - b.coarse_logits).max()) for a, b in pairs)
+
+
+@pytest.mark.case("security/exact")
+@pytest.mark.parametrize(("dtype", "allowed"), [("float32", 0.0), ("bfloat16", 0.25)])
+def test_batches_are_single_calls_to_rounding(dtype, allowed):
+    """As docs/python_api.md says: to the bit in float32, in bfloat16 nearly."""
+    model = _model()
+    model.lmm.model.to(getattr(torch, dtype))
+    grounder = Grounder(model)
+    images = [_image(seed) for seed in range(4)]
+
+    def together(chosen: list[np.ndarray]) -> list[GroundingResult]:
+        return grounder.ground(chosen, [CAPTION] * 4, [PHRASES] * 4)
+
+    one = [grounder.ground(image, CAPTION, PHRASES) for image in images]
+    many = together(images)
+    spread = max(float(np.ptp(result.coarse_logits)) for result in one)
+    pixels, difference = _differences(many, one)
+    assert difference <= allowed * spread
+    if dtype == "float32":
+        assert pixels == 0
+    # Neither the order within a batch nor asking again changes a bit.
+    assert _differences(together(images[::-1])[::-1], many) == (0, 0.0)
+    assert _differences(together(images), many) == (0, 0.0)
+    assert _differences([grounder.ground(image, CAPTION, PHRASES) for image in images], one) == (0, 0.0)
+
+
 def test_prompt_changes_what_the_model_reads(grounder):
     default = grounder.ground(_image(), CAPTION, PHRASES)
     asked = grounder.ground(_image(), CAPTION, PHRASES, prompt="is the star red ?")
