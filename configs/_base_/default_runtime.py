@@ -15,7 +15,10 @@ from flmm_detseg.engine import (
     SampleInfoHook,
     VisualizationHook,
 )
+from flmm_detseg.engine.xtuner_process import framework as mmengine_framework
 
+# What `xtuner train` asks for first, so that a failure there is seen (docs/robustness.md).
+framework = mmengine_framework
 # Several processes on any machine; `--deepspeed` puts MMEngine's FlexibleRunner in its place.
 runner_type = GroundingRunner
 default_hooks = dict(
