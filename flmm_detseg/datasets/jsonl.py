@@ -13,7 +13,7 @@ from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import require_dir, require_file
 from flmm_detseg.datasets.masks import check_polygons, decode_segmentation, read_mask_png
 from flmm_detseg.datasets.policy import RecordError, record_error
-from flmm_detseg.language.words import find_words
+from flmm_detseg.language.words import canonical, find_words
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
 
@@ -182,7 +182,7 @@ class JSONLDataset(GroundingDataset):
                 raise self._problem(line, message, kind)
             end_of_last = end
         found = " ".join(caption[start:end] for start, end in spans)
-        if text is not None and text != found:
+        if text is not None and canonical(text) != canonical(found):
             raise self._problem(line, f"{what}: its span holds {found!r}, its text says {text!r}", kind)
         return Phrase(spans=tuple((start, end) for start, end in spans))
 

@@ -51,7 +51,7 @@ def find_words(text: str, words: str) -> list[Span]:
     Returns:
         Half-open character ranges of ``text``, in order, without overlap. Time grows with the sum of the lengths.
     """
-    return _occurrences(text, words, _canonical) or _occurrences(text, words, _caseless)
+    return _occurrences(text, words, canonical) or _occurrences(text, words, _caseless)
 
 
 def _occurrences(text: str, words: str, form: Callable[[str], str]) -> list[Span]:
@@ -103,8 +103,8 @@ def _joins(character: str) -> bool:
     return code < _UNSPACED_FROM and not any(first <= code <= last for first, last in _UNSPACED)
 
 
-def _canonical(word: str) -> str:
-    """One form for all spellings of a word, without what nobody sees (variation selectors, joiners)."""
+def canonical(word: str) -> str:
+    """One form for all spellings of a text, without what nobody sees (variation selectors, joiners)."""
     if word.isascii():
         return word
     seen = "".join(char for char in unicodedata.normalize("NFD", word) if not _invisible(char))
@@ -112,7 +112,7 @@ def _canonical(word: str) -> str:
 
 
 def _caseless(word: str) -> str:
-    return _canonical(_canonical(word).casefold())
+    return canonical(canonical(word).casefold())
 
 
 def _invisible(char: str) -> bool:

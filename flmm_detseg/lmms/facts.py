@@ -7,6 +7,7 @@ answers that are silently wrong.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -289,14 +290,33 @@ def check_image_settings(settings: Mapping[str, Any], source: str) -> tuple[Sequ
     return found[0], found[1]
 
 
-def check_image_side(settings: Mapping[str, Any], config: PretrainedConfig, source: str) -> None:
-    """Warns where the preprocessor config names another image side than the tower's, which is the one used.
+def check_image_sizes(
+    settings: Mapping[str, Any], processor: Mapping[str, Any], config: PretrainedConfig, source: str
+) -> None:
+    """Warns where a processor's files name other sizes than the model's config, whose sizes are the ones used.
 
     Args:
         settings: Fields of ``preprocessor_config.json``.
+        processor: Fields of ``processor_config.json``, empty where there is none.
         config: The model's config.
         source: Names the model in messages.
     """
+    own = {
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "image_grid_pinpoints": getattr(config, "image_grid_pinpoints", None),
+    }
+    for name, value in own.items():
+        for file, fields in (
+            ("preprocessor_config.json", settings),
+            ("processor_config.json", processor),
+        ):
+            if value is not None and fields.get(name) is not None and not _equal(fields[name], value):
+                print_log(
+                    f"{source}: {file} says {name}={fields[name]!r}, config.json {value!r}; the latter is used",
+                    "current",
+                    logging.WARNING,
+                )
     side = config.vision_config.image_size
     for name in ("size", "crop_size"):
         value = settings.get(name)
@@ -308,3 +328,8 @@ def check_image_side(settings: Mapping[str, Any], config: PretrainedConfig, sour
                 "current",
                 logging.WARNING,
             )
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """Whether two values of JSON are equal; tuples are lists."""
+    return json.dumps(value, default=list) == json.dumps(other, default=list)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -13,7 +17,7 @@ from transformers import (
 )
 
 from flmm_detseg.errors import CheckpointError, ConfigError
-from flmm_detseg.lmms.facts import check_config, check_image_settings, check_image_side
+from flmm_detseg.lmms.facts import check_config, check_image_settings, check_image_sizes
 from flmm_detseg.utils.paths import find, places
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -155,5 +159,14 @@ def load_normalisation(
         raise ConfigError(
             f"{pretrained}: preprocessor_config.json with image_mean and image_std is needed: {error}"
         ) from error
-    check_image_side(settings, config, pretrained)
+    check_image_sizes(settings, _processor_fields(pretrained), config, pretrained)
     return check_image_settings(settings, pretrained)
+
+
+def _processor_fields(pretrained: str) -> dict[str, Any]:
+    """Fields of a folder's ``processor_config.json``, which only other programs need; empty for a hub name."""
+    try:
+        fields = json.loads((Path(pretrained) / "processor_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}

@@ -203,6 +203,12 @@ def test_another_image_side_and_filter_are_named(folder, said):
     assert [text for text in said if "size={'shortest_edge': 999}" in text]
     assert [text for text in said if "resample=2" in text]
     assert len(said) == 2
+    change(folder, "processor_config.json", patch_size=7, vision_feature_select_strategy="full")
+    LlavaAdapter.from_pretrained(str(folder))
+    assert "processor_config.json says patch_size=7, config.json 8; the latter is used" in said[2]
+    assert "vision_feature_select_strategy='full'" in said[3]
+    (folder / "processor_config.json").write_text("[")
+    LlavaAdapter.from_pretrained(str(folder))
 
 
 @pytest.mark.case("model/model_facts")

@@ -12,7 +12,7 @@ from tiny import make_sample, tiny_llava, tiny_llava_next
 from tokenizers import decoders
 from transformers import GenerationConfig
 
-from flmm_detseg.cache import BackgroundCache, CacheSettings, StreamSession
+from flmm_detseg.cache import BackgroundCache, CacheSettings, StreamSession, answering
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms import LlavaAdapter, token_rules
 from flmm_detseg.structures import CaptureSpec
@@ -183,6 +183,11 @@ def test_answers_of_the_cache_obey_too(monkeypatch):
     stop = model.processor.tokenizer.decode(tokens[2])
     monkeypatch.setattr(config, "stop_strings", [stop])
     assert ask().token_ids == tokens[:3]
+    monkeypatch.setattr(config, "stop_strings", None)
+    seen = []
+    monkeypatch.setattr(answering, "answer_room", lambda *given: seen.append(given) or 4)
+    assert ask().token_ids == tokens[:4]
+    assert seen[0][1:3] == (model.position_limit, NUM_TOKENS) == (1024, NUM_TOKENS)
 
 
 @pytest.mark.case("model/generation_config")
