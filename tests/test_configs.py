@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from flmm_detseg.engine.config_check import argument_names, check_config, parse_overrides, resolve, walk
+from flmm_detseg.engine.config_check import (
+    argument_names,
+    check_config,
+    check_machine,
+    parse_overrides,
+    resolve,
+    walk,
+)
 from flmm_detseg.engine.config_diff import base_files, diff_to_base
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import MODELS, OPTIMIZERS
@@ -189,6 +196,65 @@ def test_a_wrong_argument_is_named_with_its_place_and_a_suggestion(load):
     broken.merge_from_dict({"model.heads.phrase.sam.type": "SAMRefinr"})
     with pytest.raises(ConfigError, match="SAMRefinr"):
         check_config(broken, "broken.py")
+
+
+HOOK = "mmengine.hooks."
+
+
+@pytest.mark.case("model/ema_hook")
+@pytest.mark.parametrize(
+    ("where", "part", "message"),
+    [
+        (
+            "custom_hooks",
+            [dict(type=HOOK + "EMAHook", momentum=0.5)],
+            r"`custom_hooks\[0\]` is MMEngine's EMAHook",
+        ),
+        (
+            "custom_hooks",
+            [dict(type="EMAHook", ema_type="StochasticWeightAverage")],
+            "trainable tensors only",
+        ),
+        ("custom_hooks", [dict(type=HOOK + "SyncBuffersHook")], "keep every bit"),
+        ("custom_hooks", [dict(type=HOOK + "PrepareTTAHook", tta_cfg={})], r"tools/eval_\*\.py"),
+        (
+            "default_hooks.checkpoint",
+            dict(type=HOOK + "CheckpointHook"),
+            "use flmm_detseg.*GroundingCheckpointHook",
+        ),
+        ("train_cfg", dict(type="IterBasedTrainLoop", max_iters=3), "use it"),
+        ("train_cfg", dict(type="xtuner.engine.runner.TrainLoop", max_iters=3), "ResumableTrainLoop; use it"),
+        ("train_cfg", dict(by_epoch=False, max_iters=3), "`train_cfg` has no `type`"),
+        (
+            "param_scheduler",
+            [dict(type="MultiStepLR", milestones=[1])],
+            r"`param_scheduler\[0\]` counts epochs",
+        ),
+        ("param_scheduler", [dict(type="LinearLR", by_epoch=True)], "it would keep its first rate"),
+    ],
+)
+def test_parts_that_cannot_work_are_refused_by_name(where, part, message, load):
+    broken = Config(load(ROOT / "tiny" / "frozen_tiny_llava_refcoco_png.py").to_dict())
+    *parents, last = where.split(".")
+    node = broken
+    for key in parents:
+        node = node[key]
+    node[last] = part
+    with pytest.raises(ConfigError, match=message):
+        check_config(broken, "broken.py")
+
+
+@pytest.mark.case("model/ema_hook")
+def test_mixed_precision_without_a_gpu_is_refused_before_weights_are_read(load, monkeypatch):
+    half, whole = (load(ROOT / "llava" / "detseg_lora.py"), load(ROOT / "tiny" / "detseg_joint.py"))
+    monkeypatch.setattr("flmm_detseg.engine.config_check.get_device", lambda: "cpu")
+    check_machine(whole, "joint.py")
+    with pytest.raises(
+        ConfigError, match=r"lora\.py: `optim_wrapper` is an AmpOptimWrapper, which needs a GPU"
+    ):
+        check_machine(half, "lora.py")
+    monkeypatch.setattr("flmm_detseg.engine.config_check.get_device", lambda: "cuda")
+    check_machine(half, "lora.py")
 
 
 @pytest.mark.parametrize(

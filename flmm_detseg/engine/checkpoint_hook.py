@@ -17,9 +17,11 @@ from mmengine.runner import Runner
 from torch import nn
 
 from flmm_detseg.engine.finite_steps import SKIPPED, check_state
+from flmm_detseg.engine.resume import check_order, follow_config, order_meta
 from flmm_detseg.engine.start import BATCH, batch_figures, unwrap
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.models.checkpoint import (
+    check_finite,
     check_lmm,
     check_tensors,
     lmm_meta,
@@ -87,6 +89,7 @@ class GroundingCheckpointHook(CheckpointHook):
             stored = read_file(states_file(source))
             check_lmm(model, stored, str(source))
             check_tensors(model, load_checkpoint(source), str(source))
+            check_order(runner.optim_wrapper.optimizer, stored, str(source))
             runner.message_hub.load_state_dict(_restore_message_hub(stored["message_hub"]))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
@@ -105,6 +108,9 @@ class GroundingCheckpointHook(CheckpointHook):
         source = str(getattr(runner, "_load_from", None) or "the checkpoint to load")
         check_lmm(model, checkpoint, source)
         given = check_tensors(model, checkpoint.get("state_dict", checkpoint), source)
+        if "optimizer" in checkpoint:
+            check_finite(dict(_moments(checkpoint["optimizer"])), source)
+            follow_config(runner, checkpoint, source)
         # MMEngine loads a whole state dict: frozen tensors stand for themselves.
         checkpoint["state_dict"] = {**nn.Module.state_dict(model), **given}
         if "message_hub" in checkpoint:
@@ -180,6 +186,7 @@ class GroundingCheckpointHook(CheckpointHook):
                     **meta,
                     BATCH: batch_figures(runner, runner.train_dataloader),
                     **lmm_meta(unwrap(runner.model).lmm),
+                    **order_meta(unwrap(runner.model), runner.optim_wrapper.optimizer),
                 },
                 by_epoch=by_epoch,
             )
@@ -191,6 +198,13 @@ class GroundingCheckpointHook(CheckpointHook):
             put_in_place(part, final)
             remove(replaced)
         barrier()
+
+
+def _moments(optimizer: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    for place, values in optimizer["state"].items():
+        for key, value in values.items():
+            if isinstance(value, torch.Tensor):
+                yield f"{key} of the optimizer's parameter {place}", value
 
 
 def remove(path: Path) -> None:

@@ -9,10 +9,14 @@ from typing import Any
 
 from mmengine import registry as mmengine_registries
 from mmengine.config import Config, DictAction
+from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook, EMAHook, PrepareTTAHook, SyncBuffersHook
+from mmengine.optim import AmpOptimWrapper, ReduceOnPlateauParamScheduler, _ParamScheduler
 from mmengine.registry import Registry
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
+from xtuner.engine.runner import TrainLoop
 
 from flmm_detseg import registry as registries
 from flmm_detseg.errors import ConfigError
@@ -29,6 +33,21 @@ _CONSUMED = ("convert_to_iter_based",)
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 _LOADER_KEYS = (*inspect.signature(DataLoader.__init__).parameters, "worker_init_fn", "num_batch_per_epoch")
 
+_LOOP = "a run's start, data position and guard against NaN are those of flmm_detseg.engine.ResumableTrainLoop; use it"
+# Parts of the frameworks that take our models without a word and cannot work with them.
+_UNUSABLE: dict[type, str] = {
+    EMAHook: "it swaps whole state dicts, while checkpoints here hold trainable tensors only; leave it out",
+    SyncBuffersHook: "buffers are equal in all processes, those of the frozen LMM must keep every bit; leave it out",
+    PrepareTTAHook: "it is for MMEngine's test loop, which no tool here runs (they are tools/eval_*.py); leave it out",
+    CheckpointHook: "it would store the frozen LMM and what cannot be loaded safely; use "
+    "flmm_detseg.engine.GroundingCheckpointHook",
+    IterBasedTrainLoop: _LOOP,
+    EpochBasedTrainLoop: _LOOP,
+    TrainLoop: _LOOP,
+}
+# Ours are made from these.
+_BASES = (CheckpointHook, IterBasedTrainLoop, EpochBasedTrainLoop, TrainLoop)
+
 
 def check_config(config: Config, source: str, skip: Sequence[str] = ()) -> None:
     """Checks every ``dict(type=..., ...)`` of a config against the signature of its type.
@@ -39,7 +58,7 @@ def check_config(config: Config, source: str, skip: Sequence[str] = ()) -> None:
         skip: Top-level keys that are not checked.
 
     Raises:
-        ConfigError: A type cannot be resolved, or has no such argument; names the key.
+        ConfigError: A type cannot be resolved, has no such argument, or is known not to work here; names the key.
     """
     content = {key: value for key, value in config.to_dict().items() if key not in skip}
     for where, node in walk(content):
@@ -50,10 +69,43 @@ def check_config(config: Config, source: str, skip: Sequence[str] = ()) -> None:
                         f"{source}: `{where}` has no argument `{key}`{suggest(key, _LOADER_KEYS)}"
                     )
         if "type" in node:
-            known = argument_names(resolve(node["type"], f"{source}: `{where}.type`"))
+            kind = resolve(node["type"], f"{source}: `{where}.type`")
+            _check_usable(kind, node, f"{source}: `{where}`")
+            known = argument_names(kind)
             for key in node:
                 if key not in ("type", *_CONSUMED) and known is not None and key not in known:
                     raise ConfigError(f"{source}: `{where}` has no argument `{key}`{suggest(key, known)}")
+        elif where == "train_cfg" and node:
+            raise ConfigError(f"{source}: `train_cfg` has no `type`; {_LOOP}")
+
+
+def _check_usable(kind: Any, node: Mapping[str, Any], where: str) -> None:
+    for one, reason in _UNUSABLE.items():
+        if kind is one or (one not in _BASES and inspect.isclass(kind) and issubclass(kind, one)):
+            raise ConfigError(f"{where} is MMEngine's {one.__name__}, which cannot be used here: {reason}")
+    if inspect.isclass(kind) and issubclass(kind, _ParamScheduler):
+        # An epoch's end is no event of an endless loop over iterations.
+        by_epoch = node.get("by_epoch", True) and not node.get("convert_to_iter_based", False)
+        if by_epoch and not issubclass(kind, ReduceOnPlateauParamScheduler):
+            raise ConfigError(
+                f"{where} counts epochs, which a run here never ends: it would keep its first rate. Give "
+                "by_epoch=False with iterations, or convert_to_iter_based=True"
+            )
+
+
+def check_machine(config: Config, source: str) -> None:
+    """Checks that this machine can run the config's optimizer wrapper, before weights are read.
+
+    Raises:
+        ConfigError: Mixed precision without a GPU.
+    """
+    wrapper = config.get("optim_wrapper") or {}
+    kind = resolve(wrapper.get("type", "OptimWrapper"), f"{source}: `optim_wrapper.type`")
+    if inspect.isclass(kind) and issubclass(kind, AmpOptimWrapper) and get_device() in ("cpu", "mps"):
+        raise ConfigError(
+            f"{source}: `optim_wrapper` is an AmpOptimWrapper, which needs a GPU, and this machine has none; train on "
+            "one that has, or in float32: dict(type=OptimWrapper, ...) without `loss_scale` and `dtype`"
+        )
 
 
 def walk(node: Any, where: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:

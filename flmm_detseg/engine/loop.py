@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 from xtuner.engine.runner import TrainLoop
 
 from flmm_detseg.datasets import EpochSampler, ImageMix, ImageSampler
-from flmm_detseg.engine.config_check import check_config
+from flmm_detseg.engine.config_check import check_config, check_machine
 from flmm_detseg.engine.finite_steps import FiniteSteps
 from flmm_detseg.engine.start import LOCK, batch_figures, prepare_start, uses_deepspeed
 from flmm_detseg.errors import ConfigError
@@ -58,6 +59,12 @@ class ResumableTrainLoop(TrainLoop):
         # Also where `xtuner train` is called directly. The strategy is built by now, and XTuner's own has an argument
         # that its signature does not show.
         check_config(runner.cfg, str(runner.cfg.filename), skip=("strategy",))
+        check_machine(runner.cfg, str(runner.cfg.filename))
+        for hook in runner.hooks:
+            if type(hook) is CheckpointHook:  # MMEngine's default, where `default_hooks` names none
+                raise ConfigError(
+                    "`default_hooks.checkpoint` is missing; give a GroundingCheckpointHook, or None"
+                )
         if (max_iters is None) == (max_epochs is None):
             raise ConfigError("`train_cfg` needs either `max_iters` or `max_epochs`")
         # A data loader draws from torch's generator. MMEngine's two runners build the model before and after this

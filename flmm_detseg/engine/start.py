@@ -18,6 +18,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import nn
 from torch.utils.data import DataLoader
 
+from flmm_detseg.engine.resume import follow_config_of_engine, take_order
 from flmm_detseg.errors import CheckpointError
 from flmm_detseg.models.checkpoint import check_folder, load_file, read_file, states_file
 from flmm_detseg.models.grounding_lmm import GroundingLMM
@@ -75,7 +76,12 @@ def prepare_start(runner: Runner | FlexibleRunner, loader: DataLoader, max_iters
         named = runner._resume if isinstance(runner._resume, str) else runner._load_from
         path = last_checkpoint(Path(runner.work_dir)) if named is None else Path(named)
         if path is not None:
-            check_resume(runner, path, batch_figures(runner, loader), max_iters)
+            content = check_resume(runner, path, batch_figures(runner, loader), max_iters)
+            if isinstance(runner.model, Mapping):
+                runner.model = runner.strategy.build_model(runner.model)
+            take_order(unwrap(runner.model), content)
+            if uses_deepspeed(runner):
+                follow_config_of_engine(runner.strategy)
             # DeepSpeed takes the last part as the folder's name: no trailing slash, no outer folder.
             runner._load_from = str(states_file(path).parent if path.is_dir() else path)
             runner._resume = True
@@ -157,7 +163,7 @@ def newest_checkpoint(work_dir: Path) -> Path | None:
 
 def check_resume(
     runner: Runner | FlexibleRunner, path: Path, figures: Mapping[str, int], max_iters: int
-) -> None:
+) -> Mapping[str, Any]:
     """Checks that this run goes on as the checkpoint's would have.
 
     Args:
@@ -165,6 +171,9 @@ def check_resume(
         path: Checkpoint.
         figures: :func:`batch_figures` of this run.
         max_iters: Iterations it will train.
+
+    Returns:
+        The checkpoint's content.
 
     Raises:
         CheckpointError: It is of the other kind (DeepSpeed or not), holds code or no state of a run, was written by a
@@ -176,7 +185,8 @@ def check_resume(
             ("a DeepSpeed folder", "add") if path.is_dir() else ("of a run without DeepSpeed", "leave out")
         )
         raise CheckpointError(f"{path} is {kind}; to resume from it {remedy} --deepspeed, {instead}")
-    meta = read_run_state(path)["meta"]
+    content = read_run_state(path)
+    meta = content["meta"]
     if path.is_dir():
         check_folder(states_file(path).parent)
     stored = meta.get(BATCH)
@@ -199,3 +209,4 @@ def check_resume(
             f"whose gradients it does not hold. Resume from one at a multiple of {accumulation} (checkpoint interval), "
             f"{instead}"
         )
+    return content

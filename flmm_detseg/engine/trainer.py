@@ -20,13 +20,13 @@ from mmengine.dist import get_rank
 from mmengine.logging import MessageHub
 
 from flmm_detseg.engine.checkpoint_hook import LMM_INFO
-from flmm_detseg.engine.config_check import check_config, parse_overrides
+from flmm_detseg.engine.config_check import check_config, check_machine, parse_overrides
 from flmm_detseg.engine.deepspeed_cpu import set_single_process_environment
 from flmm_detseg.engine.finite_steps import SKIPPED
 from flmm_detseg.engine.report_hook import TRAINABLE_INFO
 from flmm_detseg.engine.runner import GroundingRunner
 from flmm_detseg.engine.start import LOCK, last_checkpoint, read_run_state
-from flmm_detseg.errors import ConfigError, RunError
+from flmm_detseg.errors import CheckpointError, ConfigError, RunError
 from flmm_detseg.models.checkpoint import load_checkpoint, states_file
 from flmm_detseg.models.from_config import read_config
 from flmm_detseg.utils.lock import holding
@@ -93,9 +93,11 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
 def _train(options: TrainOptions, path: Path, config: Config, work_dir: Path) -> dict[str, Any] | None:
     started = time.perf_counter()
     overrides = parse_overrides(options.cfg_options, config)
-    resume = _resume_from(options.resume, work_dir)
+    resume = _resume_from(options.resume, work_dir, overrides.get("randomness.seed", options.seed))
     config.merge_from_dict(overrides)
     check_config(config, options.config)
+    if not options.deepspeed:  # which brings a wrapper of its own
+        check_machine(config, options.config)
     if resume is None and config.get("load_from"):
         load_checkpoint(config.load_from)  # a refusal here is clearer than one from within MMEngine
 
@@ -221,11 +223,16 @@ def write_gloo_config(config: Config, deepspeed: Path, work_dir: Path) -> Path:
     return written
 
 
-def _resume_from(resume: str | None, work_dir: Path) -> Path | None:
+def _resume_from(resume: str | None, work_dir: Path, seed: int | None) -> Path | None:
     if resume is None:
         return None
     checkpoint = last_checkpoint(work_dir) if resume == "auto" else Path(resume)
     if checkpoint is None:
         return None
-    read_run_state(checkpoint)  # a refusal here does not wait for the model
+    stored = read_run_state(checkpoint)["meta"].get("seed")  # a refusal here does not wait for the model
+    if seed is not None and stored is not None and seed != stored:
+        raise CheckpointError(
+            f"{checkpoint} was trained with seed {stored}, --seed says {seed}: its data would not go on. Resume "
+            f"without it, or start from its tensors: --cfg-options load_from={checkpoint}"
+        )
     return states_file(checkpoint).parent if checkpoint.is_dir() else checkpoint

@@ -41,6 +41,9 @@ class Weighting(nn.Module):
             if value < 0:
                 raise ConfigError(f"weights: {name!r} is {value}; a weight must not be negative")
 
+    def order(self, tasks: Sequence[str]) -> None:
+        """Puts what is kept by task into another order of the same tasks; before a checkpoint of that order is read."""
+
     def forward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor]:
         """Weighted losses.
 
@@ -101,6 +104,12 @@ class UncertaintyWeighting(Weighting):
             raise ConfigError(f"regression: {sorted(unknown)} are none of the heads {', '.join(tasks)}")
         for name in tasks:
             self.log_variance[name] = nn.Parameter(torch.zeros(()))
+
+    def order(self, tasks: Sequence[str]) -> None:
+        """See the base class."""
+        self.log_variance = nn.ParameterDict(
+            [(name, self.log_variance[name]) for name in tasks]
+        )  # it sorts a dict
 
     def forward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor]:
         """See the base class."""
@@ -166,6 +175,14 @@ class GradNormWeighting(Weighting):
         self.logits = nn.Parameter(torch.zeros(len(tasks)))
         # First loss per task, 0 before it was seen. Not a parameter: ZeRO writes its own copy over those.
         self.register_buffer("first_losses", torch.zeros(len(tasks)))
+
+    def order(self, tasks: Sequence[str]) -> None:
+        """See the base class; the vectors of a run that has begun move along."""
+        places = [self.names.index(name) for name in tasks]
+        with torch.no_grad():
+            for vector in (self.logits, self.first_losses):
+                vector.copy_(vector[places].clone())
+        self.names = tuple(tasks)
 
     def forward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor]:
         """See the base class; adds the term ``gradnorm``."""

@@ -24,6 +24,8 @@ from flmm_detseg.models.zero_folder import check_states, read_model_states
 from flmm_detseg.utils.finite import not_finite
 from flmm_detseg.utils.paths import find, places
 
+# Entry of a checkpoint's meta: the model's heads in their order, which is that of a balancer's vectors.
+HEADS = "heads"
 PHRASE_PREFIX = "heads.phrase."
 # Entry of a checkpoint's meta: for which layout of the LMM its tensors were trained, see LMMAdapter.trained_layout.
 LAYOUT = "lmm_layout"
@@ -35,6 +37,8 @@ _FLMM_GROUPS = ("text_layer_weights", "text_proj.", "mask_head.", "sam.model.")
 _OPTIONAL_SUFFIX = "sam.model.prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
 _ZERO_STATES = "mp_rank_00_model_states.pt"
 _LISTED = 8
+# What GradNorm keeps by head, in vectors.
+_BY_HEAD = ("balancer.weighting.logits", "balancer.weighting.first_losses")
 _BASE = ".base_layer."
 
 
@@ -46,11 +50,13 @@ class Checkpoint:
         tensors: By name, on the CPU, names as stored.
         layout: For which layout of the LMM they were trained, see :func:`lmm_meta`; None: the file does not say.
         identity: The same: which LMM.
+        heads: The model's heads in their order.
     """
 
     tensors: dict[str, Tensor]
     layout: str | None
     identity: str | None = None
+    heads: tuple[str, ...] = ()
 
 
 def trainable_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
@@ -112,6 +118,17 @@ def check_lmm(model: nn.Module, content: object, source: str, *, start: bool = F
     check_identity(model.lmm, content.identity, source, allow_other=model.allow_other_lmm)
 
 
+def head_order(content: Mapping[str, object]) -> list[str]:
+    """Heads of a checkpoint in the order of the model it was written by; where it does not say, of its tensors."""
+    meta = content.get("meta")
+    if isinstance(meta, Mapping) and HEADS in meta:
+        return list(meta[HEADS])
+    tensors = next(
+        (content[k] for k in ("state_dict", "module") if isinstance(content.get(k), Mapping)), content
+    )
+    return list(dict.fromkeys(name.split(".")[1] for name in tensors if str(name).startswith("heads.")))
+
+
 def _recorded(content: object, entry: str) -> str | None:
     """What a file's content records in its ``meta``; None: nothing."""
     meta = content.get("meta") if isinstance(content, Mapping) else None
@@ -136,6 +153,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = find(path)
     content = read_file(states_file(path), zero=path.is_dir())
     layout, identity = _recorded(content, LAYOUT), _recorded(content, IDENTITY)
+    heads = tuple(head_order(content)) if isinstance(content, Mapping) else ()
     for key in ("state_dict", "module"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -145,7 +163,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     other = [str(key) for key, value in content.items() if not isinstance(value, Tensor)]
     if other:
         raise CheckpointError(f"{path}: not a state dict, these entries are no tensors: {_list(other)}")
-    return Checkpoint(dict(content), layout, identity)
+    return Checkpoint(dict(content), layout, identity, heads)
 
 
 def read_file(path: Path, *, zero: bool = False) -> object:
@@ -295,6 +313,8 @@ def load_file(model: nn.Module, path: str | Path) -> None:
     """
     checkpoint = read_checkpoint(path)
     check_lmm(model, checkpoint, str(path))
+    if getattr(model, "balancer", None) is not None and set(checkpoint.heads) == set(model.heads):
+        model.order_heads(checkpoint.heads)  # a balancer's vectors follow it
     load_tensors(model, checkpoint.tensors, str(path))
 
 
@@ -350,6 +370,12 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
                 f"{_list(shapes) or 'none'}"
             )
         check_finite(tensors, str(file))
+        vectors = [name for name in tensors if name.startswith(_BY_HEAD)]
+        if vectors and list(checkpoint.heads) != list(model.heads):
+            raise CheckpointError(
+                f"{file}: {', '.join(vectors)} go by the order of the heads, {', '.join(checkpoint.heads)} there and "
+                f"{', '.join(model.heads)} here; give `model.heads` that order"
+            )
         found.update({name: value for name, value in tensors.items() if name in wanted})
     parameters = dict(model.named_parameters())
     # A new run may begin with a state of its own.

@@ -133,8 +133,23 @@ class GroundingLMM(BaseModel):
             sam.keep_box_decoder()  # before `init_from`: SAM as it was published makes masks of boxes
         if init_from:
             load_parts(self, init_from, new_parts)
+        self._name_parameters()
+
+    def _name_parameters(self) -> None:
         for name, parameter in self.named_parameters():
             parameter.flmm_name = name  # optimizers see parameters only; GroupedAdamW groups by name
+
+    def order_heads(self, names: Sequence[str]) -> None:
+        """Puts the heads into another order, before an optimizer knows their parameters.
+
+        Args:
+            names: Of all heads.
+        """
+        if list(names) != list(self.heads):
+            self.heads = nn.ModuleDict({name: self.heads[name] for name in names})
+            if self.balancer is not None:
+                self.balancer.weighting.order(names)
+            self._name_parameters()
 
     @property
     def capture(self) -> CaptureSpec:

@@ -101,6 +101,8 @@ def test_code_in_optimizer_states_is_refused_before_deepspeed_reads_them(run, tm
 
 def test_automatic_resume_names_the_checkpoint_and_checks_it(run, tmp_path, monkeypatch):
     monkeypatch.setattr(start, "get_world_size", lambda: 2)
+    monkeypatch.setattr(start, "unwrap", lambda model: model)
+    run.model = SimpleNamespace(heads={})
     loader = SimpleNamespace(batch_sampler=SimpleNamespace(batch_size=4))
     assert batch_figures(run, loader) == FIGURES
     path = write(tmp_path / "iter_6.pth", **FIGURES)

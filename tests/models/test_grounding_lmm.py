@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import tiny
@@ -174,6 +175,49 @@ def test_a_config_may_name_a_list_of_classes():
 def test_a_wrong_config_is_an_error_that_names_the_key(changes, message):
     with pytest.raises(ConfigError, match=message):
         build(**changes)
+
+
+@pytest.mark.case("model/resume_head_order")
+def test_heads_take_the_order_of_a_checkpoint_with_their_names():
+    model = build(heads=dict(zeta=head(sam=None), alpha=head(sam=None)))
+    before = dict(model.named_parameters())
+    model.order_heads(["alpha", "zeta"])
+    assert list(model.heads) == ["alpha", "zeta"]
+    after = dict(model.named_parameters())
+    assert [name for name in after if name.startswith("heads.")][0].startswith("heads.alpha.")
+    assert after.keys() == before.keys()
+    assert all(after[name] is parameter and parameter.flmm_name == name for name, parameter in before.items())
+
+
+@pytest.mark.case("model/accumulation")
+def test_accumulated_parts_count_alike_whatever_they_hold(model):
+    """What docs/architecture.md and the configs say of `accumulative_counts`."""
+    from mmengine.optim import OptimWrapper
+
+    trainable = [p for p in model.parameters() if p.requires_grad]
+
+    def gradient(*parts) -> torch.Tensor:
+        wrapper = OptimWrapper(torch.optim.SGD(trainable, lr=0.0), accumulative_counts=len(parts))
+        wrapper.zero_grad()
+        for part in parts:
+            wrapper.backward(wrapper.scale_loss(model.parse_losses(model.loss(part))[0]))
+        return torch.cat([p.grad.flatten() for p in trainable])
+
+    def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a - b).norm() / b.norm())
+
+    few, many, alike = (
+        make_sample(0, num_phrases=1),
+        make_sample(1, num_phrases=5),
+        make_sample(2, num_phrases=1),
+    )
+    assert distance(gradient([few], [alike]), gradient([few, alike])) < 1e-4
+    parts = gradient([few], [many])
+    assert distance(parts, (gradient([few]) + gradient([many])) / 2) < 1e-4
+    assert distance(parts, (gradient([few]) + 5 * gradient([many])) / 6) > 0.05
+    assert distance(gradient([few, many]), (gradient([few]) + 5 * gradient([many])) / 6) < 1e-4
+    text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert "parts\n  count alike" in text
 
 
 def test_freeze_takes_parameters_out_of_the_checkpoint():

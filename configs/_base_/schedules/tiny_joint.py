@@ -22,6 +22,7 @@ optim_wrapper = dict(
         },
     ),
     clip_grad=dict(max_norm=1.0, error_if_nonfinite=False),
+    # Above 1, parts count alike, whatever they hold: not the gradient of one batch, which weighs all targets alike.
     accumulative_counts=1,
 )
 param_scheduler = [
