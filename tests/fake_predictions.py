@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from flmm_detseg.ops.boxes import masks_to_boxes
-from flmm_detseg.structures import Phrase, Prediction, Sample
+from flmm_detseg.structures import LogitMaps, PackedMasks, Phrase, Prediction, Sample
 
 
 def make_prediction(
@@ -21,9 +21,8 @@ def make_prediction(
         record_id=record_id,
         image_size=image_size,
         coarse_logits=coarse,
-        refined_logits=refined,
-        mask_logits=logits,
-        masks=masks,
+        refined=None if refined is None else LogitMaps(refined, image_size),
+        packed=PackedMasks.pack(masks),
         boxes_xyxy=masks_to_boxes(masks),
         scores=torch.full((len(masks),), 0.5),
     )

@@ -190,7 +190,7 @@ def make_sample(
         phrases.append(Phrase(spans=((start, start + len(words)),), is_thing=True, is_plural=False))
     masks = np.zeros((num_phrases, height, width), dtype=bool)
     for mask in masks:
-        y, x = rng.integers(0, height // 2), rng.integers(0, width // 2)
+        y, x = rng.integers(0, max(1, height // 2)), rng.integers(0, max(1, width // 2))
         mask[y : y + height // 3 + 1, x : x + width // 3 + 1] = True
     return Sample(
         record_id=f"tiny/{index}",

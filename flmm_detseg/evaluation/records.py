@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.ops.boxes import masks_to_boxes
-from flmm_detseg.ops.masks import resize_maps
+from flmm_detseg.ops.masks import mask_areas, pieces
 from flmm_detseg.structures import Prediction, Sample
 
 # Thresholds on the probability, 0.05 ... 0.95.
@@ -38,23 +38,29 @@ def phrase_records(sample: Sample, prediction: Prediction, *, sweep: bool = Fals
     if sample.masks is None:
         raise DataError(f"{sample.record_id}: it has no masks to evaluate against.")
     expected = (len(sample.phrases), *sample.image_size)
-    if prediction.record_id != sample.record_id or tuple(prediction.masks.shape) != expected:
+    predicted = (len(prediction.packed), *prediction.packed.size)
+    if prediction.record_id != sample.record_id or predicted != expected:
         raise DataError(
             f"{sample.record_id}: the prediction is of record {prediction.record_id!r} with shape "
-            f"{tuple(prediction.masks.shape)}, expected {expected}."
+            f"{predicted}, expected {expected}."
         )
-    target = torch.from_numpy(sample.masks).to(prediction.masks.device)
-    kinds = {"coarse": resize_maps(prediction.coarse_logits, prediction.image_size)}
-    if prediction.refined_logits is not None:
-        kinds["refined"] = prediction.refined_logits
-    for kind, logits in kinds.items():
-        if logits.isnan().any():
-            raise RunError(
-                f"{sample.record_id}: the {kind} mask logits contain NaN. Check the checkpoint and precision."
-            )
-    facts = {kind: _compare(logits, target, sweep) for kind, logits in kinds.items()}
+    target = torch.from_numpy(sample.masks).to(prediction.scores.device)
+    kinds = {"coarse": prediction.coarse}
+    if prediction.refined is not None:
+        kinds["refined"] = prediction.refined
+    facts: dict[str, dict[str, list[Any]]] = {kind: {} for kind in kinds}
+    # A few masks at a time: logits of full size are large.
+    for part in pieces(target, prediction.image_size):
+        for kind, maps in kinds.items():
+            logits = maps.enlarge(part)
+            if logits.isnan().any():
+                raise RunError(
+                    f"{sample.record_id}: the {kind} mask logits contain NaN. Check the checkpoint and precision."
+                )
+            for name, values in _compare(logits, target[part], sweep).items():
+                facts[kind].setdefault(name, []).extend(values)
     target_boxes = masks_to_boxes(target).long()
-    target_area, target_box_area = _to_list(target.flatten(1).sum(1)), _to_list(_box_area(target_boxes))
+    target_area, target_box_area = _to_list(mask_areas(target)), _to_list(_box_area(target_boxes))
     scores = prediction.scores.tolist()
     return [
         {
@@ -89,8 +95,8 @@ def _compare(logits: Tensor, target: Tensor, sweep: bool) -> dict[str, list[Any]
         dim=1,
     )
     facts: dict[str, list[Any]] = {
-        "intersection": _to_list((masks & target).flatten(1).sum(1)),
-        "area": _to_list(masks.flatten(1).sum(1)),
+        "intersection": _to_list(mask_areas(masks & target)),
+        "area": _to_list(mask_areas(masks)),
         "box_intersection": _to_list(_box_area(overlap)),
         "box_area": _to_list(_box_area(boxes)),
     }

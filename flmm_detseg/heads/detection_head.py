@@ -15,6 +15,7 @@ from flmm_detseg.heads.base import Head, checked_names
 from flmm_detseg.heads.fcos import FrameFCOS, Objects
 from flmm_detseg.heads.frame import Frame
 from flmm_detseg.heads.neck import VisionNeck
+from flmm_detseg.ops.masks import pieces
 from flmm_detseg.refiners import SAMRefiner
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
@@ -199,14 +200,18 @@ class DetectionHead(Head):
         found = [self._select(boxes, frame) for boxes, frame in zip(candidates, frames)]
         refiner = self.sam if self.sam is not None else sam
         if refiner is not None:
-            logits = refiner.masks_from_boxes(
+            found_maps = refiner.maps_from_boxes(
                 [sample.image for sample in batch.samples],
                 [objects.bboxes for objects in found],
                 [sample.image_id for sample in batch.samples],
             )
-            for name, objects, maps in zip(ids, found, logits):
-                require_finite("masks of detected objects", [name], [maps[None]])
-                objects.masks = maps > 0
+            for name, objects, maps, sample in zip(ids, found, found_maps, batch.samples):
+                require_finite("masks of detected objects", [name], [maps.maps[None]])
+                # Logits of an image's hundred boxes would take gigabytes where the image is large.
+                masks = torch.empty(len(maps), *sample.image_size, dtype=torch.bool, device=maps.maps.device)
+                for part in pieces(maps, sample.image_size):
+                    torch.gt(maps.enlarge(part), 0, out=masks[part])
+                objects.masks = masks
         return found
 
     def _select(self, candidates: InstanceData, frame: Frame) -> InstanceData:

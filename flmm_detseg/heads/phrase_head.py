@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from flmm_detseg.heads.base import Head
 from flmm_detseg.heads.losses import MaskLoss
 from flmm_detseg.heads.unet_head import UNetHead
 from flmm_detseg.ops.boxes import masks_to_boxes
-from flmm_detseg.ops.masks import mask_scores, resize_maps, resize_masks
+from flmm_detseg.ops.masks import mask_scores, pieces, resize_masks
 from flmm_detseg.refiners import SAMRefiner, TextPrompt
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import (
@@ -20,12 +21,41 @@ from flmm_detseg.structures import (
     GroundingBatch,
     HiddenRows,
     LMMStates,
+    LogitMaps,
+    PackedMasks,
     PatchGrid,
     Prediction,
     Sample,
 )
 
 TARGET_RESOLUTIONS = ("processor", "full")
+
+
+class PhraseReading(NamedTuple):
+    """What the phrases of one sample become before the refiner.
+
+    Attributes:
+        coarse_logits: float32 ``[K, h, w]`` over the image.
+        text: Text prompts of the phrases, where the refiner takes them.
+        attention: The attention stack, where it was to be kept.
+    """
+
+    coarse_logits: Tensor
+    text: TextPrompt | None = None
+    attention: Tensor | None = None
+
+    @classmethod
+    def join(cls, parts: Sequence[PhraseReading]) -> PhraseReading:
+        """Phrases of one sample that were read in parts."""
+        text = attention = None
+        if parts[0].text is not None:
+            counts = [0, *(len(part.coarse_logits) for part in parts)]
+            offsets = torch.tensor(counts).cumsum(0).tolist()
+            ids = [part.text.phrase_ids + offset for part, offset in zip(parts, offsets)]
+            text = TextPrompt(torch.cat([part.text.tokens for part in parts]), torch.cat(ids))
+        if parts[0].attention is not None:
+            attention = torch.cat([part.attention for part in parts])
+        return cls(torch.cat([part.coarse_logits for part in parts]), text, attention)
 
 
 @MODELS.register_module()
@@ -46,9 +76,14 @@ class PhraseGroundingHead(Head):
         loss_mask_weight: Factor of the cross-entropy of both masks.
         loss_dice_weight: Factor of the dice loss of both masks.
         keep_attention: Return the attention stack with each prediction.
+        phrases_per_call: Most phrases in one call of the U-Net, of SAM's prompts and of its decoder when masks are
+            predicted: memory and time of a phrase then do not grow with their number. In training a batch is one
+            call. Equal masks up to rounding (kernels depend on the number of rows).
+        phrases_per_pass: Most phrases of a sample whose attention rows are kept at a time; one with more is read by
+            the LMM again for every so many (of a generated answer, whose rows are kept, only merged again).
 
     Raises:
-        ConfigError: ``text_dim`` is not the refiner's, or the resolution is unknown.
+        ConfigError: ``text_dim`` is not the refiner's, the resolution is unknown, or a number is below 1.
 
     Source: F-LMM, arXiv 2406.05821, section 3.
     """
@@ -66,8 +101,15 @@ class PhraseGroundingHead(Head):
         loss_mask_weight: float = 1.0,
         loss_dice_weight: float = 1.0,
         keep_attention: bool = False,
+        phrases_per_call: int = 32,
+        phrases_per_pass: int = 128,
     ) -> None:
         super().__init__()
+        for name, value in (("phrases_per_call", phrases_per_call), ("phrases_per_pass", phrases_per_pass)):
+            if value < 1:
+                raise ConfigError(f"PhraseGroundingHead: `{name}` is {value}; at least 1 is needed")
+        self.phrases_per_call = phrases_per_call
+        self.phrases_per_pass = phrases_per_pass
         if target_resolution not in TARGET_RESOLUTIONS:
             raise ConfigError(
                 f"target_resolution {target_resolution!r} is none of {', '.join(TARGET_RESOLUTIONS)}"
@@ -116,29 +158,37 @@ class PhraseGroundingHead(Head):
     @torch.no_grad()
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Prediction]:
         """Masks, boxes and scores at original image size."""
+        return self.finish(self.read(states, batch, keep_attention=self.keep_attention), batch.samples)
+
+    @torch.no_grad()
+    def read(
+        self, states: LMMStates, batch: GroundingBatch, *, keep_attention: bool = False
+    ) -> list[PhraseReading]:
+        """First half of :meth:`predict`: what is left of the LMM's states once the U-Net has seen them.
+
+        Args:
+            states: Of the batch.
+            batch: Gives the geometry.
+            keep_attention: Keep the attention stacks too.
+        """
         coarse = self.coarse_logits(states.attention, batch)
-        refined: Sequence[Tensor | None] = [None] * len(batch)
+        text = [self.text_prompt(rows) for rows in states.hidden] if self.uses_text else [None] * len(batch)
+        stacks = states.attention if keep_attention else [None] * len(batch)
+        return [PhraseReading(*values) for values in zip(coarse, text, stacks, strict=True)]
+
+    @torch.no_grad()
+    def finish(self, readings: Sequence[PhraseReading], samples: Sequence[Sample]) -> list[Prediction]:
+        """Second half of :meth:`predict`: refined masks, boxes and scores; one reading a sample, of all its phrases."""
+        refined: Sequence[LogitMaps | None] = [None] * len(samples)
         if self.sam is not None:
-            refined = self._refine(coarse, states.hidden, batch.samples)
-        predictions = []
-        for index, sample in enumerate(batch.samples):
-            logits = refined[index]
-            if logits is None:
-                logits = resize_maps(coarse[index], sample.image_size)
-            masks = logits > 0
-            prediction = Prediction(
-                record_id=sample.record_id,
-                image_size=sample.image_size,
-                coarse_logits=coarse[index],
-                refined_logits=refined[index],
-                mask_logits=logits,
-                masks=masks,
-                boxes_xyxy=masks_to_boxes(masks),
-                scores=mask_scores(logits, masks),
-                attention=states.attention[index] if self.keep_attention else None,
+            refined = self.sam.refine(
+                [sample.image for sample in samples],
+                [reading.coarse_logits for reading in readings],
+                [reading.text for reading in readings] if self.uses_text else None,
+                [sample.image_id for sample in samples],
+                phrases_per_call=self.phrases_per_call,
             )
-            predictions.append(prediction)
-        return predictions
+        return [_prediction(*row) for row in zip(samples, readings, refined, strict=True)]
 
     def coarse_logits(self, stacks: Sequence[Tensor], batch: GroundingBatch) -> list[Tensor]:
         """Coarse mask logits with the processor's padding cut off.
@@ -150,7 +200,7 @@ class PhraseGroundingHead(Head):
         Returns:
             Per sample float32 ``[K_i, h_i, w_i]`` covering the image.
         """
-        logits = self.mask_head.forward_grouped(stacks)
+        logits = self.mask_head.forward_grouped(stacks, self.phrases_per_call)
         return [_crop(maps, inputs.grid) for maps, inputs in zip(logits, batch.inputs)]
 
     def text_prompt(self, hidden: HiddenRows) -> TextPrompt:
@@ -182,6 +232,30 @@ class PhraseGroundingHead(Head):
                 masks = resize_masks(masks, inputs.grid.resized_size)
             targets.append(resize_masks(masks, tuple(maps.shape[-2:])))
         return targets
+
+
+def _prediction(sample: Sample, reading: PhraseReading, refined: LogitMaps | None) -> Prediction:
+    """Boxes, scores and packed masks, a few masks at a time: nothing of full size stays but bits."""
+    size = sample.image_size
+    maps = LogitMaps(reading.coarse_logits, size) if refined is None else refined
+    boxes, scores, packed = [], [], []
+    for part in pieces(maps, size):
+        logits = maps.enlarge(part)
+        masks = logits > 0
+        boxes.append(masks_to_boxes(masks))
+        scores.append(mask_scores(logits, masks))
+        packed.append(PackedMasks.pack(masks))
+    nothing = maps.enlarge(slice(0, 0))
+    return Prediction(
+        record_id=sample.record_id,
+        image_size=size,
+        coarse_logits=reading.coarse_logits,
+        refined=refined,
+        packed=PackedMasks.join(packed) if packed else PackedMasks.pack(nothing > 0),
+        boxes_xyxy=torch.cat(boxes) if boxes else nothing.new_zeros(0, 4),
+        scores=torch.cat(scores) if scores else nothing.new_zeros(0),
+        attention=reading.attention,
+    )
 
 
 def _crop(maps: Tensor, grid: PatchGrid) -> Tensor:

@@ -100,7 +100,7 @@ class UNetHead(UNet):
         features = super().forward(maps)[-1]
         return self.conv_seg(features)[:, 0, :height, :width].float()
 
-    def forward_grouped(self, stacks: Sequence[Tensor]) -> list[Tensor]:
+    def forward_grouped(self, stacks: Sequence[Tensor], maps_per_call: int | None = None) -> list[Tensor]:
         """Runs the stacks of a batch, those of equal size in one call.
 
         Sizes are not padded to a common one: GroupNorm looks at the whole map, so padding would change every
@@ -110,6 +110,8 @@ class UNetHead(UNet):
 
         Args:
             stacks: Per sample ``[K_i, C, h_i, w_i]``; K_i may be 0.
+            maps_per_call: Most stacks in one call, which is what memory is needed for; None for all, as always with
+                autograd.
 
         Returns:
             Per sample float32 ``[K_i, M_h, M_w]``, in order.
@@ -120,6 +122,8 @@ class UNetHead(UNet):
         results: dict[int, Tensor] = {}
         for members in groups.values():
             counts = [stacks[index].shape[0] for index in members]
-            logits = self(torch.cat([stacks[index] for index in members]))
+            together = stacks[members[0]] if len(members) == 1 else torch.cat([stacks[i] for i in members])
+            size = len(together) if torch.is_grad_enabled() or maps_per_call is None else maps_per_call
+            logits = torch.cat([self(part) for part in together.split(max(1, size))])
             results.update(zip(members, logits.split(counts)))
         return [results[index] for index in range(len(stacks))]

@@ -253,11 +253,11 @@ class Grounder:
             caption=sample.text,
             phrases=tuple(sample.phrase_text(index) for index in range(len(sample.phrases))),
             spans=tuple(phrase.spans for phrase in sample.phrases),
-            masks=prediction.masks.numpy(),
             boxes_xyxy=prediction.boxes_xyxy.numpy(),
             scores=prediction.scores.numpy(),
             coarse_logits=prediction.coarse_logits.numpy(),
-            refined_logits=None if prediction.refined_logits is None else prediction.refined_logits.numpy(),
+            packed=prediction.packed,
+            refined=prediction.refined,
         )
         if prediction.attention is None:
             return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.inference.coco import CocoFile
-from flmm_detseg.structures import PatchGrid
+from flmm_detseg.structures import LogitMaps, PackedMasks, PatchGrid
 from flmm_detseg.visualization import draw_attention_heads, draw_grounding
 from flmm_detseg.visualization.canvas import hstack
 from flmm_detseg.visualization.overlay import enlarged
@@ -26,11 +27,12 @@ class GroundingResult:
         caption: The text the LMM read.
         phrases: K texts as they stand in the caption.
         spans: Per phrase its character spans ``(start, end)`` in the caption, half-open.
-        masks: bool ``[K, H, W]``.
         boxes_xyxy: float32 ``[K, 4]``, half-open pixel box of each mask; zeros when the mask is empty.
         scores: float32 ``[K]``, mean foreground probability inside the mask; 0 when it is empty.
         coarse_logits: float32 ``[K, h, w]``: the mask head's output, over the image (without padding).
-        refined_logits: float32 ``[K, H, W]``: the refiner's output; None where the config has no refiner.
+        packed: The masks, a bit a pixel; :attr:`masks` has them all, :meth:`mask` one.
+        refined: The refiner's output at its own size; None where the config has no refiner. :attr:`refined_logits`
+            has it at the image's.
         attention: float32 ``[K, C, rows, cols]``, the attention rows of the phrases' tokens on the image
             tokens, padding included; None unless asked for (``keep_attention=True``).
         grid: Geometry of ``attention``; ``grid.crop_window`` cuts the padding away.
@@ -42,11 +44,11 @@ class GroundingResult:
     caption: str
     phrases: tuple[str, ...]
     spans: tuple[tuple[tuple[int, int], ...], ...]
-    masks: np.ndarray = field(repr=False)
     boxes_xyxy: np.ndarray
     scores: np.ndarray
     coarse_logits: np.ndarray = field(repr=False)
-    refined_logits: np.ndarray | None = field(default=None, repr=False)
+    packed: PackedMasks = field(repr=False)
+    refined: LogitMaps | None = field(default=None, repr=False)
     attention: np.ndarray | None = field(default=None, repr=False)
     grid: PatchGrid | None = field(default=None, repr=False)
     attention_layers: tuple[int, ...] = ()
@@ -55,6 +57,20 @@ class GroundingResult:
     def __len__(self) -> int:
         """K."""
         return len(self.phrases)
+
+    @cached_property
+    def masks(self) -> np.ndarray:
+        """Bool ``[K, H, W]``; unpacked and kept at the first look: a byte a pixel of every mask."""
+        return self.packed.unpack().numpy()
+
+    def mask(self, index: int) -> np.ndarray:
+        """One mask, bool ``[H, W]``; nothing is kept."""
+        return self.packed.unpack(slice(index, index + 1 or None)).numpy()[0]
+
+    @cached_property
+    def refined_logits(self) -> np.ndarray | None:
+        """float32 ``[K, H, W]``, None where the config has no refiner; made and kept at the first look."""
+        return None if self.refined is None else self.refined.enlarge().numpy()
 
     def overlay(self, *, boxes: bool = False, beside: bool = False) -> np.ndarray:
         """Picture of the phrases' masks with the caption as legend.
@@ -90,7 +106,8 @@ class GroundingResult:
         """
         if self.attention is None:
             raise DataError("the attention was not kept: call ground(..., keep_attention=True)")
-        mask = self.masks[index] if self.masks[index].any() else None
+        mask = self.mask(index)
+        mask = mask if mask.any() else None
         return draw_attention_heads(
             self.image,
             self.attention[index],
@@ -147,7 +164,8 @@ class GroundingResult:
             )
         annotations = []
         for index, phrase in enumerate(self.phrases):
-            code = rle.encode(np.asfortranarray(self.masks[index], dtype=np.uint8))
+            mask = self.mask(index)
+            code = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
             left, top, right, bottom = (float(value) for value in self.boxes_xyxy[index])
             annotations.append(
                 {
@@ -156,7 +174,7 @@ class GroundingResult:
                     "category_id": category_id,
                     "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
                     "bbox": [left, top, right - left, bottom - top],
-                    "area": int(self.masks[index].sum()),
+                    "area": int(np.count_nonzero(mask)),
                     "iscrowd": 0,
                     "score": float(self.scores[index]),
                     "phrase": phrase,

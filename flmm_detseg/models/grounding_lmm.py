@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads import Head
 from flmm_detseg.heads.language_head import answer_rows, distillation
+from flmm_detseg.heads.phrase_head import PhraseReading
 from flmm_detseg.lmms import add_head_lora
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.decoding import phrase_inputs
@@ -24,7 +25,15 @@ from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors,
 from flmm_detseg.models.objective import StepTotals, objective, parse_objective, step_totals
 from flmm_detseg.models.retention import Retention
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import CaptureSpec, Generation, GroundingBatch, LMMStates, Prediction, Sample
+from flmm_detseg.structures import (
+    CaptureSpec,
+    Generation,
+    GroundingBatch,
+    LMMInputs,
+    LMMStates,
+    Prediction,
+    Sample,
+)
 from flmm_detseg.utils.finite import require_finite
 
 
@@ -298,19 +307,40 @@ class GroundingLMM(BaseModel):
         Raises:
             RunError: Masks, boxes or scores hold NaN or infinities; names the sample.
         """
-        batch = self.prepare(samples)
-        states = self._encode(batch, self._head("phrase").capture)
-        return self._phrases(states, batch, keep_attention)
+        head = self._head("phrase")
+        keep_attention = keep_attention or head.keep_attention
+        readings: dict[int, Any] = {}
+        few = [i for i, sample in enumerate(samples) if len(sample.phrases) <= head.phrases_per_pass]
+        if few:
+            batch = self.prepare([samples[i] for i in few])
+            states = self._encode(batch, head.capture)
+            readings.update(zip(few, head.read(states, batch, keep_attention=keep_attention), strict=True))
+            del states
+        for index in set(range(len(samples))) - set(few):
+            (inputs,) = self.prepare([samples[index]]).inputs
 
-    def _phrases(self, states: LMMStates, batch: GroundingBatch, keep_attention: bool) -> list[Prediction]:
-        predictions = self._head("phrase").predict(states, batch)
+            def read(
+                part: slice, sample: Sample = samples[index], inputs: LMMInputs = inputs
+            ) -> PhraseReading:
+                sample = replace(sample, phrases=sample.phrases[part], masks=None)
+                batch = GroundingBatch([sample], [replace(inputs, phrase_tokens=inputs.phrase_tokens[part])])
+                states = self._encode(batch, head.capture)
+                return head.read(states, batch, keep_attention=keep_attention)[0]
+
+            readings[index] = self._read_in_parts(read, len(samples[index].phrases))
+        return self._finish([readings[i] for i in range(len(samples))], samples)
+
+    def _finish(self, readings: Sequence[PhraseReading], samples: Sequence[Sample]) -> list[Prediction]:
+        predictions = self._head("phrase").finish(readings, samples)
         for found in predictions:
-            parts = [found.coarse_logits, found.mask_logits, found.scores, found.boxes_xyxy]
+            parts = [found.coarse_logits, found.mask_maps.maps, found.scores, found.boxes_xyxy]
             require_finite("phrases' masks", [found.record_id], [part[None] for part in parts])
-        if keep_attention:
-            for prediction, attention in zip(predictions, states.attention, strict=True):
-                prediction.attention = attention
         return predictions
+
+    def _read_in_parts(self, read: Callable[[slice], PhraseReading], count: int) -> PhraseReading:
+        step = self._head("phrase").phrases_per_pass
+        parts = [read(slice(start, start + step)) for start in range(0, count, step)]
+        return PhraseReading.join(parts)
 
     @torch.no_grad()
     def predict_answer(
@@ -323,9 +353,18 @@ class GroundingLMM(BaseModel):
             generation: From :meth:`answer_with_states`.
             keep_attention: See :meth:`predict`.
         """
-        states = self.lmm.states_of_phrases(generation, sample.phrases)
-        batch = GroundingBatch([sample], [phrase_inputs(generation, sample.phrases)])
-        return self._phrases(states, batch, keep_attention)[0]
+        head = self._head("phrase")
+        keep_attention = keep_attention or head.keep_attention
+
+        def read(part: slice) -> PhraseReading:
+            phrases = sample.phrases[part]
+            states = self.lmm.states_of_phrases(generation, phrases)
+            batch = GroundingBatch([replace(sample, phrases=phrases)], [phrase_inputs(generation, phrases)])
+            return head.read(states, batch, keep_attention=keep_attention)[0]
+
+        # An answer without phrases is one part of none.
+        reading = self._read_in_parts(read, len(sample.phrases)) if sample.phrases else read(slice(0, 0))
+        return self._finish([reading], [sample])[0]
 
     @torch.no_grad()
     def detect(self, samples: list[Sample]) -> list[InstanceData]:

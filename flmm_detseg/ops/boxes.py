@@ -22,8 +22,10 @@ def masks_to_boxes(masks: Tensor) -> Tensor:
         index = torch.arange(length, device=occupied.device)
         return torch.where(occupied, index, length).amin(-1), torch.where(occupied, index + 1, 0).amax(-1)
 
-    x0, x1 = extent(masks.any(-2))
-    y0, y1 = extent(masks.any(-1))
+    # The maximum of bytes takes a tenth of the time of `any`.
+    bits = masks.view(torch.uint8)
+    x0, x1 = extent(bits.amax(-2).bool())
+    y0, y1 = extent(bits.amax(-1).bool())
     boxes = torch.stack([x0, y0, x1, y1], dim=-1).float()
     return boxes * (x1 > 0)[:, None]
 

@@ -1,24 +1,39 @@
-"""Sizes of resized and padded images, all ``(H, W)``: LLaVA's padded square and LLaVA-NeXT's tiles."""
+"""Sizes of resized and padded images, all ``(H, W)``: LLaVA's padded square, LLaVA-NeXT's tiles, SAM's square."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+
+def whole_pixels(length: float, rounding: Callable[[float], int]) -> int:
+    """A length of a resized image: rounded as its model does, at least 1 pixel.
+
+    Every processor rounds here: an image that is very long and thin must not lose its short side.
+    """
+    return max(1, int(rounding(length)))
 
 
 def fit_longest_side(image_size: tuple[int, int], side: int) -> tuple[int, int]:
     """Size of an image scaled to ``side`` on its longest side; the other is floored, at least 1 pixel."""
     height, width = image_size
     longest = max(height, width)
-    return max(1, height * side // longest), max(1, width * side // longest)
+    return whole_pixels(height * side // longest, int), whole_pixels(width * side // longest, int)
+
+
+def round_longest_side(image_size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Size of an image scaled to ``side`` on its longest side; the other is rounded half up, at least 1 pixel (SAM)."""
+    scale = side * 1.0 / max(image_size)
+    height, width = (whole_pixels(length * scale + 0.5, math.floor) for length in image_size)
+    return height, width
 
 
 def fit_inside(image_size: tuple[int, int], target_size: tuple[int, int]) -> tuple[int, int]:
     """Size of an image scaled to fit into ``target_size``; the shorter side is ceiled (LLaVA-NeXT's rule)."""
     scale_h, scale_w = target_size[0] / image_size[0], target_size[1] / image_size[1]
     if scale_w < scale_h:
-        return min(math.ceil(image_size[0] * scale_w), target_size[0]), target_size[1]
-    return target_size[0], min(math.ceil(image_size[1] * scale_h), target_size[1])
+        return min(whole_pixels(image_size[0] * scale_w, math.ceil), target_size[0]), target_size[1]
+    return target_size[0], min(whole_pixels(image_size[1] * scale_h, math.ceil), target_size[1])
 
 
 def centre_padding(inner_size: tuple[int, int], outer_size: tuple[int, int]) -> tuple[int, int]:

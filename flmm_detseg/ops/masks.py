@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# About a megabyte of float32: what a core's cache holds.
+SCORE_PIXELS = 1 << 18
+PIECE_PIXELS = 1 << 20
+
+
+def pieces(masks: Sequence, size: tuple[int, int]) -> Iterator[slice]:
+    """Cuts the K masks of an image so that those of a piece fit into a few megabytes at full size.
+
+    Args:
+        masks: K of them, in any form with a length.
+        size: ``(H, W)`` they will have.
+
+    Yields:
+        Slices of them in order, each of at least one mask.
+    """
+    step = max(1, PIECE_PIXELS // (size[0] * size[1]))
+    for start in range(0, len(masks), step):
+        yield slice(start, min(start + step, len(masks)))
 
 
 def resize_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
@@ -53,8 +75,26 @@ def mask_iou(first: Tensor, second: Tensor) -> Tensor:
     return intersection / union.clamp(min=1)
 
 
+def mask_areas(masks: Tensor) -> Tensor:
+    """Pixels of each mask.
+
+    Args:
+        masks: bool ``[K, H, W]``; K may be 0.
+
+    Returns:
+        int64 ``[K]``.
+    """
+    if masks.device.type == "cpu":
+        # A sum of bools makes a 64-bit copy: 100 times the time and 8 times the memory.
+        return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)
+    return masks.flatten(1).count_nonzero(1)
+
+
 def mask_scores(logits: Tensor, masks: Tensor) -> Tensor:
     """Mean foreground probability inside each mask.
+
+    Masks of more than :data:`SCORE_PIXELS` pixels are summed in blocks of rows, the blocks in float64: no copy of
+    full size, and a sum that is nearer to the true one than a single float32 sum (they differ by less than 1e-6).
 
     Args:
         logits: ``[K, H, W]``.
@@ -63,5 +103,13 @@ def mask_scores(logits: Tensor, masks: Tensor) -> Tensor:
     Returns:
         float32 ``[K]`` in [0, 1]; 0 for an empty mask.
     """
-    inside = (logits.float().sigmoid() * masks).sum((-2, -1))
-    return inside / masks.sum((-2, -1)).clamp(min=1)
+    height, width = masks.shape[-2:]
+    areas = mask_areas(masks).clamp(min=1)
+    if height * width <= SCORE_PIXELS:
+        return (logits.float().sigmoid() * masks).sum((-2, -1)) / areas
+    rows = max(1, SCORE_PIXELS // width)
+    sums = torch.zeros(len(masks), dtype=torch.float64, device=masks.device)
+    for index, (maps, mask) in enumerate(zip(logits, masks, strict=True)):
+        for values, inside in zip(maps.split(rows), mask.split(rows), strict=True):
+            sums[index] += values.float().sigmoid().mul_(inside).sum().double()
+    return (sums / areas).float()

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import Sam
-from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor, nn
+from torchvision.transforms.functional import resize, to_pil_image
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.ops.boxes import masks_to_boxes, scale_boxes
-from flmm_detseg.ops.masks import mask_iou, resize_maps
+from flmm_detseg.ops.letterbox import round_longest_side
+from flmm_detseg.ops.masks import mask_iou, pieces, resize_maps
+from flmm_detseg.refiners.sam_attention import use_sdpa
 from flmm_detseg.refiners.sam_build import SamSizes, build_sam
 from flmm_detseg.refiners.sam_decoder import decode_masks
 from flmm_detseg.registry import MODELS
+from flmm_detseg.structures import LogitMaps
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ATTENTIONS = ("eager", "sdpa")
 
 
 class TextPrompt(NamedTuple):
@@ -39,12 +46,10 @@ class MaskPrompt(NamedTuple):
     Attributes:
         mask_logits: float32 ``[K, 1, 4e, 4e]`` over SAM's padded square.
         boxes_xyxy: float32 ``[K, 4]`` in pixels of that square, no gradient.
-        masks: The coarse masks at original size, bool ``[K, H, W]``.
     """
 
     mask_logits: Tensor
     boxes_xyxy: Tensor
-    masks: Tensor
 
 
 @MODELS.register_module()
@@ -65,9 +70,14 @@ class SAMRefiner(nn.Module):
         multimask_output: Decode three candidates and take the one that overlaps the coarse mask most; False
             takes SAM's single mask.
         images_per_call: Most images in one call of the image encoder (its attention maps are large).
+        dtype: Of the image encoder, which is frozen: ``"float32"``, or ``"bfloat16"`` for half its memory and a
+            fraction of its time, also in training. Prompts and decoder, which are trained and stored, stay as they
+            are. What it changes: ``docs/benchmarks.md``.
+        attention: Of the image encoder: ``"eager"`` (segment-anything's own code) or ``"sdpa"`` (torch's fused kernel,
+            equal up to rounding).
 
     Raises:
-        ConfigError: All prompts are switched off.
+        ConfigError: All prompts are switched off, or an unknown ``dtype`` or ``attention``.
 
     Source: F-LMM, arXiv 2406.05821, section 3.3 (mask refiner); SAM, arXiv 2304.02643.
     """
@@ -80,8 +90,13 @@ class SAMRefiner(nn.Module):
         use_box: bool = True,
         multimask_output: bool = False,
         images_per_call: int = 4,
+        dtype: str = "float32",
+        attention: str = "eager",
     ) -> None:
         super().__init__()
+        for name, value, known in (("dtype", dtype, DTYPES), ("attention", attention, ATTENTIONS)):
+            if value not in known:
+                raise ConfigError(f"SAMRefiner: `{name}` is {value!r}; choose one of {', '.join(known)}")
         if not (use_text or use_mask or use_box):
             raise ConfigError("SAMRefiner needs at least one of use_text, use_mask, use_box")
         self.model = model
@@ -91,8 +106,11 @@ class SAMRefiner(nn.Module):
         self.multimask_output = multimask_output
         self.images_per_call = images_per_call
         self.box_parts: nn.ModuleDict | None = None
-        self.resize = ResizeLongestSide(model.image_encoder.img_size)
         model.image_encoder.requires_grad_(False).eval()
+        if dtype != "float32":
+            model.image_encoder.to(DTYPES[dtype])
+        if attention == "sdpa":
+            use_sdpa(model.image_encoder)
 
     @classmethod
     def from_pretrained(
@@ -104,10 +122,17 @@ class SAMRefiner(nn.Module):
         use_box: bool = True,
         multimask_output: bool = False,
         images_per_call: int = 4,
+        dtype: str = "float32",
+        attention: str = "eager",
     ) -> SAMRefiner:
         """Model and refiner in one step, for configs; arguments as in ``build_sam`` and the class."""
         model = build_sam(variant, checkpoint)
-        return cls(model, use_text, use_mask, use_box, multimask_output, images_per_call)
+        return cls(model, use_text, use_mask, use_box, multimask_output, images_per_call, dtype, attention)
+
+    @property
+    def side(self) -> int:
+        """Side of SAM's padded square, pixels."""
+        return self.model.image_encoder.img_size
 
     @property
     def prompt_dim(self) -> int:
@@ -145,41 +170,70 @@ class SAMRefiner(nn.Module):
         text: Sequence[TextPrompt] | None = None,
         image_keys: Sequence[str | None] | None = None,
     ) -> list[Tensor]:
-        """Refines the masks of a batch in one call of the decoder.
+        """Refines the masks of a batch; arguments as in :meth:`refine`.
+
+        Returns:
+            Per sample float32 logits ``[K_i, H_i, W_i]``.
+        """
+        return [maps.enlarge() for maps in self.refine(images, coarse_logits, text, image_keys)]
+
+    def refine(
+        self,
+        images: Sequence[np.ndarray],
+        coarse_logits: Sequence[Tensor],
+        text: Sequence[TextPrompt] | None = None,
+        image_keys: Sequence[str | None] | None = None,
+        phrases_per_call: int | None = None,
+    ) -> list[LogitMaps]:
+        """Refined masks at the decoder's own size, which is all that many phrases or a large image can afford.
 
         Args:
             images: Per sample RGB uint8 ``[H, W, 3]``.
             coarse_logits: Per sample ``[K_i, h_i, w_i]`` covering the image (un-padded); K_i may be 0.
             text: Per sample; needed with ``use_text``, ignored without.
             image_keys: Per sample; samples with equal non-None keys show the same image, encoded once.
+            phrases_per_call: Most phrases in one call of prompt encoder and decoder; None for all. With autograd all
+                go at once. Equal up to rounding: matrix kernels depend on the number of rows.
 
         Returns:
-            Per sample float32 logits ``[K_i, H_i, W_i]``.
+            Per sample K_i maps.
         """
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         counts = [len(logits) for logits in coarse_logits]
-        if sum(counts) == 0:
-            return [
-                logits.new_zeros(0, *size, dtype=torch.float32) for logits, size in zip(coarse_logits, sizes)
-            ]
-        embeddings, image_index = self.encode_images(images, image_keys)
-        prompts = [self.make_prompt(logits, size) for logits, size in zip(coarse_logits, sizes)]
-        sparse, sparse_mask, dense = self._encode_prompts(prompts, text, sum(counts))
-        per_prompt = torch.tensor(image_index, device=embeddings.device).repeat_interleave(
-            torch.tensor(counts, device=embeddings.device)
-        )
-        decoder_dtype = self.model.mask_decoder.mask_tokens.weight.dtype
-        low_res, _ = decode_masks(
-            self.model.mask_decoder,
-            embeddings.to(decoder_dtype)[per_prompt],
-            self.dense_pe().to(decoder_dtype),
-            sparse.to(decoder_dtype),
-            sparse_mask,
-            dense.to(decoder_dtype),
-        )
-        low_res = low_res[:, 1:] if self.multimask_output else low_res[:, :1]
-        pieces = zip(low_res.float().split(counts), prompts, sizes)
-        return [self._select(candidates, prompt, size) for candidates, prompt, size in pieces]
+        kept: list[list[Tensor]] = [[] for _ in counts]
+        if sum(counts):
+            embeddings, image_index = self.encode_images(images, image_keys)
+            decoder = self.model.mask_decoder
+            dtype = decoder.mask_tokens.weight.dtype
+            embeddings, dense_pe = embeddings.to(dtype), self.dense_pe().to(dtype)
+            lowest = [_padding_logit(logits) for logits in coarse_logits]
+            limit = None if torch.is_grad_enabled() else phrases_per_call
+            for call in _calls(counts, limit):
+                coarse = [coarse_logits[index][part] for index, part in call]
+                prompts = [
+                    self.make_prompt(logits, sizes[index], lowest[index])
+                    for (index, _), logits in zip(call, coarse)
+                ]
+                words = [_text_of(text[index], part) for index, part in call] if self.use_text else None
+                lengths = [len(logits) for logits in coarse]
+                rows = torch.tensor([image_index[index] for index, _ in call], device=embeddings.device)
+                sparse, sparse_mask, dense = self._encode_prompts(prompts, words, sum(lengths))
+                low_res, _ = decode_masks(
+                    decoder,
+                    embeddings[rows.repeat_interleave(torch.tensor(lengths, device=rows.device))],
+                    dense_pe,
+                    sparse.to(dtype),
+                    sparse_mask,
+                    dense.to(dtype),
+                )
+                low_res = low_res[:, 1:] if self.multimask_output else low_res[:, :1]
+                for (index, _), logits, maps in zip(call, coarse, low_res.float().split(lengths)):
+                    kept[index].append(self._select(maps, logits, sizes[index]))
+        side = 4 * self.model.prompt_encoder.image_embedding_size[0]
+        return [
+            self._maps(torch.cat(parts) if parts else logits.new_zeros(0, side, side), size)
+            for parts, logits, size in zip(kept, coarse_logits, sizes)
+        ]
 
     def keep_box_decoder(self) -> None:
         """Keeps prompt encoder and mask decoder as they are now, frozen, for :meth:`masks_from_boxes`.
@@ -198,6 +252,21 @@ class SAMRefiner(nn.Module):
         boxes_xyxy: Sequence[Tensor],
         image_keys: Sequence[str | None] | None = None,
     ) -> list[Tensor]:
+        """Masks of boxes at image size, see :meth:`maps_from_boxes`.
+
+        Returns:
+            Per sample float32 logits ``[N_i, H_i, W_i]``, no gradient.
+        """
+        return [maps.enlarge() for maps in self.maps_from_boxes(images, boxes_xyxy, image_keys)]
+
+    @torch.no_grad()
+    def maps_from_boxes(
+        self,
+        images: Sequence[np.ndarray],
+        boxes_xyxy: Sequence[Tensor],
+        image_keys: Sequence[str | None] | None = None,
+        boxes_per_call: int = 32,
+    ) -> list[LogitMaps]:
         """SAM's own masks of boxes: no mask and no text prompt, whatever the switches say.
 
         By the parts of :meth:`keep_box_decoder`, where it was called, else by those that are trained for phrases.
@@ -205,39 +274,42 @@ class SAMRefiner(nn.Module):
         Args:
             images: Per sample RGB uint8 ``[H, W, 3]``.
             boxes_xyxy: Per sample float ``[N_i, 4]`` in original pixels; N_i may be 0.
-            image_keys: As in :meth:`forward`.
+            image_keys: As in :meth:`refine`.
+            boxes_per_call: Most boxes in one call of prompt encoder and decoder.
 
         Returns:
-            Per sample float32 logits ``[N_i, H_i, W_i]``, no gradient.
+            Per sample N_i maps.
         """
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         wanted = [index for index, boxes in enumerate(boxes_xyxy) if len(boxes)]
-        results = [boxes.new_zeros(0, *size, dtype=torch.float32) for boxes, size in zip(boxes_xyxy, sizes)]
-        if not wanted:
-            return results
-        keys = None if image_keys is None else [image_keys[index] for index in wanted]
-        embeddings, rows = self.encode_images([images[index] for index in wanted], keys)
+        side = 4 * self.model.prompt_encoder.image_embedding_size[0]
+        found = [boxes.new_zeros(0, side, side, dtype=torch.float32) for boxes in boxes_xyxy]
+        if wanted:
+            keys = None if image_keys is None else [image_keys[index] for index in wanted]
+            embeddings, rows = self.encode_images([images[index] for index in wanted], keys)
+            for index, row in zip(wanted, rows):
+                boxes = scale_boxes(boxes_xyxy[index].float(), sizes[index], self.input_size(sizes[index]))
+                parts = [self._decode_boxes(part, embeddings[row]) for part in boxes.split(boxes_per_call)]
+                found[index] = torch.cat(parts)
+        return [replace(self._maps(maps, size), channels=1) for maps, size in zip(found, sizes)]
+
+    def _decode_boxes(self, boxes: Tensor, embedding: Tensor) -> Tensor:
+        """``[n, 4]`` in SAM's square to float32 ``[n, 4e, 4e]``."""
         prompt_encoder, mask_decoder = self.model.prompt_encoder, self.model.mask_decoder
         if self.box_parts is not None:
             prompt_encoder, mask_decoder = self.box_parts["prompt_encoder"], self.box_parts["mask_decoder"]
         dtype = mask_decoder.mask_tokens.weight.dtype
-        dense_pe = self.dense_pe().to(dtype)
-        for index, row in zip(wanted, rows):
-            input_size = self.input_size(sizes[index])
-            boxes = scale_boxes(boxes_xyxy[index].float(), sizes[index], input_size)
-            with torch.autocast(self.model.device.type, enabled=False):
-                sparse, dense = prompt_encoder(points=None, boxes=boxes, masks=None)
-            low_res, _ = decode_masks(
-                mask_decoder,
-                embeddings[row].to(dtype).expand(len(boxes), -1, -1, -1),
-                dense_pe,
-                sparse.to(dtype),
-                torch.ones(sparse.shape[:2], dtype=torch.bool, device=sparse.device),
-                dense.to(dtype),
-            )
-            maps = self.model.postprocess_masks(low_res[:, :1].float(), input_size, sizes[index])
-            results[index] = maps[:, 0]
-        return results
+        with torch.autocast(self.model.device.type, enabled=False):
+            sparse, dense = prompt_encoder(points=None, boxes=boxes, masks=None)
+        low_res, _ = decode_masks(
+            mask_decoder,
+            embedding.to(dtype).expand(len(boxes), -1, -1, -1),
+            self.dense_pe().to(dtype),
+            sparse.to(dtype),
+            torch.ones(sparse.shape[:2], dtype=torch.bool, device=sparse.device),
+            dense.to(dtype),
+        )
+        return low_res[:, 0].float()
 
     @torch.no_grad()
     def encode_images(
@@ -247,7 +319,7 @@ class SAMRefiner(nn.Module):
 
         Args:
             images: Per sample RGB uint8 ``[H, W, 3]``.
-            image_keys: As in :meth:`forward`.
+            image_keys: As in :meth:`refine`.
 
         Returns:
             ``[U, D, e, e]`` and, per sample, the row that belongs to it.
@@ -273,37 +345,42 @@ class SAMRefiner(nn.Module):
 
     def preprocess(self, image: np.ndarray) -> Tensor:
         """RGB uint8 ``[H, W, 3]`` to normalised, padded pixels, float32 ``[3, S, S]``, model's device."""
-        resized = torch.from_numpy(self.resize.apply_image(image)).to(self.model.device)
+        size = self.input_size((image.shape[0], image.shape[1]))
+        resized = torch.from_numpy(np.array(resize(to_pil_image(image), size))).to(self.model.device)
         return self.model.preprocess(resized.permute(2, 0, 1).float())
 
     def input_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
-        """``(H, W)`` of an image inside SAM's square."""
-        return ResizeLongestSide.get_preprocess_shape(*image_size, self.resize.target_length)
+        """``(H, W)`` of an image inside SAM's square: rounded, at least 1 pixel."""
+        return round_longest_side(image_size, self.side)
 
-    def make_prompt(self, coarse_logits: Tensor, image_size: tuple[int, int]) -> MaskPrompt:
+    def make_prompt(
+        self, coarse_logits: Tensor, image_size: tuple[int, int], lowest: float | None = None
+    ) -> MaskPrompt:
         """Prompts from the coarse masks of one image, on their device.
 
         Args:
             coarse_logits: ``[K, h, w]`` covering the image; K may be 0.
             image_size: Original ``(H, W)``.
+            lowest: Logit of the padding; None takes that of these masks. Who gives some of an image's masks gives the
+                value of all.
 
         Returns:
-            The mask prompts (gradients flow back to the logits), boxes, and the coarse masks themselves.
+            The mask prompts (gradients flow back to the logits) and boxes.
         """
-        side = self.resize.target_length
         input_size = self.input_size(image_size)
         logits = coarse_logits.float()
-        # Not above any mask of the image, and clearly background: the padding never looks like an object.
-        lowest = min(-1.0, float(logits.detach().min())) if logits.numel() else -1.0
-        padding = (0, side - input_size[1], 0, side - input_size[0])
+        padding = (0, self.side - input_size[1], 0, self.side - input_size[0])
+        lowest = _padding_logit(logits) if lowest is None else lowest
         square = F.pad(resize_maps(logits, input_size), padding, value=lowest)
         mask_logits = resize_maps(square, self.model.prompt_encoder.mask_input_size)
 
-        masks = resize_maps(logits.detach().sigmoid(), image_size) > 0.5
-        boxes = masks_to_boxes(masks)
-        whole = boxes.new_tensor([0, 0, image_size[1], image_size[0]])
-        boxes = torch.where(masks.any((-2, -1), keepdim=True)[:, 0], boxes, whole)
-        return MaskPrompt(mask_logits[:, None], scale_boxes(boxes, image_size, input_size), masks)
+        boxes = [
+            masks_to_boxes(coarse_masks(logits[part], image_size)) for part in pieces(logits, image_size)
+        ]
+        boxes_xyxy = torch.cat(boxes) if boxes else logits.new_zeros(0, 4)
+        whole = boxes_xyxy.new_tensor([0, 0, image_size[1], image_size[0]])
+        boxes_xyxy = torch.where(boxes_xyxy[:, 2:3] > 0, boxes_xyxy, whole)
+        return MaskPrompt(mask_logits[:, None], scale_boxes(boxes_xyxy, image_size, input_size))
 
     def dense_pe(self) -> Tensor:
         """Positional encoding of the image embedding, float32 ``[1, D, e, e]``."""
@@ -331,13 +408,65 @@ class SAMRefiner(nn.Module):
             sparse_mask = torch.cat([sparse_mask, token_mask], dim=1)
         return sparse, sparse_mask, dense
 
-    def _select(self, candidates: Tensor, prompt: MaskPrompt, image_size: tuple[int, int]) -> Tensor:
-        """``[K, M, 4e, 4e]`` to ``[K, H, W]``: to original size, then the best of the M."""
-        candidates = self.model.postprocess_masks(candidates, self.input_size(image_size), image_size)
+    def _select(self, candidates: Tensor, coarse_logits: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """``[K, M, 4e, 4e]`` to ``[K, 4e, 4e]``: of the M the one that overlaps the coarse mask most at image size."""
         if candidates.shape[1] == 1:
             return candidates[:, 0]
-        best = mask_iou(candidates.detach() > 0, prompt.masks[:, None]).argmax(dim=1)
-        return candidates[torch.arange(len(best), device=best.device), best]
+        best = []
+        with torch.no_grad():
+            for index in range(len(candidates)):
+                maps = self.model.postprocess_masks(
+                    candidates[index : index + 1], self.input_size(image_size), image_size
+                )
+                coarse = coarse_masks(coarse_logits[index : index + 1].float(), image_size)
+                best.append(mask_iou(maps[0] > 0, coarse).argmax())
+        return candidates[torch.arange(len(best), device=candidates.device), torch.stack(best)]
+
+    def _maps(self, low_res: Tensor, image_size: tuple[int, int]) -> LogitMaps:
+        channels = 3 if self.multimask_output else 1
+        return LogitMaps(low_res, image_size, self.side, self.input_size(image_size), channels)
+
+
+def coarse_masks(logits: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """Masks at image size, bool ``[K, H, W]``: probabilities are enlarged, then cut at a half.
+
+    Args:
+        logits: float32 ``[K, h, w]`` covering the image.
+        image_size: ``(H, W)``.
+    """
+    return resize_maps(logits.detach().sigmoid(), image_size) > 0.5
+
+
+def _padding_logit(logits: Tensor) -> float:
+    """Not above any mask of the image, and clearly background: the padding never looks like an object."""
+    return min(-1.0, float(logits.detach().float().min())) if logits.numel() else -1.0
+
+
+def _calls(counts: Sequence[int], limit: int | None) -> list[list[tuple[int, slice]]]:
+    """Cuts the phrases of a batch into calls.
+
+    Args:
+        counts: Phrases per sample.
+        limit: Most phrases in a call; None for one call.
+
+    Returns:
+        Per call the samples and which of their phrases; samples without phrases are in none.
+    """
+    places = [(index, phrase) for index, count in enumerate(counts) for phrase in range(count)]
+    size = limit or len(places)
+    calls = []
+    for start in range(0, len(places), size):
+        chosen: dict[int, list[int]] = {}
+        for index, phrase in places[start : start + size]:
+            chosen.setdefault(index, []).append(phrase)
+        calls.append([(index, slice(found[0], found[-1] + 1)) for index, found in chosen.items()])
+    return calls
+
+
+def _text_of(prompt: TextPrompt, part: slice) -> TextPrompt:
+    """The text of some phrases, counted from 0."""
+    inside = (prompt.phrase_ids >= part.start) & (prompt.phrase_ids < part.stop)
+    return TextPrompt(prompt.tokens[inside], prompt.phrase_ids[inside] - part.start)
 
 
 def pad_text(text: Sequence[TextPrompt], counts: Sequence[int]) -> tuple[Tensor, Tensor]:

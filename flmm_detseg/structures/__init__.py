@@ -2,6 +2,7 @@
 
 from flmm_detseg.structures.generation import Generation
 from flmm_detseg.structures.grid import GridLevel, PatchGrid
+from flmm_detseg.structures.maps import LogitMaps, PackedMasks
 from flmm_detseg.structures.sample import ANSWER_TASKS, DenseTargets, Phrase, Sample
 from flmm_detseg.structures.states import (
     CaptureSpec,
@@ -22,6 +23,8 @@ __all__ = [
     "HiddenRows",
     "LMMInputs",
     "LMMStates",
+    "LogitMaps",
+    "PackedMasks",
     "PatchGrid",
     "Phrase",
     "Prediction",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from flmm_detseg.structures.grid import PatchGrid
+from flmm_detseg.structures.maps import LogitMaps, PackedMasks
 from flmm_detseg.structures.sample import Sample
 
 
@@ -135,15 +136,16 @@ class LMMStates:
 class Prediction:
     """What a model predicts for one sample; tensors on the model's device unless moved.
 
+    Masks and logits at image size are made when they are asked for, and kept from then on; for many phrases or large
+    images take them phrase by phrase: ``mask_maps.enlarge(slice(i, i + 1))``, ``packed.unpack(slice(i, i + 1))``.
+
     Attributes:
         record_id: Of the sample.
         image_size: Original ``(H, W)``.
         coarse_logits: Mask head's logits, un-padded, ``[K, h, w]`` float32 (h, w are the mask head's own
             size).
-        refined_logits: Refiner's logits at original size ``[K, H, W]`` float32, None without refiner.
-        mask_logits: Logits the masks are cut from, original size ``[K, H, W]``: refined ones, else coarse
-            ones resized bilinearly.
-        masks: bool ``[K, H, W]``: ``mask_logits > 0`` (probability above 0.5).
+        refined: Refiner's logits at its own size; None without refiner.
+        packed: The masks, a bit a pixel.
         boxes_xyxy: float32 ``[K, 4]``, half-open pixel box of each mask in the original image; zeros when
             empty.
         scores: float32 ``[K]``: mean foreground probability inside the mask, 0 when it is empty.
@@ -153,14 +155,38 @@ class Prediction:
     record_id: str
     image_size: tuple[int, int]
     coarse_logits: Tensor
-    refined_logits: Tensor | None
-    mask_logits: Tensor
-    masks: Tensor
+    refined: LogitMaps | None
+    packed: PackedMasks
     boxes_xyxy: Tensor
     scores: Tensor
     attention: Tensor | None = None
 
+    @property
+    def coarse(self) -> LogitMaps:
+        """:attr:`coarse_logits` with the way to the image (bilinear)."""
+        return LogitMaps(self.coarse_logits, self.image_size)
+
+    @property
+    def mask_maps(self) -> LogitMaps:
+        """What the masks are cut from: refined logits, else coarse ones."""
+        return self.coarse if self.refined is None else self.refined
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """Bool ``[K, H, W]``: ``mask_logits > 0`` (probability above 0.5)."""
+        return self.packed.unpack()
+
+    @cached_property
+    def refined_logits(self) -> Tensor | None:
+        """Refiner's logits at original size ``[K, H, W]`` float32, None without refiner."""
+        return None if self.refined is None else self.refined.enlarge()
+
+    @cached_property
+    def mask_logits(self) -> Tensor:
+        """Logits the masks are cut from, original size ``[K, H, W]``."""
+        return self.coarse.enlarge() if self.refined_logits is None else self.refined_logits
+
     def cpu(self) -> Prediction:
         """A copy with every tensor on the CPU."""
-        values = {k: v.cpu() if isinstance(v, torch.Tensor) else v for k, v in vars(self).items()}
-        return Prediction(**values)
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Prediction(**{k: v.cpu() if hasattr(v, "cpu") else v for k, v in values.items()})

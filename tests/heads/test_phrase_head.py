@@ -10,6 +10,7 @@ from sam_parts import SIZES, make_refiner
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import PhraseGroundingHead, UNetHead
 from flmm_detseg.heads.losses import MaskLoss
+from flmm_detseg.heads.phrase_head import PhraseReading
 from flmm_detseg.refiners import SAMRefiner, build_sam
 from flmm_detseg.structures import (
     CaptureSpec,
@@ -296,3 +297,66 @@ def test_trainable_tensors_of_the_7b_shapes_are_those_of_published_checkpoints()
     assert sum(torch.Size(shape).numel() for shape in groups["sam.model.mask_decoder."].values()) == 4_058_340
     (buffer,) = dict(head.sam.model.prompt_encoder.named_buffers()).items()
     assert (buffer[0], tuple(buffer[1].shape)) == ("pe_layer.positional_encoding_gaussian_matrix", (2, 128))
+
+
+def test_calls_of_a_few_phrases_equal_one_call():
+    states, batch = make_case()
+    whole = make_head().predict(states, batch)
+    head = make_head(phrases_per_call=2)
+    calls = []
+    head.mask_head.conv_seg.register_forward_hook(lambda _, __, output: calls.append(len(output)))
+    for ours, expected in zip(head.predict(states, batch), whole, strict=True):
+        torch.testing.assert_close(ours.coarse_logits, expected.coarse_logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.refined_logits, expected.refined_logits, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.scores, expected.scores, rtol=1e-5, atol=1e-5)
+    assert calls == [2, 2, 1, 1]  # five stacks of one size, one of another
+    calls.clear()
+    head.loss(states, batch)
+    assert calls == [5, 1], "training is one call a size"
+    assert PhraseGroundingHead(head.mask_head, None, LAYERS, HIDDEN).phrases_per_call == 32
+
+
+def test_readings_in_parts_are_one_reading():
+    head = make_head(phrases_per_call=3)
+    states, batch = make_case(((LANDSCAPE, 5),))
+    (whole,) = head.read(states, batch, keep_attention=True)
+    parts = []
+    for part in (slice(0, 2), slice(2, 5)):
+        rows = states.hidden[0]
+        inside = (rows.phrase_ids >= part.start) & (rows.phrase_ids < part.stop)
+        some = LMMStates(
+            attention=[states.attention[0][part]],
+            hidden=[HiddenRows(rows.states[:, inside], rows.phrase_ids[inside] - part.start)],
+        )
+        parts += head.read(some, batch, keep_attention=True)
+    joined = PhraseReading.join(parts)
+    assert torch.equal(joined.text.phrase_ids, whole.text.phrase_ids)
+    torch.testing.assert_close(joined.text.tokens, whole.text.tokens)
+    torch.testing.assert_close(joined.coarse_logits, whole.coarse_logits)
+    assert torch.equal(joined.attention, states.attention[0])
+
+
+@pytest.mark.parametrize("name", ["phrases_per_call", "phrases_per_pass"])
+def test_numbers_of_phrases_are_positive(name):
+    with pytest.raises(ConfigError, match=name):
+        make_head(**{name: 0})
+
+
+def test_weights_of_the_losses_are_those_of_their_names():
+    states, batch = make_case()
+    plain = make_head().loss(states, batch)
+    weighted = make_head(loss_mask_weight=2.0, loss_dice_weight=5.0).loss(states, batch)
+    for prefix in ("", "sam_"):
+        torch.testing.assert_close(weighted[f"{prefix}loss_mask"], 2 * plain[f"{prefix}loss_mask"])
+        torch.testing.assert_close(weighted[f"{prefix}loss_dice"], 5 * plain[f"{prefix}loss_dice"])
+
+
+def test_text_prompt_mixes_layers_by_the_softmax_of_their_weights():
+    head = make_head()
+    states, _ = make_case()
+    with torch.no_grad():
+        head.text_layer_weights.copy_(torch.tensor([0.3, -1.0, 2.0]))
+        prompt = head.text_prompt(states.hidden[0])
+        shares = torch.tensor([0.3, -1.0, 2.0]).exp()
+        mixture = sum(share * layer for share, layer in zip(shares / shares.sum(), states.hidden[0].states))
+        torch.testing.assert_close(prompt.tokens, head.text_proj(mixture))

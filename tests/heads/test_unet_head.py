@@ -68,3 +68,26 @@ def test_mode_switches_return_the_head():
     assert head.train() is head
     assert head.eval() is head
     assert not head.decoder.training
+
+
+def test_normalised_channels_have_the_mass_1():
+    head = make_head(upsample_input=None)
+    seen = []
+    head.encoder[0].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    head(torch.rand(2, 5, 8, 8) + 0.01)
+    torch.testing.assert_close(seen[0].sum((-2, -1)), torch.ones(2, 5))
+
+
+def test_calls_of_a_few_maps_equal_one_call():
+    head = make_head()
+    stacks = [torch.rand(k, 5, *size) for k, size in [(5, (6, 6)), (1, (4, 9)), (0, (6, 6)), (3, (6, 6))]]
+    calls = []
+    head.conv_seg.register_forward_hook(lambda _, __, output: calls.append(len(output)))
+    with torch.no_grad():
+        whole = head.forward_grouped(stacks)
+        parts = head.forward_grouped(stacks, 3)
+    assert calls == [8, 1, 3, 3, 2, 1]
+    for ours, expected in zip(parts, whole, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+    head.forward_grouped(stacks, 3)
+    assert calls[6:] == [8, 1], "with autograd all go at once"

@@ -25,10 +25,10 @@ PHRASES = ["the small red star", "a blue ring"]
 REAL_IMAGES = Path(__file__).parents[3] / "shared" / "data" / "coco_panoptic_sample" / "input_images"
 
 
-def _model(*, sam: bool = True, rows: dict | None = None) -> GroundingLMM:
+def _model(*, sam: bool = True, rows: dict | None = None, kind=tiny.tiny_llava) -> GroundingLMM:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        lmm = tiny.tiny_llava(rows=rows)
+        lmm = kind(rows=rows)
         unet = UNetHead(lmm.attention_channels, base_channels=8, num_stages=3, upsample_input=16)
         refiner = SAMRefiner(build_sam(SIZES)) if sam else None
         head = PhraseGroundingHead(unet, refiner, lmm.num_layers, lmm.hidden_size, text_dim=16)
@@ -134,6 +134,37 @@ def test_batches_are_single_calls_to_rounding(dtype, allowed):
     assert _differences(together(images[::-1])[::-1], many) == (0, 0.0)
     assert _differences(together(images), many) == (0, 0.0)
     assert _differences([grounder.ground(image, CAPTION, PHRASES) for image in images], one) == (0, 0.0)
+
+
+@pytest.mark.case("model/thin_image")
+@pytest.mark.case("data/15_elongated_picture_crashes_the_refiner")
+def test_thin_pictures_get_masks_of_their_size(grounder):
+    sizes = [(50, 70), (1, 400), (3000, 4), (2, 5000), (1, 1)]
+    images = [np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+    results = grounder.ground(images, [CAPTION] * 5, [PHRASES] * 5)
+    assert [result.masks.shape for result in results] == [(2, *size) for size in sizes]
+    assert all(np.isfinite(result.refined_logits).all() for result in results)
+    _assert_equal(results[0], grounder.ground(images[0], CAPTION, PHRASES))
+
+
+@pytest.mark.case("model/thin_image")
+def test_a_picture_that_is_too_thin_is_named():
+    grounder = Grounder(_model(sam=False, kind=tiny.tiny_llava_next))
+    thin = np.zeros((1, 2000, 3), dtype=np.uint8)
+    with pytest.raises(DataError, match=r"image 1: .*\(1, 2000\).*too narrow"):
+        grounder.ground([_image(), thin], [CAPTION] * 2, [PHRASES] * 2)
+
+
+def test_many_phrases_are_the_same_as_few(grounder):
+    spans = [(start, end) for end in (18, 23, 35) for start in (0, 2, 6)] * 20
+    many = grounder.ground(_image(), CAPTION, spans=spans)
+    few = grounder.ground(_image(), CAPTION, spans=spans[:9])
+    assert (len(many), many.packed.bits.shape) == (180, (180, 438))
+    np.testing.assert_array_equal(many.masks, np.tile(few.masks, (20, 1, 1)))
+    np.testing.assert_allclose(many.scores, np.tile(few.scores, 20), rtol=1e-5)
+    np.testing.assert_array_equal(many.mask(11), few.masks[2])
+    np.testing.assert_array_equal(many.mask(-1), few.masks[8])
+    assert many.to_coco()[10]["area"] == few.masks[1].sum()
 
 
 def test_prompt_changes_what_the_model_reads(grounder):

@@ -23,7 +23,7 @@ from flmm_detseg.heads import DetectionHead
 from flmm_detseg.inference import Instructor, instructions
 from flmm_detseg.inference.instructions import match_class, parse_instruction
 from flmm_detseg.inference.instructor import result_names
-from flmm_detseg.structures import Prediction
+from flmm_detseg.structures import PackedMasks, Prediction
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ class FakeModel:
         mask[:, :, :5] = "elephant" not in samples[0].text
         logits = mask.float()
         box = torch.tensor([[0.0, 0.0, 5.0, 8.0]]) * float(mask.any())
-        return [Prediction("image", (8, 10), logits, None, logits, mask, box, torch.tensor([0.8]))]
+        return [Prediction("image", (8, 10), logits, None, PackedMasks.pack(mask), box, torch.tensor([0.8]))]
 
     def answer(self, sample, max_new_tokens: int) -> str:
         assert sample.task == "vqa"

@@ -12,6 +12,7 @@ from sam_parts import make_refiner
 from tiny import make_sample, mixed_samples
 
 from flmm_detseg.errors import CheckpointError, ConfigError, RunError
+from flmm_detseg.evaluation.records import phrase_records
 from flmm_detseg.heads import DetectionHead, PhraseGroundingHead, SemanticSegHead, UNetHead, VisionNeck
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import LMMStates
@@ -71,7 +72,7 @@ def test_a_mixed_batch_equals_single_samples(model):
 def test_predictions_that_are_no_numbers_name_the_sample(value, model, monkeypatch):
     whole = model.heads["phrase"].mask_head.forward_grouped
 
-    def broken(stacks):
+    def broken(stacks, maps_per_call=None):
         maps = whole(stacks)
         maps[1] = maps[1].clone()
         maps[1][0, maps[1].shape[1] // 2, maps[1].shape[2] // 2] = value
@@ -80,6 +81,39 @@ def test_predictions_that_are_no_numbers_name_the_sample(value, model, monkeypat
     monkeypatch.setattr(model.heads["phrase"].mask_head, "forward_grouped", broken)
     with pytest.raises(RunError, match=r"^tiny/1: the phrases' masks hold NaN or infinities"):
         model.predict([make_sample(0), make_sample(1)])
+
+
+def test_more_phrases_than_a_pass_takes_are_read_in_parts():
+    samples = [make_sample(0), make_sample(1, num_phrases=5), make_sample(2, num_phrases=1)]
+    whole = build().eval().predict(samples, keep_attention=True)
+    model = build(heads=dict(phrase=head(phrases_per_pass=2, phrases_per_call=3))).eval()
+    passes = []
+    encode = model.lmm.encode
+    model.lmm.encode = lambda inputs, *rest: (
+        passes.append([i.num_phrases for i in inputs]) or encode(inputs, *rest)
+    )
+    for ours, expected in zip(model.predict(samples, keep_attention=True), whole, strict=True):
+        assert ours.record_id == expected.record_id
+        for name in ("coarse_logits", "refined_logits", "scores", "boxes_xyxy", "attention"):
+            found, wanted = getattr(ours, name), getattr(expected, name)
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+        assert torch.equal(ours.masks, expected.masks)
+    assert passes == [[2, 1], [2], [2], [1]]
+    model.loss(samples)
+    assert passes[4:] == [[2, 5, 1]], "training reads a sample once"
+
+
+@pytest.mark.case("model/thin_image")
+@pytest.mark.case("data/15_elongated_picture_crashes_the_refiner")
+@pytest.mark.parametrize("size", [(1, 400), (3000, 4), (2, 5000), (1, 1)])
+def test_thin_images_are_learned_from_and_measured(model, size):
+    samples = [make_sample(0), make_sample(1, image_size=size)]
+    losses = model(samples, mode="loss")
+    assert all(value.isfinite() for value in losses.values())
+    prediction = model.predict(samples)[1]
+    assert prediction.masks.shape == (2, *size)
+    records = phrase_records(samples[1], prediction, sweep=True)
+    assert [record["target_area"] for record in records] == samples[1].masks.sum((1, 2)).tolist()
 
 
 def test_attention_is_kept_when_asked(model):

@@ -10,6 +10,7 @@ from flmm_detseg.ops.letterbox import (
     centre_padding,
     fit_inside,
     fit_longest_side,
+    round_longest_side,
     unpadded_grid,
 )
 
@@ -33,6 +34,17 @@ SIZES = [
 )
 def test_fit_longest_side_floors_and_keeps_a_pixel(image_size, expected):
     assert fit_longest_side(image_size, 70) == expected
+
+
+@pytest.mark.case("data/15_elongated_picture_crashes_the_refiner")
+@pytest.mark.parametrize("image_size", [(1, 1), (1, 400), (3000, 4), (2, 5000), (1, 10**6)])
+def test_no_processor_rounds_a_side_to_nothing(image_size):
+    for side in (64, 336, 1024):
+        assert min(fit_longest_side(image_size, side)) >= 1
+        assert max(fit_longest_side(image_size, side)) == side
+        assert min(round_longest_side(image_size, side)) >= 1
+        assert max(round_longest_side(image_size, side)) == side
+        assert min(fit_inside(image_size, (side, 2 * side))) >= 1
 
 
 def test_odd_padding_goes_to_the_end():

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flmm_detseg.ops.masks import mask_iou, mask_scores, resize_maps, resize_masks
+from flmm_detseg.ops.masks import mask_areas, mask_iou, mask_scores, pieces, resize_maps, resize_masks
 
 
 def test_resize_masks_takes_the_nearest_pixel():
@@ -47,3 +47,32 @@ def test_mask_scores_average_inside_only():
     scores = mask_scores(logits, masks)
     assert scores[0] == pytest.approx(float(torch.tensor([0.0, 2.0]).sigmoid().mean()))
     assert scores[1] == 0
+
+
+def test_scores_of_large_masks_are_summed_in_blocks(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(3, 50, 41, generator=generator)
+    logits[1] = -1.0
+    masks = logits > 0
+    whole = mask_scores(logits, masks)
+    expected = [float(m[k].double().sigmoid().mean()) if k.any() else 0.0 for m, k in zip(logits, masks)]
+    for pixels in (1, 41, 123, 2049):  # a row, three, all but one
+        monkeypatch.setattr("flmm_detseg.ops.masks.SCORE_PIXELS", pixels)
+        blocks = mask_scores(logits, masks)
+        assert blocks.dtype == torch.float32
+        torch.testing.assert_close(blocks, torch.tensor(expected), rtol=2e-7, atol=0)
+        torch.testing.assert_close(blocks, whole, rtol=1e-6, atol=0)
+
+
+def test_areas_are_counts():
+    masks = torch.rand(4, 9, 7) > 0.5
+    assert mask_areas(masks).tolist() == [int(mask.sum()) for mask in masks]
+    assert mask_areas(masks[:, ::2, 1:]).tolist() == masks[:, ::2, 1:].sum((1, 2)).tolist()
+    assert mask_areas(masks[:0]).shape == (0,)
+
+
+def test_pieces_cover_all_masks_and_fit(monkeypatch):
+    monkeypatch.setattr("flmm_detseg.ops.masks.PIECE_PIXELS", 100)
+    assert list(pieces(range(5), (5, 10))) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert list(pieces(range(2), (50, 10))) == [slice(0, 1), slice(1, 2)]
+    assert list(pieces([], (5, 10))) == []

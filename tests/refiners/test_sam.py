@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 from sam_parts import COUNTS, IMAGE_SIZES, SIZES, make_inputs, make_refiner
+from segment_anything.utils.transforms import ResizeLongestSide
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.ops.boxes import masks_to_boxes
 from flmm_detseg.refiners import SAMRefiner, TextPrompt, build_sam
-from flmm_detseg.refiners.sam import pad_text
+from flmm_detseg.refiners.sam import coarse_masks, pad_text
 from flmm_detseg.refiners.sam_decoder import decode_masks
 
 SWITCHES = [
@@ -34,7 +35,7 @@ def loop_with_sams_own_decoder(refiner, images, coarse, text):
     for image, logits, prompt in zip(images, coarse, text):
         size = image.shape[:2]
         embedding, _ = refiner.encode_images([image])
-        made = refiner.make_prompt(logits, size)
+        made, masks = refiner.make_prompt(logits, size), coarse_masks(logits, size)
         rows = []
         for phrase in range(len(logits)):
             sparse, dense = sam.prompt_encoder(
@@ -49,8 +50,7 @@ def loop_with_sams_own_decoder(refiner, images, coarse, text):
             )
             candidates = sam.postprocess_masks(low_res, refiner.input_size(size), size)[0]
             overlap = [
-                float((made.masks[phrase] & (c > 0)).sum() / (made.masks[phrase] | (c > 0)).sum())
-                for c in candidates
+                float((masks[phrase] & (c > 0)).sum() / (masks[phrase] | (c > 0)).sum()) for c in candidates
             ]
             rows.append(candidates[int(np.argmax(overlap))])
         results.append(torch.stack(rows))
@@ -127,7 +127,6 @@ def test_samples_without_phrases():
 def test_prompt_of_an_empty_mask_is_the_whole_image():
     prompt = make_refiner().make_prompt(torch.full((1, 10, 16), -9.0), (40, 64))
     assert prompt.boxes_xyxy.tolist() == [[0, 0, 64, 40]]
-    assert not prompt.masks.any()
 
 
 def test_prompt_padding_is_the_lowest_logit_of_the_image():
@@ -146,7 +145,7 @@ def test_box_is_in_sams_frame():
     logits = torch.full((1, 20, 32), -5.0)
     logits[0, 5:10, 8:16] = 5.0
     prompt = refiner.make_prompt(logits, (80, 128))  # SAM sees it at half size
-    torch.testing.assert_close(prompt.boxes_xyxy, masks_to_boxes(prompt.masks) / 2)
+    torch.testing.assert_close(prompt.boxes_xyxy, masks_to_boxes(coarse_masks(logits, (80, 128))) / 2)
 
 
 def test_gradients_reach_prompts_and_decoder_but_not_the_encoder():
@@ -216,3 +215,155 @@ def test_pad_text_keeps_order_and_marks_padding():
 def test_at_least_one_prompt():
     with pytest.raises(ConfigError, match="at least one"):
         SAMRefiner(build_sam(SIZES), use_text=False, use_mask=False, use_box=False)
+
+
+def many_phrases(refiner, count=11):
+    """One image, phrases with different numbers of text tokens, two of them without a mask."""
+    images, _, _ = make_inputs()
+    generator = torch.Generator().manual_seed(3)
+    coarse = 4 * torch.randn(count, 10, 16, generator=generator)
+    coarse[:2] = -9 - torch.rand(2, 10, 16, generator=generator)
+    ids = torch.tensor([phrase for step in range(3) for phrase in range(count) if phrase % 3 >= step])
+    text = TextPrompt(torch.randn(len(ids), SIZES.prompt_dim, generator=generator), ids)
+    return images[:1], [coarse], [text]
+
+
+@pytest.mark.parametrize(
+    "switches", [{}, {"multimask_output": True}, {"use_text": False, "use_box": False}], ids=str
+)
+def test_calls_of_a_few_phrases_equal_one_call(switches):
+    refiner = make_refiner(**switches)
+    one = many_phrases(refiner)
+    several = make_inputs()
+    sizes = []
+    refiner.model.prompt_encoder.register_forward_hook(lambda _, __, output: sizes.append(len(output[1])))
+    with torch.no_grad():
+        for images, coarse, text in (one, several):
+            whole = refiner(images, coarse, text)
+            for maps, expected in zip(
+                refiner.refine(images, coarse, text, phrases_per_call=4), whole, strict=True
+            ):
+                torch.testing.assert_close(maps.enlarge(), expected, rtol=1e-5, atol=1e-5)
+    if refiner.use_mask and refiner.use_box:
+        assert sizes == [11, 4, 4, 3, 6, 4, 2]
+
+
+def test_with_autograd_a_batch_is_one_call():
+    refiner = make_refiner().train()
+    images, coarse, text = many_phrases(refiner)
+    calls = []
+    refiner.model.prompt_encoder.register_forward_hook(lambda *_: calls.append(1))
+    (maps,) = refiner.refine(images, coarse, text, phrases_per_call=2)
+    assert calls == [1]
+    assert maps.enlarge().requires_grad
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("multimask", [False, True])
+def test_enlarged_maps_are_sams_own_bit_for_bit(multimask):
+    refiner = make_refiner(multimask_output=multimask)
+    images, coarse, text = make_inputs()
+    for maps, image in zip(refiner.refine(images, coarse, text), images, strict=True):
+        size = image.shape[:2]
+        candidates = maps.maps[:, None].repeat(1, 3 if multimask else 1, 1, 1)
+        expected = refiner.model.postprocess_masks(candidates, refiner.input_size(size), size)[:, 0]
+        assert torch.equal(maps.enlarge(), expected)
+        assert torch.equal(maps.enlarge(slice(0, 1)), expected[:1])
+
+
+def test_box_of_a_prompt_follows_the_probabilities():
+    # Enlarged probabilities cut at a half are not enlarged logits cut at zero: the crossing lies elsewhere.
+    logits = torch.tensor([[[-1.0, 9.0, 9.0, -1.0]] * 4])
+    image_size = (64, 64)
+    enlarged = (
+        torch.nn.functional.interpolate(logits[None].sigmoid(), size=image_size, mode="bilinear")[0] > 0.5
+    )
+    other = torch.nn.functional.interpolate(logits[None], size=image_size, mode="bilinear")[0] > 0
+    assert masks_to_boxes(enlarged).tolist() != masks_to_boxes(other).tolist()
+    box = make_refiner().make_prompt(logits, image_size).boxes_xyxy
+    torch.testing.assert_close(box, masks_to_boxes(enlarged))
+
+
+@pytest.mark.case("model/thin_image")
+@pytest.mark.parametrize("size", [(1, 400), (3000, 4), (2, 5000), (1, 1), (1, 129), (700, 1)])
+def test_thin_images_keep_a_pixel(size):
+    refiner = make_refiner()
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    text = [TextPrompt(torch.zeros(1, SIZES.prompt_dim), torch.tensor([0]))]
+    assert min(refiner.input_size(size)) >= 1
+    assert max(refiner.input_size(size)) == SIZES.image_size
+    coarse = torch.randn(1, max(1, size[0] // 100), max(1, size[1] // 100), requires_grad=True)
+    (logits,) = refiner([image], [coarse], text)
+    assert logits.shape == (1, *size)
+    assert logits.isfinite().all()
+    logits.sum().backward()
+    (of_box,) = refiner.masks_from_boxes([image], [torch.tensor([[0.0, 0.0, size[1], size[0]]])])
+    assert of_box.shape == (1, *size)
+
+
+def test_sizes_of_ordinary_images_are_sams_own():
+    refiner = make_refiner()
+    own = ResizeLongestSide(SIZES.image_size)
+    rng = np.random.default_rng(0)
+    for size in [(1, 1), (64, 64), (33, 64), *rng.integers(40, 3000, (200, 2)).tolist()]:
+        assert refiner.input_size(tuple(size)) == own.get_preprocess_shape(*size, SIZES.image_size)
+    image = rng.integers(0, 256, (45, 77, 3), dtype=np.uint8)
+    expected = refiner.model.preprocess(torch.from_numpy(own.apply_image(image)).permute(2, 0, 1).float())
+    assert torch.equal(refiner.preprocess(image), expected)
+
+
+def settings_refiner(**settings) -> SAMRefiner:
+    """As make_refiner, with weights that make relative positions matter."""
+    torch.manual_seed(0)
+    refiner = SAMRefiner(build_sam(SIZES), **settings).eval()
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(1)
+        for name, parameter in refiner.named_parameters():
+            scale = 0.5 if "rel_pos" in name or parameter.ndim < 2 else 0.2
+            if parameter.ndim > 1:
+                parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return refiner
+
+
+def test_sdpa_equals_eager_up_to_rounding_and_keeps_the_names():
+    eager, fused = settings_refiner(), settings_refiner(attention="sdpa")
+    assert list(eager.state_dict()) == list(fused.state_dict())
+    fused.load_state_dict(eager.state_dict())
+    images, coarse, text = make_inputs()
+    with torch.no_grad():
+        expected, found = eager.encode_images(images)[0], fused.encode_images(images)[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for ours, theirs in zip(fused(images, coarse, text), eager(images, coarse, text), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        for block in fused.model.image_encoder.blocks:  # the positions matter, in windows and without
+            block.attn.rel_pos_h.zero_()
+        assert (fused.encode_images(images)[0] - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_bfloat16_is_for_the_frozen_encoder_only(attention):
+    exact, low = settings_refiner(), settings_refiner(dtype="bfloat16", attention=attention)
+    encoder = {p.dtype for p in low.model.image_encoder.parameters()}
+    rest = {p.dtype for n, p in low.named_parameters() if "image_encoder" not in n}
+    assert (encoder, rest) == ({torch.bfloat16}, {torch.float32})
+    images, coarse, text = make_inputs()
+    with torch.no_grad():
+        reference = exact(images, coarse, text)
+        for ours, expected in zip(low(images, coarse, text), reference, strict=True):
+            assert ours.dtype == torch.float32
+            assert 0 < (ours - expected).norm() < 0.1 * expected.norm()
+    low.train()
+    sum(logits.square().mean() for logits in low(images, coarse, text)).backward()
+    trained = [p for n, p in low.named_parameters() if "image_encoder" not in n and p.grad is not None]
+    assert len(trained) > 30
+    assert all(p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in trained)
+    assert not any(p.requires_grad for p in low.model.image_encoder.parameters())
+    exact.load_state_dict(
+        {n: v for n, v in low.state_dict().items() if "image_encoder" not in n}, strict=False
+    )
+
+
+def test_unknown_settings_are_refused():
+    for settings in ({"dtype": "float16"}, {"attention": "flash"}):
+        with pytest.raises(ConfigError, match="choose one of"):
+            SAMRefiner(build_sam(SIZES), **settings)
