@@ -15,7 +15,7 @@ from flmm_detseg.heads.base import Head, checked_names
 from flmm_detseg.heads.fcos import FrameFCOS, Objects
 from flmm_detseg.heads.frame import Frame
 from flmm_detseg.heads.neck import VisionNeck
-from flmm_detseg.ops.masks import pieces
+from flmm_detseg.ops.masks import above, pieces
 from flmm_detseg.refiners import SAMRefiner
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
@@ -210,7 +210,7 @@ class DetectionHead(Head):
                 # Logits of an image's hundred boxes would take gigabytes where the image is large.
                 masks = torch.empty(len(maps), *sample.image_size, dtype=torch.bool, device=maps.maps.device)
                 for part in pieces(maps, sample.image_size):
-                    torch.gt(maps.enlarge(part), 0, out=masks[part])
+                    masks[part] = above(maps.enlarge(part), 0.0)
                 objects.masks = masks
         return found
 

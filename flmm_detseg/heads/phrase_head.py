@@ -13,7 +13,7 @@ from flmm_detseg.heads.base import Head
 from flmm_detseg.heads.losses import MaskLoss
 from flmm_detseg.heads.unet_head import UNetHead
 from flmm_detseg.ops.boxes import masks_to_boxes
-from flmm_detseg.ops.masks import mask_scores, pieces, resize_masks
+from flmm_detseg.ops.masks import above, mask_scores, pieces, resize_masks
 from flmm_detseg.refiners import SAMRefiner, TextPrompt
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import (
@@ -241,7 +241,7 @@ def _prediction(sample: Sample, reading: PhraseReading, refined: LogitMaps | Non
     boxes, scores, packed = [], [], []
     for part in pieces(maps, size):
         logits = maps.enlarge(part)
-        masks = logits > 0
+        masks = above(logits, 0.0)
         boxes.append(masks_to_boxes(masks))
         scores.append(mask_scores(logits, masks))
         packed.append(PackedMasks.pack(masks))

@@ -75,6 +75,14 @@ def mask_iou(first: Tensor, second: Tensor) -> Tensor:
     return intersection / union.clamp(min=1)
 
 
+def above(maps: Tensor, threshold: float) -> Tensor:
+    """Pixels above a threshold, bool, shape and device of the maps; NaN is not above."""
+    if maps.device.type == "cpu":
+        # A third of the time of torch's comparison, which counts where maps are large.
+        return torch.from_numpy(np.greater(maps.detach().numpy(), np.float32(threshold)))
+    return maps.detach() > threshold
+
+
 def mask_areas(masks: Tensor) -> Tensor:
     """Pixels of each mask.
 
@@ -107,9 +115,17 @@ def mask_scores(logits: Tensor, masks: Tensor) -> Tensor:
     areas = mask_areas(masks).clamp(min=1)
     if height * width <= SCORE_PIXELS:
         return (logits.float().sigmoid() * masks).sum((-2, -1)) / areas
-    rows = max(1, SCORE_PIXELS // width)
+    rows = min(height, max(1, SCORE_PIXELS // width))
     sums = torch.zeros(len(masks), dtype=torch.float64, device=masks.device)
-    for index, (maps, mask) in enumerate(zip(logits, masks, strict=True)):
+    chances, weights = torch.empty(2, rows, width, device=masks.device)
+    for index, (maps, mask) in enumerate(zip(logits, masks.view(torch.uint8), strict=True)):
         for values, inside in zip(maps.split(rows), mask.split(rows), strict=True):
-            sums[index] += values.float().sigmoid().mul_(inside).sum().double()
+            columns = inside.amax(0).nonzero()
+            if not len(columns):
+                continue
+            part = slice(int(columns[0]), int(columns[-1]) + 1)
+            chance, weight = chances[: len(values), part], weights[: len(values), part]
+            torch.sigmoid(values[:, part].float(), out=chance)
+            weight.copy_(inside[:, part])  # bytes become floats five times as fast as bools
+            sums[index] += chance.mul_(weight).sum().double()
     return (sums / areas).float()

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import resize, to_pil_image
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.ops.boxes import masks_to_boxes, scale_boxes
 from flmm_detseg.ops.letterbox import round_longest_side
-from flmm_detseg.ops.masks import mask_iou, pieces, resize_maps
+from flmm_detseg.ops.masks import above, mask_iou, pieces, resize_maps
 from flmm_detseg.refiners.sam_attention import use_sdpa
 from flmm_detseg.refiners.sam_build import SamSizes, build_sam
 from flmm_detseg.refiners.sam_decoder import decode_masks
@@ -434,7 +434,7 @@ def coarse_masks(logits: Tensor, image_size: tuple[int, int]) -> Tensor:
         logits: float32 ``[K, h, w]`` covering the image.
         image_size: ``(H, W)``.
     """
-    return resize_maps(logits.detach().sigmoid(), image_size) > 0.5
+    return above(resize_maps(logits.detach().sigmoid(), image_size), 0.5)
 
 
 def _padding_logit(logits: Tensor) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from flmm_detseg.ops.masks import mask_areas, mask_iou, mask_scores, pieces, resize_maps, resize_masks
+from flmm_detseg.ops.masks import above, mask_areas, mask_iou, mask_scores, pieces, resize_maps, resize_masks
 
 
 def test_resize_masks_takes_the_nearest_pixel():
@@ -62,6 +62,13 @@ def test_scores_of_large_masks_are_summed_in_blocks(monkeypatch):
         assert blocks.dtype == torch.float32
         torch.testing.assert_close(blocks, torch.tensor(expected), rtol=2e-7, atol=0)
         torch.testing.assert_close(blocks, whole, rtol=1e-6, atol=0)
+
+
+def test_above_is_the_comparison():
+    maps = torch.tensor([[0.0, -0.0, 1e-30, float("nan"), -1.0, float("inf")]])
+    assert torch.equal(above(maps, 0.0), maps > 0)
+    assert above(maps, 0.0).dtype == torch.bool
+    assert torch.equal(above(maps.double().bfloat16().float(), 0.5), maps > 0.5)
 
 
 def test_areas_are_counts():
