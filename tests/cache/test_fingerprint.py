@@ -24,6 +24,7 @@ from flmm_detseg.cache.session import StreamSession
 from flmm_detseg.cache.settings import CacheSettings
 from flmm_detseg.cache.store import BackgroundCache
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.lora_layers import lora_layers, lora_off
 from flmm_detseg.structures import Sample
 
 META = {"objects_xyxy": SCREEN_BOX}
@@ -140,6 +141,27 @@ def test_the_way_numbers_are_computed_is_named(monkeypatch):
         assert len(set(side)) == len(found)
     with precision("highest", True):
         assert names(model) == found[0]
+
+
+def test_switches_of_lora_are_named():
+    """Alone: base_mode also changes the attention function, which has a name of its own."""
+    model = built(**LORA)
+    on = names(model)
+    with lora_off(model):
+        off = names(model)
+    for layer in lora_layers(model).values():
+        layer.scaling = {group: 2 * factor for group, factor in layer.scaling.items()}
+    scaled = names(model)
+    for side in zip(on, off, scaled, strict=True):
+        assert len(set(side)) == 3
+
+
+def test_a_digest_has_dtype_and_shape_in_it():
+    found = digests.TensorDigests()
+    tensors = [torch.zeros(2, 3, dtype=dtype) for dtype in (torch.float16, torch.bfloat16, torch.int16)]
+    tensors += [torch.zeros(3, 2, dtype=torch.float16), torch.zeros(6, dtype=torch.float16)]
+    assert len({found.of(tensor) for tensor in tensors}) == len(tensors)
+    assert found.of(torch.zeros(2, 3, dtype=torch.float16)) == found.of(tensors[0])
 
 
 def test_preprocessing_that_changes_while_it_runs_is_named():

@@ -177,6 +177,23 @@ def test_clearing_reaches_trimmed_values_other_machines_and_their_disks(server, 
     check(match, picture(0))
 
 
+def test_forged_messages_clear_nothing(server):
+    import redis
+
+    url, _ = server
+    first = open_cache(redis_url=url, secret=SECRET)
+    second = open_cache(redis_url=url, secret=SECRET)
+    insert(first, picture(0), mask_of(3))
+    assert second.match(picture(0), NAMESPACE) is not None
+    client = redis.Redis.from_url(url)
+    (log,) = client.keys("*log*")
+    client.xadd(log, {"clear": "", "signature": "forged"})
+    client.xadd(log, {"clear": ""})
+    for cache in (first, second):
+        assert cache.match(picture(0), NAMESPACE) is not None
+        assert cache.stats()["backgrounds"] == 1
+
+
 def test_old_messages_clear_nothing(server, tmp_path):
     url, _ = server
     first = open_cache(redis_url=url, secret=SECRET)

@@ -118,6 +118,18 @@ def test_losses_follow_independent_formulas():
     torch.testing.assert_close(got["loss_centerness"], (entropy * weights[positive]).sum() / len(positive))
 
 
+def test_positives_of_a_large_object_lie_about_its_centre():
+    fcos = make_head().fcos
+    sizes = [(32, 32), (16, 16), (8, 8)]
+    box = torch.tensor([[10.0, 15.0, 100.0, 95.0]])
+    objects = Objects(box, torch.tensor([0]), torch.ones(1), torch.zeros(0, 4))
+    positive = fcos.assign(sizes, [objects]).positive
+    points = torch.cat(fcos.prior_generator.grid_priors(sizes, device="cpu"))[positive]
+    # It reaches 45 pixels from its centre (55, 55): the second level, points every 7 pixels.
+    assert len(positive) == 9
+    assert sorted({float(x) for x in points.flatten()}) == [45.5, 52.5, 59.5]
+
+
 def test_losses_are_those_of_mmdet_but_for_the_box_normaliser():
     fcos = make_head().fcos
     sizes = [(16, 16), (8, 8), (4, 4)]

@@ -57,3 +57,33 @@ def test_packed_questions_compute_the_same_step(monkeypatch, capsys):
         assert figures[name]["loss_difference"] < 1e-5
         assert figures[name]["gradient_difference"] < 1e-4
         assert figures[name]["speedup"] > 0
+
+
+def test_sam_settings_change_little(monkeypatch, capsys):
+    figures = last_line("sam_settings", ["--repeats", "1", "--scenes", "2"], monkeypatch, capsys)
+    masks = figures["masks_of_tiny_sam"]
+    assert masks["float32 eager"]["least_iou"] == 1
+    assert masks["float32 sdpa"]["embedding_difference"] < 1e-5
+    assert 0 < masks["bfloat16 eager"]["embedding_difference"] < 0.05
+    assert set(figures["speedup"]["bfloat16 sdpa"]) == {"windowed", "global", "vit_l"}
+
+
+def test_large_pictures_tell_apart_what_follows_the_model(monkeypatch, capsys):
+    figures = last_line("large_pictures", ["--phrases", "3"], monkeypatch, capsys)
+    assert 0 < figures["share_after_the_model"] < figures["share_with_enlarging"] < 1
+    assert 0 < figures["covered_by_a_mask"] < 1
+
+
+@pytest.mark.long
+def test_phrases_fail_above_their_limit(monkeypatch, capsys):
+    figures = last_line("phrases", [], monkeypatch, capsys)
+    assert figures["passed"]
+    assert set(figures["phrases"]) == {"2", "6"}
+    module = load("phrases")
+    monkeypatch.setattr(
+        sys, "argv", ["phrases", "--few", "2", "--many", "3", "--repeats", "1", "--max-time", "0"]
+    )
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert stop.value.code == 1
+    assert not json.loads(capsys.readouterr().out.splitlines()[-1])["passed"]

@@ -155,6 +155,28 @@ def test_gradnorm_pulls_towards_equal_rates() -> None:
     assert float(later["gradnorm"]) == pytest.approx(float((norms - target).abs().sum()), rel=1e-5)
 
 
+def test_gradnorm_formula_and_gradient() -> None:
+    weighting = GradNormWeighting(alpha=1.5)
+    weighting.setup(["a", "b", "c"])
+    first = torch.tensor([10.0, 1.0, 4.0])
+    with torch.no_grad():
+        weighting.logits.copy_(torch.tensor([0.3, -0.2, 0.1]))
+        weighting.first_losses.copy_(first)
+    shared = nn.Parameter(torch.tensor([0.5, 1.0, 1.5]))
+    losses = {name: factor * x.square() for name, factor, x in zip("abc", (10.0, 1.0, 2.0), shared)}
+    weighting(losses, [shared])["gradnorm"].backward()
+    term = weighting(losses, [shared])["gradnorm"]
+
+    logits = torch.tensor([0.3, -0.2, 0.1], requires_grad=True)
+    own = 3 * logits.softmax(0) * torch.tensor([10.0, 2.0, 6.0])
+    rates = torch.tensor([2.5, 1.0, 4.5]) / first
+    target = own.mean() * (rates / rates.mean()) ** 1.5
+    expected = (own - target.detach()).abs().sum()  # the target is a constant to the gradient
+    expected.backward()
+    torch.testing.assert_close(term, expected)
+    torch.testing.assert_close(weighting.logits.grad, logits.grad)
+
+
 def test_fixed_weights() -> None:
     weighting = FixedWeighting({"a": 0.25})
     weighting.setup(["a", "b"])

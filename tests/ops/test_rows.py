@@ -25,7 +25,7 @@ def eager(query, key, visible, scaling):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
-@pytest.mark.parametrize("heads", [None, [0, 3, 5]])
+@pytest.mark.parametrize("heads", [None, [0, 3, 5], [1, 2]])
 @pytest.mark.parametrize("masked", [False, True])
 def test_rows_equal_transformers_eager_block(dtype, kv_heads, heads, masked):
     torch.manual_seed(0)

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import pytest
+
+from flmm_detseg.structures import GridLevel, PatchGrid
+
+
+@pytest.mark.parametrize(
+    ("pad", "length", "start", "size"),
+    [
+        (45, 246, 8, 47),  # 8.57 is floored, 46.86 rounded
+        (31, 274, 5, 52),  # 5.90, 52.19
+        (43, 250, 8, 48),  # 8.19, 47.62
+        (42, 252, 8, 48),  # 8, 48
+        (167, 2, 31, 1),  # 31.81, 0.38: one column stays
+    ],
+)
+def test_crop_window_floors_its_start_and_rounds_its_length(pad, length, start, size):
+    level = (GridLevel(24, 24),)
+    wide = PatchGrid((100, 100), (length, 336), pad, 0, (336, 336), level)
+    high = PatchGrid((100, 100), (336, length), 0, pad, (336, 336), level)
+    window = slice(start, start + size)
+    assert wide.crop_window((64, 64)) == (window, slice(0, 64))
+    assert high.crop_window((64, 64)) == (slice(0, 64), window)
