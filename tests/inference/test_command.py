@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from pycocotools.coco import COCO
 
@@ -19,6 +20,7 @@ from flmm_detseg.datasets import COCOInstancesDataset
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.inference import command
 from flmm_detseg.inference.coco import CocoFile
+from flmm_detseg.structures import PackedMasks
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = (20, 30)
@@ -36,7 +38,7 @@ def _result(*phrases: str, empty: int | None = None) -> GroundingResult:
         caption=" and ".join(phrases),
         phrases=phrases,
         spans=tuple(((0, len(phrase)),) for phrase in phrases),
-        masks=masks,
+        packed=PackedMasks.pack(torch.from_numpy(masks)),
         boxes_xyxy=boxes,
         scores=np.linspace(0.9, 0.5, len(phrases), dtype=np.float32),
         coarse_logits=np.zeros((len(phrases), 4, 4), np.float32),
