@@ -61,6 +61,9 @@ def measure(count: int, size: int, arguments: argparse.Namespace) -> dict[str, f
     grounder = Grounder.from_config(
         arguments.config, arguments.checkpoint, untrained=arguments.checkpoint is None
     )
+    head = grounder.model.heads["phrase"]
+    head.phrases_per_call = arguments.per_call or head.phrases_per_call
+    head.phrases_per_pass = arguments.per_pass or head.phrases_per_pass
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     grounder.ground(image, CAPTION, spans=some_spans(2))
     spans = some_spans(count)
@@ -83,6 +86,7 @@ def in_a_process(count: int, size: int, arguments: argparse.Namespace) -> dict[s
     command = [sys.executable, __file__, "--measure", str(count), "--size", str(size)]
     command += ["--config", str(arguments.config)]
     command += ["--checkpoint", arguments.checkpoint] if arguments.checkpoint else []
+    command += ["--per-call", str(arguments.per_call), "--per-pass", str(arguments.per_pass)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
@@ -141,6 +145,8 @@ def main() -> dict[str, Any]:
     parser.add_argument("--checkpoint", help="trained heads")
     parser.add_argument("--max-memory", type=float, default=1.3, help="limit of memory, many / few")
     parser.add_argument("--max-time", type=float, default=1.2, help="limit of time per phrase, many / few")
+    parser.add_argument("--per-call", type=int, default=0, help="phrases_per_call; 0: the head's own")
+    parser.add_argument("--per-pass", type=int, default=0, help="phrases_per_pass; 0: the head's own")
     parser.add_argument("--measure", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--quick", action="store_true", help="2 and 6 phrases, no limits: does it run?")
     arguments = parser.parse_args()
