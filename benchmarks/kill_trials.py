@@ -110,8 +110,8 @@ def world_result(folder: Path) -> Any:
 def label_command(folder: Path, images: Path, detector: Path) -> list[str]:
     wanted = (
         "--classes",
-        "star",
-        "ring",
+        "cat",
+        "dog",
         "--detector",
         detector,
         "--out",

@@ -1,0 +1,96 @@
+"""Shell lines of README and docs, as they stand: which are run by tests, and which are not and why.
+
+A line that is new on a page must be put in one of the two tables (``test_launch_lines.py`` says so).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
+_BLOCK = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+_COMMAND = re.compile(
+    r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?"
+    r"(?:(?:python|torchrun|accelerate launch)(?: --\S+(?: \d+)?)* (?:tools|benchmarks)/\w+\.py|xtuner train"
+    r"|flmm-detseg|make)(?= |$)[^#]*"
+)
+TINY = "configs/tiny/frozen_tiny_llava_refcoco_png.py"
+_SHORT = (
+    "--cfg-options train_cfg.max_iters=2 train_dataloader.batch_size=2 train_dataloader.num_workers=0 "
+    "train_dataloader.persistent_workers=False custom_hooks.1.interval=1000 default_hooks.logger.interval=1"
+)
+# Line -> what is added to make it short. CONFIG, FILE and pictures are a tiny recipe, its checkpoint and its world.
+RUN = {
+    "python tools/train.py CONFIG": _SHORT,
+    "torchrun --nproc_per_node 2 tools/train.py CONFIG": _SHORT,
+    "accelerate launch --multi_gpu --num_processes 2 tools/train.py CONFIG": _SHORT,
+    "NPROC_PER_NODE=2 xtuner train CONFIG": _SHORT,
+    "accelerate launch tools/eval_refcoco.py CONFIG --checkpoint FILE [--sentences first|all] [--mode split|concat]":
+        "--splits val --limit 4",
+    "accelerate launch tools/eval_png.py CONFIG --checkpoint FILE": "--limit 4",
+    'python tools/ground.py CONFIG --checkpoint FILE --image cat.jpg --caption "a cat on a mat" --phrase "a cat" '
+    '--phrase "a mat" --out overlay.png': "",
+    "python tools/make_tinyworld.py --out data/tinyworld --images 2500": "--images 60",
+    "python tools/make_tinyworld.py --out data/tinyworld --images 2500 --seed 0": "--images 60",
+    # On a machine without a GPU these say which command to use, and leave the file FAILED.
+    "NPROC_PER_NODE=8 xtuner train configs/llava/frozen_llava15_7b_refcoco_png.py --deepspeed deepspeed_zero2": "",
+    "xtuner train configs/llava/detseg_lora.py --deepspeed deepspeed_zero2": "",
+    "xtuner train configs/cache/cached_llava15_7b.py --deepspeed deepspeed_zero2": "",
+}  # fmt: skip
+NEEDS_A_GPU = {line for line in RUN if "--deepspeed deepspeed_zero2" in line}
+
+# Commands that a text speaks of, without what they are run on.
+_NAMES = ("xtuner train", "xtuner train --deepspeed", "python tools/train.py", "python tools/quickstart.py")
+_LONG = "its whole run takes too long for a test"
+_OWN = "names files that only the reader has"
+# Beginning of a line -> why it is not run as it stands, and which test runs the tool instead.
+NOT_RUN = {
+    "make ": "makes an environment of its own or runs these very tests; `.ci/run` does",
+    ".venv/bin/flmm-detseg doctor": "tests/test_doctor.py",
+    ".venv/bin/flmm-detseg": "the console script of an installation; the same as tools/ground.py, which is run",
+    "flmm-detseg": "the console script of an installation; the same as tools/ground.py, which is run",
+    "python tools/train_stages.py configs/tiny/": f"{_LONG}; tests/experiments/test_stages.py",
+    "python tools/train_stages.py configs/llava/": "needs 7B weights; tests/models/test_shapes.py checks the chain",
+    "python tools/ablation_table.py": f"{_LONG}; tests/experiments",
+    "python tools/import_flmm_checkpoint.py": f"{_OWN}; tests/models/test_shapes.py",
+    "python tools/merge_lora.py": "CONFIG must have LoRA; tests/models/test_merge.py",
+    "python tools/eval_": "CONFIG must have the heads it measures; tests/engine/test_eval_tasks.py, test_evaluate.py",
+    "python tools/ground.py": f"{_OWN}; the longer line of docs/python_api.md is run",
+    "python tools/infer.py": "CONFIG must be the joint model; tests/inference/test_instructions.py",
+    "python tools/pseudo_label.py": "names a detector on the hub; tests/labelling/test_pseudo_label.py",
+    "python tools/make_streams.py": f"{_LONG}; tests/datasets/test_stream_files.py",
+    "python tools/make_tinyworld.py --out data/tinyworld_large": _LONG,
+    "python tools/stream.py": "FILE is a checkpoint of the ladder; tests/inference/test_stream_command.py",
+    "python tools/train.py configs/cache/": "starts from the ladder's checkpoints; tests/models/test_held_lmm.py",
+    "python tools/train.py configs/my_boxes.py": "tests/datasets/test_own_data_docs.py",
+    "python tools/check_data.py": f"{_OWN}; tests/engine/test_data_check.py",
+    "python tools/voc_to_coco.py": f"{_OWN}; tests/datasets/test_voc.py",
+    "python tools/vqav2_to_jsonl.py": f"{_OWN}; tests/datasets/test_vqav2.py",
+    "OMP_NUM_THREADS=1 python benchmarks/": "a measurement; tests/cache/test_cache_benchmarks.py",
+    "python benchmarks/": "a measurement; tests/cache/test_cache_benchmarks.py and tests/lmms/test_benchmarks.py",
+    "xtuner train ... --deepspeed": "no whole line",
+    "xtuner train CONFIG": "the same as the line with NPROC_PER_NODE, which is run",
+}
+
+
+def lines() -> dict[str, str]:
+    """Commands by text (blanks as one), each with the first page that shows it: in shell blocks, and in `...`."""
+    found: dict[str, str] = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        shown = [
+            line for kind, block in _BLOCK.findall(text) if kind != "python" for line in block.splitlines()
+        ]
+        shown += [span.replace("\n", " ") for span in re.findall(r"`([^`]+)`", _BLOCK.sub("", text))]
+        for line in shown:
+            command = _COMMAND.match(line.strip())
+            if command and " " in command[0].strip():
+                found.setdefault(" ".join(command[0].split()).rstrip(" ,;"), page.name)
+    return {line: page for line, page in found.items() if line not in _NAMES}
+
+
+def reason(line: str) -> str | None:
+    """Why a line is not run; None: it is in no table."""
+    return next((why for start, why in NOT_RUN.items() if line.startswith(start)), None)
