@@ -17,6 +17,7 @@ from flmm_detseg.errors import RunError
 _TAKEN = (errno.EACCES, errno.EAGAIN)
 # Open files of the locks that this process holds. Closing any file of a lock drops it, so nothing else opens them.
 _held: dict[Path, int] = {}
+os.register_at_fork(after_in_child=_held.clear)  # record locks are not handed on
 
 
 def hold(file: Path, what: str) -> None:

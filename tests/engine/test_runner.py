@@ -30,9 +30,13 @@ def one_process():
         for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
             patch.setenv(name, "0")
             patch.delenv(name)  # what start_gloo sets is gone afterwards
+        before = torch.distributed.is_initialized()  # by a run of another test
+        if before:
+            patch.setenv("LOCAL_RANK", "0")
         start_gloo()
         yield
-        torch.distributed.destroy_process_group()
+        if not before:
+            torch.distributed.destroy_process_group()
 
 
 def runner(distributed: bool = True) -> GroundingRunner:
