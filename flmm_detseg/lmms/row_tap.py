@@ -22,6 +22,8 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.ops.rows import attention_rows, merge_rows, take_columns
 
 ROW_TAP = "flmm_row_tap"
+# Without autograd: most rows that exist on all keys at a time.
+ROWS_PER_CALL = 256
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,13 @@ class RowTap:
             return
         positions = self.positions.to(query.device)
         heads = None if self.heads is None else self.heads.to(query.device)
-        self._keep(layer, attention_rows(query, key, positions, scaling=scaling, mask=mask, heads=heads))
+        # Rows on all keys are large and at once cut to the image's; with autograd they stay alive anyway.
+        step = max(1, positions.shape[1] if torch.is_grad_enabled() else ROWS_PER_CALL)
+        cut = [
+            self._cut(attention_rows(query, key, part, scaling=scaling, mask=mask, heads=heads))
+            for part in positions.split(step, dim=1)
+        ]
+        self._keep(layer, cut[0] if len(cut) == 1 else torch.cat(cut, dim=2))
 
     def collect_eager(self, layer: int, attention: Tensor) -> None:
         """Cuts the rows out of a full attention matrix ``[B, H, T, T]``."""
@@ -133,10 +141,13 @@ class RowTap:
         if self.heads is not None:
             attention = attention[:, self.heads.to(attention.device)]
         index = self.positions.to(attention.device)[:, None, :, None]
-        self._keep(layer, attention.gather(2, index.expand(-1, attention.shape[1], -1, attention.shape[3])))
+        rows = attention.gather(2, index.expand(-1, attention.shape[1], -1, attention.shape[3]))
+        self._keep(layer, self._cut(rows))
+
+    def _cut(self, rows: Tensor) -> Tensor:
+        return take_columns(rows, self.columns.to(rows.device))
 
     def _keep(self, layer: int, rows: Tensor) -> None:
-        rows = take_columns(rows, self.columns.to(rows.device))
         merged = merge_rows(rows, self.phrase_ids.to(rows.device), self.num_phrases, how=self.merge)
         # Gradient checkpointing repeats the block in the backward pass: the same computation, but nothing to
         # keep.

@@ -17,7 +17,7 @@ from tiny import (
 from transformers import LlavaForConditionalGeneration
 
 from flmm_detseg.errors import ConfigError, PhraseWithoutTokensError
-from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter
+from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter, row_tap
 from flmm_detseg.lmms.row_tap import ROW_TAP
 from flmm_detseg.structures import CaptureSpec, LMMStates
 
@@ -350,3 +350,23 @@ def test_class_token_among_the_image_tokens_is_refused():
     config.vision_feature_select_strategy = "full"
     with pytest.raises(ConfigError, match="vision_feature_select_strategy"):
         LlavaAdapter(LlavaForConditionalGeneration(config), None)
+
+
+@BUILDERS
+def test_rows_a_few_at_a_time_are_the_same(build, monkeypatch):
+    adapter = build()
+    batch = make_batch(adapter, mixed_samples())
+    seen = []
+    rows_of = row_tap.attention_rows
+    monkeypatch.setattr(
+        row_tap,
+        "attention_rows",
+        lambda q, k, part, **rest: seen.append(part.shape[1]) or rows_of(q, k, part, **rest),
+    )
+    whole = adapter.encode(batch.inputs, EVERYTHING)
+    (most,) = set(seen)
+    monkeypatch.setattr(row_tap, "ROWS_PER_CALL", 3)
+    seen.clear()
+    assert_same(adapter.encode(batch.inputs, EVERYTHING), whole, atol=1e-6)
+    assert max(seen) == 3
+    assert sum(seen) == most * adapter.num_layers
