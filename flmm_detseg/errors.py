@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class FlmmError(Exception):
     """Base of every error that is the user's to mend (config, data, checkpoint, environment)."""
@@ -12,7 +15,13 @@ class ConfigError(FlmmError, ValueError):
 
 
 class DataError(FlmmError, ValueError):
-    """A record, annotation file or image cannot be used; names the file and the record."""
+    """A record, annotation file or image cannot be used; names the file and the record.
+
+    Attributes:
+        problems: Where many records are at fault: what is wrong with each.
+    """
+
+    problems: Sequence[Any] = ()
 
 
 class PhraseNotFoundError(DataError):

@@ -20,7 +20,9 @@ def main() -> dict[str, Any]:
     args = parser.parse_args()
 
     from flmm_detseg.models.shapes import import_flmm_checkpoint
+    from flmm_detseg.utils.outputs import refuse_overwrite
 
+    refuse_overwrite(args.out, [args.source, args.config, args.lmm_config])
     return import_flmm_checkpoint(args.source, args.config, args.out, args.lmm_config)
 
 

@@ -33,10 +33,14 @@ def main() -> dict[str, Any]:
 
     from flmm_detseg.datasets.images import read_image
     from flmm_detseg.inference import Instructor
-    from flmm_detseg.inference.instructor import result_names
+    from flmm_detseg.inference.instructor import result_files, result_names
     from flmm_detseg.models import model_from_config
+    from flmm_detseg.utils.outputs import refuse_overwrite
 
     names = result_names(args.image)
+    for name in names:  # before a model is loaded
+        for file in result_files(args.out, name):
+            refuse_overwrite(file, [*args.image, args.config, args.checkpoint])
     for image in args.image:
         read_image(image_file(image, "--image"), "--image")  # before the model, which may take minutes
     model = model_from_config(

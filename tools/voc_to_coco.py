@@ -8,10 +8,12 @@ Prints every file that was skipped, ends with one line of JSON; exit status 2 on
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from flmm_detseg.datasets.voc import DIFFICULT, VOCOptions, convert_voc, read_stems, write_coco
 from flmm_detseg.utils.cli import run_tool
+from flmm_detseg.utils.outputs import refuse_overwrite
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -36,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    refuse_overwrite(args.out, [args.list, *Path(args.xml_dir).rglob("*"), *Path(args.image_dir).rglob("*")])
     options = VOCOptions(
         classes=tuple(args.classes) if args.classes else None,
         stems=read_stems(args.list) if args.list else None,

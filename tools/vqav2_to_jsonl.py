@@ -34,7 +34,9 @@ def main() -> dict[str, Any]:
 
     from flmm_detseg.datasets.image_ids import read_images
     from flmm_detseg.datasets.vqav2 import convert_vqav2, write_jsonl
+    from flmm_detseg.utils.outputs import refuse_overwrite
 
+    refuse_overwrite(args.out, [args.questions, args.annotations, *(args.only_images or ())])
     kept = None if args.only_images is None else read_images(args.only_images)
     lines = convert_vqav2(args.questions, args.annotations, images=kept, image_name=args.image_name)
     write_jsonl(lines, args.out)

@@ -43,6 +43,7 @@ class DataCheck:
         remarks: What can be read and is hardly meant so.
         dropped: Number of records without anything to learn from, by reason.
         examples: Some usable samples, spread over the data set.
+        files: What was read: annotation files and images.
         metainfo: Facts of the data set, e.g. the names of its classes.
     """
 
@@ -54,6 +55,7 @@ class DataCheck:
     remarks: list[Problem] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     examples: list[Sample] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
     metainfo: dict[str, Any] = field(default_factory=dict)
 
     def figures(self) -> dict[str, Any]:
@@ -96,13 +98,16 @@ def check_dataset(name: str, config: Mapping[str, Any], *, num_examples: int = 0
     try:
         dataset = DATASETS.build({"_scope_": SCOPE, **settings})
     except DataError as error:
-        check.problems.append(Problem(name, "", str(error), "", "unusable data set"))
+        # Where no record is left, each of them says why.
+        unusable = Problem(name, "", str(error).rstrip("."), "", "unusable data set")
+        check.problems += error.problems or [unusable]
         return check
     check.problems += dataset.problems
     check.metainfo = dataset.metainfo
     check.dropped = {reason: len(records) for reason, records in dataset.dropped.items()}
     wanted = {len(dataset) * k // num_examples for k in range(num_examples)}
     file = str(next(iter(dataset.annotation_files), name))
+    check.files += map(str, dataset.annotation_files)
     readable: list[int] = []
     values: set[int] = set()
     for index in tqdm(range(len(dataset)), desc=f"checking {name}"):
@@ -112,6 +117,7 @@ def check_dataset(name: str, config: Mapping[str, Any], *, num_examples: int = 0
             check.problems.append(_as_problem(name, dataset.record_id(index), error))
             continue
         readable.append(index)
+        check.files.append(sample.image_id or "")
         check.num_phrases += len(sample.phrases)
         if sample.dense is not None:
             check.remarks += _doubtful_boxes(sample, file)

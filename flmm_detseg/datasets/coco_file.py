@@ -64,7 +64,7 @@ class CocoObject:
         bbox: x, y, width, height in pixels, as in the file; finite.
         crowd: ``iscrowd``; False where the file has none.
         area: Pixels; None where the file has none.
-        segmentation: Polygons or RLE, unchecked; None where there is none (``[]`` is none).
+        segmentation: Polygons (of one polygon too) or RLE, unchecked; None where there is none (``[]`` is none).
         entry: All that the file says.
     """
 
@@ -216,7 +216,7 @@ class CocoFile:
             (float(bbox[0]), float(bbox[1]), float(bbox[2]), float(bbox[3])),
             False if crowd is None else flag(crowd, "iscrowd"),
             None if area is None else number(area, "area"),
-            entry.get("segmentation") or None,
+            _segmentation(entry.get("segmentation")),
             entry,
         )
 
@@ -236,6 +236,13 @@ class CocoFile:
     def _taint(self, image_id: Any) -> None:
         with suppress(FieldError):
             self.faulty.add(id_key(identifier(image_id, "image_id")))
+
+
+def _segmentation(value: Any) -> Any:
+    """None for what is no mask; a polygon that is not in a list of polygons (supervision writes so) gets its list."""
+    if isinstance(value, list) and value and all(map(is_number, value)):
+        return [value]
+    return value or None
 
 
 def read_categories(content: Any, file: str | Path, log: ProblemLog | None = None) -> list[dict[str, Any]]:

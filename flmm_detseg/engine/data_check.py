@@ -14,6 +14,7 @@ from PIL import Image
 from flmm_detseg.datasets.checks import DataCheck, check_dataset, find_datasets
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import Sample
+from flmm_detseg.utils.outputs import refuse_overwrite
 from flmm_detseg.visualization import draw_detections, draw_grounding, draw_semantic
 
 _TILE = (360, 380)  # (H, W) of one sample in the preview
@@ -59,6 +60,7 @@ def check_data(
     figures: dict[str, Any] = {"problems": num_problems, "data_sets": {c.name: c.figures() for c in checks}}
     examples = [draw_sample(sample, check.metainfo) for check in checks for sample in check.examples]
     if preview and examples:
+        refuse_overwrite(preview, [file for check in checks for file in check.files])
         Path(preview).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(contact_sheet(examples)).save(preview)
         figures["preview"] = preview

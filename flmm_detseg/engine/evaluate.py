@@ -41,6 +41,7 @@ from flmm_detseg.evaluation.results import (
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.registry import DATASETS, SCOPE
 from flmm_detseg.utils.lock import holding
+from flmm_detseg.utils.outputs import refuse_overwrite
 from flmm_detseg.utils.paths import find, places
 from flmm_detseg.utils.provenance import file_hash, named_paths, versions
 from flmm_detseg.utils.whole_files import write_json
@@ -87,6 +88,11 @@ def evaluate(options: Options, task: Task[Options]) -> dict[str, Any] | None:
     checkpoint = options.checkpoint or config.get("load_from")
     source = None if checkpoint is None else _checkpoint_source(checkpoint)
     datasets = build_datasets(config, options, task)
+    if options.out is not None:
+        read = [str(file) for item in datasets.values() for file in item.dataset.annotation_files]
+        refuse_overwrite(
+            options.out, [options.config, checkpoint, getattr(options, "annotation_file", None), *read]
+        )
     torch.manual_seed(0)  # untrained heads must be the same in every process and run
     model = model_from_config(
         config,

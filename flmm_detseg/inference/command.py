@@ -9,6 +9,7 @@ from typing import Any
 
 from flmm_detseg.errors import DataError
 from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import image_file
 from flmm_detseg.utils.whole_files import write_json
 
@@ -68,6 +69,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend.
     """
     spans = _check(arguments)
+    for out in (arguments.out, arguments.coco):
+        if out is not None:
+            refuse_overwrite(out, [arguments.image, arguments.config, arguments.checkpoint])
+    if arguments.attention is not None:
+        refuse_folder_of_inputs(arguments.attention, [arguments.image])
     config, checkpoint = _model(arguments)
     file = image_file(arguments.image, "--image")
     # Late, so that a wrong argument is told before torch is loaded.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -105,13 +106,40 @@ class InstructionResult:
         }
 
     def save(self, folder: str | Path, name: str = "result") -> Mapping[str, str]:
-        """Writes ``NAME.png`` and ``NAME.json``; returns both paths."""
+        """Writes ``NAME.png`` and ``NAME.json``; returns both paths.
+
+        Raises:
+            ConfigError: A file of that name is there that is no earlier result, for example the photo itself.
+        """
         folder = Path(folder)
+        picture, data = result_files(folder, name)
         folder.mkdir(parents=True, exist_ok=True)
-        picture, data = folder / f"{name}.png", folder / f"{name}.json"
         Image.fromarray(self.overlay()).save(picture)
         data.write_text(dump_json(self.as_dict()), encoding="utf-8")
         return {"picture": str(picture), "json": str(data)}
+
+
+def result_files(folder: str | Path, name: str) -> tuple[Path, Path]:
+    """Files that a result is written to, ``NAME.png`` and ``NAME.json``; an earlier result is replaced, nothing else.
+
+    Raises:
+        ConfigError: A file of that name is there and no result of ours.
+    """
+    picture, data = Path(folder) / f"{name}.png", Path(folder) / f"{name}.json"
+    there = [file for file in (picture, data) if file.exists()]
+    if there and not _is_result(data):
+        raise ConfigError(
+            f"{there[0]} is there and no result of ours: it would be replaced. Write to another folder"
+        )
+    return picture, data
+
+
+def _is_result(data: Path) -> bool:
+    try:
+        content = json.loads(data.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"instruction", "regions"} <= content.keys()
 
 
 class Instructor:

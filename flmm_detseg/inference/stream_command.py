@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import find, places
 from flmm_detseg.utils.whole_files import dump_json
 
@@ -105,6 +106,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend; :class:`RunError` when an answer differs (the figures are printed then).
     """
     requests = read_requests(arguments.images, arguments.question, arguments.questions)
+    if arguments.ground is not None:
+        refuse_folder_of_inputs(arguments.ground, [request.image for request in requests])
+    if arguments.prometheus is not None:
+        refuse_overwrite(arguments.prometheus, [arguments.config, arguments.checkpoint, arguments.questions])
     # Late, so that a wrong argument is told before torch is loaded.
     from flmm_detseg.cache.parts import format_part_reports, part_reports
     from flmm_detseg.engine.config_check import parse_overrides

@@ -174,9 +174,12 @@ def quickstart(*, fast: bool = False) -> dict[str, Any]:
         RunError: A step failed, or an acceptance line does not hold (after everything was written); names it.
     """
     before = WORK_DIR.with_name(f"{WORK_DIR.name}_before")
-    if WORK_DIR.exists():  # kept until the new one is whole
-        shutil.rmtree(before, ignore_errors=True)
-        WORK_DIR.rename(before)
+    if WORK_DIR.exists():
+        if (WORK_DIR / "results.json").exists() or not before.exists():
+            shutil.rmtree(before, ignore_errors=True)
+            WORK_DIR.rename(before)  # kept until the new one is whole
+        else:  # left by a run that failed; what is kept is the last good one
+            shutil.rmtree(WORK_DIR)
     WORK_DIR.mkdir(parents=True)
     progress = Progress([None if fast else seconds for _, seconds, _ in STEPS])
     state = Quickstart(fast, Summary(fast), progress)

@@ -38,6 +38,25 @@ def refuse_overwrite(out: str | Path, inputs: Iterable[str | Path | None]) -> Pa
     return out
 
 
+def refuse_folder_of_inputs(folder: str | Path, inputs: Iterable[str | Path]) -> Path:
+    """Refuses to write pictures of our own naming into a folder that pictures are read from.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ConfigError: An input lies in it.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        inside = {Path(item).parent for item in inputs}
+        if any(parent.exists() and parent.samefile(folder) for parent in inside):
+            raise ConfigError(
+                f"{folder} holds images that are read: results could replace them. Write to another folder"
+            )
+    return folder
+
+
 def _identity(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_dev, found.st_ino
