@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from flmm_detseg.models.checkpoint import load_checkpoint
 from flmm_detseg.utils.cli import run_tool
@@ -199,7 +200,12 @@ def main() -> dict[str, Any]:
         )
         if run(prepare, base):
             raise SystemExit((base / "log.txt").read_text()[-2000:])
-        images = base / "data" / "tinyworld" / "coco" / "train2017"
+        images = base / "images"
+        images.mkdir()
+        for path in sorted((base / "data" / "tinyworld" / "coco" / "train2017").glob("*.png"))[:12]:
+            Image.open(path).resize((100, 60)).save(
+                images / path.name
+            )  # a shape that the tiny detector can take
         detector = make_detector(base / "detector") if not args.jobs or "labelling" in args.jobs else base
         jobs = [
             Job("training", train_command, train_result),
