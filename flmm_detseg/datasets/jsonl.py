@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,16 +9,24 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
-from flmm_detseg.datasets.files import require_dir, require_file
+from flmm_detseg.datasets.files import (
+    existing_file,
+    optional_text,
+    parse_line,
+    require_dir,
+    require_file,
+)
 from flmm_detseg.datasets.masks import check_polygons, decode_segmentation, read_mask_png
 from flmm_detseg.datasets.policy import RecordError, record_error
 from flmm_detseg.language.words import canonical, find_words
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
+from flmm_detseg.utils.values import FieldError, check_text, identifier, is_number, shown
 
 _LINE_KEYS = {"id", "image", "caption", "phrases", "prompt"}
 _PHRASE_KEYS = {"span", "spans", "text", "mask", "box"}
 _MASK_KEYS = ("rle", "polygon", "png")
+_REMEDY = "See docs/own_data.md; policy='skip' leaves such lines out."
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +86,7 @@ class JSONLDataset(GroundingDataset):
         return str(record.image_path), texts
 
     def _problem(self, line: int, message: str, kind: str) -> RecordError:
-        remedy = "See docs/own_data.md; policy='skip' leaves such lines out."
-        return record_error(str(self.file), f"line {line}", message, remedy, kind)
+        return record_error(str(self.file), f"line {line}", message, _REMEDY, kind)
 
     def _read_lines(self) -> list[_Record]:
         records: list[_Record] = []
@@ -89,44 +95,35 @@ class JSONLDataset(GroundingDataset):
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                try:
+                with self._reading(self.file, f"line {number}", _REMEDY):
                     record = self._read_line(number, line)
                     if record.record_id in seen:
                         message = f"id {record.record_id!r} was used in line {seen[record.record_id]}"
-                        raise self._problem(number, message, "duplicate id")
-                except RecordError as error:
-                    self._log.handle(error)
-                    continue
-                seen[record.record_id] = number
-                if record.phrases:
-                    records.append(record)
-                else:
-                    self._log.drop("no phrase", record.record_id)
+                        raise FieldError(message, "duplicate id")
+                    seen[record.record_id] = number
+                    if record.phrases:
+                        records.append(record)
+                    else:
+                        self._log.drop("no phrase", record.record_id)
         return records
 
     def _read_line(self, number: int, line: bytes) -> _Record:
-        try:
-            entry = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise self._problem(number, f"not a complete JSON object ({error})", "broken JSON") from error
-        if not isinstance(entry, dict):
-            raise self._problem(number, f"expected a JSON object, got {type(entry).__name__}", "broken JSON")
+        entry = parse_line(line)
         self._check_keys(number, "the line", entry, _LINE_KEYS)
         for key, kind in (("image", str), ("caption", str), ("phrases", list)):
             if not isinstance(entry.get(key), kind):
-                raise self._problem(number, f"`{key}` is missing or not a {kind.__name__}", "missing key")
-        image_path = self.image_dir / entry["image"]
-        if not image_path.is_file():
-            raise self._problem(number, f"image {image_path} not found", "missing image")
-        phrases = tuple(
-            self._read_phrase(number, entry["caption"], k, p) for k, p in enumerate(entry["phrases"])
-        )
+                raise FieldError(f"`{key}` is missing or not a {kind.__name__}", "missing key")
+        image_path = existing_file(self.image_dir, entry["image"], "image")
+        caption = check_text(entry["caption"], "caption")
+        prompt = optional_text(entry.get("prompt"), "prompt")
+        record_id = identifier(entry["id"], "id") if entry.get("id") is not None else f"line-{number}"
+        phrases = tuple(self._read_phrase(number, caption, k, p) for k, p in enumerate(entry["phrases"]))
         return _Record(
             line=number,
-            record_id=f"{self.name}/{entry.get('id', f'line-{number}')}",
+            record_id=f"{self.name}/{record_id}",
             image_path=image_path,
-            caption=entry["caption"],
-            prompt=entry.get("prompt", self.prompt),
+            caption=caption,
+            prompt=self.prompt if prompt is None else prompt,
             phrases=phrases,
             masks=tuple(phrase["mask"] for phrase in entry["phrases"]),
             boxes=tuple(phrase.get("box") for phrase in entry["phrases"]),
@@ -135,7 +132,9 @@ class JSONLDataset(GroundingDataset):
     def _check_keys(self, line: int, what: str, entry: dict[str, Any], known: set[str]) -> None:
         unknown = sorted(set(entry) - known)
         if unknown:
-            message = f"{what} has an unknown key `{unknown[0]}` (known: {', '.join(sorted(known))})"
+            message = (
+                f"{what} has an unknown key `{shown(unknown[0])[1:-1]}` (known: {', '.join(sorted(known))})"
+            )
             raise self._problem(line, message, "unknown key")
 
     def _read_phrase(self, line: int, caption: str, number: int, entry: Any) -> Phrase:
@@ -146,11 +145,11 @@ class JSONLDataset(GroundingDataset):
         self._check_mask_entry(line, what, entry)
         box = entry.get("box")
         if box is not None and not (
-            isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)
+            isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
             and box[0] < box[2] and box[1] < box[3]
         ):  # fmt: skip
             raise self._problem(
-                line, f"{what}: `box` {box} is not [x0, y0, x1, y1] with x0 < x1, y0 < y1", "bad box"
+                line, f"{what}: `box` {shown(box)} is not [x0, y0, x1, y1] with x0 < x1, y0 < y1", "bad box"
             )
         text = entry.get("text")
         if "spans" in entry or "span" in entry:
@@ -163,7 +162,7 @@ class JSONLDataset(GroundingDataset):
         count = max(caption.count(text), len(places))
         if count != 1 or not places:
             where = "only inside of a word of" if count == 1 else f"{count} times in"
-            message = f"{what}: {text!r} occurs {where} the caption; give its `span`"
+            message = f"{what}: {shown(text)} occurs {where} the caption; give its `span`"
             raise self._problem(line, message, "span does not match")
         return Phrase(spans=(places[0],))
 
@@ -173,17 +172,19 @@ class JSONLDataset(GroundingDataset):
             raise self._problem(line, f"{what}: `spans` is not a list of [start, end]", kind)
         end_of_last = 0
         for span in spans:
-            if not (isinstance(span, list) and len(span) == 2 and all(isinstance(v, int) for v in span)):
-                raise self._problem(line, f"{what}: span {span} is not [start, end]", kind)
+            if not (isinstance(span, list) and len(span) == 2 and all(type(v) is int for v in span)):
+                raise self._problem(line, f"{what}: span {shown(span)} is not [start, end]", kind)
             start, end = span
             if not end_of_last <= start < end <= len(caption) or not caption[start:end].strip():
                 limits = f"the caption (0..{len(caption)})"
-                message = f"{what}: span [{start}, {end}] is empty, unordered or outside {limits}"
+                message = f"{what}: span {shown(span)} is empty, unordered or outside {limits}"
                 raise self._problem(line, message, kind)
             end_of_last = end
         found = " ".join(caption[start:end] for start, end in spans)
-        if text is not None and canonical(text) != canonical(found):
-            raise self._problem(line, f"{what}: its span holds {found!r}, its text says {text!r}", kind)
+        if text is not None and (not isinstance(text, str) or canonical(text) != canonical(found)):
+            raise self._problem(
+                line, f"{what}: its span holds {shown(found)}, its text says {shown(text)}", kind
+            )
         return Phrase(spans=tuple((start, end) for start, end in spans))
 
     def _check_mask_entry(self, line: int, what: str, entry: dict[str, Any]) -> None:
@@ -196,11 +197,11 @@ class JSONLDataset(GroundingDataset):
         try:
             if kind == "polygon":
                 check_polygons(value)
-            elif kind == "png" and not (self.image_dir / value).is_file():
-                raise ValueError(f"mask file {self.image_dir / value} not found")
-            elif kind == "rle" and not isinstance(value, dict):
-                raise ValueError("an RLE is an object with `size` and `counts`")
-        except (TypeError, ValueError) as error:
+            elif kind == "png":
+                existing_file(self.image_dir, value, "mask file")
+            elif not isinstance(value, dict):
+                raise FieldError("an RLE is an object with `size` and `counts`")
+        except FieldError as error:
             raise self._problem(line, f"{what}: {error}", "bad mask") from error
 
     def _read(self, record: _Record) -> Sample:
@@ -229,18 +230,21 @@ class JSONLDataset(GroundingDataset):
             return np.zeros(size, dtype=bool)
         kind, value = next(iter(entry.items()))
         try:
-            mask = (
-                read_mask_png(self.image_dir / value) if kind == "png" else decode_segmentation(value, size)
-            )
-        except (OSError, SyntaxError, TypeError, ValueError) as error:
-            raise self._problem(
-                record.line, f"phrase {number}: mask cannot be decoded ({error})", "bad mask"
-            ) from error
-        if mask.shape != size:
+            if kind == "png":
+                mask = read_mask_png(self.image_dir / value, size, record.record_id)
+            else:
+                mask = decode_segmentation(value, size)
+        except RecordError as error:
+            problem = error.problem
             message = (
-                f"phrase {number}: mask is {mask.shape[0]} x {mask.shape[1]}, its image {size[0]} x {size[1]}"
+                f"phrase {number}: {problem.message} ({problem.file}: {problem.remedy})"
+                if problem
+                else str(error)
             )
-            raise self._problem(record.line, message, "size mismatch")
+            raise self._problem(record.line, message, problem.kind if problem else "bad mask") from error
+        except FieldError as error:
+            message = f"phrase {number}: mask cannot be decoded ({error})"
+            raise self._problem(record.line, message, "bad mask") from error
         if not mask.any() and not self.allow_empty:
             raise self._problem(record.line, f"phrase {number}: its mask is empty", "empty mask")
         return mask

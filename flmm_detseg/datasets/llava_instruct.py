@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
-from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
+from flmm_detseg.datasets.files import existing_file, load_json, require_dir, require_keys, require_list
 from flmm_detseg.datasets.image_ids import ImageIds, read_images
-from flmm_detseg.datasets.policy import RecordError, record_error
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Sample
+from flmm_detseg.utils.values import FieldError, check_text, printable, shown
 
 TURNS = ("random", "all", "first")
 _PLACEHOLDER = "<image>"
@@ -91,32 +91,29 @@ class LLaVAInstructDataset(GroundingDataset):
     def _read_records(self, excluded: ImageIds) -> list[_Record]:
         entries = require_list(load_json(self.file, "conversation file"), "conversations", self.file)
         records: list[_Record] = []
-        exists: dict[Path, bool] = {}
+        found: dict[str, Path] = {}
         number = 0
+        remedy = "Mend the file, or use policy='skip' to leave such conversations out."
         for position, entry in enumerate(entries):
-            where = f"entry {position}"
-            try:
+            named = isinstance(entry, dict) and entry.get("id") is not None
+            name = _shown_id(entry["id"]) if named else ""
+            where = f"entry {position} (id {name})" if named else f"entry {position}"
+            stem = f"{self.name}/{position}-{name}".rstrip("-")
+            with self._reading(self.file, where, remedy):
                 require_keys(entry, ("conversations",), self.file, where)
-                where = f"entry {position} (id {entry['id']})" if "id" in entry else where
-                stem = f"{self.name}/{position}-{entry.get('id', '')}".rstrip("-")
                 if not entry.get("image"):
                     self._log.drop("no image", stem)
                     continue
-                path = self._image_path(entry["image"], where)
-                if excluded.holds(None, path.name):
+                image = _image_name(entry["image"])
+                if excluded.holds(None, image):
                     self._log.drop("excluded image", stem)
                     continue
-                questions, answers = self._read_turns(entry["conversations"], where)
-                if path not in exists:
-                    exists[path] = path.is_file()
-                if not exists[path]:
-                    raise self._problem(where, f"image {path} not found", "missing image")
-            except RecordError as error:
-                self._log.handle(error)
-                continue
-            for suffix, turn in self._choices(len(questions)):
-                records.append(_Record(stem + suffix, number, path, questions, answers, turn))
-            number += 1
+                questions, answers = self._read_turns(entry["conversations"])
+                if image not in found:
+                    found[image] = existing_file(self.image_dir, image, "image")
+                for suffix, turn in self._choices(len(questions)):
+                    records.append(_Record(stem + suffix, number, found[image], questions, answers, turn))
+                number += 1
         return records
 
     def _choices(self, num_turns: int) -> list[tuple[str, int | None]]:
@@ -124,39 +121,31 @@ class LLaVAInstructDataset(GroundingDataset):
             return [(f"/turn-{turn}", turn) for turn in range(num_turns)]
         return [("", None if self.turns == "random" else 0)]
 
-    def _problem(self, where: str, message: str, kind: str) -> RecordError:
-        remedy = "Mend the file, or use policy='skip' to leave such conversations out."
-        return record_error(str(self.file), where, message, remedy, kind)
-
-    def _image_path(self, image: Any, where: str) -> Path:
-        if isinstance(image, list) and len(image) == 1:
-            image = image[0]
-        if not isinstance(image, str):
-            raise self._problem(where, "`image` must name one image file", "malformed")
-        return self.image_dir / image
-
-    def _read_turns(self, conversations: Any, where: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Questions and answers of a conversation; raises RecordError unless they take turns and say something."""
+    def _read_turns(self, conversations: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Questions and answers of a conversation; raises FieldError unless they take turns and say something."""
+        kind = "malformed conversation"
         if not isinstance(conversations, list) or not conversations or len(conversations) % 2:
             message = "`conversations` must be a list of questions and answers in turn"
-            raise self._problem(where, message, "malformed conversation")
+            raise FieldError(message, kind)
         texts = []
         for number, turn in enumerate(conversations):
             roles = _MODEL if number % 2 else _HUMAN
             place = f"conversations[{number}]"
             if not isinstance(turn, dict) or turn.get("from") not in roles:
-                message = f"{place}: `from` must be {roles[0]!r}"
-                raise self._problem(where, message, "malformed conversation")
-            value = turn.get("value")
-            placeholders = value.count(_PLACEHOLDER) if isinstance(value, str) else 0
+                raise FieldError(f"{place}: `from` must be {roles[0]!r}", kind)
+            try:
+                value = check_text(turn.get("value"), "value")
+            except FieldError as error:
+                raise FieldError(f"{place}: {error}", kind) from error
+            placeholders = value.count(_PLACEHOLDER)
             if placeholders > (number == 0):
                 message = (
                     f"{place}: {placeholders} times {_PLACEHOLDER}; one in the first question is allowed"
                 )
-                raise self._problem(where, message, "malformed conversation")
-            text = value.replace(_PLACEHOLDER, "").strip() if isinstance(value, str) else ""
+                raise FieldError(message, kind)
+            text = value.replace(_PLACEHOLDER, "").strip()
             if not text:
-                raise self._problem(where, f"{place}: `value` is empty", "malformed conversation")
+                raise FieldError(f"{place}: `value` is empty", kind)
             texts.append(text)
         return tuple(texts[::2]), tuple(texts[1::2])
 
@@ -184,3 +173,15 @@ class LLaVAInstructDataset(GroundingDataset):
             task="vqa",
             meta={"turn": turn},
         )
+
+
+def _image_name(image: Any) -> str:
+    if isinstance(image, list) and len(image) == 1:
+        image = image[0]
+    if not isinstance(image, str):
+        raise FieldError("`image` must name one image file")
+    return image
+
+
+def _shown_id(value: Any) -> str:
+    return printable(value, 200) if isinstance(value, str) else shown(value)

@@ -10,21 +10,30 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
-from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
+from flmm_detseg.datasets.files import (
+    existing_file,
+    list_of,
+    load_json,
+    require_dir,
+    require_keys,
+    require_list,
+)
 from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import read_panoptic_ids
 from flmm_detseg.datasets.policy import RecordError, record_error
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
-from flmm_detseg.utils.values import FieldError
+from flmm_detseg.utils.values import FieldError, check_text, flag, integer, picture_size, shown
 
 
 @dataclass(frozen=True, slots=True)
 class _Panoptic:
     """One image of the panoptic annotation."""
 
+    image_name: str
     image_path: Path
+    map_name: str
     map_path: Path
     size: tuple[int, int]  # (H, W)
     is_thing: dict[int, bool]  # by segment id
@@ -104,32 +113,41 @@ class PNGDataset(GroundingDataset):
         content = load_json(self.panoptic_json, "panoptic annotation")
         require_keys(content, ("images", "annotations", "categories"), self.panoptic_json)
         is_thing: dict[int, bool] = {}
-        images: dict[int, tuple[Path, tuple[int, int]]] = {}
+        images: dict[int, tuple[str, tuple[int, int]]] = {}
         result: dict[int, _Panoptic] = {}
 
         def add_category(category: Any, record: str) -> None:
             require_keys(category, ("id", "isthing"), self.panoptic_json, record)
-            is_thing[category["id"]] = bool(category["isthing"])
+            is_thing[_id(category["id"], "id")] = flag(category["isthing"], "isthing")
 
         def add_image(image: Any, record: str) -> None:
             require_keys(image, ("id", "file_name", "height", "width"), self.panoptic_json, record)
-            size = (int(image["height"]), int(image["width"]))
-            images[image["id"]] = (self.image_dir / image["file_name"], size)
+            name, size = (
+                check_text(image["file_name"], "file_name"),
+                picture_size(image["height"], image["width"]),
+            )
+            images[_id(image["id"], "id")] = (name, size)
 
         def add_annotation(entry: Any, record: str) -> None:
             require_keys(entry, ("image_id", "file_name", "segments_info"), self.panoptic_json, record)
-            if entry["image_id"] not in images:
-                raise FieldError(f"image {entry['image_id']} is not in `images`")
+            image_id, map_name = (
+                _id(entry["image_id"], "image_id"),
+                check_text(entry["file_name"], "file_name"),
+            )
+            if image_id not in images:
+                raise FieldError(f"image {image_id} is not in `images`")
             segments = {}
-            for number, info in enumerate(entry["segments_info"]):
+            for number, info in enumerate(list_of(entry["segments_info"], "segments_info")):
                 where = f"{record} segments_info[{number}]"
                 require_keys(info, ("id", "category_id"), self.panoptic_json, where)
-                if info["category_id"] not in is_thing:
-                    raise FieldError(f"category {info['category_id']} is not in `categories`")
-                segments[int(info["id"])] = is_thing[info["category_id"]]
-            path, size = images[entry["image_id"]]
-            result[int(entry["image_id"])] = _Panoptic(
-                path, self.panoptic_dir / entry["file_name"], size, segments
+                category = _id(info["category_id"], "category_id")
+                if category not in is_thing:
+                    raise FieldError(f"category {category} is not in `categories`")
+                segments[_id(info["id"], "id")] = is_thing[category]
+            name, size = images[image_id]
+            # Whether the files are there is asked for the images of a narrative only.
+            result[image_id] = _Panoptic(
+                name, self.image_dir / name, map_name, self.panoptic_dir / map_name, size, segments
             )
 
         self._read_entries(self.panoptic_json, "categories", content["categories"], add_category)
@@ -142,68 +160,69 @@ class PNGDataset(GroundingDataset):
         narratives = require_list(content, "narratives", self.narratives_file)
         panoptic = self._read_panoptic()
         records = []
-        for position, narrative in enumerate(narratives):
-            record_id = f"{self.name}/narrative-{position}"
-            try:
-                require_keys(
-                    narrative, ("image_id", "segments"), self.narratives_file, f"narrative {position}"
-                )
-                record_id = f"{record_id}-image-{narrative['image_id']}"
-                known = panoptic.get(int(narrative["image_id"]))
-                name = None if known is None else known.image_path.name
-                if excluded.holds(narrative["image_id"], None) or (name and excluded.holds(None, name)):
-                    self._log.drop("excluded image", record_id)
-                    continue
-                record = self._read_record(position, record_id, narrative, panoptic)
-            except RecordError as error:
-                self._log.handle(error)
-                continue
-            except (AttributeError, TypeError, ValueError) as error:
-                self._log.handle(self._problem(position, record_id, f"malformed ({error})", "malformed"))
-                continue
+
+        def add(narrative: Any, record_id: str) -> None:
+            image_id = _id(narrative["image_id"], "image_id")
+            name = panoptic[image_id].image_name if image_id in panoptic else None
+            if excluded.holds(image_id, None) or (name and excluded.holds(None, name)):
+                self._log.drop("excluded image", record_id)
+                return
+            record = self._read_record(record_id, image_id, narrative, panoptic)
             if record.phrases:
                 records.append(record)
             else:
                 self._log.drop("no grounded phrase", record_id)
+
+        remedy = "Mend the annotation, or use policy='skip' to leave such narratives out."
+        for position, narrative in enumerate(narratives):
+            record_id = f"{self.name}/narrative-{position}"
+            place = f"narrative {position}"
+            if isinstance(narrative, dict) and "image_id" in narrative:
+                record_id += f"-image-{_shown_id(narrative['image_id'])}"
+                place += f" ({record_id})"
+            with self._reading(self.narratives_file, place, remedy):
+                require_keys(
+                    narrative, ("image_id", "segments"), self.narratives_file, f"narrative {position}"
+                )
+                add(narrative, record_id)
         return records
 
-    def _problem(self, position: int, record_id: str, message: str, kind: str) -> RecordError:
-        remedy = "Mend the annotation, or use policy='skip' to leave such narratives out."
-        where = f"narrative {position} ({record_id})"
-        return record_error(str(self.narratives_file), where, message, remedy, kind)
-
     def _read_record(
-        self, position: int, record_id: str, narrative: dict[str, Any], panoptic: dict[int, _Panoptic]
+        self, record_id: str, image_id: int, narrative: dict[str, Any], panoptic: dict[int, _Panoptic]
     ) -> _Record:
-        info = panoptic.get(int(narrative["image_id"]))
+        info = panoptic.get(image_id)
         if info is None:
-            message = f"image {narrative['image_id']} is not in {self.panoptic_json.name}, or faulty there"
-            raise self._problem(position, record_id, message, "unknown image")
-        for path in (info.image_path, info.map_path):
-            if not path.is_file():
-                raise self._problem(position, record_id, f"{path} not found", "missing image")
+            message = f"image {image_id} is not in {self.panoptic_json.name}, or faulty there"
+            raise FieldError(message, "unknown image")
+        existing_file(self.image_dir, info.image_name, "image")
+        existing_file(self.panoptic_dir, info.map_name, "panoptic map")
         words: list[str] = []
         phrases: list[Phrase] = []
         groups: list[tuple[int, ...]] = []
         start = 0
-        for number, segment in enumerate(narrative["segments"]):
-            where = f"narrative {position} ({record_id}) segment {number}"
-            require_keys(segment, ("utterance",), self.narratives_file, where)
-            utterance = str(segment["utterance"]).strip()
-            ids = tuple(int(segment_id) for segment_id in segment.get("segment_ids", ()))
+        for number, segment in enumerate(list_of(narrative["segments"], "segments")):
+            if not isinstance(segment, dict):
+                raise FieldError(f"segment {number} is {shown(segment)}, not an object")
+            if "utterance" not in segment:
+                raise FieldError(f"segment {number}: key `utterance` is missing")
+            utterance = check_text(segment["utterance"], f"segments[{number}].utterance").strip()
+            given = segment.get("segment_ids")
+            ids = tuple(
+                _id(value, "segment_ids") for value in list_of([] if given is None else given, "segment_ids")
+            )
             if not utterance:
                 if ids:
                     message = f"segment {number} has segment ids but an empty utterance"
-                    raise self._problem(position, record_id, message, "empty phrase")
+                    raise FieldError(message, "empty phrase")
                 continue
             unknown = [segment_id for segment_id in ids if segment_id not in info.is_thing]
             if unknown:
                 message = (
                     f"phrase {utterance!r}: segment {unknown[0]} is not in its image's panoptic annotation"
                 )
-                raise self._problem(position, record_id, message, "unknown segment")
+                raise FieldError(message, "unknown segment")
             if ids:
-                plural = bool(segment.get("plural", False))
+                plural = flag(segment.get("plural") or False, "plural")
                 is_thing = (plural and self.plural_is_thing) or info.is_thing[ids[0]]
                 span = (start, start + len(utterance))
                 phrases.append(Phrase(spans=(span,), is_thing=is_thing, is_plural=plural))
@@ -236,18 +255,19 @@ class PNGDataset(GroundingDataset):
         def problem(message: str, kind: str) -> RecordError:
             return record_error(str(path), record.record_id, message, remedy, kind)
 
-        try:
-            segments = read_panoptic_ids(path)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise problem(f"panoptic map cannot be decoded ({error})", "broken image") from error
-        if segments.shape != record.panoptic.size:
-            size = " x ".join(map(str, record.panoptic.size))
-            raise problem(
-                f"panoptic map is {segments.shape[0]} x {segments.shape[1]}, not {size}", "size mismatch"
-            )
+        segments = read_panoptic_ids(path, record.panoptic.size, record.record_id)
         masks = np.stack([np.isin(segments, ids) for ids in record.segment_ids])
         for index, mask in enumerate(masks):
             if not mask.any():
                 start, end = record.phrases[index].spans[0]
                 raise problem(f"phrase {record.text[start:end]!r} has no pixel in the map", "empty mask")
         return masks
+
+
+def _id(value: Any, what: str) -> int:
+    """An id; the published narratives write integers as texts."""
+    return integer(value, what, text=True)
+
+
+def _shown_id(value: Any) -> str:
+    return value if isinstance(value, str) and len(value) < 20 else shown(value)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flmm_detseg.datasets.base import GroundingDataset
-from flmm_detseg.datasets.files import require_dir, require_file
-from flmm_detseg.datasets.policy import RecordError, record_error
+from flmm_detseg.datasets.files import existing_file, parse_line, require_dir, require_file
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Sample
+from flmm_detseg.utils.values import FieldError, check_text, identifier, is_number, shown
 
 _LETTERS = "ABCDEFGHIJ"
 
@@ -77,86 +75,74 @@ class QuestionDataset(GroundingDataset):
         """Image id of a record; it has no phrases."""
         return str(self.records[index].path), []
 
-    def _problem(self, line: int, message: str, kind: str) -> RecordError:
-        remedy = "Mend the line, or use policy='skip' to leave such lines out."
-        return record_error(str(self.file), f"line {line}", message, remedy, kind)
-
     def _read_lines(self) -> list[_Record]:
         records: list[_Record] = []
         seen: dict[str, int] = {}
+        remedy = "Mend the line, or use policy='skip' to leave such lines out."
         with self.file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                try:
-                    record = self._read_line(number, line)
+                with self._reading(self.file, f"line {number}", remedy):
+                    record = self._read_line(line)
                     if record.record_id in seen:
                         message = (
                             f"question_id {record.question_id!r} was used in line {seen[record.record_id]}"
                         )
-                        raise self._problem(number, message, "duplicate id")
-                except RecordError as error:
-                    self._log.handle(error)
-                    continue
-                seen[record.record_id] = number
-                records.append(record)
+                        raise FieldError(message, "duplicate id")
+                    seen[record.record_id] = number
+                    records.append(record)
         return records
 
-    def _read_line(self, number: int, line: bytes) -> _Record:
-        try:
-            entry = json.loads(line.decode("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise self._problem(number, f"not a complete JSON object ({error})", "broken JSON") from error
-        if not isinstance(entry, dict):
-            raise self._problem(number, f"expected a JSON object, got {type(entry).__name__}", "broken JSON")
+    def _read_line(self, line: bytes) -> _Record:
+        entry = parse_line(line)
         for key in ("image", "text"):
             if not isinstance(entry.get(key), str) or not entry[key].strip():
-                raise self._problem(number, f"`{key}` is missing or not a text", "missing key")
-        if not isinstance(entry.get("question_id"), (str, int)):
-            raise self._problem(number, "`question_id` is missing", "missing key")
-        path = self.image_dir / entry["image"]
-        if not path.is_file():
-            raise self._problem(number, f"image {path} not found", "missing image")
+                raise FieldError(f"`{key}` is missing or not a text", "missing key")
+        if entry.get("question_id") is None:
+            raise FieldError("`question_id` is missing", "missing key")
+        question_id = identifier(entry["question_id"], "question_id")
+        path = existing_file(self.image_dir, entry["image"], "image")
         choices = entry.get("choices") or []
         if not _are_texts(choices) or len(choices) > len(_LETTERS):
-            raise self._problem(number, "`choices` must be a list of at most 10 texts", "malformed")
-        text = entry["text"].replace("<image>", "").strip()
+            raise FieldError("`choices` must be a list of at most 10 texts")
+        text = check_text(entry["text"], "text").replace("<image>", "").strip()
         return _Record(
-            record_id=f"{self.name}/{entry['question_id']}",
-            question_id=entry["question_id"],
+            record_id=f"{self.name}/{question_id}",
+            question_id=question_id,
             path=path,
             text=f"{text}\n{self.prompt_suffix}" if self.prompt_suffix else text,
-            references=self._references(number, entry, choices),
+            references=self._references(entry, choices),
             choices=tuple(choices),
-            kind=None if entry.get("category") is None else str(entry["category"]),
-            stream=self._read_stream(number, entry),
+            kind=None if entry.get("category") is None else str(identifier(entry["category"], "category")),
+            stream=self._read_stream(entry),
         )
 
-    def _read_stream(self, number: int, entry: dict[str, Any]) -> dict[str, Any]:
+    def _read_stream(self, entry: dict[str, Any]) -> dict[str, Any]:
         """What the line says of the stream that its image is a frame of."""
         stream: dict[str, Any] = {}
         if entry.get("session") is not None:
-            stream["session"] = str(entry["session"])
+            stream["session"] = str(identifier(entry["session"], "session"))
         if (boxes := entry.get("boxes")) is not None:
             if not isinstance(boxes, list) or not all(_is_box(box) for box in boxes):
                 message = "`boxes` must be a list of [x0, y0, x1, y1] with x0 < x1 and y0 < y1"
-                raise self._problem(number, message, "malformed")
+                raise FieldError(message)
             stream["objects_xyxy"] = boxes
         return stream
 
-    def _references(self, number: int, entry: dict[str, Any], choices: list[str]) -> tuple[str, ...]:
+    def _references(self, entry: dict[str, Any], choices: list[str]) -> tuple[str, ...]:
         given = entry.get("answers", entry.get("answer", entry.get("label")))
-        if choices and isinstance(given, int) and 0 <= given < len(choices):
+        if choices and type(given) is int and 0 <= given < len(choices):
             return (_LETTERS[given],)
         answers = given if isinstance(given, list) else [given]
         answers = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
         # Of several people one may have said nothing (VizWiz); the metric counts him as one who agrees with nobody.
         if not all(isinstance(answer, str) for answer in answers) or not any(map(str.strip, answers)):
             message = "no reference: `answers`, `answer` or `label` must be a text or a list of texts"
-            raise self._problem(number, message, "missing key")
+            raise FieldError(message, "missing key")
         if choices and any(answer.strip().upper() not in _LETTERS[: len(choices)] for answer in answers):
-            message = f"answer {answers[0]!r} is not the letter of one of {len(choices)} choices"
-            raise self._problem(number, message, "malformed")
+            message = f"answer {shown(answers[0])} is not the letter of one of {len(choices)} choices"
+            raise FieldError(message)
         return tuple(answers)
 
     def _read(self, record: _Record) -> Sample:
@@ -179,9 +165,11 @@ class QuestionDataset(GroundingDataset):
 
 
 def _are_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) and value.strip() for value in values)
+    """Whether a value is a list of texts that say something; raises FieldError for texts that are broken."""
+    texts = isinstance(values, list) and all(isinstance(value, str) and value.strip() for value in values)
+    return texts and all(isinstance(check_text(value, "answer or choice"), str) for value in values)
 
 
 def _is_box(box: Any) -> bool:
-    numbers = isinstance(box, list) and len(box) == 4 and all(type(value) in (int, float) for value in box)
-    return numbers and all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]
+    numbers = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
+    return numbers and box[0] < box[2] and box[1] < box[3]

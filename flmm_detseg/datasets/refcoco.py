@@ -10,7 +10,14 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset, join_sentences
-from flmm_detseg.datasets.files import load_json, require_dir, require_keys, require_list
+from flmm_detseg.datasets.files import (
+    existing_file,
+    list_of,
+    load_json,
+    require_dir,
+    require_keys,
+    require_list,
+)
 from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
@@ -19,6 +26,7 @@ from flmm_detseg.datasets.safe_pickle import load_plain_pickle
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
+from flmm_detseg.utils.values import FieldError, check_text, identifier, integer, picture_size, shown
 
 SENTENCES = ("random", "first", "all")
 LAYOUTS = ("concat", "split")
@@ -26,7 +34,8 @@ LAYOUTS = ("concat", "split")
 
 @dataclass(frozen=True, slots=True)
 class _Image:
-    image_id: int
+    image_id: int | str
+    name: str
     path: Path
     size: tuple[int, int]  # (H, W)
 
@@ -36,12 +45,27 @@ class _Object:
     """One entry of the refs file: an object and the sentences that refer to it."""
 
     index: int  # position in the split: the random draw's key, independent of the layout
-    ref_id: int
-    ann_id: int
+    ref_id: int | str
+    ann_id: int | str
     image: _Image
     segmentation: Any
     sentences: tuple[str, ...]
     sentence_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sentence:
+    text: str
+    sentence_id: int
+
+    @classmethod
+    def read(cls, entry: Any, position: int) -> _Sentence:
+        """Takes the words as they were written (``raw``); where those are missing or null, ``sent``."""
+        if not isinstance(entry, dict):
+            raise FieldError(f"`sentences[{position}]` is {shown(entry)}, not an object")
+        key = next((key for key in ("raw", "sent") if entry.get(key) is not None), None)
+        text = "" if key is None else check_text(entry[key], key).strip()
+        return cls(text, integer(entry.get("sent_id", position), "sent_id", text=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,87 +161,92 @@ class RefCOCODataset(GroundingDataset):
         refs = require_list(load_plain_pickle(self.refs_file, "refs file"), "references", self.refs_file)
         images, annotations = self._read_instances()
         splits: set[str] = set()
-        seen: set[int] = set()
-        objects = []
+        seen: set[int | str] = set()
+        objects: list[_Object] = []
+
+        def add(ref: Any, place: str) -> None:
+            require_keys(ref, ("ref_id", "ann_id", "image_id", "split", "sentences"), self.refs_file, place)
+            splits.add(check_text(ref["split"], "split"))
+            if ref["split"] != self.split:
+                return
+            if isinstance(ref["ann_id"], list):
+                message = (
+                    "its ann_id is a list, as in gRefCOCO: an expression for several objects or for none, which this "
+                    "reader does not know"
+                )
+                raise FieldError(message, "several objects")
+            ref = ref | {key: identifier(ref[key], key) for key in ("ref_id", "ann_id", "image_id")}
+            name = images[ref["image_id"]].name if ref["image_id"] in images else None
+            if excluded.holds(ref["image_id"], None) or (name and excluded.holds(None, name)):
+                self._log.drop("excluded image", f"{self.name}/{self.split}/ref-{ref['ref_id']}")
+                return
+            if ref["ref_id"] in seen:
+                raise FieldError("its ref_id occurs twice in the split", "duplicate id")
+            seen.add(ref["ref_id"])
+            objects.append(self._read_object(len(objects), ref, images, annotations))
+
         for position, ref in enumerate(refs):
-            try:
-                keys = ("ref_id", "ann_id", "image_id", "split", "sentences")
-                require_keys(ref, keys, self.refs_file, f"entry {position}")
-                splits.add(str(ref["split"]))
-                if ref["split"] != self.split:
-                    continue
-                known = images.get(ref["image_id"])
-                name = None if known is None else known.path.name
-                if excluded.holds(ref["image_id"], None) or (name and excluded.holds(None, name)):
-                    self._log.drop("excluded image", f"{self.name}/{self.split}/ref-{ref['ref_id']}")
-                    continue
-                if ref["ref_id"] in seen:
-                    raise self._problem(ref, "its ref_id occurs twice in the split", "duplicate id")
-                seen.add(ref["ref_id"])
-                objects.append(self._read_object(len(objects), ref, images, annotations))
-            except RecordError as error:
-                self._log.handle(error)
-            except (AttributeError, TypeError, ValueError) as error:
-                self._log.handle(self._problem(ref, f"malformed ({error})", "malformed"))
+            known = isinstance(ref, dict) and "ref_id" in ref
+            place = f"ref-{shown(ref['ref_id'])}" if known else f"entry {position}"
+            remedy = "Mend the annotation, or use policy='skip' to leave such references out."
+            with self._reading(self.refs_file, place, remedy):
+                add(ref, f"entry {position}")
         if self.split not in splits:
             raise ConfigError(
                 f"{self.refs_file}: no split {self.split!r}; it has {', '.join(sorted(splits)) or 'none'}"
             )
         return objects
 
-    def _read_instances(self) -> tuple[dict[int, _Image], dict[int, dict[str, Any]]]:
+    def _read_instances(self) -> tuple[dict[int | str, _Image], dict[int | str, dict[str, Any]]]:
         """Images and annotations of the instances file by id."""
         content = load_json(self.instances_file, "instances file")
         require_keys(content, ("images", "annotations"), self.instances_file)
-        images: dict[int, _Image] = {}
-        annotations: dict[int, dict[str, Any]] = {}
+        images: dict[int | str, _Image] = {}
+        annotations: dict[int | str, dict[str, Any]] = {}
 
         def add_image(entry: Any, record: str) -> None:
             require_keys(entry, ("id", "file_name", "height", "width"), self.instances_file, record)
-            size = (int(entry["height"]), int(entry["width"]))
-            images[entry["id"]] = _Image(entry["id"], self.image_dir / entry["file_name"], size)
+            image_id, name = identifier(entry["id"], "id"), check_text(entry["file_name"], "file_name")
+            size = picture_size(entry["height"], entry["width"])
+            # Whether the file is there is asked for the images of this split only.
+            images[image_id] = _Image(image_id, name, self.image_dir / name, size)
 
         def add_annotation(entry: Any, record: str) -> None:
             require_keys(entry, ("id",), self.instances_file, record)
-            annotations[entry["id"]] = entry
+            annotations[identifier(entry["id"], "id")] = entry
 
         self._read_entries(self.instances_file, "images", content["images"], add_image)
         self._read_entries(self.instances_file, "annotations", content["annotations"], add_annotation)
         return images, annotations
 
-    def _problem(self, ref: dict[str, Any], message: str, kind: str) -> RecordError:
-        remedy = "Mend the annotation, or use policy='skip' to leave such references out."
-        return record_error(str(self.refs_file), f"ref-{ref['ref_id']}", message, remedy, kind)
-
     def _read_object(
         self,
         index: int,
         ref: dict[str, Any],
-        images: dict[int, _Image],
-        annotations: dict[int, dict[str, Any]],
+        images: dict[int | str, _Image],
+        annotations: dict[int | str, dict[str, Any]],
     ) -> _Object:
         image, annotation = images.get(ref["image_id"]), annotations.get(ref["ann_id"])
         if image is None:
-            raise self._problem(
-                ref, f"image {ref['image_id']} is not in {self.instances_file.name}", "unknown image"
-            )
+            message = f"image {ref['image_id']!r} is not in {self.instances_file.name}, or faulty there"
+            raise FieldError(message, "unknown image")
         if annotation is None:
-            message = f"annotation {ref['ann_id']} is not in {self.instances_file.name}"
-            raise self._problem(ref, message, "unknown annotation")
-        if not image.path.is_file():
-            raise self._problem(ref, f"image {image.path} not found", "missing image")
+            message = f"annotation {ref['ann_id']!r} is not in {self.instances_file.name}, or faulty there"
+            raise FieldError(message, "unknown annotation")
+        existing_file(self.image_dir, image.name, "image")
         segmentation = annotation.get("segmentation")
         try:
             check_segmentation(segmentation, image.size)
         except ValueError as error:
-            raise self._problem(ref, f"mask of annotation {ref['ann_id']}: {error}", "bad mask") from error
-        texts = [str(sentence.get("raw", sentence.get("sent", ""))).strip() for sentence in ref["sentences"]]
-        if not texts or not all(texts):
-            raise self._problem(ref, "it has no sentence, or an empty one", "empty sentence")
-        if self.lower:
-            texts = [text.lower() for text in texts]
-        ids = tuple(int(s.get("sent_id", position)) for position, s in enumerate(ref["sentences"]))
-        return _Object(index, ref["ref_id"], ref["ann_id"], image, segmentation, tuple(texts), ids)
+            raise FieldError(f"mask of annotation {ref['ann_id']}: {error}", "bad mask") from error
+        sentences = [
+            _Sentence.read(entry, k) for k, entry in enumerate(list_of(ref["sentences"], "sentences"))
+        ]
+        if not sentences or not all(sentence.text for sentence in sentences):
+            raise FieldError("it has no sentence, or an empty one", "empty sentence")
+        texts = tuple(sentence.text.lower() if self.lower else sentence.text for sentence in sentences)
+        ids = tuple(sentence.sentence_id for sentence in sentences)
+        return _Object(index, ref["ref_id"], ref["ann_id"], image, segmentation, texts, ids)
 
     def _make_records(self) -> list[_Record]:
         """Groups the objects by image, in order of first appearance: samples of an image are neighbours."""

@@ -8,20 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.class_names import named_classes
-from flmm_detseg.datasets.files import require_dir
+from flmm_detseg.datasets.files import is_file, require_dir
+from flmm_detseg.datasets.images import read_labels
 from flmm_detseg.datasets.policy import record_error
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import DenseTargets, Sample
+from flmm_detseg.utils.values import printable
 
 IGNORE = 255
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp")
 # Pillow modes whose pixels are class numbers: a colour picture is not a label map.
-_LABEL_MODES = ("1", "L", "P", "I", "I;16")
+_LABEL_MODES = frozenset(("1", "L", "P", "I", "I;16", "I;16B"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ class SemanticMapsDataset(GroundingDataset):
 
     def _find_records(self, label_suffix: str) -> list[_Record]:
         records = []
-        paths = sorted(path for path in self.label_dir.rglob(f"*{label_suffix}") if path.is_file())
+        paths = sorted(path for path in self.label_dir.rglob(f"*{label_suffix}") if is_file(path))
         if not paths:
             raise DataError(
                 f"{self.label_dir}: no label map *{label_suffix} in it. Check `label_dir` and `label_suffix`."
@@ -101,7 +102,7 @@ class SemanticMapsDataset(GroundingDataset):
         for path in paths:
             stem = path.relative_to(self.label_dir).as_posix().removesuffix(label_suffix)
             found = [self.image_dir / (stem + suffix) for suffix in _IMAGE_SUFFIXES]
-            image_path = next((candidate for candidate in found if candidate.is_file()), None)
+            image_path = next((candidate for candidate in found if is_file(candidate)), None)
             if image_path is None:
                 message = (
                     f"no image {stem}.jpg (or {', '.join(_IMAGE_SUFFIXES[1:3])}, ...) in {self.image_dir}"
@@ -109,7 +110,7 @@ class SemanticMapsDataset(GroundingDataset):
                 remedy = "Images and label maps need equal names; policy='skip' leaves such maps out."
                 self._log.handle(record_error(str(path), "", message, remedy, "missing image"))
             else:
-                records.append(_Record(f"{self.name}/{stem}", path, image_path))
+                records.append(_Record(printable(f"{self.name}/{stem}"), path, image_path))
         return records
 
     def _read(self, record: _Record) -> Sample:
@@ -131,19 +132,8 @@ class SemanticMapsDataset(GroundingDataset):
         def problem(message: str, kind: str, remedy: str) -> Exception:
             return record_error(str(record.label_path), record.record_id, message, remedy, kind)
 
-        again = "Copy or download it again, or use policy='skip' with verify_images=True."
-        try:
-            with Image.open(record.label_path) as picture:
-                mode, values = picture.mode, np.asarray(picture)
-        except (OSError, SyntaxError, ValueError) as error:
-            raise problem(f"label map cannot be decoded ({error})", "broken image", again) from error
-        if mode not in _LABEL_MODES:
-            message = f"label map has colours (mode {mode}), not class numbers"
-            raise problem(message, "bad map", "Save it as an 8-bit grey or palette PNG of class numbers.")
-        if values.shape != tuple(image_size):
-            found, wanted = (" x ".join(map(str, size)) for size in (values.shape, image_size))
-            message = f"label map is {found}, its image {wanted} (H x W)"
-            raise problem(message, "size mismatch", "Use maps of the images' original size.")
+        size = (image_size[0], image_size[1])
+        _, values, _ = read_labels(record.label_path, record.record_id, "label map", _LABEL_MODES, size)
         values = values.astype(np.int64)
         known = values != IGNORE
         if self.reduce_zero_label:

@@ -24,6 +24,7 @@ from flmm_detseg.ops.letterbox import (
 )
 from flmm_detseg.ops.spans import tokens_of_spans
 from flmm_detseg.structures import ANSWER_TASKS, GridLevel, LMMInputs, PatchGrid, Phrase, Sample
+from flmm_detseg.utils.values import FieldError, check_text
 
 PROMPT_TEMPLATES: dict[str, str] = {
     "vicuna": "USER: {image}\n{prompt} ASSISTANT:",
@@ -141,13 +142,13 @@ class LMMProcessor(ABC):
             raise DataError(
                 f"{sample.record_id}: image is {image.dtype} {image.shape}; uint8 (H, W, 3) RGB is needed"
             )
+        prefix = self._prefix(sample)
         check_spans(sample.text, sample.phrases, sample.record_id)
         pixel_values, grid = self.process_image(image)
         if 0 in grid.output_grid:
             raise DataError(
                 f"{sample.record_id}: image of {grid.image_size} is too narrow: no image token is left of it"
             )
-        prefix = self._prefix(sample)
         full_text = f"{prefix} {sample.text}" if sample.text else prefix
         if sample.text and sample.task in ANSWER_TASKS:
             if self.tokenizer.eos_token is None:
@@ -198,6 +199,11 @@ class LMMProcessor(ABC):
 
     def _prefix(self, sample: Sample) -> str:
         question = self.settings.description_prompt if sample.prompt is None else sample.prompt
+        try:  # what tokenizers answer with a TypeError
+            check_text(question, "prompt")
+            check_text(sample.text, "text")
+        except FieldError as error:
+            raise DataError(f"{sample.record_id}: {error}") from error
         if found := next((t for t in self._control_tokens if t in question or t in sample.text), None):
             remedy = "it is added for you" if found == self.image_token else "it would be no text to the LMM"
             raise DataError(f"{sample.record_id}: prompt or text contain {found!r}; remove it, {remedy}")

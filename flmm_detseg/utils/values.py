@@ -13,7 +13,7 @@ import os
 import reprlib
 from typing import Any
 
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, DataError
 
 MAX_PIXELS_VARIABLE = "FLMM_DETSEG_MAX_PIXELS"
 # Room for cameras of 100 megapixels; RGB and its decoder take about 8 bytes a pixel, so about 1 GB.
@@ -27,7 +27,7 @@ _short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 3, 80, 80, 
 _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = _short.maxfrozenset = 8
 
 
-class FieldError(ValueError):
+class FieldError(DataError):
     """A value that cannot be used.
 
     Attributes:

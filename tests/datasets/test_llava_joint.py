@@ -156,7 +156,7 @@ def test_only_twelve_digits_are_coco_s():
             r"conversations\[1\]: `from` must be 'gpt'",
         ),
         (dict(conversations=[turn("human", "<image>"), turn("gpt", "b")]), r"\[0\]: `value` is empty"),
-        (dict(conversations=[turn("human", "a"), turn("gpt", 3)]), r"\[1\]: `value` is empty"),
+        (dict(conversations=[turn("human", "a"), turn("gpt", 3)]), r"\[1\]: `value` is 3, not a text"),
         (dict(conversations=[turn("human", "<image><image> a"), turn("gpt", "b")]), "2 times <image>"),
         (dict(conversations=[turn("human", "a"), turn("gpt", "see <image>")]), "1 times <image>"),
         (dict(image=["1.png", "2.png"]), "must name one image"),

@@ -76,7 +76,11 @@ def test_palette_and_16_bit_maps(tmp_path):
         (ramp(1, 3, 4), True, "values 4; 3 classes have 1..3"),
         (ramp(1, 300, dtype=np.uint16), False, "values 300"),
         (np.zeros((7, 9), dtype=np.uint8), False, r"label map is 7 x 9, its image 40 x 60 \(H x W\)"),
-        (np.zeros((*SIZE, 3), dtype=np.uint8), False, r"has colours \(mode RGB\)"),
+        (
+            np.zeros((*SIZE, 3), dtype=np.uint8),
+            False,
+            "label map has pixels of Pillow's mode RGB, which are no labels",
+        ),
     ],
 )
 def test_unusable_maps_name_file_and_remedy(tmp_path, values, reduce, match):
