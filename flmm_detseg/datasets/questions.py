@@ -106,6 +106,7 @@ class QuestionDataset(GroundingDataset):
         choices = entry.get("choices") or []
         if not _are_texts(choices) or len(choices) > len(_LETTERS):
             raise FieldError("`choices` must be a list of at most 10 texts")
+        choices = [check_text(choice, "choices") for choice in choices]
         text = check_text(entry["text"], "text").replace("<image>", "").strip()
         return _Record(
             record_id=f"{self.name}/{question_id}",
@@ -140,6 +141,7 @@ class QuestionDataset(GroundingDataset):
         if not all(isinstance(answer, str) for answer in answers) or not any(map(str.strip, answers)):
             message = "no reference: `answers`, `answer` or `label` must be a text or a list of texts"
             raise FieldError(message, "missing key")
+        answers = [check_text(answer, "answer") for answer in answers]
         if choices and any(answer.strip().upper() not in _LETTERS[: len(choices)] for answer in answers):
             message = f"answer {shown(answers[0])} is not the letter of one of {len(choices)} choices"
             raise FieldError(message)
@@ -165,9 +167,7 @@ class QuestionDataset(GroundingDataset):
 
 
 def _are_texts(values: Any) -> bool:
-    """Whether a value is a list of texts that say something; raises FieldError for texts that are broken."""
-    texts = isinstance(values, list) and all(isinstance(value, str) and value.strip() for value in values)
-    return texts and all(isinstance(check_text(value, "answer or choice"), str) for value in values)
+    return isinstance(values, list) and all(isinstance(value, str) and value.strip() for value in values)
 
 
 def _is_box(box: Any) -> bool:
