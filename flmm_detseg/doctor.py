@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import io
 import json
+import locale
 import os
 import platform
 import shutil
@@ -15,6 +16,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+
+from flmm_detseg.inference.command import TINY_HEADS
+from flmm_detseg.utils.paths import find, places
 
 INSTALL = "make install (or see requirements/lock.txt: pip install --no-deps -r ...)"
 TINY_MODELS = {
@@ -36,7 +40,8 @@ EXTRA_PACKAGES = (
     "bitsandbytes",
     "tensorboard",
 )
-MIN_DISK_GB, MIN_MEMORY_GB = 2.0, 4.0
+MIN_DISK_GB, MIN_MEMORY_GB, MIN_SHARED_MEMORY_GB = 2.0, 4.0, 0.25
+_SHARED_MEMORY = Path("/dev/shm")
 
 
 class AbsentError(Exception):
@@ -73,9 +78,34 @@ def examine() -> list[Check]:
         ("segment-anything", True, _segment_anything, INSTALL),
         ("xtuner package", True, _xtuner, INSTALL),
         ("xtuner command", False, _xtuner_command, "use `python tools/train.py CONFIG`, it does the same"),
+        (
+            "locale",
+            False,
+            _locale,
+            "export LC_ALL=C.UTF-8: file names and captions with other letters fail without",
+        ),
+        (
+            "threads",
+            False,
+            _threads,
+            "export OMP_WAIT_POLICY=passive (and OMP_NUM_THREADS=1 for many processes)",
+        ),
+        (
+            "shared memory",
+            False,
+            _shared_memory,
+            "num_workers=0 in the config's data loaders, or a larger one (docker run --shm-size=1g)",
+        ),
+        ("work_dirs", False, _work_dirs, "run from a folder of your own, or name one: --work-dir, --out"),
         ("disk", True, _disk, "free some space: a run keeps its checkpoints and pictures in work_dirs/"),
         ("memory", True, _memory, "close other programs, or lower the batch size in the config"),
-        ("GPU", False, _gpu, "none needed for the tiny models; 7B models want one with 24 GB and its driver"),
+        (
+            "GPU",
+            False,
+            _gpu,
+            "none needed for the tiny models; 7B models want one with 24 GB and its driver. Lines with "
+            "`--deepspeed deepspeed_zero2` need one too; without: --deepspeed configs/deepspeed/zero2_cpu.json",
+        ),
         ("bf16", False, _bf16, "use dtype='float32' in the config's lmm"),
         ("gloo (several CPU processes)", False, _gloo, INSTALL),
         ("DeepSpeed", False, _deepspeed, "DS_BUILD_OPS=0 pip install --no-build-isolation deepspeed==0.18.9"),
@@ -88,8 +118,10 @@ def examine() -> list[Check]:
     ]
     checks += [_probe(name, core, probe, remedy) for name, core, probe, remedy in probes]
     for name, (folder, tool) in TINY_MODELS.items():
-        remedy = f"run from the repository's root, restore {folder} with git, or train it: {tool}"
-        checks.append(_probe(name, False, lambda folder=folder: _weights(Path(folder)), remedy))
+        remedy = f"restore {folder} of the repository with git, or train it: {tool}"
+        checks.append(_probe(name, False, lambda folder=folder: _weights(find(folder)), remedy))
+    remedy = "restore data/models/tiny_heads with git, or train it: make quickstart"
+    checks.append(_probe("tiny heads", False, _heads, remedy))
     return checks
 
 
@@ -235,8 +267,44 @@ def _xtuner_command() -> str:
     places = (Path(sys.executable).parent, *map(Path, os.get_exec_path()))
     for place in places:
         if (place / "xtuner").is_file():
-            return f"xtuner train is {'beside this Python' if place == places[0] else 'on the PATH'}"
+            where = "beside this Python" if place == places[0] else "on the PATH"
+            return (
+                f"{where}; it exits with 0 whatever happens: `python tools/train.py CONFIG` tells the truth"
+            )
     raise AbsentError("neither beside this Python nor on the PATH")
+
+
+def _locale() -> str:
+    names = {sys.getfilesystemencoding(), locale.getpreferredencoding(False)}
+    if {name.lower().replace("-", "") for name in names} != {"utf8"}:
+        raise AbsentError(f"{', '.join(sorted(names))}, not UTF-8")
+    return "UTF-8"
+
+
+def _threads() -> str:
+    cores, load = os.cpu_count() or 1, os.getloadavg()[0]
+    found = f"{cores} cores, load {load:.1f}"
+    if load > cores and os.environ.get("OMP_WAIT_POLICY", "").lower() != "passive":
+        raise AbsentError(
+            f"{found}: threads that wait for a core keep it busy, and runs take many times longer"
+        )
+    return found
+
+
+def _shared_memory() -> str:
+    if not _SHARED_MEMORY.is_dir():
+        return "no /dev/shm on this system"
+    free = shutil.disk_usage(_SHARED_MEMORY).free / 1e9
+    if free < MIN_SHARED_MEMORY_GB:
+        raise AbsentError(f"{free * 1000:.0f} MB free: workers of data loaders hand images over in it")
+    return f"{free:.1f} GB free"
+
+
+def _work_dirs() -> str:
+    folder = Path("work_dirs") if Path("work_dirs").is_dir() else Path.cwd()
+    if not os.access(folder, os.W_OK):
+        raise AbsentError(f"{folder.resolve()} cannot be written to; runs and results go there")
+    return f"{folder.resolve()} can be written to"
 
 
 def _disk() -> str:
@@ -313,12 +381,21 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def _heads() -> str:
+    file = find(TINY_HEADS)
+    if not file.is_file():
+        raise AbsentError(f"{TINY_HEADS} is missing ({places(TINY_HEADS)})")
+    if file.stat().st_size < 1e5:
+        raise AbsentError(f"{file} is no weights file (a pointer of git LFS?)")
+    return f"{file}: {file.stat().st_size / 1e6:.1f} MB; `flmm-detseg ground` without a config uses them"
+
+
 def _weights(folder: Path) -> str:
     from safetensors import safe_open
 
     file = folder / "model.safetensors"
     if not file.is_file():
-        raise AbsentError(f"{file} is missing (looked in {Path.cwd()})")
+        raise AbsentError(f"{file} is missing ({places(file)})")
     with safe_open(file, framework="pt") as tensors:
         count = len(list(tensors.keys()))
     return f"{folder}: {count} tensors, {file.stat().st_size / 1e6:.1f} MB"

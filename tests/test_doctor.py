@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,6 +73,31 @@ def test_a_failing_probe_is_a_finding_not_a_crash():
     check = doctor._probe("torch", True, broken, "reinstall")
     assert (check.ok, check.detail) == (False, "RuntimeError: operator torchvision::nms does not exist")
     assert check.remedy == "reinstall"
+
+
+@pytest.mark.parametrize(
+    ("probe", "patched", "value", "named"),
+    [
+        (doctor._locale, "locale.getpreferredencoding", lambda _: "ANSI_X3.4-1968", "ANSI_X3.4-1968"),
+        (doctor._threads, "os.getloadavg", lambda: (1e4, 0.0, 0.0), "load 10000.0"),
+        (doctor._shared_memory, "shutil.disk_usage", lambda _: SimpleNamespace(free=64e6), "64 MB free"),
+        (doctor._work_dirs, "os.access", lambda *_: False, "cannot be written to"),
+        (doctor._heads, "find", lambda _: Path("nowhere.pth"), "is missing"),
+    ],
+)
+def test_what_a_machine_lacks_is_named(monkeypatch, probe, patched, value, named):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(f"flmm_detseg.doctor.{patched}", value)
+    check = doctor._probe("it", False, probe, "do this")
+    assert not check.ok
+    assert named in check.detail
+
+
+def test_the_doctor_finds_the_models_from_any_folder(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for name, (folder, _) in doctor.TINY_MODELS.items():
+        assert doctor._probe(name, False, lambda folder=folder: doctor._weights(doctor.find(folder)), "").ok
+    assert doctor._probe("heads", False, doctor._heads, "").ok
 
 
 def test_missing_weights_are_named(tmp_path):

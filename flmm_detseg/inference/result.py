@@ -117,7 +117,7 @@ class GroundingResult:
             grid=self.grid,
             phrase=self.phrases[index],
             top=top,
-            target="own predicted mask",
+            target="model's own mask",
         )
 
     def save_attention(self, path: str | Path, index: int, *, top: int = 7) -> Path:

@@ -17,8 +17,7 @@ _NOISE = {
 def drop_import_noise() -> None:
     """Drops those messages, and no others, of both loggers. Call it before the packages are imported.
 
-    Whoever uses 8-bit optimizers or DeepSpeed on a machine without a GPU gets an error of its own; `flmm-detseg doctor`
-    says what both can do here.
+    Nothing here uses 8-bit optimizers, and what DeepSpeed can do on a machine is in `flmm-detseg doctor`.
     """
     for name, beginnings in _NOISE.items():
         logger = logging.getLogger(name)

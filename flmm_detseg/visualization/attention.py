@@ -93,7 +93,7 @@ def draw_attention_heads(
         phrase: Text of the phrase for the title.
         top: Number of heads shown.
         cell: Longer side of one shown map, pixels.
-        target: What ``mask`` is, for the title: ``"own predicted mask"``, ``"target mask"``.
+        target: What ``mask`` is, for the title: ``"model's own mask"``, ``"target mask"``.
 
     Returns:
         RGB uint8 picture.
