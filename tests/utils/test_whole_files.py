@@ -19,8 +19,8 @@ from flmm_detseg.utils.whole_files import dump_json, new_folder, read_json, writ
 NO_FIGURES = {
     "cache/blob.py", "cache/digests.py", "cache/fingerprint.py", "cache/parts.py", "datasets/tinyworld/stream_files.py",
     "datasets/tinyworld/world.py", "datasets/voc.py", "datasets/vqav2.py", "doctor.py", "engine/evaluate.py",
-    "evaluation/results.py", "experiments/stages.py", "lmms/facts.py", "lmms/trained_layout.py", "refiners/sam_build.py",
-    "utils/whole_files.py",
+    "evaluation/results.py", "experiments/stages.py", "lmms/facts.py", "lmms/trained_layout.py",
+    "refiners/sam_build.py", "utils/whole_files.py",
 }  # fmt: skip
 
 
