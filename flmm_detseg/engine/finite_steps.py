@@ -14,6 +14,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from flmm_detseg.engine.resume import state_tensors
 from flmm_detseg.engine.start import last_checkpoint, unwrap
 from flmm_detseg.errors import CheckpointError, ConfigError, RunError
 from flmm_detseg.utils.finite import is_finite, not_finite
@@ -194,7 +195,7 @@ def check_state(runner: Runner, name: str, optimizer: bool) -> None:
     """
     broken = not_finite(unwrap(runner.model).trainable_state_dict())
     if optimizer:
-        broken += not_finite(dict(_moments(runner.optim_wrapper.optimizer)))
+        broken += not_finite(state_tensors(runner.optim_wrapper.optimizer))
     if not everywhere(not broken):
         raise RunError(
             f"{name} was not written, for it would hold NaN or infinities: {_listed(broken)}. Earlier checkpoints are "
@@ -206,16 +207,6 @@ def _last(runner: Runner) -> Path | None:
     with suppress(CheckpointError):
         return last_checkpoint(Path(runner.work_dir))
     return None
-
-
-def _moments(optimizer: Any) -> Sequence[tuple[str, Tensor]]:
-    states = getattr(optimizer, "optimizer", optimizer).state  # ZeRO's holds the one that steps
-    return [
-        (f"{key} of {getattr(parameter, 'flmm_name', f'partition {i}')}", value)
-        for i, (parameter, state) in enumerate(states.items())
-        for key, value in state.items()
-        if isinstance(value, Tensor)
-    ]
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from torch import Tensor
 
 from flmm_detseg.errors import CheckpointError
-from flmm_detseg.models.checkpoint import HEADS, head_order
+from flmm_detseg.models.checkpoint import HEADS, check_finite, head_order
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 
 # Entry of a checkpoint's meta: names of the optimizer's parameters, by place.
@@ -40,6 +40,21 @@ def parameter_names(optimizer: Any) -> list[str] | None:
         groups = [group["params"] for group in optimizer.param_groups]
     names = [getattr(parameter, "flmm_name", None) for group in groups for parameter in group]
     return None if None in names else names
+
+
+def state_tensors(optimizer: Any) -> dict[str, Tensor]:
+    """All tensors of an optimizer's state, by names for messages.
+
+    Args:
+        optimizer: torch's, or DeepSpeed's ZeRO, which holds the one that steps.
+    """
+    states = getattr(optimizer, "optimizer", optimizer).state
+    return {
+        f"{key} of {getattr(parameter, 'flmm_name', f'partition {i}')}": value
+        for i, (parameter, state) in enumerate(states.items())
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def take_order(model: GroundingLMM, content: Mapping[str, Any]) -> None:
@@ -150,13 +165,17 @@ def follow_config(runner: Runner | FlexibleRunner, checkpoint: dict[str, Any], s
 
 
 def follow_config_of_engine(strategy: DeepSpeedStrategy) -> None:
-    """Lets DeepSpeed's ``resume``, which shows itself to no hook, keep the settings and schedules this run states."""
+    """Lets DeepSpeed's ``resume``, which shows itself to no hook, keep the settings and schedules this run states.
+
+    It also refuses an optimizer's state with NaN or infinities, with a CheckpointError.
+    """
     resume = strategy.resume
 
     def resumed(filename: str, **options: Any) -> dict[str, Any]:
         groups = strategy.optim_wrapper.optimizer.param_groups
         stated = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         extra = resume(filename, **{**options, "resume_param_scheduler": False})
+        check_finite(state_tensors(strategy.optim_wrapper.optimizer), filename)
         schedulers = getattr(strategy, "param_schedulers", None)
         stored = extra.pop("param_schedulers", None)
         for group, own in zip(strategy.optim_wrapper.optimizer.param_groups, stated):

@@ -226,6 +226,13 @@ def test_deepspeed_s_resume_keeps_what_the_config_states():
     engine.resume("iter_6.pth", resume_param_scheduler=True)
     assert train(engine, 6, 12) == expected[6:]
 
+    whole.optim_wrapper.optimizer.state[whole.model["heads"]["zeta"].bias]["exp_avg"][0] = float("nan")
+    engine = run(model("zeta"), end=12)
+    engine.resume = resume_folder
+    follow_config_of_engine(engine)
+    with pytest.raises(CheckpointError, match=r"iter_6\.pth holds NaN .*: exp_avg of heads\.zeta\.bias\."):
+        engine.resume("iter_6.pth")
+
 
 @pytest.mark.case("model/resume_head_order")
 def test_deepspeed_s_partitions_are_refused_in_another_order():

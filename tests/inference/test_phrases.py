@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import time
 import unicodedata
 
 import pytest
@@ -147,6 +149,22 @@ def test_words_of_any_language(caption, phrase, expected):
     else:
         with pytest.raises(PhraseNotFoundError, match="does not occur"):
             locate_phrases(caption, [phrase])
+
+
+def test_plain_texts_take_a_short_way_to_the_same_words():
+    """The long way reads every character; thousands of captions, or of phrases, would wait for it."""
+    draw = random.Random(0)
+    for _ in range(3000):
+        letters = draw.choice(["ab ", "aB_ .", "ab1-' \n", "aA", "a ,B"])
+        caption = "".join(draw.choices(letters, k=draw.randrange(14)))
+        phrase = "".join(draw.choices(letters, k=draw.randrange(1, 5)))
+        # A mark apart from all words leads the long way round and changes nothing else.
+        assert find_words(caption, phrase) == find_words(f"{caption}|é", phrase), (caption, phrase)
+    caption = "a red star above the green ring, " * 60
+    began = time.process_time()
+    for _ in range(300):
+        assert find_words(caption, "above the green ring")[0] == (11, 31)
+    assert time.process_time() - began < 0.4, "4 s by the long way"
 
 
 @pytest.mark.case("model/combining_marks")

@@ -217,6 +217,15 @@ def test_values_that_cannot_be_obeyed_are_refused(fields, adapter, monkeypatch):
         LlavaAdapter(adapter.model, adapter.processor)
 
 
+@pytest.mark.case("model/generation_config")
+def test_where_there_are_no_values_only_shapes_matter(adapter, monkeypatch):
+    """Rules look at values, which the meta device has none of."""
+    with torch.device("meta"):
+        model = type(adapter.model)(adapter.model.config)
+    monkeypatch.setattr(model, "generation_config", GenerationConfig(eos_token_id=2, no_repeat_ngram_size=3))
+    assert LlavaAdapter(model, adapter.processor).model.device.type == "meta"
+
+
 @pytest.mark.case("model/model_facts")
 def test_an_answer_ends_where_the_positions_end(adapter, stock, monkeypatch, said):
     sample = make_sample(1)
