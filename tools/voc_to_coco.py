@@ -38,7 +38,9 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
-    refuse_overwrite(args.out, [args.list, *Path(args.xml_dir).rglob("*"), *Path(args.image_dir).rglob("*")])
+    # A JSON file among the images is no image: an earlier result, to be replaced.
+    images = (path for path in Path(args.image_dir).rglob("*") if path.suffix.lower() != ".json")
+    refuse_overwrite(args.out, [args.list, *Path(args.xml_dir).rglob("*.xml"), *images])
     options = VOCOptions(
         classes=tuple(args.classes) if args.classes else None,
         stems=read_stems(args.list) if args.list else None,

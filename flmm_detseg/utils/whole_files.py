@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -14,15 +15,35 @@ from typing import Any
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.utils.lock import holding
 
+# What file systems say that do not sync folders.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR, errno.EACCES)
+
 
 def sync(path: Path) -> None:
     """Brings a file, or a folder and all it holds, to the disk: a rename may reach it before what it renames."""
     if path.is_dir():
         for inner in path.iterdir():
             sync(inner)
+        _sync_entries(path)
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_entries(folder: Path) -> None:
+    """Brings the names in a folder to the disk, where the file system can: some of networks and FUSE cannot."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # one may write there, and not look
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -31,11 +52,7 @@ def put_in_place(part: Path, final: Path) -> None:
     """Renames a finished file or folder; after a power cut ``final`` is the old or the whole new one."""
     sync(part)
     os.replace(part, final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    _sync_entries(final.parent)
 
 
 @contextmanager
@@ -70,8 +87,14 @@ def new_folder(final: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file in one step: a reader sees the old or the whole new one. Missing folders are made."""
+    """Writes a file in one step: a reader sees the old or the whole new one. Missing folders are made.
+
+    A device or a pipe (``/dev/stdout``) is written to, not replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        return
     part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     # A file name of the disk may hold bytes that are no UTF-8; the escape of such a half character is JSON's own.
     part.write_text(text, encoding="utf-8", errors="backslashreplace")

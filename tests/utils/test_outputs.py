@@ -83,6 +83,16 @@ def test_no_tool_writes_over_what_it_reads(tmp_path, monkeypatch, capsys, tool, 
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
+def test_an_earlier_result_beside_the_images_is_no_input(tmp_path, monkeypatch, capsys):
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "xml" / "a.xml").write_text("<html/>")
+    (tmp_path / "coco.json").write_text("{}")
+    monkeypatch.setattr(sys, "argv", ["", f"{tmp_path}/xml", str(tmp_path), "--out", f"{tmp_path}/coco.json"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(TOOLS / "voc_to_coco.py"), run_name="__main__")
+    assert "a.xml: its root is <html>" in capsys.readouterr().err
+
+
 @pytest.mark.case("security/overwrite")
 def test_a_preview_is_not_drawn_over_an_image(tmp_path):
     write_image(tmp_path / "a.png", 1)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import errno
 import json
 import math
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,14 @@ import torch
 import flmm_detseg
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.utils.finite import is_finite, not_finite
-from flmm_detseg.utils.whole_files import dump_json, new_folder, read_json, write_json
+from flmm_detseg.utils.whole_files import (
+    dump_json,
+    new_folder,
+    put_in_place,
+    read_json,
+    write_json,
+    write_text,
+)
 
 # Facts of our own that go to a hash, a header or a command line: they hold no figures.
 NO_FIGURES = {
@@ -65,6 +75,35 @@ def test_tensors_are_finite_or_not_whatever_their_type(dtype):
         assert not_finite({"a": largest, "b": broken, "c": broken[:2]}) == ["b"]
     assert is_finite(torch.empty(0, dtype=dtype))
     assert is_finite(torch.tensor([2**60]))
+
+
+def test_folders_that_cannot_be_synced_are_no_fault_and_full_disks_are(tmp_path, monkeypatch):
+    """Folders of CIFS and of some FUSE file systems cannot."""
+    whole = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, "sync")
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "a.txt").touch()
+    code = errno.EINVAL
+    put_in_place(tmp_path / "part", tmp_path / "whole")
+    assert (tmp_path / "whole" / "a.txt").exists()
+    code = errno.ENOSPC
+    with pytest.raises(OSError, match="sync"):
+        write_text(tmp_path / "b.txt", "b")
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_text(tmp_path / "pipe", "text")
+    assert os.read(reader, 10) == b"text"
+    os.close(reader)
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_new_folder_appears_whole_and_a_killed_run_s_rest_is_replaced(tmp_path):
