@@ -92,28 +92,39 @@ def test_pictures_and_validation_are_in_the_log(baseline):
 
 @HOOKS.register_module()
 class BreakLoss(Hook):
-    """Coarse masks of chosen iterations are NaN, of those only."""
+    """Coarse masks of chosen iterations, or their gradient only, are NaN, of those only."""
 
     priority = "HIGHEST"
 
-    def __init__(self, iterations: list[int]) -> None:
-        self.iterations = iterations
+    def __init__(self, iterations: list[int], gradient: bool = False) -> None:
+        self.iterations, self.gradient = iterations, gradient
 
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         head = unwrap(runner.model).heads["phrase"].mask_head
         vars(head).pop("forward_grouped", None)
         if runner.iter + 1 in self.iterations:
             whole = head.forward_grouped
-            head.forward_grouped = lambda stacks: [maps * float("nan") for maps in whole(stacks)]
+            head.forward_grouped = lambda *given: [self.broken(maps) for maps in whole(*given)]
+
+    def broken(self, maps: torch.Tensor) -> torch.Tensor:
+        if not self.gradient:
+            return maps * float("nan")
+        maps.register_hook(lambda gradient: gradient * float("nan"))
+        return maps
 
 
-def broken_config(baseline, name: str, iterations: list[int], **settings: object) -> str:
+def broken_config(
+    baseline, name: str, iterations: list[int], gradient: bool = False, **settings: object
+) -> str:
     """The baseline's config without validation, with losses that are NaN and one checkpoint to keep."""
     folder, config, _ = baseline
     changed = Config.fromfile(config)
     changed.val_dataloader = changed.val_cfg = changed.val_evaluator = None
     hooks = [hook for hook in changed.custom_hooks if "Visualization" not in str(hook.type)]
-    changed.custom_hooks = [*hooks, dict(type="test_train_e2e.BreakLoss", iterations=iterations)]
+    changed.custom_hooks = [
+        *hooks,
+        dict(type="test_train_e2e.BreakLoss", iterations=iterations, gradient=gradient),
+    ]
     changed.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1)
     changed.train_cfg.update(settings)
     changed.dump(folder / f"{name}.py")
@@ -155,6 +166,26 @@ def test_a_nan_batch_stops_the_run_and_keeps_the_last_finite_checkpoint(baseline
     text = "".join(log.read_text() for log in work.glob("*/vis_data/scalars.json"))
     assert '"skipped_steps": 1' in text
     assert "NaN" not in text
+
+
+@pytest.mark.long
+@pytest.mark.case("model/nan_batch")
+def test_deepspeed_makes_no_step_of_a_gradient_that_is_none(baseline):
+    """Its ZeRO looks at gradients by itself in float16 only."""
+    folder, _, _ = baseline
+    config = broken_config(baseline, "zero", [2], gradient=True, max_iters=3)
+    stopped = run(train_command(config, folder / "zero_stop", "--deepspeed", DEEPSPEED))
+    assert stopped.returncode == 2, stopped.stderr
+    line = stopped.stderr.splitlines()[-1]
+    assert line.startswith(
+        "RunError: iteration 2: a gradient holds NaN or infinities: a partition of DeepSpeed's"
+    )
+    assert f"{folder}/zero_stop/iter_1.pth" in line
+    options = ("--deepspeed", DEEPSPEED, "--cfg-options", "train_cfg.non_finite=skip")
+    skipped = run(train_command(config, folder / "zero_skip", *options))
+    assert skipped.returncode == 0, skipped.stderr
+    figures = json.loads(skipped.stdout.splitlines()[-1])
+    assert (figures["iterations"], figures["skipped_steps"]) == (3, 1)
 
 
 @pytest.mark.e2e
