@@ -45,8 +45,8 @@ class PhraseReading(NamedTuple):
     attention: Tensor | None = None
 
     @classmethod
-    def join(cls, parts: Sequence[PhraseReading]) -> PhraseReading:
-        """Phrases of one sample that were read in parts."""
+    def join(cls, parts: Sequence[PhraseReading], coarse_logits: Tensor) -> PhraseReading:
+        """Phrases of one sample that were read in parts; ``coarse_logits`` of all of them lie in one block already."""
         text = attention = None
         if parts[0].text is not None:
             counts = [0, *(len(part.coarse_logits) for part in parts)]
@@ -55,7 +55,7 @@ class PhraseReading(NamedTuple):
             text = TextPrompt(torch.cat([part.text.tokens for part in parts]), torch.cat(ids))
         if parts[0].attention is not None:
             attention = torch.cat([part.attention for part in parts])
-        return cls(torch.cat([part.coarse_logits for part in parts]), text, attention)
+        return cls(coarse_logits, text, attention)
 
 
 @MODELS.register_module()
@@ -102,7 +102,7 @@ class PhraseGroundingHead(Head):
         loss_dice_weight: float = 1.0,
         keep_attention: bool = False,
         phrases_per_call: int = 32,
-        phrases_per_pass: int = 128,
+        phrases_per_pass: int = 48,
     ) -> None:
         super().__init__()
         for name, value in (("phrases_per_call", phrases_per_call), ("phrases_per_pass", phrases_per_pass)):

@@ -11,6 +11,7 @@ from mmseg.models.utils import Upsample
 from torch import Tensor, nn
 
 from flmm_detseg.registry import MODELS
+from flmm_detseg.utils.memory import give_back_memory
 
 
 class Float32Upsample(Upsample):
@@ -124,6 +125,14 @@ class UNetHead(UNet):
             counts = [stacks[index].shape[0] for index in members]
             together = stacks[members[0]] if len(members) == 1 else torch.cat([stacks[i] for i in members])
             size = len(together) if torch.is_grad_enabled() or maps_per_call is None else maps_per_call
-            logits = torch.cat([self(part) for part in together.split(max(1, size))])
+            logits = self(together[:size])
+            if size < len(together):
+                # One block for all: small results between the large ones of the calls would keep memory from being
+                # given back, and joining them would need it twice.
+                first, logits = logits, logits.new_empty(len(together), *logits.shape[1:])
+                logits[:size] = first
+                for start in range(size, len(together), size):
+                    give_back_memory()
+                    logits[start : start + size] = self(together[start : start + size])
             results.update(zip(members, logits.split(counts)))
         return [results[index] for index in range(len(stacks))]

@@ -35,6 +35,7 @@ from flmm_detseg.structures import (
     Sample,
 )
 from flmm_detseg.utils.finite import require_finite
+from flmm_detseg.utils.memory import give_back_memory
 
 
 @dataclass(frozen=True)
@@ -325,6 +326,7 @@ class GroundingLMM(BaseModel):
                 sample = replace(sample, phrases=sample.phrases[part], masks=None)
                 batch = GroundingBatch([sample], [replace(inputs, phrase_tokens=inputs.phrase_tokens[part])])
                 states = self._encode(batch, head.capture)
+                give_back_memory()
                 return head.read(states, batch, keep_attention=keep_attention)[0]
 
             readings[index] = self._read_in_parts(read, len(samples[index].phrases))
@@ -339,8 +341,17 @@ class GroundingLMM(BaseModel):
 
     def _read_in_parts(self, read: Callable[[slice], PhraseReading], count: int) -> PhraseReading:
         step = self._head("phrase").phrases_per_pass
-        parts = [read(slice(start, start + step)) for start in range(0, count, step)]
-        return PhraseReading.join(parts)
+        coarse: Tensor | None = None
+        parts = []
+        for start in range(0, count, step):
+            part = read(slice(start, start + step))
+            if coarse is None:
+                coarse = part.coarse_logits.new_empty(count, *part.coarse_logits.shape[1:])
+            coarse[start : start + step] = part.coarse_logits
+            parts.append(part._replace(coarse_logits=coarse[start : start + step]))
+            if count > step:
+                give_back_memory()
+        return PhraseReading.join(parts, coarse)
 
     @torch.no_grad()
     def predict_answer(

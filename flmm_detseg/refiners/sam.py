@@ -200,14 +200,18 @@ class SAMRefiner(nn.Module):
         """
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         counts = [len(logits) for logits in coarse_logits]
-        kept: list[list[Tensor]] = [[] for _ in counts]
+        side = 4 * self.model.prompt_encoder.image_embedding_size[0]
+        gradients = torch.is_grad_enabled()
+        # One block a sample from the beginning: small results between the large ones of the calls would keep a
+        # process's memory from being given back, and joining them would need it twice.
+        found = [logits.new_zeros(len(logits), side, side, dtype=torch.float32) for logits in coarse_logits]
         if sum(counts):
             embeddings, image_index = self.encode_images(images, image_keys)
             decoder = self.model.mask_decoder
             dtype = decoder.mask_tokens.weight.dtype
             embeddings, dense_pe = embeddings.to(dtype), self.dense_pe().to(dtype)
             lowest = [_padding_logit(logits) for logits in coarse_logits]
-            limit = None if torch.is_grad_enabled() else phrases_per_call
+            limit = None if gradients else phrases_per_call
             for call in _calls(counts, limit):
                 coarse = [coarse_logits[index][part] for index, part in call]
                 prompts = [
@@ -227,13 +231,13 @@ class SAMRefiner(nn.Module):
                     dense.to(dtype),
                 )
                 low_res = low_res[:, 1:] if self.multimask_output else low_res[:, :1]
-                for (index, _), logits, maps in zip(call, coarse, low_res.float().split(lengths)):
-                    kept[index].append(self._select(maps, logits, sizes[index]))
-        side = 4 * self.model.prompt_encoder.image_embedding_size[0]
-        return [
-            self._maps(torch.cat(parts) if parts else logits.new_zeros(0, side, side), size)
-            for parts, logits, size in zip(kept, coarse_logits, sizes)
-        ]
+                for (index, part), logits, maps in zip(call, coarse, low_res.float().split(lengths)):
+                    chosen = self._select(maps, logits, sizes[index])
+                    if gradients:
+                        found[index] = chosen
+                    else:
+                        found[index][part] = chosen
+        return [self._maps(maps, size) for maps, size in zip(found, sizes)]
 
     def keep_box_decoder(self) -> None:
         """Keeps prompt encoder and mask decoder as they are now, frozen, for :meth:`masks_from_boxes`.

@@ -329,7 +329,7 @@ def test_readings_in_parts_are_one_reading():
             hidden=[HiddenRows(rows.states[:, inside], rows.phrase_ids[inside] - part.start)],
         )
         parts += head.read(some, batch, keep_attention=True)
-    joined = PhraseReading.join(parts)
+    joined = PhraseReading.join(parts, torch.cat([part.coarse_logits for part in parts]))
     assert torch.equal(joined.text.phrase_ids, whole.text.phrase_ids)
     torch.testing.assert_close(joined.text.tokens, whole.text.tokens)
     torch.testing.assert_close(joined.coarse_logits, whole.coarse_logits)
