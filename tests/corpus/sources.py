@@ -21,7 +21,7 @@ from pycocotools import mask as coco_mask
 from torch import nn
 
 from flmm_detseg import datasets
-from flmm_detseg.datasets.image_ids import excluded_ids
+from flmm_detseg.datasets.image_ids import read_images
 from flmm_detseg.datasets.voc import VOCOptions, convert_voc, write_coco
 from flmm_detseg.datasets.vqav2 import convert_vqav2, write_jsonl
 from flmm_detseg.evaluation.box_records import box_record
@@ -271,7 +271,7 @@ def _read_excluded(folder: Path) -> Reading:
         "COCOInstancesDataset", ann_file=str(folder / "instances.json"), image_dir=str(folder / "images"),
         exclude_image_ids_file=str(folder / "excluded.json"),
     )  # fmt: skip
-    reading.content["excluded"] = repr(sorted(map(str, excluded_ids(str(folder / "excluded.json")))))
+    reading.content["excluded"] = repr(sorted(map(str, read_images(str(folder / "excluded.json")).ids)))
     return reading
 
 
