@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     for result in filter(lambda result: result.is_fault, results):
         where = f"{result.source}, {result.operator} (seed {result.seed}, file {result.index})"
-        print(f"{result.outcome}: {where}: {result.detail}")
+        print(f"{result.outcome}: {where}: {ascii(result.detail)}")
     figures = {
         "files": len(results),
         "seeds": options.seeds,
