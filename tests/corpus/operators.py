@@ -221,6 +221,11 @@ def _required(path: tuple) -> bool:
     return _last_key(path) not in OPTIONAL
 
 
+def _no_id(path: tuple) -> bool:
+    """Ids are names: any text is one."""
+    return not _last_key(path).endswith("id")
+
+
 def _text(data: bytes, rng: np.random.Generator, change: Callable[[str], Any], **dump: Any) -> bytes | None:
     return _edit(data, rng, str, change, **dump)
 
@@ -255,7 +260,7 @@ def delete_key(data: bytes, rng: np.random.Generator) -> bytes | None:
 
 @operator(TREES, REFUSED)
 def number_as_text(data: bytes, rng: np.random.Generator) -> bytes | None:
-    return _edit(data, rng, (int, float), str, lambda path: not _last_key(path).endswith("id"))
+    return _edit(data, rng, (int, float), str, _no_id)
 
 
 @operator(TREES)
@@ -265,7 +270,7 @@ def id_as_text(data: bytes, rng: np.random.Generator) -> bytes | None:
 
 @operator(TREES, REFUSED)
 def word_for_number(data: bytes, rng: np.random.Generator) -> bytes | None:
-    return _number(data, rng, lambda value: "many")
+    return _edit(data, rng, (int, float), lambda value: "many", _no_id)
 
 
 @operator(TREES)
@@ -337,7 +342,7 @@ def blanks(data: bytes, rng: np.random.Generator) -> bytes | None:
 
 @operator(TREES, REFUSED)
 def lone_surrogate(data: bytes, rng: np.random.Generator) -> bytes | None:
-    return _text(data, rng, lambda text: text + "\ud83d")
+    return _edit(data, rng, str, lambda text: text + "\ud83d", _no_id)
 
 
 @operator(TREES)
