@@ -24,9 +24,10 @@ CASES = {
 }
 
 
-def test_markers_name_cases():
+def test_every_case_has_a_test():
     wanted = {f"{kind}/{name}" for kind, names in CASES.items() for name in names.split()}
     found: set[str] = set()
     for file in TESTS.rglob("test_*.py"):
         found |= set(re.findall(r'mark\.case\(\s*"([^"]+)"', file.read_text(encoding="utf-8")))
+    assert wanted - found == set()
     assert found - wanted == set(), "a marker names no case"
