@@ -23,3 +23,8 @@ def test_no_test_sets_another_path_for_its_children():
         if file.name not in ("conftest.py", "test_children.py")
     ]
     assert [str(file) for file in files if "PYTHONPATH" in file.read_text(encoding="utf-8")] == []
+
+
+def test_no_two_test_files_share_a_name():
+    names = [file.name for file in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names)), "pytest collects files of one name once"
