@@ -55,6 +55,7 @@ NOT_RUN = {
     "python tools/train_stages.py configs/llava/": "needs 7B weights; tests/models/test_shapes.py checks the chain",
     "python tools/ablation_table.py": f"{_LONG}; tests/experiments",
     "python tools/import_flmm_checkpoint.py": f"{_OWN}; tests/models/test_shapes.py",
+    "python tools/export_heads.py": f"{_OWN}; tests/models/test_export_heads.py",
     "python tools/merge_lora.py": "CONFIG must have LoRA; tests/models/test_merge.py",
     "python tools/eval_": "CONFIG must have the heads it measures; tests/engine/test_eval_tasks.py, test_evaluate.py",
     "python tools/ground.py": f"{_OWN}; the longer line of docs/python_api.md is run",
