@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.datasets.policy import record_error
-from flmm_detseg.errors import DataError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.utils.paths import find, places
-from flmm_detseg.utils.values import FieldError, check_text, printable, shown
+from flmm_detseg.utils.values import FieldError, check_words, printable, shown
 
 # Longer integers are refused by int() (a guard against quadratic time), wherever in the file they are.
 _MOST_DIGITS = 4000
@@ -243,6 +243,18 @@ def list_of(value: Any, what: str) -> list[Any]:
     return value
 
 
-def optional_text(value: Any, what: str) -> str | None:
-    """A text that a record may leave out (None); see :func:`~flmm_detseg.utils.values.check_text`."""
-    return None if value is None else check_text(value, what)
+def optional_words(value: Any, what: str) -> str | None:
+    """Words that a record may leave out (None); see :func:`~flmm_detseg.utils.values.check_words`."""
+    return None if value is None else check_words(value, what)
+
+
+def words_argument(value: str | None, what: str) -> str | None:
+    """A reader's argument that goes to the language model with every record; None: not given.
+
+    Raises:
+        ConfigError: See :func:`~flmm_detseg.utils.values.check_words`.
+    """
+    try:
+        return optional_words(value, what)
+    except FieldError as error:
+        raise ConfigError(str(error)) from error

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset, SharedInt
+from flmm_detseg.datasets.files import words_argument
 from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
 from flmm_detseg.datasets.policy import Problem
 from flmm_detseg.datasets.semantic_maps import IGNORE
@@ -77,7 +78,8 @@ class JointDataset(GroundingDataset):
         seed: Of the random draw.
 
     Raises:
-        ConfigError: A section is unknown, or the reader does not give what it needs.
+        ConfigError: A section is unknown, the reader does not give what it needs, or the question or a class name holds
+            a control word.
     """
 
     def __init__(
@@ -115,11 +117,14 @@ class JointDataset(GroundingDataset):
     def _check_sections(self) -> None:
         if not self.sections or any(name not in TASK_TOKENS for name in self.sections):
             raise ConfigError(f"`sections` is {self.sections}; give some of {', '.join(TASK_TOKENS)}")
+        words_argument(self.question, "question")
         if ("answer" in self.sections) != (self.answers is not None):
             raise ConfigError("`answers` and the section 'answer' belong together: give both or neither")
         if self.answers is not None and not isinstance(self.answers, LLaVAInstructDataset):
             raise ConfigError(f"`answers` must be a LLaVAInstructDataset, got {type(self.answers).__name__}")
         info = self.dataset.metainfo
+        for name in (*info.get("classes", ()), *info.get("semantic_classes", ())):
+            words_argument(name, "class name")
         if "detections" in self.sections and "classes" not in info:
             raise ConfigError(f"section 'detections': {type(self.dataset).__name__} gives no boxes")
         if "segmentations" in self.sections and not (

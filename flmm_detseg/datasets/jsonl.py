@@ -11,17 +11,18 @@ import numpy as np
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import (
     existing_file,
-    optional_text,
+    optional_words,
     parse_line,
     require_dir,
     require_file,
+    words_argument,
 )
 from flmm_detseg.datasets.masks import check_polygons, decode_segmentation, read_mask_png
 from flmm_detseg.datasets.policy import RecordError, record_error
 from flmm_detseg.language.words import canonical, find_words
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
-from flmm_detseg.utils.values import FieldError, check_text, identifier, is_number, shown
+from flmm_detseg.utils.values import FieldError, check_words, identifier, is_number, shown
 
 _LINE_KEYS = {"id", "image", "caption", "phrases", "prompt"}
 _PHRASE_KEYS = {"span", "spans", "text", "mask", "box"}
@@ -57,6 +58,7 @@ class JSONLDataset(GroundingDataset):
 
     Raises:
         DataError: The file is missing, or (``policy="raise"``) a line is unusable; names file and line.
+        ConfigError: ``prompt`` cannot be used.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class JSONLDataset(GroundingDataset):
         self.file = require_file(file, "data file")
         self.annotation_files = (self.file,)
         self.image_dir = self.file.parent if image_dir is None else require_dir(image_dir, "image folder")
-        self.allow_empty, self.prompt, self.name = allow_empty, prompt, name
+        self.allow_empty, self.prompt, self.name = allow_empty, words_argument(prompt, "prompt"), name
         self.records = self._read_lines()
         self._finish(verify_images, str(self.file))
 
@@ -114,8 +116,8 @@ class JSONLDataset(GroundingDataset):
             if not isinstance(entry.get(key), kind):
                 raise FieldError(f"`{key}` is missing or not a {kind.__name__}", "missing key")
         image_path = existing_file(self.image_dir, entry["image"], "image")
-        caption = check_text(entry["caption"], "caption")
-        prompt = optional_text(entry.get("prompt"), "prompt")
+        caption = check_words(entry["caption"], "caption")
+        prompt = optional_words(entry.get("prompt"), "prompt")
         record_id = identifier(entry["id"], "id") if entry.get("id") is not None else f"line-{number}"
         phrases = tuple(self._read_phrase(number, caption, k, p) for k, p in enumerate(entry["phrases"]))
         return _Record(

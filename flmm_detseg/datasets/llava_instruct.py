@@ -15,7 +15,7 @@ from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Sample
-from flmm_detseg.utils.values import FieldError, check_text, printable, shown
+from flmm_detseg.utils.values import FieldError, check_text, check_words, printable, shown
 
 TURNS = ("random", "all", "first")
 _PLACEHOLDER = "<image>"
@@ -146,7 +146,7 @@ class LLaVAInstructDataset(GroundingDataset):
             text = value.replace(_PLACEHOLDER, "").strip()
             if not text:
                 raise FieldError(f"{place}: `value` is empty", kind)
-            texts.append(text)
+            texts.append(check_words(text, f"{place}: value"))
         return tuple(texts[::2]), tuple(texts[1::2])
 
     def question_and_answer(self, index: int) -> tuple[str, str]:

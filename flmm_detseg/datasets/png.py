@@ -17,6 +17,7 @@ from flmm_detseg.datasets.files import (
     require_dir,
     require_keys,
     require_list,
+    words_argument,
 )
 from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.images import check_image_size
@@ -24,7 +25,7 @@ from flmm_detseg.datasets.masks import read_panoptic_ids
 from flmm_detseg.datasets.policy import RecordError, record_error
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
-from flmm_detseg.utils.values import FieldError, check_text, flag, integer, picture_size, shown
+from flmm_detseg.utils.values import FieldError, check_text, check_words, flag, integer, picture_size, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class PNGDataset(GroundingDataset):
     Raises:
         DataError: A file is missing, truncated or of another kind, or (``policy="raise"``) a narrative is
             unusable.
+        ConfigError: ``prompt`` cannot be used.
 
     Source: González et al., Panoptic Narrative Grounding, ICCV 2021 (arXiv 2109.04988).
     """
@@ -99,7 +101,8 @@ class PNGDataset(GroundingDataset):
         self.annotation_files = (self.narratives_file, self.panoptic_json)
         self.panoptic_dir = require_dir(panoptic_dir, "panoptic folder")
         self.image_dir = require_dir(image_dir, "image folder")
-        self.plural_is_thing, self.prompt, self.name = plural_is_thing, prompt, name
+        self.plural_is_thing, self.name = plural_is_thing, name
+        self.prompt = words_argument(prompt, "prompt")
         self.records = self._read_records(read_images(exclude_image_ids_file))
         self._finish(verify_images, str(self.narratives_file))
 
@@ -205,7 +208,7 @@ class PNGDataset(GroundingDataset):
                 raise FieldError(f"segment {number} is {shown(segment)}, not an object")
             if "utterance" not in segment:
                 raise FieldError(f"segment {number}: key `utterance` is missing")
-            utterance = check_text(segment["utterance"], f"segments[{number}].utterance").strip()
+            utterance = check_words(segment["utterance"], f"segments[{number}].utterance").strip()
             given = segment.get("segment_ids")
             ids = tuple(
                 _id(value, "segment_ids") for value in list_of([] if given is None else given, "segment_ids")

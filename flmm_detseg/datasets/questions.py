@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.datasets.base import GroundingDataset
-from flmm_detseg.datasets.files import existing_file, parse_line, require_dir, require_file
+from flmm_detseg.datasets.files import existing_file, parse_line, require_dir, require_file, words_argument
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Sample
-from flmm_detseg.utils.values import FieldError, check_text, identifier, is_number, shown
+from flmm_detseg.utils.values import FieldError, check_text, check_words, identifier, is_number, shown
 
 _LETTERS = "ABCDEFGHIJ"
 
@@ -52,6 +52,7 @@ class QuestionDataset(GroundingDataset):
 
     Raises:
         DataError: The file is missing, or (``policy="raise"``) a line is unusable; names file and line.
+        ConfigError: ``prompt_suffix`` cannot be used.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class QuestionDataset(GroundingDataset):
         self.file = require_file(file, "question file")
         self.annotation_files = (self.file,)
         self.image_dir = require_dir(image_dir, "image folder")
-        self.prompt_suffix, self.name = prompt_suffix, name
+        self.prompt_suffix, self.name = words_argument(prompt_suffix, "prompt_suffix"), name
         self.records = self._read_lines()
         self._finish(verify_images, str(self.file))
 
@@ -107,7 +108,7 @@ class QuestionDataset(GroundingDataset):
         if not _are_texts(choices) or len(choices) > len(_LETTERS):
             raise FieldError("`choices` must be a list of at most 10 texts")
         choices = [check_text(choice, "choices") for choice in choices]
-        text = check_text(entry["text"], "text").replace("<image>", "").strip()
+        text = check_words(check_text(entry["text"], "text").replace("<image>", "").strip(), "text")
         return _Record(
             record_id=f"{self.name}/{question_id}",
             question_id=question_id,
@@ -141,7 +142,7 @@ class QuestionDataset(GroundingDataset):
         if not all(isinstance(answer, str) for answer in answers) or not any(map(str.strip, answers)):
             message = "no reference: `answers`, `answer` or `label` must be a text or a list of texts"
             raise FieldError(message, "missing key")
-        answers = [check_text(answer, "answer") for answer in answers]
+        answers = [check_words(answer, "answer") for answer in answers]
         if choices and any(answer.strip().upper() not in _LETTERS[: len(choices)] for answer in answers):
             message = f"answer {shown(answers[0])} is not the letter of one of {len(choices)} choices"
             raise FieldError(message)

@@ -17,6 +17,7 @@ from flmm_detseg.datasets.files import (
     require_dir,
     require_keys,
     require_list,
+    words_argument,
 )
 from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.images import check_image_size
@@ -26,7 +27,15 @@ from flmm_detseg.datasets.safe_pickle import load_plain_pickle
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
-from flmm_detseg.utils.values import FieldError, check_text, identifier, integer, picture_size, shown
+from flmm_detseg.utils.values import (
+    FieldError,
+    check_text,
+    check_words,
+    identifier,
+    integer,
+    picture_size,
+    shown,
+)
 
 SENTENCES = ("random", "first", "all")
 LAYOUTS = ("concat", "split")
@@ -144,7 +153,7 @@ class RefCOCODataset(GroundingDataset):
         self.seed, self.lower, self.prompt, self.max_phrases, self.name = (
             seed,
             lower,
-            prompt,
+            words_argument(prompt, "prompt"),
             max_phrases,
             name,
         )
@@ -244,7 +253,10 @@ class RefCOCODataset(GroundingDataset):
         ]
         if not sentences or not all(sentence.text for sentence in sentences):
             raise FieldError("it has no sentence, or an empty one", "empty sentence")
-        texts = tuple(sentence.text.lower() if self.lower else sentence.text for sentence in sentences)
+        texts = tuple(
+            check_words(sentence.text.lower() if self.lower else sentence.text, "sentences")
+            for sentence in sentences
+        )
         ids = tuple(sentence.sentence_id for sentence in sentences)
         return _Object(index, ref["ref_id"], ref["ann_id"], image, segmentation, texts, ids)
 

@@ -77,8 +77,12 @@ class HFLlavaBase(LMMAdapter):
             text_config.num_hidden_layers, text_config.num_attention_heads
         )
         check_facts(model, processor)
+        if processor is not None:
+            processor.add_end_tokens(end_ids(model))
         self.model = model
         self.processor = processor
+        length = 0 if processor is None else processor.settings.max_length
+        self._position_limit = position_limit(model, length)
         self.frozen = frozen
         self.share_prefix = share_prefix
         model.set_attn_implementation({"text_config": ROW_TAP})
@@ -280,8 +284,7 @@ class HFLlavaBase(LMMAdapter):
     @property
     def position_limit(self) -> int | None:
         """Positions that prompt and answer may use together; None where the model does not say."""
-        length = 0 if self.processor is None else self.processor.settings.max_length
-        return position_limit(self.model, length)
+        return self._position_limit
 
     def freeze_unread(self, vision_layers: Sequence[int]) -> None:
         """See :class:`LMMAdapter`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError, PhraseWithoutTokensError
-from flmm_detseg.language import SEG_TOKEN, TASK_TOKENS
 from flmm_detseg.ops.letterbox import (
     best_resolution,
     centre_padding,
@@ -24,7 +23,7 @@ from flmm_detseg.ops.letterbox import (
 )
 from flmm_detseg.ops.spans import tokens_of_spans
 from flmm_detseg.structures import ANSWER_TASKS, GridLevel, LMMInputs, PatchGrid, Phrase, Sample
-from flmm_detseg.utils.values import FieldError, check_text
+from flmm_detseg.utils.values import FieldError, check_words
 
 PROMPT_TEMPLATES: dict[str, str] = {
     "vicuna": "USER: {image}\n{prompt} ASSISTANT:",
@@ -32,8 +31,6 @@ PROMPT_TEMPLATES: dict[str, str] = {
 }
 DESCRIPTION_PROMPT = "Please give me a description of the image."
 IGNORE_INDEX = -100
-# What the language of boxes and masks writes, also where a tokenizer was given tokens of these names.
-_TEXT_TOKENS = (SEG_TOKEN, *TASK_TOKENS.values())
 
 
 @dataclass(frozen=True)
@@ -99,21 +96,27 @@ class LMMProcessor(ABC):
         self.tokenizer = tokenizer
         self.image_token = image_token.content
         self.image_token_id = image_token_id
-        # Text of users and data sets is text: whoever writes an end token must not end a turn.
-        self._control_tokens = (
-            self.image_token,
-            *(
-                token.content
-                for token in tokenizer.added_tokens_decoder.values()
-                if token.special and token.content not in _TEXT_TOKENS
-            ),
-        )
+        # Text of users and data sets is text: it must not bring an image or end a turn. Other special tokens
+        # (<s>, <unk>) change nothing else in the sequence.
+        self._control_words = {self.image_token: None}
+        if tokenizer.eos_token is not None:
+            self._control_words[tokenizer.eos_token] = None
         self.image_side = image_side
         self.patch_size = patch_size
         self.settings = settings
         self._mean = torch.tensor(settings.image_mean, dtype=torch.float32).view(3, 1, 1)
         self._std = torch.tensor(settings.image_std, dtype=torch.float32).view(3, 1, 1)
         self._pad_rgb = tuple(int(value * 255) for value in settings.image_mean)
+
+    def add_end_tokens(self, token_ids: Iterable[int]) -> None:
+        """Tokens that end the model's answers beside the tokenizer's own end token; texts may not hold special ones.
+
+        A word or a line break that ends answers as well stays text.
+        """
+        for token_id in token_ids:
+            token = self.tokenizer.added_tokens_decoder.get(token_id)
+            if token is not None and token.special:
+                self._control_words[token.content] = None
 
     @abstractmethod
     def process_image(self, image: np.ndarray) -> tuple[Tensor, PatchGrid]:
@@ -131,8 +134,8 @@ class LMMProcessor(ABC):
 
         Raises:
             ConfigError: The sample is an answer to learn, and the tokenizer has no end token.
-            DataError: The image is no RGB uint8 array, or prompt or text contain a control token of the tokenizer (the
-                image token, ``</s>``, ...).
+            DataError: The image is no RGB uint8 array, or prompt or text hold the image token or a token that ends a
+                turn (``</s>``).
             PhraseNotFoundError: A span lies outside the text.
             PhraseWithoutTokensError: A phrase has no token, or lost one because the text was cut at
                 ``max_length``.
@@ -199,14 +202,11 @@ class LMMProcessor(ABC):
 
     def _prefix(self, sample: Sample) -> str:
         question = self.settings.description_prompt if sample.prompt is None else sample.prompt
-        try:  # what tokenizers answer with a TypeError
-            check_text(question, "prompt")
-            check_text(sample.text, "text")
+        try:  # also what tokenizers answer with a TypeError
+            check_words(question, "prompt", self._control_words)
+            check_words(sample.text, "text", self._control_words)
         except FieldError as error:
             raise DataError(f"{sample.record_id}: {error}") from error
-        if found := next((t for t in self._control_tokens if t in question or t in sample.text), None):
-            remedy = "it is added for you" if found == self.image_token else "it would be no text to the LMM"
-            raise DataError(f"{sample.record_id}: prompt or text contain {found!r}; remove it, {remedy}")
         return self.prompt(question)
 
     def _check_phrases(self, sample: Sample, phrase_tokens: Tensor) -> None:

@@ -11,6 +11,7 @@ import math
 import numbers
 import os
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 from flmm_detseg.errors import ConfigError, DataError
@@ -21,6 +22,19 @@ DEFAULT_MAX_PIXELS = 120_000_000
 # float64 holds every integer up to here; no coordinate, area or count is larger.
 LARGEST_NUMBER = float(2**53)
 _LARGEST_ID = 2**63 - 1
+# What tokenizers of well-known language models read as an image or as the end of a turn, wherever it stands in a text.
+CONTROL_WORDS = (
+    "<image>",
+    "</s>",
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<end_of_turn>",
+    "<eos>",
+)
 
 _short = reprlib.Repr()
 _short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 3, 80, 80, 40
@@ -212,3 +226,29 @@ def check_text(value: Any, what: str, *, empty: bool = True) -> str:
                 "bad text",
             ) from None
     return value
+
+
+def check_words(value: Any, what: str, words: Iterable[str] = CONTROL_WORDS) -> str:
+    """A text that a language model is to read or to learn: :func:`check_text`, and no control word in it.
+
+    Readers know no tokenizer and use the well-known words, so that such a text is found before a training begins.
+
+    Args:
+        value: Anything a file or a caller gave.
+        what: The field, for the error.
+        words: The control words; an adapter's processor knows those of its own tokenizer.
+
+    Returns:
+        The text as it is.
+
+    Raises:
+        FieldError: See :func:`check_text`; kind ``"control word"``: one is in it.
+    """
+    text = check_text(value, what)
+    if found := next((word for word in words if word in text), None):
+        raise FieldError(
+            f"`{what}` holds the control word {found!r}, which language models read as an image or as the end of a "
+            "turn, not as text; remove it",
+            "control word",
+        )
+    return text

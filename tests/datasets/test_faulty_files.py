@@ -25,7 +25,8 @@ from flmm_detseg.datasets import (
 )
 from flmm_detseg.datasets.files import load_json, parse_json, read_lines
 from flmm_detseg.datasets.safe_pickle import load_plain_pickle
-from flmm_detseg.errors import DataError, FlmmError
+from flmm_detseg.errors import ConfigError, DataError, FlmmError
+from flmm_detseg.utils.values import CONTROL_WORDS
 
 URI = "data:image/png;base64," + "A" * 6000
 HALF = "a \ud83d cat"
@@ -351,3 +352,66 @@ def test_any_value_anywhere_gives_records_or_errors_of_our_own(tmp_path, write):
                 [dataset[index] for index in range(len(dataset))]
             except FlmmError:
                 assert policy == "raise", "the second record is sound"
+
+
+def _turns(question: str, answer: str) -> dict[str, Any]:
+    return dict(conversations=[{"from": "human", "value": question}, {"from": "gpt", "value": answer}])
+
+
+def _sentences(text: str) -> dict[str, Any]:
+    return dict(ref=dict(sentences=[{"raw": text, "sent_id": 1}]))
+
+
+WORDS = {
+    "jsonl caption": (jsonl, lambda text: dict(caption=f"a cat near {text}"), "`caption`"),
+    "jsonl prompt": (jsonl, lambda text: dict(prompt=text), "`prompt`"),
+    "question": (questions, lambda text: dict(text=f"<image> {text} ?"), "`text`"),
+    "reference": (questions, lambda text: dict(answers=[text]), "`answer`"),
+    "llava question": (
+        llava,
+        lambda text: _turns(f"<image> {text} ?", "A cat."),
+        r"`conversations\[0\]: value`",
+    ),
+    "llava answer": (llava, lambda text: _turns("What?", text), r"`conversations\[1\]: value`"),
+    "refcoco": (refcoco, _sentences, "`sentences`"),
+    "png": (png, lambda text: dict(segment=dict(utterance=f"a star {text}")), r"`segments\[1\].utterance`"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_control_words_are_found_before_a_training(tmp_path, case):
+    make, changes, field = WORDS[case]
+    (tmp_path / "bad").mkdir()
+    build = make(tmp_path / "bad", **changes("<s>a</s> cup"))
+    with pytest.raises(DataError, match=f"{field} holds the control word '</s>'.*remove it"):
+        build()
+    dataset = build(policy="skip")
+    assert [problem.kind for problem in dataset.problems] == ["control word"]
+    assert len(dataset)
+    # What ends no turn and brings no image is text.
+    (tmp_path / "good").mkdir()
+    assert not make(tmp_path / "good", **changes("<s> <unk> a"))(policy="skip").problems
+
+
+def test_control_words_that_a_reader_makes(tmp_path):
+    """Lower case, and what is left where a placeholder was taken out."""
+    (tmp_path / "other").mkdir()
+    build = refcoco(tmp_path, **_sentences("an </S> cup"))
+    with pytest.raises(DataError, match="control word '</s>'"):
+        build()
+    assert not build(lower=False, policy="skip").problems
+    with pytest.raises(DataError, match="control word '<image>'"):
+        questions(tmp_path / "other", text="<ima<image>ge> ?")()
+
+
+@pytest.mark.parametrize(
+    ("make", "argument"), [(jsonl, "prompt"), (questions, "prompt_suffix"), (png, "prompt")]
+)
+def test_control_words_of_arguments(tmp_path, make, argument):
+    with pytest.raises(ConfigError, match=f"`{argument}` holds the control word '<image>'"):
+        make(tmp_path)(**{argument: "<image> what?"})
+
+
+def test_the_control_words_are_documented():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "own_data.md").read_text(encoding="utf-8")
+    assert all(f"`{word}`".replace("|", "\\|") in page for word in CONTROL_WORDS)

@@ -267,6 +267,15 @@ def test_joint_polygons_are_read_back_as_the_masks(world):
         JointDataset(coco(world, with_masks=True), ["segmentations"], mask_form="rle")
 
 
+def test_control_words_that_joint_samples_would_write_are_refused(tmp_path, world):
+    with pytest.raises(ConfigError, match="`question` holds the control word '</s>'"):
+        JointDataset(coco(world), question="List </s> all.")
+    reader = crowded(tmp_path, 1)
+    reader.classes = ("<end_of_turn>",)
+    with pytest.raises(ConfigError, match="`class name` holds the control word '<end_of_turn>'"):
+        JointDataset(reader)
+
+
 def box_areas(sample: Sample) -> np.ndarray:
     return (sample.dense.boxes_xyxy[:, 2:] - sample.dense.boxes_xyxy[:, :2]).prod(1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -159,12 +160,41 @@ def test_without_an_end_token_answers_cannot_be_learned():
 
 @pytest.mark.case("model/model_facts")
 @pytest.mark.parametrize("where", ["prompt", "text"])
-@pytest.mark.parametrize("token", ["</s>", "<s>", "<unk>", "<image>"])
-def test_special_tokens_in_the_users_words_are_refused(where, token):
+@pytest.mark.parametrize("token", ["</s>", "<image>"])
+def test_control_words_in_the_users_words_are_refused(where, token):
     adapter = tiny_llava()
     words = {"prompt": "is it ?", "text": "a star", where: f"a {token} star"}
-    with pytest.raises(DataError, match=f"a/1: prompt or text contain '{token}'; remove it"):
+    with pytest.raises(DataError, match=f"a/1: `{where}` holds the control word '{token}'.*remove it"):
         adapter.prepare(Sample("a/1", make_sample(0).image, words["text"], (), prompt=words["prompt"]))
+
+
+@pytest.mark.case("model/model_facts")
+@pytest.mark.parametrize("token", ["<s>", "<unk>", "<pad>"])
+def test_special_tokens_that_end_nothing_are_read_as_transformers_reads_them(token):
+    adapter = tiny_llava()
+    item = adapter.prepare(Sample("a/1", make_sample(0).image, f"a {token} star", (), prompt=f"{token} ?"))
+    ids = item.input_ids[~item.image_mask].tolist()
+    tokenizer = adapter.processor.tokenizer
+    words = tokenizer(adapter.processor.prompt(f"{token} ?") + f" a {token} star").input_ids
+    assert ids == [i for i in words if i != adapter.processor.image_token_id]
+    assert ids.count(tokenizer.convert_tokens_to_ids(token)) >= 2
+
+
+@pytest.mark.case("model/model_facts")
+def test_special_tokens_that_end_the_models_answers_are_control_words():
+    tokenizer = deepcopy(tiny_tokenizer())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot_id|>"]})
+    config = tiny_llava_config()
+    config.text_config.vocab_size = len(tokenizer)
+    config.eos_token_id = [
+        tokenizer.eos_token_id,
+        *tokenizer.convert_tokens_to_ids(["<|eot_id|>", "star"]),
+    ]
+    adapter = LlavaAdapter.from_config(config, tokenizer=tokenizer)
+    sample = Sample("a/1", make_sample(0).image, "a star", (), prompt="is it ?")
+    adapter.prepare(sample)  # an ordinary word stays one
+    with pytest.raises(DataError, match=r"control word '<\|eot_id\|>'"):
+        adapter.prepare(replace(sample, prompt="is it <|eot_id|> ?"))
 
 
 @pytest.mark.case("model/model_facts")

@@ -233,14 +233,16 @@ def test_an_answer_ends_where_the_positions_end(adapter, stock, monkeypatch, sai
     monkeypatch.setattr(adapter.model.config.text_config, "max_position_embeddings", length + 4)
     settings = dataclasses.replace(adapter.processor.settings, max_length=length + 4)
     monkeypatch.setattr(adapter.processor, "settings", settings)
-    found = adapter.generate_with_states(sample, CaptureSpec(), max_new_tokens=NUM_TOKENS)
-    assert adapter.generate(sample, max_new_tokens=NUM_TOKENS) == found.text
+    short = LlavaAdapter(adapter.model, adapter.processor)
+    found = short.generate_with_states(sample, CaptureSpec(), max_new_tokens=NUM_TOKENS)
+    assert short.generate(sample, max_new_tokens=NUM_TOKENS) == found.text
     assert [text.partition(":")[0] for text in said] == ["an answer was cut after 4 of at most 10 tokens"] * 2
     assert found.token_ids.tolist() == stock[:4]
     settings = dataclasses.replace(settings, max_length=length)
     monkeypatch.setattr(adapter.processor, "settings", settings)
     monkeypatch.setattr(adapter.model.config.text_config, "max_position_embeddings", length)
-    for answer in (adapter.generate, lambda item: adapter.generate_with_states(item, ALL)):
+    full = LlavaAdapter(adapter.model, adapter.processor)
+    for answer in (full.generate, lambda item: full.generate_with_states(item, ALL)):
         with pytest.raises(DataError, match="tiny/1: .*no room for an answer"):
             answer(sample)
 

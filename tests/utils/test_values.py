@@ -6,9 +6,11 @@ import pytest
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.values import (
+    CONTROL_WORDS,
     DEFAULT_MAX_PIXELS,
     FieldError,
     check_text,
+    check_words,
     flag,
     identifier,
     integer,
@@ -82,6 +84,18 @@ def test_texts():
             check_text(value, "caption")
     with pytest.raises(FieldError, match="is empty"):
         check_text(" ", "caption", empty=False)
+
+
+def test_control_words():
+    for text in ("a <s> cup", "<unk>", "<pad>", "a < b", "</S>"):
+        assert check_words(text, "caption") == text
+    for word in CONTROL_WORDS:
+        with pytest.raises(FieldError, match=r"`caption` holds the control word .*remove it") as caught:
+            check_words(f"a {word} cup", "caption")
+        assert caught.value.kind == "control word"
+        assert word in str(caught.value)
+    with pytest.raises(FieldError, match="NUL"):
+        check_words("a\0b", "caption")
 
 
 @pytest.mark.case("security/text")
