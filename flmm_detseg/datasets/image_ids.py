@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,15 @@ class ImageIds:
     stems: frozenset[str] = frozenset()
     renamed: frozenset[int | str] = frozenset()
 
+    def __or__(self, other: ImageIds) -> ImageIds:
+        """Images that one of the two names."""
+        return ImageIds(
+            self.ids | other.ids,
+            self.coco_ids | other.coco_ids,
+            self.stems | other.stems,
+            self.renamed | other.renamed,
+        )
+
     def holds(self, image_id: Any, file_name: str | None) -> bool:
         """Whether an image is one of these.
 
@@ -76,25 +86,35 @@ def read_images(files: str | Sequence[str] | None, ids: Iterable[int] = ()) -> I
     Raises:
         DataError: A file is missing, or none of these.
     """
-    bare, coco_ids, stems, renamed = set(map(_key, ids)), set[int](), set[str](), set[int | str]()
+    found = ImageIds(ids=frozenset(map(_key, ids)))
     for file in [] if files is None else [files] if isinstance(files, str) else files:
         path = require_file(file, "file of image ids")
         try:
-            for image_id, name in _images(path):
-                coco_id = None if name is None else coco_id_of_path(name)
-                if name is None:
-                    bare.add(_key(image_id))
-                elif coco_id is not None:
-                    coco_ids.add(coco_id)
-                else:
-                    stems.add(_stem(name).lower())
-                    if image_id is not None:
-                        renamed.add(_key(image_id))
+            state = path.stat()
+            found |= _read_file(path.absolute(), state.st_mtime_ns, state.st_size, state.st_ino)
         except (LookupError, TypeError, FieldError) as error:
             raise DataError(
                 f"{path}: no list of image ids ({type(error).__name__}: {error}). Give a COCO JSON, a JSON list, "
                 "refs(*).p of RefCOCO, or a text with one id or file name per line."
             ) from error
+    return found
+
+
+# Each data set of a training leaves out the images of the same files, and a refs file takes seconds.
+@functools.lru_cache(maxsize=32)
+def _read_file(path: Path, changed: int, size: int, inode: int) -> ImageIds:
+    """What one file names; all but ``path`` only tells the file from what it was before."""
+    bare, coco_ids, stems, renamed = set[int | str](), set[int](), set[str](), set[int | str]()
+    for image_id, name in _images(path):
+        coco_id = None if name is None else coco_id_of_path(name)
+        if name is None:
+            bare.add(_key(image_id))
+        elif coco_id is not None:
+            coco_ids.add(coco_id)
+        else:
+            stems.add(_stem(name).lower())
+            if image_id is not None:
+                renamed.add(_key(image_id))
     return ImageIds(frozenset(bare), frozenset(coco_ids), frozenset(stems), frozenset(renamed))
 
 

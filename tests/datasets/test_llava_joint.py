@@ -12,7 +12,13 @@ import pytest
 from dataset_files import write_image
 from tiny import tiny_llava
 
-from flmm_detseg.datasets import COCOInstancesDataset, JointDataset, LLaVAInstructDataset, SemanticMapsDataset
+from flmm_detseg.datasets import (
+    COCOInstancesDataset,
+    JointDataset,
+    LLaVAInstructDataset,
+    SemanticMapsDataset,
+    image_ids,
+)
 from flmm_detseg.datasets.image_ids import coco_id_of_path, read_images
 from flmm_detseg.datasets.tinyworld import make_questions, make_scene
 from flmm_detseg.datasets.tinyworld.world import WorldSpec, write_world
@@ -122,6 +128,22 @@ def test_exclusion_lists(tmp_path, world):
     for name in ("half.json", "other.json", "words.txt", "gone.txt"):
         with pytest.raises(DataError, match=name):
             read_images(str(tmp_path / name))
+
+
+def test_an_exclusion_list_is_read_once_and_again_when_it_changes(tmp_path, monkeypatch):
+    (tmp_path / "ids.txt").write_text("7\n8\n")
+    (tmp_path / "link.p").symlink_to(tmp_path / "refs")  # of a store that names files by their content
+    (tmp_path / "refs").write_bytes(pickle.dumps([dict(image_id=2, split="val")]))
+    files = [str(tmp_path / "ids.txt"), str(tmp_path / "link.p")]
+    opened: list[Path] = []
+    images = image_ids._images
+    monkeypatch.setattr(image_ids, "_images", lambda path: (opened.append(path), images(path))[1])
+    for _ in range(2):
+        assert read_images(files).ids == {2, 7, 8}
+        assert len(opened) == 2
+    (tmp_path / "ids.txt").write_text("7\n8\n9\n")
+    assert read_images(files, [1]).ids == {1, 2, 7, 8, 9}
+    assert len(opened) == 3
 
 
 def test_excluding_the_evaluation_images_leaves_nothing_of_them(world):
