@@ -173,7 +173,8 @@ def image_size(path: str | Path, record: str = "") -> tuple[int, int]:
     """
     with open_picture(path, record) as picture:
         size = (picture.height, picture.width)
-        return size[::-1] if orientation(picture) >= 5 else size
+        # Pillow turns a TIFF by itself, and gives the size that it will have.
+        return size[::-1] if picture.format != "TIFF" and orientation(picture) >= 5 else size
 
 
 def read_labels(

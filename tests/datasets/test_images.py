@@ -93,6 +93,17 @@ def exif_block(orientation: int, *entries: bytes) -> bytes:
     return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(rows)) + b"".join(rows) + b"\0" * 24
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
+def test_size_from_the_header_is_that_of_the_pixels(tmp_path, kind):
+    path = tmp_path / "picture.jpg"  # the name may say another format
+    for number in range(1, 10):
+        exif = Image.Exif()
+        exif[0x0112] = number
+        Image.fromarray(upright()).save(path, format=kind, exif=exif)
+        assert image_size(path) == load_image(path).shape[:2]
+    assert load_image(path).shape == (30, 40, 3)
+
+
 BROKEN_EXIF = {
     # signed rational (-1, 0) as XResolution: exif_transpose cannot write it back
     "rational": exif_block(6, struct.pack("<HHII", 0x011A, 10, 1, 8 + 2 + 24 + 4))
