@@ -62,10 +62,11 @@ def load_pair(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
+            use_safetensors=True,
         )
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{name}: weights cannot be read: {_one_line(error)}; fetch the model again"
+            f"{name}: weights cannot be read: {_one_line(error)}; fetch the model again (safetensors)"
         ) from error
     wrong = {
         kind: sorted(map(str, info[kind]))[:5] for kind in ("missing_keys", "mismatched_keys") if info[kind]

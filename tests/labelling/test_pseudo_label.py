@@ -301,6 +301,10 @@ def test_weights_that_are_missing_are_named(options, tmp_path):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match="missing_keys.*mask_decoder.iou_token.weight"):
         SamSegmenter(str(folder), CPU)
+    (folder / "model.safetensors").unlink()  # a pickle in its place is not opened
+    torch.save(load_file(Path(options.segmenter) / "model.safetensors"), folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="weights cannot be read.*safetensors"):
+        SamSegmenter(str(folder), CPU)
 
 
 def test_an_empty_mask_takes_its_box_along(options, monkeypatch):
