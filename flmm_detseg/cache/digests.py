@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import random
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -15,7 +17,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 # Values of a tensor that every request compares.
 _SAMPLES = 16
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_facts = attrgetter("dtype", "_version", "shape")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,30 +36,18 @@ class _Read:
         # where a freed one lay.
         return self.tensor() is tensor and self.layout == _layout(tensor) and not self.storage.expired()
 
-    def values(self, tensor: Tensor) -> Tensor:
-        """The few values as they are now."""
-        if (
-            tensor.dtype != self.layout[2]
-            or tensor.shape != self.layout[3]
-            or tensor.stride() != self.layout[4]
-        ):
-            # Replaced by another thread at this moment.
-            return self.sample
-        return tensor.detach().as_strided(*self.places)
-
 
 class TensorDigests:
     """Digest per tensor, for as long as the tensor lives. Callers lock.
 
     A change is seen by the tensor's version counter, a replaced tensor or replaced memory by weak references. Tensors
     made in inference mode have no counter, so they are read every time. Writing through ``tensor.data`` counts nowhere:
-    :meth:`rewritten` compares a few values of every tensor, which shows whatever writes to all of it.
+    a few values of every tensor are compared, which shows whatever writes to all of it.
     """
 
     def __init__(self) -> None:
         self._known: dict[int, _Read] = {}
-        # Per device and dtype: names, and what `rewritten` compares with; None: to be put together anew.
-        self._samples: list[tuple[list[int], Tensor]] | None = None
+        self._batch: _Batch | None = None
 
     def of(self, tensor: Tensor) -> str:
         """Hex digest over dtype, shape and values.
@@ -65,61 +55,109 @@ class TensorDigests:
         Args:
             tensor: Any, but on the meta device.
         """
-        if tensor.is_inference():
-            return _digest(tensor)
+        return self.of_all([tensor])[0]
+
+    def of_all(self, tensors: Sequence[Tensor]) -> list[str]:
+        """:meth:`of` for each of many tensors, with one comparison of values (on a GPU: one transfer) per device.
+
+        It takes little time when they are the tensors of the call before, and unchanged.
+        """
+        counted = [tensor for tensor in tensors if not tensor.is_inference()]
+        digests = self._unchanged(counted)
+        if len(counted) == len(tensors):
+            return digests
+        known = iter(digests)
+        return [_digest(tensor) if tensor.is_inference() else next(known) for tensor in tensors]
+
+    def clear(self) -> None:
+        """All tensors will be read again."""
+        self._known.clear()
+        self._batch = None
+
+    def _unchanged(self, tensors: list[Tensor]) -> list[str]:
+        while True:
+            batch, self._batch = self._batch, None
+            if batch is None or not batch.still(tensors):
+                batch = _Batch([self._current(tensor) for tensor in tensors])
+            rewritten = batch.rewritten(tensors)
+            if not rewritten:
+                self._batch = batch
+                return batch.digests
+            for tensor in rewritten:
+                self._known.pop(id(tensor), None)
+
+    def _current(self, tensor: Tensor) -> _Read:
+        known = self._known.get(id(tensor))
+        return self._read(tensor) if known is None or not known.still(tensor) else known
+
+    def _read(self, tensor: Tensor) -> _Read:
         name = id(tensor)
-        known = self._known.get(name)
-        if known is not None and known.still(tensor):
-            return known.digest
         # Before the values are read: what changes meanwhile makes them be read again.
         layout, places = _layout(tensor), _places(tensor)
         sample = tensor.detach().as_strided(*places).clone()
         forget = weakref.ref(tensor, lambda _, known=self._known: known.pop(name, None))
         storage = StorageWeakRef(tensor.untyped_storage())
         self._known[name] = _Read(forget, storage, layout, _digest(tensor), places, sample)
-        self._samples = None
-        return self._known[name].digest
+        return self._known[name]
 
-    def rewritten(self) -> bool:
-        """Compares a few values of every tensor with what they were when it was read; one comparison per dtype.
 
-        Returns:
-            Whether tensors were written to that nothing else told of; they will be read again.
-        """
-        known = tuple(self._known.items())
-        live = {name: (tensor, read) for name, read in known if (tensor := read.tensor()) is not None}
-        if self._samples is None or sum(len(names) for names, _ in self._samples) != len(live):
-            groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-            for name, (_, read) in live.items():
-                groups.setdefault((read.sample.device, read.sample.dtype), []).append(name)
-            self._samples = [
-                (names, _bits(torch.cat([live[name][1].sample for name in names])))
-                for names in groups.values()
+class _Batch:
+    """Tensors that are looked at together. None of them, and no memory of them, is kept alive."""
+
+    def __init__(self, reads: list[_Read]) -> None:
+        self.digests = [read.digest for read in reads]
+        self._tensors = [read.tensor for read in reads]
+        self._storages = [read.storage.cdata for read in reads]
+        # Holds what `cdata` points to.
+        self._reads = reads
+        self._layouts = tuple([read.layout[column] for read in reads] for column in range(3))
+        self._places = [[read.places[column] for read in reads] for column in range(3)]
+        # Vectors of one dtype and stride are put together faster.
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index, read in enumerate(reads):
+            groups.setdefault((read.sample.device, read.sample.dtype, *read.places[:2]), []).append(index)
+        self._groups = [(device, indices) for (device, *_), indices in groups.items()]
+        self._samples = self._packed([read.sample for read in reads])
+
+    def still(self, tensors: list[Tensor]) -> bool:
+        """Whether these are the tensors, and no counter tells of a change; :meth:`_Read.still` for all of them."""
+        return (
+            len(tensors) == len(self._tensors)
+            and all(map(is_, tensors, [tensor() for tensor in self._tensors]))
+            and _layouts(tensors) == self._layouts
+            and not any(map(torch.UntypedStorage._expired, self._storages))
+        )
+
+    def rewritten(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Tensors of which values are others than when they were read."""
+        with torch.no_grad():
+            # The longest part of all: a loop in Python would take longer.
+            views = list(map(torch.as_strided, tensors, *self._places))
+            now = self._packed(views)
+            if all(torch.equal(values, self._samples[device]) for device, values in now.items()):
+                return []
+            return [
+                tensor
+                for tensor, values, read in zip(tensors, views, self._reads, strict=True)
+                if not torch.equal(_bytes(values), _bytes(read.sample))
             ]
-        wrong: list[int] = []
-        for names, wanted in self._samples:
-            found = [read.values(tensor) for tensor, read in map(live.__getitem__, names)]
-            if not torch.equal(_bits(torch.cat(found)), wanted):
-                pairs = zip(names, found, strict=True)
-                wrong += [
-                    name
-                    for name, values in pairs
-                    if not torch.equal(_bits(values), _bits(live[name][1].sample))
-                ]
-        for name in wrong:
-            self._known.pop(name, None)
-        if wrong:
-            self._samples = None
-        return bool(wrong)
 
-    def clear(self) -> None:
-        """All tensors will be read again."""
-        self._known.clear()
-        self._samples = None
+    def _packed(self, views: list[Tensor]) -> dict[torch.device, Tensor]:
+        """Bytes of all vectors, per device."""
+        packed: dict[torch.device, list[Tensor]] = {}
+        for device, indices in self._groups:
+            row = torch.cat([views[index] for index in indices])
+            packed.setdefault(device, []).append(_bytes(row))
+        return {device: torch.cat(rows) for device, rows in packed.items()}
+
+
+def _layouts(tensors: list[Tensor]) -> tuple[list[Any], ...]:
+    """:func:`_layout` of many, by columns."""
+    return list(map(_facts, tensors)), list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors))
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor._version, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    return _facts(tensor), tensor.data_ptr(), tensor.stride()
 
 
 def _places(tensor: Tensor) -> tuple[tuple[int], tuple[int], int]:
@@ -134,9 +172,9 @@ def _places(tensor: Tensor) -> tuple[tuple[int], tuple[int], int]:
     return (count,), (step * stride,), tensor.storage_offset() + random.randrange(step) * stride
 
 
-def _bits(values: Tensor) -> Tensor:
+def _bytes(values: Tensor) -> Tensor:
     # Not as numbers: NaN is unlike itself.
-    return values.view(_BITS.get(values.element_size(), values.dtype))
+    return values.contiguous().view(torch.uint8)
 
 
 def _digest(tensor: Tensor) -> str:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from functools import cache
 from hashlib import blake2b
 from importlib.metadata import version
+from itertools import chain, islice, repeat
+from operator import is_
 from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
 from flmm_detseg.cache.digests import TensorDigests
 from flmm_detseg.cache.types import Namespace
@@ -54,6 +57,7 @@ class Fingerprints:
         self._model = model
         self._digests = TensorDigests()
         self._guests = _Guests()
+        self._trees: dict[int, _Tree] = {}
         # Several threads would read the same weights.
         self._lock = RLock()
 
@@ -74,57 +78,142 @@ class Fingerprints:
             ConfigError: The model is in training mode: what dropout makes of a background has no name.
         """
         model, inner = self._model, self._model.model.model
-        language = (
+        parts = (
+            inner.vision_tower,
             inner.multi_modal_projector,
             model.background_projector,
             inner.language_model,
             model.prefusion,
         )
         with self._lock:
-            while True:
-                vision_fp = self._name(_vision_facts(model), [inner.vision_tower])
-                facts = [vision_fp, *_language_facts(model), self._digests.of(model.separators)]
-                found = Namespace(tenant, vision_fp, self._name(facts, language))
-                if not self._digests.rewritten():
-                    return found
+            trees = [self._tree(place, part) for place, part in enumerate(parts)]
+            # All of them at once: every request waits for it.
+            tensors = [tree.tensors() for tree in trees]
+            digests = iter(self._digests.of_all([*chain.from_iterable(tensors), model.separators]))
+            weights = [list(islice(digests, len(found))) for found in tensors]
+            vision_fp = _hashed(_vision_facts(model), trees[:1], weights[:1])
+            facts = [vision_fp, *_language_facts(model), next(digests)]
+            return Namespace(tenant, vision_fp, _hashed(facts, trees[1:], weights[1:]))
 
     def invalidate(self) -> None:
         """All weights will be read again at the next request."""
         with self._lock:
             self._digests.clear()
 
-    def _programs(self, module: nn.Module) -> str:
-        """What a module computes besides its weights: its class, its plain settings, and who was hooked on to it."""
-        own = module.__dict__
-        plain = [
-            (key, value) for key, value in own.items() if type(value) in _PLAIN and key not in _NO_SETTING
-        ]
-        # Hooks, and methods that were replaced: a function has no name that another process would know.
-        guests = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
-        guests += [own[key] for key in ("forward", "__call__") if key in own]
-        name = f"{_class_name(type(module))} {plain}"
-        return f"{name} {[self._guests.name(guest) for guest in guests]}" if guests else name
+    def _tree(self, place: int, root: nn.Module | None) -> _Tree:
+        tree = self._trees.get(place)
+        if tree is None or not tree.still(root):
+            # First: one in training mode is refused, and looked at again with the next request.
+            self._trees.pop(place, None)
+            tree = self._trees[place] = _Tree(root, self._guests)
+        return tree
 
-    def _name(self, facts: list[Any], parts: Iterable[nn.Module | None]) -> str:
-        lines = [json.dumps(facts, sort_keys=True, default=str)]
-        for part in parts:
-            lines.append("part")
-            modules = {} if part is None else dict(part.named_modules())
-            if any(module.training for module in modules.values()):
-                raise ConfigError(
-                    "a cache is for a model in eval mode, and this one is in training mode; call model.eval() before "
-                    'the request, or ask with cache="off"'
-                )
-            lines += map(repr, lora_switches(modules))
-            lines += [f"{path} {self._programs(module)}" for path, module in modules.items()]
-            lines += [
-                f"{path}.{name} {self._digests.of(tensor)}"
-                for path, module in modules.items()
-                # One walk for everything: every request waits for it.
-                for name, tensor in (*module._parameters.items(), *module._buffers.items())
-                if tensor is not None
-            ]
-        return blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
+
+class _Tree:
+    """What the modules of a part of the model compute besides its weights, and where its weights are.
+
+    Every request asks whether it is :meth:`still` so, hence all modules are compared at once, by the identity of their
+    attributes. A replaced module or attribute lives until the next request; a replaced tensor does not.
+
+    Args:
+        root: The part; None has no modules.
+        guests: Names hooks.
+
+    Raises:
+        ConfigError: A module is in training mode.
+    """
+
+    def __init__(self, root: nn.Module | None, guests: _Guests) -> None:
+        modules = {} if root is None else dict(root.named_modules())
+        if any(module.training for module in modules.values()):
+            raise ConfigError(
+                "a cache is for a model in eval mode, and this one is in training mode; call model.eval() before "
+                'the request, or ask with cache="off"'
+            )
+        self._root, self._modules, self._guests = root, modules, guests
+        found = modules.values()
+        # Attributes, and modules below. The dicts of hooks and tensors are attributes, so they are the same ones.
+        self._children = [module._modules for module in found]
+        self._dicts = [*(module.__dict__ for module in found), *self._children]
+        self._values = list(chain.from_iterable(map(dict.values, self._dicts)))
+        self._hooks = [
+            hooks for module in found for hooks in (module._forward_pre_hooks, module._forward_hooks)
+        ]
+        self._stores = [store for module in found for store in (module._parameters, module._buffers)]
+        self._switched = {name: module for name, module in modules.items() if isinstance(module, LoraLayer)}
+        programs = [f"{path} {_program(module)}" for path, module in modules.items()]
+        # A name that has no tensor is another program: its place in the list of tensors is missing.
+        names = [
+            f"{path} {name}"
+            for path, module in modules.items()
+            for store in (module._parameters, module._buffers)
+            for name, tensor in store.items()
+            if tensor is not None
+        ]
+        self._fixed = _hash([*programs, *names])
+        self._seen = self._look()
+        # Methods that were replaced.
+        self._methods = [
+            (path, own[key])
+            for path, own in zip(modules, self._dicts, strict=False)
+            for key in ("forward", "__call__")
+            if key in own
+        ]
+
+    def still(self, root: nn.Module | None) -> bool:
+        """Whether classes, attributes and modules are the ones that were found."""
+        return (
+            root is self._root
+            and self._look() == self._seen
+            and all(map(is_, chain.from_iterable(map(dict.values, self._dicts)), self._values))
+        )
+
+    def _look(self) -> tuple[list[Any], ...]:
+        """Classes, numbers of attributes, names of modules and tensors, and which of the latter there are."""
+        return (
+            list(map(type, self._modules.values())),
+            list(map(len, self._dicts)),
+            list(chain.from_iterable(self._children)),
+            list(map(len, self._stores)),
+            list(chain.from_iterable(self._stores)),
+            list(map(is_, chain.from_iterable(map(dict.values, self._stores)), repeat(None))),
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """Parameters and buffers, as they are now."""
+        return [tensor for store in self._stores for tensor in store.values() if tensor is not None]
+
+    def lines(self) -> Iterator[str]:
+        """What is computed besides weights, as it is now, and what the weights are called."""
+        yield self._fixed
+        yield from map(repr, lora_switches(self._switched))
+        # A function has no name that another process would know.
+        yield from (f"{path} {self._guests.name(method)}" for path, method in self._methods)
+        if any(self._hooks):
+            names = (path for path in self._modules for _ in range(2))
+            for place, (path, hooks) in enumerate(zip(names, self._hooks, strict=True)):
+                yield from (f"{path} {place % 2} {self._guests.name(hook)}" for hook in hooks.values())
+
+
+def _program(module: nn.Module) -> str:
+    """What a module computes besides its weights: its class and its plain settings."""
+    plain = [
+        (key, value)
+        for key, value in module.__dict__.items()
+        if type(value) in _PLAIN and key not in _NO_SETTING
+    ]
+    return f"{_class_name(type(module))} {plain}"
+
+
+def _hashed(facts: list[Any], trees: Iterable[_Tree], weights: Iterable[list[str]]) -> str:
+    lines = [json.dumps(facts, sort_keys=True, default=str)]
+    for tree, digests in zip(trees, weights, strict=True):
+        lines += ["part", *tree.lines(), *digests]
+    return _hash(lines)
+
+
+def _hash(lines: list[str]) -> str:
+    return blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
 class _Guests:

@@ -45,7 +45,9 @@ def tokens(done) -> list[int]:
 
 
 def passes(model) -> list[int]:
-    """Sizes of the language model's batches, from now on."""
+    """Sizes of the language model's batches, from now on. A hook makes it another model: call it before the first
+    question, and clear the list.
+    """
     seen = []
     model.model.model.language_model.register_forward_pre_hook(
         lambda _, args, given: seen.append(len(given["inputs_embeds"])), with_kwargs=True
@@ -61,7 +63,7 @@ def test_hits_in_one_pass_equal_hits_one_by_one(positions, projectors, prefusion
     if prefusion is not None:
         with torch.no_grad():
             model.prefusion.layers.gates.fill_(0.7)
-    use = new_use()
+    sizes, use = passes(model), new_use()
     first, *images = screens(5)
     prefill(model, question(first), watch(), use)
     samples = [question(image, number) for number, image in enumerate(images)]
@@ -69,7 +71,7 @@ def test_hits_in_one_pass_equal_hits_one_by_one(positions, projectors, prefusion
     # Texts of one length would need no padding, and equal answers would show nothing.
     assert len({done.parts.plan.length for done in alone}) > 2
     assert not torch.allclose(alone[0].last_state, alone[1].last_state, atol=1e-3)
-    sizes = passes(model)
+    sizes.clear()
     together = prefill_together(model, samples, watch(), use)
     assert sizes == [len(samples)]
     for one, other in zip(alone, together, strict=True):
@@ -84,6 +86,7 @@ def test_hits_in_one_pass_equal_hits_one_by_one(positions, projectors, prefusion
 
 def test_misses_and_other_backgrounds_in_between():
     model, use = cached_llava().eval(), new_use()
+    sizes = passes(model)
     ours, theirs = screens(4), screens(3, seed=1)
     prefill(model, question(ours[0]), watch(), use)
     samples = [
@@ -96,7 +99,7 @@ def test_misses_and_other_backgrounds_in_between():
         # Shown before: no object is left.
         question(ours[3], 2, boxes=[]),
     ]
-    sizes = passes(model)
+    sizes.clear()
     found = prefill_together(model, samples, watch(), use)
     assert [done.level for done in found] == ["L2", "miss", "L2", "L2", "L2", "L2"]
     # Prefix and suffix of the miss, then one pass per entry.

@@ -296,3 +296,13 @@ def test_look_ups_are_timed_and_a_slow_one_is_told(load, monkeypatch, capsys):
     ]
     assert 0 < figures["slowest_ms"] < 1000
     assert last_line(module, [*arguments, "--limit-ms", "0"], monkeypatch, capsys, code=2)["slowest_ms"] > 0
+
+
+def test_naming_is_timed_and_a_slow_one_is_told(load, monkeypatch, capsys):
+    module = load("cache_guard")
+    arguments = ["--layers", "2", "--calls", "5"]
+    figures = last_line(module, [*arguments, "--limit-ms", "1000"], monkeypatch, capsys)
+    assert figures["modules"] > 50
+    assert figures["tensors"] > 40
+    assert 0 < figures["smallest_ms"] <= figures["median_ms"] < 1000
+    assert last_line(module, [*arguments, "--limit-ms", "0"], monkeypatch, capsys, code=2)["median_ms"] > 0

@@ -382,9 +382,32 @@ def other_activation(model: CachedLMM) -> None:
     model.model.model.language_model.layers[0].mlp.act_fn = nn.Tanh().eval()
 
 
+def replaced_hooks(model: CachedLMM) -> None:
+    layer = model.model.model.language_model.layers[0].mlp
+    layer._forward_hooks = type(layer._forward_hooks)({0: double})
+
+
+def replaced_parameters(model: CachedLMM) -> None:
+    layer = model.model.model.language_model.layers[0].mlp.up_proj
+    layer = getattr(layer, "base_layer", layer)
+    layer._parameters = {
+        name: nn.Parameter(-weight.detach(), False) if weight is not None else None
+        for name, weight in layer._parameters.items()
+    }
+
+
+def other_class(model: CachedLMM) -> None:
+    class Halved(type(model.model.model.multi_modal_projector)):
+        def forward(self, features):
+            return 0.5 * super().forward(features)
+
+    model.model.model.multi_modal_projector.__class__ = Halved
+
+
 UNTOLD = [
     scaled_data, one_tensor, through_a_numpy_view, not_contiguous, swapped_by_ema, buffer_data, hook_on_projector,
     hook_before_a_layer_of_the_tower, hook_in_the_language_model, replaced_forward, epsilon, scaling, other_activation,
+    replaced_hooks, replaced_parameters, other_class,
 ]  # fmt: skip
 
 
@@ -408,6 +431,25 @@ def test_changes_that_no_counter_tells_of_are_seen_before_a_hit(change):
     assert found.token_ids == ask(2, cache="off", partition=found.partition).token_ids
     # And the new state is kept in mind as the old one was.
     assert ask(3).level == "L2"
+
+
+@pytest.mark.case("model/data_write")
+def test_a_request_of_an_unchanged_model_looks_at_each_module_once_and_at_no_weight(reads, monkeypatch):
+    """Requests wait for it: nothing is put together anew, and there is one comparison of values."""
+    model = built(**LORA)
+    first = names(model)
+    reads.clear()
+    built_anew, compared = [], []
+    monkeypatch.setattr(fingerprint, "_program", built_anew.append)
+    equal = torch.equal
+    monkeypatch.setattr(torch, "equal", lambda *pair: compared.append(pair) or equal(*pair))
+    assert names(model) == first
+    assert (reads, built_anew, len(compared)) == ([], [], 1)
+    session = new_session(model)
+    asked = [session.ask(image, max_new_tokens=2, meta=META).level for image in screens(3)]
+    assert asked == ["miss", "L2", "L2"]
+    # A hit asks once; the miss asked again before it stored.
+    assert (reads, built_anew, len(compared)) == ([], [], 1 + 2 + 1 + 1)
 
 
 @pytest.mark.case("model/data_write")
@@ -449,9 +491,13 @@ def test_a_written_tensor_alone_is_read_again(reads):
         torch.zeros(0),
         torch.zeros(3, 4, dtype=torch.bool),
     ]
-    for tensor in tensors:
-        known.of(tensor)
-    assert not known.rewritten()
+    before = known.of_all(tensors)
+    reads.clear()
+    assert known.of_all(tensors) == before
+    assert reads == []
     tensors[3].data.fill_(True)
-    assert known.rewritten()
-    assert not known.rewritten()
+    after = known.of_all(tensors)
+    assert reads == [(3, 4)]
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, True, True, False]
+    assert known.of_all(tensors) == after
+    assert known.of_all(tensors[:2]) == after[:2]
