@@ -3,7 +3,8 @@
 Timed is ``Fingerprints.namespace`` of a LLaVA with as many modules and tensors as LLaVA-1.5-7B, once its weights have
 been read. Not real: the weights are random and narrow (time depends on how many modules and tensors there are, not on
 their sizes), and no question is asked. "changed" is the time after one attribute of a module was replaced. The last
-line is JSON; exit code 2 when the median exceeds the limit.
+line is JSON; exit code 2 when even the fastest call exceeds the limit (other
+programs on the machine make the median longer).
 
 Example: ``python benchmarks/cache_guard.py`` (about 20 s on 1 core, 1 GB); ``--layers 2`` for a smoke test.
 """
@@ -75,7 +76,9 @@ def main() -> dict[str, Any]:
     parser.add_argument("--layers", type=int, default=32, help="decoder layers")
     parser.add_argument("--calls", type=int, default=200, help="timed calls")
     parser.add_argument("--device", default="cpu", help="where the model lies")
-    parser.add_argument("--limit-ms", type=float, default=10.0, help="largest median that is right")
+    parser.add_argument(
+        "--limit-ms", type=float, default=6.0, help="largest time of the fastest call that is right"
+    )
     arguments = parser.parse_args()
     model = build_model(arguments.layers, arguments.device)
     start = time.perf_counter()
@@ -97,9 +100,9 @@ def main() -> dict[str, Any]:
         "smallest_ms": round(min(same), 3),
         "changed_ms": round(statistics.median(changed), 3),
     }
-    if figures["median_ms"] > arguments.limit_ms:
+    if figures["smallest_ms"] > arguments.limit_ms:
         print(json.dumps(figures))
-        raise RunError(f"naming takes {figures['median_ms']} ms, more than {arguments.limit_ms} ms")
+        raise RunError(f"naming takes {figures['smallest_ms']} ms, more than {arguments.limit_ms} ms")
     return figures
 
 
