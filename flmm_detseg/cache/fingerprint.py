@@ -16,13 +16,12 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from flmm_detseg.cache.digests import TensorDigests
 from flmm_detseg.cache.types import Namespace
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.lora_layers import lora_switches
+from flmm_detseg.lmms.lora_layers import lora_layers, lora_switches
 
 if TYPE_CHECKING:
     from flmm_detseg.cache.model import CachedLMM
@@ -140,7 +139,7 @@ class _Tree:
             hooks for module in found for hooks in (module._forward_pre_hooks, module._forward_hooks)
         ]
         self._stores = [store for module in found for store in (module._parameters, module._buffers)]
-        self._switched = {name: module for name, module in modules.items() if isinstance(module, LoraLayer)}
+        self._switched = {} if root is None else lora_layers(root)
         programs = [f"{path} {_program(module)}" for path, module in modules.items()]
         # A name that has no tensor is another program: its place in the list of tensors is missing.
         names = [
