@@ -8,12 +8,12 @@ Prints every file that was skipped, ends with one line of JSON; exit status 2 on
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from flmm_detseg.datasets.voc import DIFFICULT, VOCOptions, convert_voc, read_stems, write_coco
 from flmm_detseg.utils.cli import run_tool
 from flmm_detseg.utils.outputs import refuse_overwrite
+from flmm_detseg.utils.paths import find
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -39,8 +39,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
     # A JSON file among the images is no image: an earlier result, to be replaced.
-    images = (path for path in Path(args.image_dir).rglob("*") if path.suffix.lower() != ".json")
-    refuse_overwrite(args.out, [args.list, *Path(args.xml_dir).rglob("*.xml"), *images])
+    images = (path for path in find(args.image_dir).rglob("*") if path.suffix.lower() != ".json")
+    refuse_overwrite(args.out, [args.list, *find(args.xml_dir).rglob("*.xml"), *images])
     options = VOCOptions(
         classes=tuple(args.classes) if args.classes else None,
         stems=read_stems(args.list) if args.list else None,

@@ -20,6 +20,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import DenseTargets, Sample
 from flmm_detseg.utils.names import suggest
+from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.values import FieldError, is_number, shown
 
 # Boxes of float32 tools leave the image by less than that.
@@ -95,7 +96,7 @@ class COCOInstancesDataset(GroundingDataset):
         exclude_image_ids_file: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(policy)
-        self.ann_file = Path(ann_file)
+        self.ann_file = find(ann_file)
         self.annotation_files = (self.ann_file,)
         self.image_dir = require_dir(image_dir, "image folder")
         self.with_masks, self.name = with_masks, name

@@ -15,6 +15,7 @@ from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Sample
+from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.values import FieldError, check_text, check_words, printable, shown
 
 TURNS = ("random", "all", "first")
@@ -76,7 +77,7 @@ class LLaVAInstructDataset(GroundingDataset):
         super().__init__(policy)
         if turns not in TURNS:
             raise ConfigError(f"`turns` is {turns!r}; allowed: {', '.join(TURNS)}")
-        self.file = Path(file)
+        self.file = find(file)
         self.annotation_files = (self.file,)
         self.image_dir = require_dir(image_dir, "image folder")
         self.turns, self.seed, self.name = turns, seed, name

@@ -25,6 +25,7 @@ from flmm_detseg.datasets.masks import read_panoptic_ids
 from flmm_detseg.datasets.policy import RecordError, record_error
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
+from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.values import FieldError, check_text, check_words, flag, integer, picture_size, shown
 
 
@@ -97,7 +98,7 @@ class PNGDataset(GroundingDataset):
         exclude_image_ids_file: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__(policy)
-        self.narratives_file, self.panoptic_json = Path(narratives_file), Path(panoptic_json)
+        self.narratives_file, self.panoptic_json = find(narratives_file), find(panoptic_json)
         self.annotation_files = (self.narratives_file, self.panoptic_json)
         self.panoptic_dir = require_dir(panoptic_dir, "panoptic folder")
         self.image_dir = require_dir(image_dir, "image folder")

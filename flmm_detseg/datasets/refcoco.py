@@ -27,6 +27,7 @@ from flmm_detseg.datasets.safe_pickle import load_plain_pickle
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
+from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.values import (
     FieldError,
     check_text,
@@ -146,7 +147,7 @@ class RefCOCODataset(GroundingDataset):
                 raise ConfigError(f"`{key}` is {value!r}; allowed: {', '.join(allowed)}")
         if max_phrases is not None and max_phrases < 1:
             raise ConfigError(f"`max_phrases` is {max_phrases}; it must be at least 1, or None for no limit")
-        self.refs_file, self.instances_file = Path(refs_file), Path(instances_file)
+        self.refs_file, self.instances_file = find(refs_file), find(instances_file)
         self.annotation_files = (self.refs_file, self.instances_file)
         self.image_dir = require_dir(image_dir, "image folder")
         self.split, self.sentences, self.layout = split, sentences, layout

@@ -30,6 +30,7 @@ from flmm_detseg.labelling.models import Detections, GroundingDinoDetector, SamS
 from flmm_detseg.labelling.select import Thresholds, select_boxes
 from flmm_detseg.utils.lock import holding
 from flmm_detseg.utils.outputs import refuse_overwrite
+from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.provenance import file_hash, versions
 from flmm_detseg.utils.rle import encode_rle
 from flmm_detseg.utils.values import FieldError, check_text
@@ -115,7 +116,7 @@ def _pseudo_label(options: LabelOptions, progress: bool) -> dict[str, Any]:
     )
     log = ProblemLog(options.policy)
     names = _image_names(options, log)
-    root = Path(options.image_dir)
+    root = find(options.image_dir)
     refuse_overwrite(
         options.out,
         [options.ground_truth, options.categories, options.image_list, *(root / name for name in names)],
@@ -162,7 +163,7 @@ class _Labeller:
         segmenter: SamSegmenter | None,
         log: ProblemLog,
     ) -> None:
-        self._root, self._thresholds = Path(options.image_dir), options.thresholds
+        self._root, self._thresholds = find(options.image_dir), options.thresholds
         self._category_ids = [entry.category_id for entry in classes]
         self._truth, self._detector, self._segmenter, self._log = truth, detector, segmenter, log
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.utils.paths import find
 
 
 def refuse_overwrite(out: str | Path, inputs: Iterable[str | Path | None]) -> Path:
@@ -28,7 +29,7 @@ def refuse_overwrite(out: str | Path, inputs: Iterable[str | Path | None]) -> Pa
         return out
     for item in inputs:
         try:
-            same = item is not None and _identity(Path(item)) == (there.st_dev, there.st_ino)
+            same = item is not None and _identity(find(item)) == (there.st_dev, there.st_ino)
         except (OSError, ValueError):
             continue
         if same:
@@ -49,7 +50,7 @@ def refuse_folder_of_inputs(folder: str | Path, inputs: Iterable[str | Path]) ->
     """
     folder = Path(folder)
     if folder.exists():
-        inside = {Path(item).parent for item in inputs}
+        inside = {find(item).parent for item in inputs}
         if any(parent.exists() and parent.samefile(folder) for parent in inside):
             raise ConfigError(
                 f"{folder} holds images that are read: results could replace them. Write to another folder"

@@ -30,7 +30,7 @@ def versions() -> dict[str, str]:
 
 def file_hash(path: str | Path) -> str:
     """sha256 of a file, or of the names and contents of all files in a folder (hex)."""
-    path = Path(path)
+    path = find(path)
     digest = hashlib.sha256()
     for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
         if path.is_dir():

@@ -9,15 +9,16 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flmm_detseg.datasets import QuestionDataset
+from flmm_detseg.datasets import COCOInstancesDataset, QuestionDataset
 from flmm_detseg.datasets.files import require_dir, require_file
 from flmm_detseg.errors import CheckpointError, ConfigError, DataError
 from flmm_detseg.experiments.plan import read_plan
 from flmm_detseg.models.checkpoint import read_checkpoint
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.refiners import build_sam
+from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import REPOSITORY, find, places
-from flmm_detseg.utils.provenance import named_paths
+from flmm_detseg.utils.provenance import file_hash, named_paths
 
 TINY = "configs/tiny/frozen_tiny_llava_refcoco_png.py"
 
@@ -74,6 +75,20 @@ def test_data_sets_of_the_repository(elsewhere, monkeypatch):
     monkeypatch.setattr("flmm_detseg.utils.paths.REPOSITORY", other)
     dataset = QuestionDataset(file="data/world.jsonl", image_dir="data/world")
     assert dataset[0].image.shape == (6, 8, 3)
+    # What evaluations hash, and what no tool writes over.
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 6, "width": 8}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "star"}],
+    }
+    (other / "data" / "coco.json").write_text(json.dumps(content))
+    coco = COCOInstancesDataset(ann_file="data/coco.json", image_dir="data/world")
+    assert coco.annotation_files == (other / "data" / "coco.json",)
+    assert file_hash("data/coco.json") == file_hash(other / "data" / "coco.json")
+    with pytest.raises(ConfigError, match="is an input"):
+        refuse_overwrite(other / "data" / "coco.json", ["data/coco.json"])
+    with pytest.raises(ConfigError, match="holds images that are read"):
+        refuse_folder_of_inputs(other / "data" / "world", ["data/world/a.png"])
 
 
 @pytest.mark.parametrize(
