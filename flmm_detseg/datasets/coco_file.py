@@ -248,6 +248,9 @@ def _segmentation(value: Any) -> Any:
 def read_categories(content: Any, file: str | Path, log: ProblemLog | None = None) -> list[dict[str, Any]]:
     """``categories`` of a COCO file, with integer ids, each id and each name once.
 
+    Roboflow lists the project as category 0, often under the name of its only class: of categories with one name those
+    without an annotation are left out and counted, where another one has some.
+
     Args:
         content: What the file holds.
         file: The file, for errors.
@@ -260,8 +263,13 @@ def read_categories(content: Any, file: str | Path, log: ProblemLog | None = Non
     require_keys(content, ("categories",), file)
     found: list[dict[str, Any]] = []
     seen: set[int | str] = set()
-    for position, entry in enumerate(require_list(content["categories"], "categories", file)):
+    entries = require_list(content["categories"], "categories", file)
+    empty = _empty_namesakes(entries, content.get("annotations"))
+    for position, entry in enumerate(entries):
         where = f"categories[{position}]"
+        if position in empty:
+            log.drop("category without an object, another has its name", where)
+            continue
         try:
             require_keys(entry, ("id", "name"), file, where)
             try:
@@ -285,6 +293,28 @@ def read_categories(content: Any, file: str | Path, log: ProblemLog | None = Non
         )
         raise DataError(f"{file}: `categories` is empty{left}. List every class with `id` and `name`.")
     return found
+
+
+def _empty_namesakes(categories: list[Any], annotations: Any) -> set[int]:
+    """Positions of categories that no annotation names, where one of the same name has annotations."""
+    places: dict[str, list[int]] = {}
+    for position, entry in enumerate(categories):
+        if (
+            isinstance(entry, dict)
+            and isinstance(entry.get("name"), str)
+            and isinstance(entry.get("id"), int)
+        ):
+            places.setdefault(entry["name"], []).append(position)
+    namesakes = [found for found in places.values() if len(found) > 1]
+    if not namesakes or not isinstance(annotations, list):
+        return set()
+    ids = (entry.get("category_id") for entry in annotations if isinstance(entry, dict))
+    used = {id_key(value) for value in ids if isinstance(value, int | float | str)}
+    empty = set[int]()
+    for found in namesakes:
+        unused = {position for position in found if categories[position]["id"] not in used}
+        empty |= unused if len(unused) < len(found) else set()
+    return empty
 
 
 def check_mask(segmentation: Any, size: tuple[int, int]) -> None:

@@ -15,6 +15,7 @@ from flmm_detseg.datasets.checks import check_dataset
 from flmm_detseg.datasets.tinyworld import make_scene
 from flmm_detseg.datasets.tinyworld.world import WorldSpec, write_world
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.evaluation.coco_metric import read_truth
 
 SPEC = WorldSpec(num_images=24, seed=5)
 
@@ -339,3 +340,18 @@ def test_ids_as_texts_belong_together(tmp_path):
     coco["annotations"][1]["id"] = 7
     with pytest.raises(DataError, match="annotation 7: its id occurs twice"):
         COCOInstancesDataset(**write(tmp_path, coco))
+
+
+def test_an_empty_category_with_the_name_of_another_is_left_out(tmp_path):
+    """Roboflow: the project is category 0, and is often called like its only class."""
+    for first, second in ((0, 30), (30, 0)):
+        categories = [{"id": first, "name": "dog", "supercategory": "none"}, {"id": second, "name": "dog"}]
+        files = write(tmp_path, content([annotation(1)], categories=categories))
+        dataset = COCOInstancesDataset(**files)
+        assert (dataset.classes, dataset.category_ids) == (("dog",), (30,))
+        assert dataset.report()["objects"] == 1
+        assert dataset.report()["dropped"] == {"category without an object, another has its name": 1}
+        assert read_truth(files["ann_file"]).category_ids == {"dog": 1}
+    for entries in ([], [annotation(1), annotation(2, category_id=0)]):
+        with pytest.raises(DataError, match="category 'dog' .* occurs twice"):
+            COCOInstancesDataset(**write(tmp_path, content(entries, categories=categories)))
