@@ -227,18 +227,32 @@ def read_labels(
             message = f"{what} is {found[0]} x {found[1]}, its image {size[0]} x {size[1]} (H x W)"
             remedy = "Use the picture that belongs to the image, at its original size."
             raise record_error(str(path), record, message, remedy, "size mismatch")
+        step = _grey_step(picture)
         values = np.asarray(picture.convert("RGB") if as_rgb else picture)
         if as_rgb:
             return picture.mode, values, None
         if picture.mode in ("LA", "PA", "RGBA"):
             planes, alpha = values[..., :-1], values[..., -1]
             return picture.mode, planes[..., 0] if planes.shape[-1] == 1 else planes, alpha
-        return picture.mode, values, None
+        return picture.mode, values if step == 1 else values // step, None
 
 
 def _is_deep(picture: Image.Image) -> bool:
-    # Before decoding, a tile names the raw form of the file's pixels: "RGB;16B" becomes the mode RGB.
-    return any(re.search(";16[BLN]", str(tile[3])) for tile in getattr(picture, "tile", ()))
+    return any(re.search(";16[BLN]", form) for form in _raw_forms(picture))
+
+
+def _grey_step(picture: Image.Image) -> int:
+    """What Pillow multiplies grey values of 2 or 4 bits by, so that the largest is 255 (tools that shrink PNGs)."""
+    return next(
+        (255 // (2 ** int(form[2]) - 1) for form in _raw_forms(picture) if re.match("L;[24]", form)), 1
+    )
+
+
+def _raw_forms(picture: Image.Image) -> list[str]:
+    # Before decoding, a tile names the raw form of the file's pixels: "RGB;16B" becomes the mode RGB. It is what
+    # its decoder is told, or the first thing of that.
+    arguments = [tile[3] for tile in getattr(picture, "tile", ())]
+    return [str(form[0] if isinstance(form, tuple) and form else form) for form in arguments]
 
 
 def check_image_size(image: np.ndarray, size: tuple[int, int], path: str | Path, record: str) -> None:

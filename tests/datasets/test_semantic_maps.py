@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -130,3 +132,24 @@ def test_class_names():
     for wrong in ("nonsense", [], ["a", "a"], [str(n) for n in range(255)]):
         with pytest.raises(ConfigError, match="`classes`"):
             semantic_classes(wrong)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_maps_of_few_bits_keep_their_class_numbers(tmp_path, bits):
+    """Tools that shrink PNGs store few greys in few bits, which Pillow spreads over 0 to 255."""
+    largest = 2**bits - 1
+    values = ramp(0, largest, 1)
+    files = write(tmp_path, values)
+    rows = np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(len(values), -1)
+    data = b"".join(b"\0" + row.tobytes() for row in np.packbits(rows, axis=1))
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b""))
+    (tmp_path / "maps" / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + b"".join(
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+            for kind, body in chunks
+        )
+    )
+    dataset = SemanticMapsDataset(**files, classes=[f"class {number}" for number in range(16)])
+    assert np.array_equal(dataset[0].dense.semantic, values)
