@@ -5,8 +5,8 @@ python benchmarks/kill_trials.py --trials 20 --seed 0
 A trial: a job is killed (SIGKILL or SIGTERM) after a random share of the time it takes, or meets a full disk (a limit
 on the size of its files: a random share of its largest one); then the same command runs to its end. Its result must be
 that of an undisturbed run: the loss curve and every tensor, the figures and records, the labels, or the files of the
-world. A job that ended before it was disturbed is tried again, earlier. Needs `data/models`; everything else is made in a
-temporary folder. The last line is JSON; a failed trial gives exit code 1.
+world. A job that ended before it was disturbed is tried again, earlier. Needs `data/models`; everything else is made in
+a temporary folder. The last line is JSON; a failed trial gives exit code 1.
 """
 
 from __future__ import annotations
