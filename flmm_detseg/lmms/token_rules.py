@@ -98,7 +98,7 @@ class TokenRules:
 def end_ids(model: PreTrainedModel) -> list[int]:
     """Tokens that end an answer."""
     found = model.generation_config.eos_token_id
-    return [] if found is None else torch.as_tensor(found).flatten().tolist()
+    return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
 def greedy_config(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
