@@ -200,7 +200,10 @@ class PhraseGroundingHead(Head):
         Returns:
             Per sample float32 ``[K_i, h_i, w_i]`` covering the image.
         """
-        logits = self.mask_head.forward_grouped(stacks, self.phrases_per_call)
+        if sum(map(len, stacks)) <= self.phrases_per_call:
+            logits = self.mask_head.forward_grouped(stacks)
+        else:
+            logits = self.mask_head.forward_grouped(stacks, self.phrases_per_call)
         return [_crop(maps, inputs.grid) for maps, inputs in zip(logits, batch.inputs)]
 
     def text_prompt(self, hidden: HiddenRows) -> TextPrompt:

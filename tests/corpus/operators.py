@@ -720,7 +720,7 @@ def tensor_of_another_dtype(data: bytes, rng: np.random.Generator) -> bytes:
 def config_edit(data: bytes, rng: np.random.Generator) -> bytes:
     base, rate = b"with read_base():\n    from .base import *", b"rate = 1e-4"
     edits = [
-        (b"from mmengine", b"import os\nfrom mmengine"),
+        (rate, b"import os\nrate = os.getpid()"),
         (b"from .base", b"from .missing"),
         (b"read_base():", b"read_base()"),
         (b"model.update", b"modle.update"),
