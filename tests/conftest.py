@@ -1,4 +1,4 @@
-"""What holds for every test: children see the tree under test, and long runs skip nothing."""
+"""What holds for every test: children see the tree under test, long runs skip nothing, and a case can be run alone."""
 
 from __future__ import annotations
 
@@ -15,6 +15,18 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failed one")
+    parser.addoption(
+        "--case", metavar="NAME", help="only tests marked with this case, e.g. data/18_encodings"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--case")
+    if wanted is None:
+        return
+    chosen = [item for item in items if any(wanted in mark.args for mark in item.iter_markers("case"))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = chosen
 
 
 @pytest.hookimpl(wrapper=True)

@@ -24,10 +24,20 @@ CASES = {
 }
 
 
+def all_cases() -> set[str]:
+    """Names as marks have them: ``"data/18_encodings"``."""
+    return {f"{kind}/{name}" for kind, names in CASES.items() for name in names.split()}
+
+
+def cases_of(file: Path) -> set[str]:
+    """Cases that tests of a file are marked with."""
+    return set(re.findall(r'mark\.case\(\s*"([^"]+)"', file.read_text(encoding="utf-8")))
+
+
 def test_every_case_has_a_test():
-    wanted = {f"{kind}/{name}" for kind, names in CASES.items() for name in names.split()}
+    wanted = all_cases()
     found: set[str] = set()
     for file in TESTS.rglob("test_*.py"):
-        found |= set(re.findall(r'mark\.case\(\s*"([^"]+)"', file.read_text(encoding="utf-8")))
+        found |= cases_of(file)
     assert wanted - found == set()
     assert found - wanted == set(), "a marker names no case"

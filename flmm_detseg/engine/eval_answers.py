@@ -19,7 +19,7 @@ from flmm_detseg.evaluation import answer_record, forgetting_figures, forgetting
 from flmm_detseg.evaluation.forgetting import summarise
 from flmm_detseg.evaluation.vqa import VQA_METRICS
 from flmm_detseg.structures import Sample
-from flmm_detseg.utils.whole_files import dump_json
+from flmm_detseg.utils.whole_files import dump_json, write_text
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class VQATask(_AnswerTask):
             }
             lines.append(dump_json(line) + "\n")
         file = stem.with_name(f"{stem.name}-answers.jsonl")
-        file.write_text("".join(lines), encoding="utf-8")
+        write_text(file, "".join(lines))
         return [file]
 
 

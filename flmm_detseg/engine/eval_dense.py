@@ -30,7 +30,7 @@ from flmm_detseg.language import (
     score_detections,
 )
 from flmm_detseg.structures import CaptureSpec, Sample
-from flmm_detseg.utils.whole_files import dump_json
+from flmm_detseg.utils.whole_files import dump_json, write_text
 
 BOX_SOURCES = ("head", "text")
 
@@ -154,7 +154,7 @@ class BoxTask(Task[BoxOptions]):
                 }
                 results.append(entry | ({"segmentation": record["masks"][k]} if "masks" in record else {}))
         file = stem.with_name(f"{stem.name}-{options.boxes}-results.json")
-        file.write_text(dump_json(results), encoding="utf-8")
+        write_text(file, dump_json(results))
         return [file]
 
 

@@ -294,6 +294,9 @@ def _located(
 ) -> tuple[Phrase, ...]:
     if isinstance(phrases, str):
         raise DataError(f"{record}: phrases is one text ({phrases!r}); pass a list of texts")
+    for name, values in (("phrases", phrases), ("spans", spans)):
+        if values is not None and not isinstance(values, Sequence):
+            raise DataError(f"{record}: {name} is a {type(values).__name__}; pass a list")
     located: tuple[Phrase, ...] = (
         locate_phrases(caption, phrases, record)
         if phrases is not None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flmm_detseg.errors import DataError
+from flmm_detseg.utils.values import check_text
 
 Kind = Literal["detect", "segment", "answer"]
 
@@ -135,9 +136,9 @@ def parse_instruction(instruction: str) -> Instruction:
     without a verb. Time grows with the length of the text, whatever stands in it.
 
     Raises:
-        DataError: Nothing is asked for.
+        DataError: Nothing is asked for, or it is no text that can be read (half a character in it).
     """
-    if not instruction.strip():
+    if not check_text(instruction, "instruction").strip():
         raise DataError(
             "the instruction is empty; say for example 'detect the cars and segment the tree on the left'"
         )

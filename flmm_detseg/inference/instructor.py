@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from flmm_detseg.inference.instructions import Step, match_class, parse_instruct
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Phrase, Sample
 from flmm_detseg.utils.rle import encode_rle
-from flmm_detseg.utils.whole_files import dump_json
+from flmm_detseg.utils.whole_files import dump_json, put_in_place, write_text
 from flmm_detseg.visualization import draw_grounding
 from flmm_detseg.visualization.canvas import outline
 from flmm_detseg.visualization.dense import box_mask
@@ -106,16 +107,21 @@ class InstructionResult:
         }
 
     def save(self, folder: str | Path, name: str = "result") -> Mapping[str, str]:
-        """Writes ``NAME.png`` and ``NAME.json``; returns both paths.
+        """Writes ``NAME.png`` and ``NAME.json``, each whole or not at all; returns both paths.
 
         Raises:
             ConfigError: A file of that name is there that is no earlier result, for example the photo itself.
+            RunError: A score or box is NaN or infinite; nothing is written.
         """
         folder = Path(folder)
         picture, data = result_files(folder, name)
+        content, drawn = dump_json(self.as_dict()), Image.fromarray(self.overlay())
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(self.overlay()).save(picture)
-        data.write_text(dump_json(self.as_dict()), encoding="utf-8")
+        # The JSON first: by it an earlier result is known, and a picture alone would be taken for a photo.
+        write_text(data, content)
+        part = picture.with_name(f"{picture.name}.{os.getpid()}.tmp")
+        drawn.save(part, format="PNG")
+        put_in_place(part, picture)
         return {"picture": str(picture), "json": str(data)}
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from flmm_detseg.errors import DataError, PhraseNotFoundError
 from flmm_detseg.language.words import find_words, is_mark
 from flmm_detseg.structures import Phrase
+from flmm_detseg.utils.values import shown
 
 Span = tuple[int, int]
 
@@ -67,10 +68,13 @@ def locate_phrases(caption: str, phrases: Sequence[str], record: str = "") -> tu
 
     Raises:
         PhraseNotFoundError: A phrase does not occur (often enough); names phrase and caption.
+        DataError: A phrase is no text.
     """
     found = []
     taken: dict[str, int] = {}
     for phrase in phrases:
+        if not isinstance(phrase, str):
+            raise DataError(f"{_where(record)}a phrase is {shown(phrase)}, not a text")
         if not phrase.strip():
             raise PhraseNotFoundError(f"{_where(record)}an empty phrase cannot be found in {caption!r}")
         spans = find_words(caption, phrase)
@@ -163,6 +167,8 @@ def check_spans(caption: str, spans: Sequence[Span | Sequence[Span]], record: st
     """
     phrases = []
     for entry in spans:
+        if not isinstance(entry, tuple | list):
+            raise DataError(f"{_where(record)}a span is (start, end) in characters, got {shown(entry)}")
         parts = [entry] if _is_span(entry) else list(entry)
         for part in parts:
             if not _is_span(part):

@@ -197,7 +197,7 @@ class LMMAdapter(nn.Module, ABC):
         """Mean input embedding of each name's tokens, float32 ``[len(names), d]``, no gradient.
 
         Raises:
-            ConfigError: A name has no token.
+            ConfigError: A name is no text that can be read, or has no token.
         """
 
     def lora_gradients(self, groups: Collection[str]) -> AbstractContextManager[None]:

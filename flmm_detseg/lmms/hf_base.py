@@ -24,6 +24,7 @@ from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, Proces
 from flmm_detseg.lmms.row_tap import ROW_TAP, RowSettings
 from flmm_detseg.lmms.token_rules import answer_room, end_ids, greedy_config, warn_if_cut
 from flmm_detseg.structures import LMMInputs, PatchGrid, Sample
+from flmm_detseg.utils.values import FieldError, check_text
 
 
 class HFLlavaBase(LMMAdapter):
@@ -391,6 +392,10 @@ class HFLlavaBase(LMMAdapter):
         tokenizer = self._processor().tokenizer
         means = []
         for name in names:
+            try:
+                check_text(name, "class name")
+            except FieldError as error:
+                raise ConfigError(str(error)) from error
             ids = tokenizer(name, add_special_tokens=False).input_ids
             if not ids:
                 raise ConfigError(f"class name {name!r} has no token; give it a name of at least one letter")

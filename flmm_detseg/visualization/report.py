@@ -100,7 +100,7 @@ class Report:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".part")
-        partial.write_text(page, encoding="utf-8")
+        partial.write_text(page, encoding="utf-8", errors="xmlcharrefreplace")
         os.replace(partial, path)
         return path
 

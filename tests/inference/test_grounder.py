@@ -134,6 +134,11 @@ def test_batches_are_single_calls_to_rounding(dtype, allowed):
     assert _differences(together(images[::-1])[::-1], many) == (0, 0.0)
     assert _differences(together(images), many) == (0, 0.0)
     assert _differences([grounder.ground(image, CAPTION, PHRASES) for image in images], one) == (0, 0.0)
+    page = " ".join(
+        (Path(__file__).parents[2] / "docs" / "python_api.md").read_text(encoding="utf-8").split()
+    )
+    assert "single calls to rounding: in float32 equal to the bit on the tiny models" in page
+    assert "in bfloat16 (the 7B recipes) a batch rounds otherwise than a single call" in page
 
 
 @pytest.mark.case("model/thin_image")

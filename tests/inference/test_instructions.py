@@ -123,6 +123,16 @@ def test_an_instruction_that_asks_for_nothing_is_refused() -> None:
         parse_instruction("detect the , .")
 
 
+@pytest.mark.case("data/16_check_passes_what_training_cannot_read")
+@pytest.mark.case("security/text")
+@pytest.mark.parametrize("value", [5, None, ["detect cars"], "detect the \ud83d", "detect\0 cars"])
+def test_what_is_no_text_asks_for_nothing(value) -> None:
+    with pytest.raises(DataError, match="`instruction` (is|holds)"):
+        parse_instruction(value)
+    with pytest.raises(ConfigError, match="`class name` (is|holds)"):
+        tiny_llava().class_embeddings(["cat", value])
+
+
 # Each of them took more than quadratic time, or exponential: 100 000 characters of it would never end.
 @pytest.mark.case("security/parser")
 @pytest.mark.parametrize(

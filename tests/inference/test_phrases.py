@@ -53,6 +53,15 @@ def test_parts_of_words_and_nothing_are_not_found(phrase):
         locate_phrases(CAPTION, [phrase])
 
 
+@pytest.mark.case("data/16_check_passes_what_training_cannot_read")
+@pytest.mark.parametrize("value", [5, None, b"star", ["star"], float("nan")])
+def test_what_is_no_text_and_no_span_is_named(value):
+    with pytest.raises(DataError, match="image 3: a phrase is .*, not a text"):
+        locate_phrases(CAPTION, ["a star", value], "image 3")
+    with pytest.raises(DataError, match="image 3: a span is"):
+        check_spans(CAPTION, [(0, 2), value], "image 3")
+
+
 def test_scripts_without_spaces_need_no_word_border():
     assert _texts("草地上的一只狗", ["狗", "草地"]) == ["狗", "草地"]
 

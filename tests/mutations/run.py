@@ -5,7 +5,11 @@ should notice. A change that no test can notice carries the argument why (``equi
 done in copies of the tree; the tree itself is never touched. First the tests run on an unchanged copy: a test that
 fails anyway would kill everything.
 
-Example: ``python tests/mutations/run.py --only unet_norm rows_gqa``; all of them take about an hour on 2 cores.
+An entry with a ``case`` takes back what mended that public kind of fault (``tests/test_cases.py`` lists them), and only
+tests marked with the case run: they have to notice it, not some other test of the file.
+
+Example: ``python tests/mutations/run.py --only unet_norm rows_gqa``, or ``--cases`` for those with a case; all of them
+take about an hour on 2 cores.
 Exits with 1 when a change survives, or cannot be made any more.
 """
 
@@ -55,6 +59,8 @@ class Mutation:
         new: What takes its place.
         tests: Test files that should notice.
         equivalent: Why none can.
+        case: Kind of fault whose mend the change takes back, as in ``pytest.mark.case``: ``"data/04_..."``; only tests
+            with this mark are run. None: it belongs to no case.
     """
 
     id: str
@@ -64,6 +70,7 @@ class Mutation:
     new: str
     tests: tuple[str, ...]
     equivalent: str = ""
+    case: str | None = None
 
     def applied(self, root: Path) -> str:
         """The file's changed text.
@@ -98,14 +105,22 @@ def copy_tree(target: Path) -> Path:
     return target
 
 
-def run_tests(root: Path, tests: Sequence[str], timeout: float) -> tuple[str, str]:
+def run_tests(root: Path, tests: Sequence[str], timeout: float, case: str | None = None) -> tuple[str, str]:
     """Runs test files in a copy, until the first failure.
+
+    Args:
+        root: The copy.
+        tests: The files.
+        timeout: Seconds.
+        case: Run only tests that are marked with it.
 
     Returns:
         ``"passed"``, ``"failed"``, ``"timeout"`` or ``"error"`` (nothing was tested), and the failing test or
         the end of the output.
     """
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=0", *tests]
+    if case is not None:
+        command += ["--case", case]
     environment = os.environ | {
         "PYTHONPATH": str(root),
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -129,7 +144,7 @@ def try_mutation(root: Path, mutation: Mutation, timeout: float) -> dict[str, An
     before = path.read_text(encoding="utf-8")
     path.write_text(mutation.applied(root), encoding="utf-8")
     try:
-        state, detail = run_tests(root, mutation.tests, timeout)
+        state, detail = run_tests(root, mutation.tests, timeout, mutation.case)
     finally:
         path.write_text(before, encoding="utf-8")
     outcome = {"passed": "survived", "failed": "killed", "timeout": "killed"}.get(state, "error")
@@ -156,8 +171,12 @@ def run(mutations: Sequence[Mutation], jobs: int, timeout: float) -> dict[str, A
             finally:
                 copies.put(root)
 
-        files = sorted({name for mutation in chosen for name in mutation.tests})
-        checks = [(lambda root, name=name: (name, *run_tests(root, [name], timeout))) for name in files]
+        # Together with its case a file runs as the changes will run it.
+        files = sorted({(name, mutation.case or "") for mutation in chosen for name in mutation.tests})
+        checks = [
+            (lambda root, name=name, case=case: (name, *run_tests(root, [name], timeout, case or None)))
+            for name, case in files
+        ]
         broken = {}
         for name, state, detail in tqdm(pool.map(in_a_copy, checks), total=len(files), desc="unchanged"):
             if state != "passed":
@@ -188,6 +207,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", nargs="+", metavar="ID", help="these changes only")
+    parser.add_argument("--cases", action="store_true", help="only changes that take back the mend of a case")
     parser.add_argument("--jobs", type=int, default=1, help="changes tried at the same time")
     parser.add_argument("--timeout", type=float, default=900, help="seconds for the tests of a change")
     arguments = parser.parse_args()
@@ -196,6 +216,8 @@ def main() -> None:
         if unknown := set(arguments.only) - {mutation.id for mutation in mutations}:
             parser.error(f"no such change: {', '.join(sorted(unknown))}")
         mutations = [mutation for mutation in mutations if mutation.id in arguments.only]
+    if arguments.cases:
+        mutations = [mutation for mutation in mutations if mutation.case is not None]
     problems = []
     for mutation in mutations:
         try:

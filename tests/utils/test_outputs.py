@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -9,10 +10,11 @@ import pytest
 from dataset_files import write_image
 
 from flmm_detseg.engine.data_check import check_data
-from flmm_detseg.errors import ConfigError
-from flmm_detseg.inference.instructor import InstructionResult
+from flmm_detseg.errors import ConfigError, RunError
+from flmm_detseg.inference.instructor import InstructionResult, Region
 from flmm_detseg.quickstart import steps
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
+from flmm_detseg.visualization.report import Report
 
 GROUND = ["c.py", "--image", "a.png", "--caption", "x", "--phrase", "x"]
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -52,6 +54,20 @@ def test_a_result_replaces_a_result_and_nothing_else(tmp_path):
     with pytest.raises(ConfigError, match="notes.json is there"):
         result.save(tmp_path, "notes")
     assert result.save(tmp_path / "out", "a") == result.save(tmp_path / "out", "a")
+
+
+@pytest.mark.case("security/text")
+def test_a_result_is_written_whole_or_not_at_all(tmp_path):
+    """Half a character (a cut emoji) can come in with the instruction; NaN from a model."""
+    words = dict(steps=(), uninterpreted=(), image=np.zeros((8, 9, 3), np.uint8), text="t")
+    files = InstructionResult(instruction="\ud800 x", regions=(), **words).save(tmp_path, "half")
+    assert json.loads(Path(files["json"]).read_text(encoding="utf-8"))["instruction"] == "\ud800 x"
+    region = Region(kind="segment", label="a", score=float("nan"), box_xyxy=(0.0, 0.0, 1.0, 1.0))
+    with pytest.raises(RunError, match="score is nan"):
+        InstructionResult(instruction="x", regions=(region,), **words).save(tmp_path / "new", "nan")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["half.json", "half.png"]
+    page = Report("\ud800", "").write(tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "<title>" in page
 
 
 @pytest.mark.case("security/overwrite")
