@@ -16,7 +16,10 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failed one")
     parser.addoption(
-        "--case", metavar="NAME", help="only tests marked with this case, e.g. data/18_encodings"
+        "--case",
+        action="append",
+        metavar="NAME",
+        help="only tests marked with this case, e.g. data/18_encodings",
     )
 
 
@@ -24,7 +27,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     wanted = config.getoption("--case")
     if wanted is None:
         return
-    chosen = [item for item in items if any(wanted in mark.args for mark in item.iter_markers("case"))]
+    chosen = [item for item in items if any(mark.args[0] in wanted for mark in item.iter_markers("case"))]
     config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
     items[:] = chosen
 

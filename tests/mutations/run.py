@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,22 +105,21 @@ def copy_tree(target: Path) -> Path:
     return target
 
 
-def run_tests(root: Path, tests: Sequence[str], timeout: float, case: str | None = None) -> tuple[str, str]:
+def run_tests(root: Path, tests: Sequence[str], timeout: float, cases: Iterable[str] = ()) -> tuple[str, str]:
     """Runs test files in a copy, until the first failure.
 
     Args:
         root: The copy.
         tests: The files.
         timeout: Seconds.
-        case: Run only tests that are marked with it.
+        cases: Run only tests that are marked with one of them; none: all tests.
 
     Returns:
         ``"passed"``, ``"failed"``, ``"timeout"`` or ``"error"`` (nothing was tested), and the failing test or
         the end of the output.
     """
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=0", *tests]
-    if case is not None:
-        command += ["--case", case]
+    command += [f"--case={case}" for case in sorted(set(cases))]
     environment = os.environ | {
         "PYTHONPATH": str(root),
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -144,7 +143,7 @@ def try_mutation(root: Path, mutation: Mutation, timeout: float) -> dict[str, An
     before = path.read_text(encoding="utf-8")
     path.write_text(mutation.applied(root), encoding="utf-8")
     try:
-        state, detail = run_tests(root, mutation.tests, timeout, mutation.case)
+        state, detail = run_tests(root, mutation.tests, timeout, filter(None, [mutation.case]))
     finally:
         path.write_text(before, encoding="utf-8")
     outcome = {"passed": "survived", "failed": "killed", "timeout": "killed"}.get(state, "error")
@@ -171,11 +170,15 @@ def run(mutations: Sequence[Mutation], jobs: int, timeout: float) -> dict[str, A
             finally:
                 copies.put(root)
 
-        # Together with its case a file runs as the changes will run it.
-        files = sorted({(name, mutation.case or "") for mutation in chosen for name in mutation.tests})
+        wanted: dict[str, list[str | None]] = {}
+        for mutation in chosen:
+            for name in mutation.tests:
+                wanted.setdefault(name, []).append(mutation.case)
+        # Of a file that is wanted for its cases only, the other tests may take long.
+        files = {name: [] if None in cases else cases for name, cases in sorted(wanted.items())}
         checks = [
-            (lambda root, name=name, case=case: (name, *run_tests(root, [name], timeout, case or None)))
-            for name, case in files
+            (lambda root, name=name, cases=cases: (name, *run_tests(root, [name], timeout, cases)))
+            for name, cases in files.items()
         ]
         broken = {}
         for name, state, detail in tqdm(pool.map(in_a_copy, checks), total=len(files), desc="unchanged"):
