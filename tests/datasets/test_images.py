@@ -105,8 +105,8 @@ def test_size_from_the_header_is_that_of_the_pixels(tmp_path, kind):
 
 
 BROKEN_EXIF = {
-    # signed rational (-1, 0) as XResolution: exif_transpose cannot write it back
-    "rational": exif_block(6, struct.pack("<HHII", 0x011A, 10, 1, 8 + 2 + 24 + 4))
+    # signed rational (-1, 0) as XResolution, behind the directory and its blanks: exif_transpose cannot write it back
+    "rational": exif_block(6, struct.pack("<HHII", 0x011A, 10, 1, 8 + 2 + 24 + 24))
     + struct.pack("<ii", -1, 0),
     "no TIFF header": b"Exif\0\0XX*\0\x08\0\0\0",
     "cut off": b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
@@ -118,6 +118,13 @@ BROKEN_EXIF = {
 def with_exif(path: Path, block: bytes) -> None:
     """Writes a picture; Pillow stores such a block without reading it."""
     Image.fromarray(upright()).save(path, exif=block)
+
+
+def test_the_broken_rational_is_one_that_pillow_cannot_write(tmp_path):
+    """Else the test below would pass with the fault in place."""
+    with_exif(tmp_path / "a.jpg", BROKEN_EXIF["rational"])
+    with Image.open(tmp_path / "a.jpg") as picture, pytest.raises(struct.error):
+        picture.getexif().tobytes()
 
 
 @pytest.mark.case("data/06_one_exif_tag_stops_everything")
