@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaModel
 
-from flmm_detseg.lmms.row_tap import ROW_TAP, RowTap
+from flmm_detseg.lmms.capture.row_tap import ROW_TAP, RowTap
 from flmm_detseg.utils.cli import run_tool
 
 NUM_PHRASES, TOKENS_PER_PHRASE = 8, 5

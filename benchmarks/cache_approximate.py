@@ -25,11 +25,11 @@ from tqdm import tqdm
 from ttft_report import print_table
 
 from flmm_detseg.cache import BackgroundCache, CachedLMM, CacheSettings, FrameDifference, StreamSession
-from flmm_detseg.cache.answering import answer
-from flmm_detseg.cache.guard import clopper_pearson
+from flmm_detseg.cache.serving.answer import answer
 from flmm_detseg.datasets.tinyworld.streams import StreamItem
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.inference.streaming import settings_from_config, stream_from_config
+from flmm_detseg.store.approximate import clopper_pearson
 from flmm_detseg.structures import Sample
 from flmm_detseg.utils.cli import run_tool
 

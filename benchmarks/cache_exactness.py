@@ -29,8 +29,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from flmm_detseg.cache import Answer, BackgroundCache, CachedLMM, CacheSettings, StreamSession
-from flmm_detseg.cache.answering import answer
-from flmm_detseg.cache.partition import letterbox_tiles
+from flmm_detseg.cache.regions.partition import letterbox_tiles
+from flmm_detseg.cache.serving.answer import answer
 from flmm_detseg.datasets.tinyworld.streams import STREAM_KINDS, StreamItem
 from flmm_detseg.errors import DataError
 from flmm_detseg.inference.streaming import stream_from_config

@@ -21,7 +21,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from flmm_detseg.cache import CachedLMM
-from flmm_detseg.cache.detectors import NoRegions, Partitioner
+from flmm_detseg.cache.regions.sources import NoRegions, Partitioner
 from flmm_detseg.datasets.tinyworld.vocabulary import vocabulary
 from flmm_detseg.errors import RunError
 from flmm_detseg.lmms import LlavaAdapter

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from flmm_detseg.cache import BackgroundCache, CacheSettings
-from flmm_detseg.cache.types import Namespace
 from flmm_detseg.errors import RunError
+from flmm_detseg.store.records import Namespace
 from flmm_detseg.utils.cli import run_tool
 
 KINDS = ("distinct", "wallpaper")

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from flmm_detseg.cache.admission import GhostList
-from flmm_detseg.cache.evict import EVICTION, build_policy
-from flmm_detseg.cache.index import make_record
-from flmm_detseg.cache.memory import MemoryTier, Unit
-from flmm_detseg.cache.types import BackgroundKey
+from flmm_detseg.store.admission import GhostList
+from flmm_detseg.store.eviction import EVICTION, build_policy
+from flmm_detseg.store.memory import MemoryTier, Unit
+from flmm_detseg.store.records import BackgroundKey
+from flmm_detseg.store.tile_index import make_record
 from flmm_detseg.utils.cli import run_tool
 
 NUM_PATCHES, SYSTEM_TOKENS = 576, 40

@@ -36,11 +36,11 @@ from partition_cases import (
     view,
 )
 
-from flmm_detseg.cache.partition import box_tiles, letterbox_tiles, partition_tiles
-from flmm_detseg.cache.types import BG, OBJ, PAD
+from flmm_detseg.cache.regions.partition import box_tiles, letterbox_tiles, partition_tiles
 from flmm_detseg.datasets.tinyworld.streams import make_stream
 from flmm_detseg.errors import DataError
 from flmm_detseg.lmms import LlavaProcessor
+from flmm_detseg.structures.partition import BG, OBJ, PAD
 from flmm_detseg.utils.cli import run_tool
 from flmm_detseg.visualization import canvas
 

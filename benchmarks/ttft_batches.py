@@ -17,11 +17,11 @@ from ttft_ways import Clocks, named
 from ttft_wide import QUESTION, SETTINGS, Case, language_flops, show_before
 
 from flmm_detseg.cache import BackgroundCache, CachedLMM, CacheSettings
-from flmm_detseg.cache.batched import prefill_together
-from flmm_detseg.cache.prompt import image_span
-from flmm_detseg.cache.serving import CacheUse, prefill
+from flmm_detseg.cache.reading.prompt_parts import image_span
+from flmm_detseg.cache.serving.batch import prefill_together
+from flmm_detseg.cache.serving.prefill import CacheUse, prefill
 from flmm_detseg.datasets.tinyworld.streams import STREAM_KINDS, make_stream
-from flmm_detseg.lmms.isolated import gathered_batch
+from flmm_detseg.lmms.parts.isolated_tower import gathered_batch
 from flmm_detseg.structures import Sample
 
 HIT, STOCK = "hit L2", "stock"

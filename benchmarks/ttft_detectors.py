@@ -9,7 +9,7 @@ import torch
 from transformers import RTDetrConfig, RTDetrForObjectDetection, RTDetrImageProcessor, RTDetrResNetConfig
 
 from flmm_detseg.cache import FrameDifference, GivenRegions, HFDetector, Partitioner, Regions, RegionSource
-from flmm_detseg.cache.detectors import SESSION
+from flmm_detseg.cache.regions.sources import SESSION
 from flmm_detseg.structures import Sample
 
 DETECTORS = ("difference", "rtdetr", "boxes")

@@ -16,12 +16,12 @@ from torch import Tensor
 from ttft_report import PARTS, Request
 
 from flmm_detseg.cache import BackgroundCache, CachedLMM, PrefixKV
-from flmm_detseg.cache.keys import cut_tiles
-from flmm_detseg.cache.partition import letterbox_tiles
-from flmm_detseg.cache.prompt import image_span
-from flmm_detseg.cache.serving import CacheUse, Stopwatch, prefill
-from flmm_detseg.lmms.isolated import gathered_states
-from flmm_detseg.lmms.prefix_kv import PrefixDecoder
+from flmm_detseg.cache.reading.prompt_parts import image_span
+from flmm_detseg.cache.regions.partition import letterbox_tiles
+from flmm_detseg.cache.serving.prefill import CacheUse, Stopwatch, prefill
+from flmm_detseg.lmms.capture.decoder import PrefixDecoder
+from flmm_detseg.lmms.parts.isolated_tower import gathered_states
+from flmm_detseg.store.keys import cut_tiles
 from flmm_detseg.structures import LMMInputs, Sample
 
 # Images whose keys and values the baselines keep.

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from tiny import make_sample, tiny_llava
 
-from flmm_detseg.cache.detectors import GivenRegions, Partitioner
-from flmm_detseg.cache.model import CachedLMM
-from flmm_detseg.cache.prefusion import PreFusion
+from flmm_detseg.cache.cached_lmm import CachedLMM
+from flmm_detseg.cache.reading.prefusion import PreFusion
+from flmm_detseg.cache.regions.sources import GivenRegions, Partitioner
 from flmm_detseg.structures import Sample
 
 # Position embeddings and attention of a fresh tower are nearly uniform: nothing would depend on anything.

@@ -19,8 +19,8 @@ from mmengine.config import Config
 from torch import nn
 
 from flmm_detseg.datasets import RefCOCODataset
-from flmm_detseg.engine.eval_phrases import REFCOCO, PhraseOptions
-from flmm_detseg.engine.evaluate import build_datasets, evaluate_model
+from flmm_detseg.engine.evaluation.evaluate import build_datasets, evaluate_model
+from flmm_detseg.engine.evaluation.phrases import REFCOCO, PhraseOptions
 from flmm_detseg.structures import Prediction, Sample
 from flmm_detseg.utils.cli import run_tool
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flmm_detseg.cache.keys import cut_tiles
-from flmm_detseg.cache.settings import CacheSettings
-from flmm_detseg.cache.store import BackgroundCache
-from flmm_detseg.cache.types import BackgroundKey, Match, Namespace, PrefixKV
+from flmm_detseg.store.background_cache import BackgroundCache
+from flmm_detseg.store.keys import cut_tiles
+from flmm_detseg.store.records import BackgroundKey, Match, Namespace, PrefixKV
+from flmm_detseg.store.settings import CacheSettings
 
 SIDE, PATCH = 8, 4
 NAMESPACE = Namespace("tenant", "vision", "llm")

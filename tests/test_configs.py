@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from flmm_detseg.engine.config_check import (
+from flmm_detseg.engine.checks.config_check import (
     argument_names,
     check_config,
     check_machine,
@@ -16,7 +16,7 @@ from flmm_detseg.engine.config_check import (
     resolve,
     walk,
 )
-from flmm_detseg.engine.config_diff import base_files, diff_to_base
+from flmm_detseg.engine.checks.config_diff import base_files, diff_to_base
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import MODELS, OPTIMIZERS
 
@@ -247,13 +247,13 @@ def test_parts_that_cannot_work_are_refused_by_name(where, part, message, load):
 @pytest.mark.case("model/ema_hook")
 def test_mixed_precision_without_a_gpu_is_refused_before_weights_are_read(load, monkeypatch):
     half, whole = (load(ROOT / "llava" / "detseg_lora.py"), load(ROOT / "tiny" / "detseg_joint.py"))
-    monkeypatch.setattr("flmm_detseg.engine.config_check.get_device", lambda: "cpu")
+    monkeypatch.setattr("flmm_detseg.engine.checks.config_check.get_device", lambda: "cpu")
     check_machine(whole, "joint.py")
     with pytest.raises(
         ConfigError, match=r"lora\.py: `optim_wrapper` is an AmpOptimWrapper, which needs a GPU"
     ):
         check_machine(half, "lora.py")
-    monkeypatch.setattr("flmm_detseg.engine.config_check.get_device", lambda: "cuda")
+    monkeypatch.setattr("flmm_detseg.engine.checks.config_check.get_device", lambda: "cuda")
     check_machine(half, "lora.py")
 
 

@@ -17,8 +17,8 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from train_parts import ROOT, environment, losses, train_command, write_config
 
-from flmm_detseg.engine.start import unwrap
-from flmm_detseg.engine.trainer import TrainOptions, train
+from flmm_detseg.engine.training.start import unwrap
+from flmm_detseg.engine.training.trainer import TrainOptions, train
 from flmm_detseg.models.checkpoint import load_checkpoint
 from flmm_detseg.registry import HOOKS
 

@@ -20,7 +20,7 @@ from multi_task_parts import batch, dense_sample, make_model, move_lora, questio
 from tiny import make_sample
 
 from flmm_detseg.engine import GlobalLossHook, GroupedAdamW
-from flmm_detseg.engine.deepspeed_cpu import start_gloo
+from flmm_detseg.engine.training.deepspeed_cpu import start_gloo
 from flmm_detseg.errors import RunError
 from flmm_detseg.models import GradNormWeighting, GroundingLMM, TaskBalancer, UncertaintyWeighting
 from flmm_detseg.structures import Sample

@@ -27,7 +27,7 @@ from flmm_detseg.datasets import (
     RefCOCODataset,
     SemanticMapsDataset,
 )
-from flmm_detseg.engine.data_check import check_data, datasets_of_config
+from flmm_detseg.engine.checks.data_check import check_data, datasets_of_config
 from flmm_detseg.errors import DataError
 from flmm_detseg.utils.cli import run_tool
 from flmm_detseg.utils.whole_files import dump_json

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import argparse
 
-from flmm_detseg.engine.eval_arguments import add_common_arguments, common_options
-from flmm_detseg.engine.eval_dense import BOX_SOURCES, COCO_BOXES, BoxOptions
-from flmm_detseg.engine.evaluate import evaluate
+from flmm_detseg.engine.evaluation.arguments import add_common_arguments, common_options
+from flmm_detseg.engine.evaluation.dense import BOX_SOURCES, COCO_BOXES, BoxOptions
+from flmm_detseg.engine.evaluation.evaluate import evaluate
 from flmm_detseg.evaluation.coco_metric import BACKENDS
 from flmm_detseg.utils.cli import run_tool
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import argparse
 
-from flmm_detseg.engine.eval_arguments import add_common_arguments, add_phrases_argument, common_options
-from flmm_detseg.engine.eval_phrases import REFCOCO, PhraseOptions
-from flmm_detseg.engine.evaluate import evaluate
+from flmm_detseg.engine.evaluation.arguments import add_common_arguments, add_phrases_argument, common_options
+from flmm_detseg.engine.evaluation.evaluate import evaluate
+from flmm_detseg.engine.evaluation.phrases import REFCOCO, PhraseOptions
 from flmm_detseg.evaluation.ref_seg_metric import EMPTY_CONVENTIONS
 from flmm_detseg.utils.cli import run_tool
 

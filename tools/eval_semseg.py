@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 
-from flmm_detseg.engine.eval_arguments import add_common_arguments, common_options
-from flmm_detseg.engine.eval_dense import SEMANTIC_MAPS, MapOptions
-from flmm_detseg.engine.evaluate import evaluate
+from flmm_detseg.engine.evaluation.arguments import add_common_arguments, common_options
+from flmm_detseg.engine.evaluation.dense import SEMANTIC_MAPS, MapOptions
+from flmm_detseg.engine.evaluation.evaluate import evaluate
 from flmm_detseg.utils.cli import run_tool
 
 

@@ -11,9 +11,13 @@ from __future__ import annotations
 
 import argparse
 
-from flmm_detseg.engine.eval_answers import VQA, AnswerOptions
-from flmm_detseg.engine.eval_arguments import add_common_arguments, add_question_arguments, common_options
-from flmm_detseg.engine.evaluate import evaluate
+from flmm_detseg.engine.evaluation.answers import VQA, AnswerOptions
+from flmm_detseg.engine.evaluation.arguments import (
+    add_common_arguments,
+    add_question_arguments,
+    common_options,
+)
+from flmm_detseg.engine.evaluation.evaluate import evaluate
 from flmm_detseg.utils.cli import run_tool
 
 

@@ -19,8 +19,8 @@ def main() -> dict[str, Any]:
     )
     args = parser.parse_args()
 
-    from flmm_detseg.engine.config_check import check_config, parse_overrides
-    from flmm_detseg.engine.config_diff import diff_to_base
+    from flmm_detseg.engine.checks.config_check import check_config, parse_overrides
+    from flmm_detseg.engine.checks.config_diff import diff_to_base
     from flmm_detseg.models.from_config import read_config
 
     config = read_config(args.config)

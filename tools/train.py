@@ -33,7 +33,7 @@ def main() -> dict[str, Any] | None:
 
     if args.allow_other_lmm:
         args.cfg_options = [*args.cfg_options, "model.allow_other_lmm=True"]
-    from flmm_detseg.engine.trainer import TrainOptions, default_launcher, train
+    from flmm_detseg.engine.training.trainer import TrainOptions, default_launcher, train
 
     return train(
         TrainOptions(

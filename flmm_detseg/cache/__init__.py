@@ -1,7 +1,11 @@
 """Background-token cache: the same background is never computed twice. See docs/background_cache.md."""
 
-from flmm_detseg.cache.answering import Answer
-from flmm_detseg.cache.detectors import (
+from flmm_detseg.cache.cached_lmm import CachedLMM
+from flmm_detseg.cache.own_tensors import load_own, part_reports, save_own
+from flmm_detseg.cache.reading.layout import PromptLayout
+from flmm_detseg.cache.reading.prefusion import PreFusion
+from flmm_detseg.cache.regions.hf_detector import HFDetector
+from flmm_detseg.cache.regions.sources import (
     FrameDifference,
     GivenRegions,
     NoRegions,
@@ -11,15 +15,12 @@ from flmm_detseg.cache.detectors import (
     Regions,
     RegionSource,
 )
-from flmm_detseg.cache.detectors_hf import HFDetector
-from flmm_detseg.cache.layout import PromptLayout
-from flmm_detseg.cache.model import CachedLMM
-from flmm_detseg.cache.parts import load_own, part_reports, save_own
-from flmm_detseg.cache.prefusion import PreFusion
-from flmm_detseg.cache.session import StreamSession
-from flmm_detseg.cache.settings import ApproximateSettings, CacheSettings
-from flmm_detseg.cache.store import BackgroundCache
-from flmm_detseg.cache.types import BackgroundKey, Match, Namespace, PatchPartition, PrefixKV
+from flmm_detseg.cache.serving.answer import Answer
+from flmm_detseg.cache.serving.session import StreamSession
+from flmm_detseg.store.background_cache import BackgroundCache
+from flmm_detseg.store.records import BackgroundKey, Match, Namespace, PrefixKV
+from flmm_detseg.store.settings import ApproximateSettings, CacheSettings
+from flmm_detseg.structures.partition import PatchPartition
 
 __all__ = [
     "Answer",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flmm_detseg.errors import ConfigError
 
 if TYPE_CHECKING:
-    from flmm_detseg.cache.model import CachedLMM
+    from flmm_detseg.cache.cached_lmm import CachedLMM
 
 TRAINABLE = ("separators", "projectors", "prefusion")
 

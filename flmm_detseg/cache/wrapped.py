@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms import LlavaAdapter, LMMAdapter
-from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
+from flmm_detseg.lmms.weights.precision import float32_buffers, restore_buffers
 
 
 class WrappedLlava(LMMAdapter):

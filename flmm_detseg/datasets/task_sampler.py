@@ -74,7 +74,7 @@ class TaskSampler(EpochSampler):
     Every member is an endless stream of shuffled passes over its records, and an epoch continues where the last one
     stopped: no record comes twice before all of its data set came once. The order is a function of (``seed``, epoch,
     number of processes, batch size) alone; a resumed run goes on in it (see
-    :class:`~flmm_detseg.engine.loop.ResumableTrainLoop`). Processes get disjoint parts of it. Needs
+    :class:`~flmm_detseg.engine.training.loop.ResumableTrainLoop`). Processes get disjoint parts of it. Needs
     ``batch_sampler=dict(type=TaskBatchSampler)`` in the data loader.
 
     * ``mode="one_task"``: all samples of a batch are of one member, and **all processes take the same member in the

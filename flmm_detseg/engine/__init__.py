@@ -1,8 +1,8 @@
 """Training and evaluation runs: hooks, the in-process trainer, DeepSpeed on gloo, the sharded evaluation driver."""
 
-from flmm_detseg.engine.checkpoint_hook import GroundingCheckpointHook
-from flmm_detseg.engine.deepspeed_cpu import GlooDeepSpeedStrategy
-from flmm_detseg.engine.hooks import (
+from flmm_detseg.engine.training.checkpoint_hook import GroundingCheckpointHook
+from flmm_detseg.engine.training.deepspeed_cpu import GlooDeepSpeedStrategy
+from flmm_detseg.engine.training.hooks import (
     DeepSpeedHook,
     FrozenGuardHook,
     GlobalLossHook,
@@ -10,10 +10,10 @@ from flmm_detseg.engine.hooks import (
     SampleInfoHook,
     VisualizationHook,
 )
-from flmm_detseg.engine.loop import ResumableTrainLoop
-from flmm_detseg.engine.optimizer import GroupedAdamW
-from flmm_detseg.engine.report_hook import ParameterReportHook
-from flmm_detseg.engine.runner import GroundingRunner
+from flmm_detseg.engine.training.loop import ResumableTrainLoop
+from flmm_detseg.engine.training.optimizer import GroupedAdamW
+from flmm_detseg.engine.training.report_hook import ParameterReportHook
+from flmm_detseg.engine.training.runner import GroundingRunner
 
 __all__ = [
     "DeepSpeedHook",

@@ -111,8 +111,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.prometheus is not None:
         refuse_overwrite(arguments.prometheus, [arguments.config, arguments.checkpoint, arguments.questions])
     # Late, so that a wrong argument is told before torch is loaded.
-    from flmm_detseg.cache.parts import format_part_reports, part_reports
-    from flmm_detseg.engine.config_check import parse_overrides
+    from flmm_detseg.cache.own_tensors import format_part_reports, part_reports
+    from flmm_detseg.engine.checks.config_check import parse_overrides
     from flmm_detseg.inference.stream_grounding import StreamGrounding
     from flmm_detseg.inference.streaming import stream_from_config
     from flmm_detseg.models.from_config import read_config

@@ -12,11 +12,11 @@ import torch
 from mmengine.config import Config
 
 from flmm_detseg.cache import BackgroundCache, CachedLMM, CacheSettings, Regions, RegionSource, StreamSession
-from flmm_detseg.cache.settings import ApproximateSettings
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.registry import MODELS
+from flmm_detseg.store.settings import ApproximateSettings
 from flmm_detseg.structures import Sample
 from flmm_detseg.utils.names import suggest
 

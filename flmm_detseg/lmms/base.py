@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flmm_detseg.lmms.conv_lora import balance_losses
-from flmm_detseg.lmms.lora import LoRAGroup
-from flmm_detseg.lmms.lora_layers import lora_gradients
-from flmm_detseg.lmms.lora_product import lora_product_penalty, merge_lora
+from flmm_detseg.lmms.lora.conv_lora import balance_losses
+from flmm_detseg.lmms.lora.groups import LoRAGroup
+from flmm_detseg.lmms.lora.layers import lora_gradients
+from flmm_detseg.lmms.lora.product import lora_product_penalty, merge_lora
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
 
 
@@ -25,7 +25,7 @@ class LMMAdapter(nn.Module, ABC):
     Attributes:
         model: The transformers model.
         frozen: No gradient flows through the LMM: :meth:`encode` runs without autograd.
-        lora_groups: LoRA groups by name, see :func:`~flmm_detseg.lmms.lora.add_lora`.
+        lora_groups: LoRA groups by name, see :func:`~flmm_detseg.lmms.lora.groups.add_lora`.
         merged: LoRA has become part of the weights: the LMM as it was is gone.
         checkpoint_buffers: Names of what :meth:`hold` took out of training.
     """
@@ -202,16 +202,16 @@ class LMMAdapter(nn.Module, ABC):
 
     def lora_gradients(self, groups: Collection[str]) -> AbstractContextManager[None]:
         """Context in which a forward pass gives a gradient to these LoRA groups only, see
-        :func:`~flmm_detseg.lmms.lora_layers.lora_gradients`.
+        :func:`~flmm_detseg.lmms.lora.layers.lora_gradients`.
         """
         return lora_gradients(self.model, groups)
 
     def lora_penalty(self) -> Tensor:
-        """L2-SP penalty, see :func:`~flmm_detseg.lmms.lora_product.lora_product_penalty`."""
+        """L2-SP penalty, see :func:`~flmm_detseg.lmms.lora.product.lora_product_penalty`."""
         return lora_product_penalty(self.model)
 
     def merge_lora(self) -> int:
-        """Merges LoRA into the base weights, for good; see :func:`~flmm_detseg.lmms.lora_product.merge_lora`.
+        """Merges LoRA into the base weights, for good; see :func:`~flmm_detseg.lmms.lora.product.merge_lora`.
 
         The LMM is then an ordinary, frozen one: :meth:`base_mode` has nothing left to switch off.
 

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.decoding import answered, decode_greedily, phrase_inputs, text_and_offsets
-from flmm_detseg.lmms.hf_base import HFLlavaBase
-from flmm_detseg.lmms.prefix import (
+from flmm_detseg.lmms.capture.answer_text import answered, decode_greedily, phrase_inputs, text_and_offsets
+from flmm_detseg.lmms.capture.packing import (
     PackedBatch,
     PhraseRows,
     answer_states,
@@ -24,9 +23,10 @@ from flmm_detseg.lmms.prefix import (
     phrase_entries,
     phrase_rows,
 )
-from flmm_detseg.lmms.row_tap import ROW_TAP, RowTap
-from flmm_detseg.lmms.token_rules import answer_room, end_ids, token_rules, warn_if_cut
-from flmm_detseg.lmms.unpack import attention_maps, hidden_rows, split_attention, split_hidden
+from flmm_detseg.lmms.capture.per_sample import attention_maps, hidden_rows, split_attention, split_hidden
+from flmm_detseg.lmms.capture.row_tap import ROW_TAP, RowTap
+from flmm_detseg.lmms.capture.token_rules import answer_room, end_ids, token_rules, warn_if_cut
+from flmm_detseg.lmms.hf_base import HFLlavaBase
 from flmm_detseg.ops.rows import merge_rows
 from flmm_detseg.structures import (
     CaptureSpec,

@@ -14,15 +14,15 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.base import LMMAdapter
-from flmm_detseg.lmms.exclusive import exclusive
-from flmm_detseg.lmms.facts import check_config, check_facts, default_max_length, position_limit
-from flmm_detseg.lmms.loading import load_model, load_normalisation, load_tokenizer, torch_dtype
-from flmm_detseg.lmms.lora import add_lora, lora_groups
-from flmm_detseg.lmms.lora_layers import lora_off, recompute_contexts
-from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
+from flmm_detseg.lmms.capture.row_tap import ROW_TAP, RowSettings
+from flmm_detseg.lmms.capture.token_rules import answer_room, end_ids, greedy_config, warn_if_cut
+from flmm_detseg.lmms.lora.groups import add_lora, lora_groups
+from flmm_detseg.lmms.lora.layers import lora_off, recompute_contexts
 from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, ProcessorSettings
-from flmm_detseg.lmms.row_tap import ROW_TAP, RowSettings
-from flmm_detseg.lmms.token_rules import answer_room, end_ids, greedy_config, warn_if_cut
+from flmm_detseg.lmms.turns import exclusive
+from flmm_detseg.lmms.weights.facts import check_config, check_facts, default_max_length, position_limit
+from flmm_detseg.lmms.weights.loading import load_model, load_normalisation, load_tokenizer, torch_dtype
+from flmm_detseg.lmms.weights.precision import float32_buffers, restore_buffers
 from flmm_detseg.structures import LMMInputs, PatchGrid, Sample
 from flmm_detseg.utils.values import FieldError, check_text
 
@@ -32,7 +32,7 @@ class HFLlavaBase(LMMAdapter):
 
     Args:
         model: The family's ``...ForConditionalGeneration``. Its language model's attention function is
-            exchanged for :mod:`flmm_detseg.lmms.row_tap`, which is sdpa outside of :meth:`encode`.
+            exchanged for :mod:`flmm_detseg.lmms.capture.row_tap`, which is sdpa outside of :meth:`encode`.
         processor: The family's processor; None where only shapes matter (then :meth:`prepare` and
             :meth:`generate` raise).
         merge: Merge of the attention rows of a phrase's tokens, ``"mean"`` or ``"max"``.
@@ -43,14 +43,14 @@ class HFLlavaBase(LMMAdapter):
             autograd. False leaves ``requires_grad`` as it is.
         share_prefix: Samples with equal image run behind one prefix: what their prompts begin with alike. Also with
             a trainable LMM; the pass stays differentiable.
-        lora: LoRA groups, see :func:`~flmm_detseg.lmms.lora.lora_groups`. The LMM's own weights are frozen
+        lora: LoRA groups, see :func:`~flmm_detseg.lmms.lora.groups.lora_groups`. The LMM's own weights are frozen
             then, whatever ``frozen`` says, and :meth:`encode` runs with autograd.
         gradient_checkpointing: Blocks of tower and language model keep their input only and are repeated in the
             backward pass: less memory, about a third more time, the same gradients. Only in training mode.
 
     Raises:
         ConfigError: Row settings that do not fit the model, facts of the model that disagree (see
-            :mod:`flmm_detseg.lmms.facts`), or ``gradient_checkpointing`` of an LMM that has no gradients.
+            :mod:`flmm_detseg.lmms.weights.facts`), or ``gradient_checkpointing`` of an LMM that has no gradients.
     """
 
     model_class: ClassVar[type[PreTrainedModel]]

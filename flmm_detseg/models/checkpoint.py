@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.lmms.base import LMMAdapter
-from flmm_detseg.lmms.identity import check_identity, lmm_identity
-from flmm_detseg.lmms.lora_layers import lora_group_of
-from flmm_detseg.lmms.trained_layout import check_layout, layout_text
+from flmm_detseg.lmms.lora.layers import lora_group_of
+from flmm_detseg.lmms.weights.identity import check_identity, lmm_identity
+from flmm_detseg.lmms.weights.trained_layout import check_layout, layout_text
 from flmm_detseg.models.zero_folder import check_states, read_model_states
 from flmm_detseg.utils.finite import not_finite
 from flmm_detseg.utils.paths import find, places
@@ -29,7 +29,7 @@ HEADS = "heads"
 PHRASE_PREFIX = "heads.phrase."
 # Entry of a checkpoint's meta: for which layout of the LMM its tensors were trained, see LMMAdapter.trained_layout.
 LAYOUT = "lmm_layout"
-# The same: which LMM its tensors were trained on, see :mod:`flmm_detseg.lmms.identity`.
+# The same: which LMM its tensors were trained on, see :mod:`flmm_detseg.lmms.weights.identity`.
 IDENTITY = "lmm_identity"
 # First parts of the names in published F-LMM files (reference: wusize/F-LMM state dicts); ours add PHRASE_PREFIX.
 _FLMM_GROUPS = ("text_layer_weights", "text_proj.", "mask_head.", "sam.model.")
@@ -107,7 +107,7 @@ def check_lmm(model: nn.Module, content: object, source: str, *, start: bool = F
         model: A :class:`~flmm_detseg.models.grounding_lmm.GroundingLMM`; nothing trained is loaded yet.
         content: A :class:`Checkpoint`, or what a file holds.
         source: Named in messages.
-        start: See :func:`~flmm_detseg.lmms.trained_layout.check_layout`.
+        start: See :func:`~flmm_detseg.lmms.weights.trained_layout.check_layout`.
 
     Raises:
         CheckpointError: Another LMM, which the model does not allow, or another layout.

@@ -18,7 +18,7 @@ from flmm_detseg.heads.language_head import answer_rows, distillation
 from flmm_detseg.heads.phrase_head import PhraseReading
 from flmm_detseg.lmms import add_head_lora
 from flmm_detseg.lmms.base import LMMAdapter
-from flmm_detseg.lmms.decoding import phrase_inputs
+from flmm_detseg.lmms.capture.answer_text import phrase_inputs
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_lmm, build_part
 from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors, trainable_tensors

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.export import check_free, save_hub_model
+from flmm_detseg.lmms.weights.export import check_free, save_hub_model
 from flmm_detseg.models.from_config import model_from_config, read_config
 
 

@@ -16,7 +16,7 @@ from mmengine.utils import get_object_from_string
 
 from flmm_detseg.cache import CachedLMM
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.trained_layout import check_layout
+from flmm_detseg.lmms.weights.trained_layout import check_layout
 from flmm_detseg.models.checkpoint import IDENTITY, LAYOUT, check_tensors, read_checkpoint
 from flmm_detseg.models.from_config import read_config, without_start
 from flmm_detseg.models.grounding_lmm import GroundingLMM

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from flmm_detseg.cache import BackgroundCache, CacheSettings, HFDetector
-from flmm_detseg.cache.keys import cut_tiles
-from flmm_detseg.cache.prompt import image_span
+from flmm_detseg.cache.reading.prompt_parts import image_span
 from flmm_detseg.datasets.tinyworld.streams import make_stream
 from flmm_detseg.inference.streaming import stream_from_config
-from flmm_detseg.lmms.prefix_kv import PrefixDecoder
+from flmm_detseg.lmms.capture.decoder import PrefixDecoder
+from flmm_detseg.store.keys import cut_tiles
 from flmm_detseg.structures import Sample
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,18 +9,18 @@ import torch
 from cached_parts import boxed_sample, cached_llava
 from tiny import mixed_samples, tiny_llava, tiny_llava_next, tiny_tokenizer
 
-from flmm_detseg.cache.detectors import GivenRegions, NoRegions, Partitioner
-from flmm_detseg.cache.model import CachedLMM
-from flmm_detseg.cache.prompt import with_partition
-from flmm_detseg.cache.types import OBJ
+from flmm_detseg.cache.cached_lmm import CachedLMM
+from flmm_detseg.cache.reading.prompt_parts import with_partition
+from flmm_detseg.cache.regions.sources import GivenRegions, NoRegions, Partitioner
 from flmm_detseg.errors import CheckpointError, ConfigError, DataError
 from flmm_detseg.heads import LanguageHead
 from flmm_detseg.lmms import LlavaAdapter, parameter_report
-from flmm_detseg.lmms.decoding import phrase_inputs
-from flmm_detseg.lmms.prefix import image_columns
+from flmm_detseg.lmms.capture.answer_text import phrase_inputs
+from flmm_detseg.lmms.capture.packing import image_columns
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, Phrase
+from flmm_detseg.structures.partition import OBJ
 
 EVERYTHING = CaptureSpec(attention=True, hidden=True, vision_layers=(0, 2), logits=True)
 SCHEMES = pytest.mark.parametrize("positions", ["packed", "raster"])

@@ -10,7 +10,7 @@ from cached_parts import boxed_sample, cached_llava
 from safetensors.torch import save_file
 from torch import nn
 
-from flmm_detseg.cache.parts import (
+from flmm_detseg.cache.own_tensors import (
     format_part_reports,
     load_own,
     log_part_reports,

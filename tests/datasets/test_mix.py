@@ -21,7 +21,7 @@ from flmm_detseg.datasets import (
     WeightedMix,
     collate_samples,
 )
-from flmm_detseg.engine.loop import check_image_batches
+from flmm_detseg.engine.training.loop import check_image_batches
 from flmm_detseg.errors import ConfigError
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from flmm_detseg.engine.config_check import check_config
+from flmm_detseg.engine.checks.config_check import check_config
 
 ROOT = Path(__file__).parents[2]
 PYTHON = re.findall(r"```python\n(.*?)```", (ROOT / "docs/own_data.md").read_text(), re.DOTALL)

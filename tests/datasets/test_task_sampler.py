@@ -21,7 +21,7 @@ from flmm_detseg.datasets import (
     collate_samples,
 )
 from flmm_detseg.datasets.task_sampler import rounded
-from flmm_detseg.engine.loop import endless
+from flmm_detseg.engine.training.loop import endless
 from flmm_detseg.errors import ConfigError
 
 

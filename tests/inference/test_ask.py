@@ -17,7 +17,7 @@ from flmm_detseg import Grounder, GroundingResult
 from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError
 from flmm_detseg.heads import PhraseGroundingHead, UNetHead
 from flmm_detseg.inference import command
-from flmm_detseg.lmms.lora_layers import lora_layers
+from flmm_detseg.lmms.lora.layers import lora_layers
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.refiners import SAMRefiner, build_sam
 

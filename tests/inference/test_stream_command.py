@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from flmm_detseg.cache import BackgroundCache, GivenRegions
-from flmm_detseg.cache.types import Match, PrefixKV
 from flmm_detseg.errors import DataError
 from flmm_detseg.inference.stream_command import _reads_boxes, read_requests
+from flmm_detseg.store.records import Match, PrefixKV
 
 ROOT = Path(__file__).resolve().parents[2]
 SCREENS = "configs/cache/tiny_stream_screens.py"

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from multi_task_parts import HEADS, batch, make_model
 
 from flmm_detseg.cache import ApproximateSettings, FrameDifference
-from flmm_detseg.cache.answering import answer
+from flmm_detseg.cache.serving.answer import answer
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.inference.streaming import HeadRegions, settings_from_config, stream_from_config
 from flmm_detseg.models import GroundingLMM

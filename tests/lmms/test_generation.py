@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerFast
 
 from flmm_detseg.errors import ConfigError, PhraseNotFoundError, PhraseWithoutTokensError
 from flmm_detseg.language import parse_answer, score_detections
-from flmm_detseg.lmms.decoding import phrase_inputs, text_and_offsets
-from flmm_detseg.lmms.lora_layers import lora_layers
-from flmm_detseg.lmms.row_tap import ROW_TAP
+from flmm_detseg.lmms.capture.answer_text import phrase_inputs, text_and_offsets
+from flmm_detseg.lmms.capture.row_tap import ROW_TAP
+from flmm_detseg.lmms.lora.layers import lora_layers
 from flmm_detseg.structures import CaptureSpec, Phrase
 
 EVERYTHING = CaptureSpec(attention=True, hidden=True, vision_layers=(0, 2), logits=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from same_states import EVERYTHING, assert_same
 from tiny import (
     make_batch,
     make_sample,
@@ -17,28 +18,12 @@ from tiny import (
 from transformers import LlavaForConditionalGeneration
 
 from flmm_detseg.errors import ConfigError, PhraseWithoutTokensError
-from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter, row_tap
-from flmm_detseg.lmms.row_tap import ROW_TAP
+from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter
+from flmm_detseg.lmms.capture import row_tap
+from flmm_detseg.lmms.capture.row_tap import ROW_TAP
 from flmm_detseg.structures import CaptureSpec, LMMStates
 
-EVERYTHING = CaptureSpec(attention=True, hidden=True, vision_layers=(0, 2, 3), logits=True)
 BUILDERS = pytest.mark.parametrize("build", [tiny_llava, tiny_llava_next])
-
-
-def assert_same(ours: LMMStates, theirs: LMMStates, atol: float = 1e-5) -> None:
-    """Attention to 1e-5 absolutely; other states, of size 1 to 10, to 1e-5 of their size."""
-    for index in range(len(ours.attention)):
-        torch.testing.assert_close(ours.attention[index], theirs.attention[index], rtol=0, atol=atol)
-        torch.testing.assert_close(
-            ours.hidden[index].states, theirs.hidden[index].states, rtol=1e-5, atol=2 * atol
-        )
-        assert torch.equal(ours.hidden[index].phrase_ids, theirs.hidden[index].phrase_ids)
-        torch.testing.assert_close(ours.logits[index], theirs.logits[index], rtol=1e-5, atol=2 * atol)
-        assert ours.logits_start[index] == theirs.logits_start[index]
-        for layer in EVERYTHING.vision_layers:
-            torch.testing.assert_close(
-                ours.vision[index][layer], theirs.vision[index][layer], rtol=0, atol=atol
-            )
 
 
 def plain_forward(adapter, item, attention: str):

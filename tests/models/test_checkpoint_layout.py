@@ -12,9 +12,9 @@ from multi_task_parts import LORA
 from tiny import tiny_llava
 from train_parts import ROOT
 
-from flmm_detseg.cache.prefusion import PreFusion
+from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.errors import CheckpointError
-from flmm_detseg.lmms import trained_layout
+from flmm_detseg.lmms.weights import trained_layout
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.checkpoint import LAYOUT, lmm_meta, load_file, read_checkpoint
 from flmm_detseg.models.from_config import model_from_config, read_config

@@ -13,7 +13,7 @@ from train_parts import MODEL, ROOT
 
 from flmm_detseg.engine import GroundingCheckpointHook
 from flmm_detseg.errors import CheckpointError
-from flmm_detseg.lmms import identity
+from flmm_detseg.lmms.weights import identity
 from flmm_detseg.models import GroundingLMM, model_from_config
 from flmm_detseg.models.checkpoint import IDENTITY, lmm_meta, load_file
 
@@ -98,7 +98,7 @@ def test_every_tool_that_loads_a_checkpoint_can_be_told():
     for path in tools:
         text = path.read_text()
         assert "add_lmm_argument" in text or any(name in text for name in shared), path
-    for path in ("engine/eval_arguments.py", "inference/command.py", "inference/stream_command.py"):
+    for path in ("engine/evaluation/arguments.py", "inference/command.py", "inference/stream_command.py"):
         assert "add_lmm_argument(parser)" in (ROOT / "flmm_detseg" / path).read_text()
 
 

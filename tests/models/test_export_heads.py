@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flmm_detseg.engine.checkpoint_hook import LMM_INFO
+from flmm_detseg.engine.training.checkpoint_hook import LMM_INFO
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models import export_heads as module
 from flmm_detseg.models.checkpoint import fingerprint, read_checkpoint

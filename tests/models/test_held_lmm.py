@@ -17,7 +17,7 @@ from multi_task_parts import HEADS, LORA
 from tiny import make_sample, tiny_llava
 from train_parts import MODEL, ROOT, environment, train_command, write_config
 
-from flmm_detseg.engine.hooks import DeepSpeedHook
+from flmm_detseg.engine.training.hooks import DeepSpeedHook
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.experiments.plan import read_plan
 from flmm_detseg.models import GroundingLMM

@@ -10,7 +10,7 @@ import torch
 from multi_task_parts import HEADS, batch, dense_sample, make_model, move_lora, objective, question
 from tiny import make_sample, tiny_llava
 
-from flmm_detseg.engine.eval_answers import FORGETTING
+from flmm_detseg.engine.evaluation.answers import FORGETTING
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models import GradNormWeighting, GroundingLMM, TaskBalancer, UncertaintyWeighting
 from flmm_detseg.models.balancer import flat_gradient, order_generator, pcgrad_coefficients

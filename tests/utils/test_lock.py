@@ -14,9 +14,9 @@ import pytest
 from train_parts import RECIPE
 
 from flmm_detseg.datasets.tinyworld.world import WorldSpec, write_world
-from flmm_detseg.engine.loop import ResumableTrainLoop
-from flmm_detseg.engine.start import LOCK
-from flmm_detseg.engine.trainer import TrainOptions, train
+from flmm_detseg.engine.training.loop import ResumableTrainLoop
+from flmm_detseg.engine.training.start import LOCK
+from flmm_detseg.engine.training.trainer import TrainOptions, train
 from flmm_detseg.errors import RunError
 from flmm_detseg.labelling.run import LabelOptions, pseudo_label
 from flmm_detseg.utils.lock import hold, holding, release

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dataset_files import write_image
 
-from flmm_detseg.engine.data_check import check_data
+from flmm_detseg.engine.checks.data_check import check_data
 from flmm_detseg.errors import ConfigError, RunError
 from flmm_detseg.inference.instructor import InstructionResult, Region
 from flmm_detseg.quickstart import steps

@@ -1,0 +1,1 @@
+"""From groups of patches to the sequence that the language model reads."""

@@ -1,0 +1,121 @@
+"""Several questions about one image in one sequence: image and system text once, then one text after the other.
+
+As :mod:`flmm_detseg.lmms.capture.packing` does for a plain LLaVA: each text sees what stands before all texts, and
+itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from flmm_detseg.cache.reading.layout import PromptLayout
+from flmm_detseg.cache.reading.prompt_parts import PartitionedInputs, PromptParts, image_span, with_text
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.capture.packing import PhraseRows, distinct_images, phrase_rows, visible_rows
+
+
+@dataclass(frozen=True)
+class PackedPrompts:
+    """Rows of the language model's batch (CPU tensors).
+
+    Attributes:
+        rows: What runs: per row one prompt whose text is that of all its samples, one behind the other.
+        groups: Per row the samples in it.
+        token_index: Per sample the place of each token of the LMM's own sequence in its row, int64 ``[T_i]``
+            (meaningless for patches that are not sent).
+        visible: bool ``[R, 1, T, T]``, True where a query (third axis) may look; None for plain causal attention.
+    """
+
+    rows: list[PromptParts]
+    groups: list[list[int]]
+    token_index: list[Tensor]
+    visible: Tensor | None
+
+
+def share_images(
+    inputs: Sequence[PartitionedInputs], image_keys: Sequence[str | None] | None
+) -> list[list[int]]:
+    """Finds samples that can share a row: same pixels, groups and system text.
+
+    Args:
+        inputs: Prepared samples.
+        image_keys: Per sample a key or None, which is never equal to another.
+
+    Returns:
+        Per row the samples in it, in order of their first one.
+
+    Raises:
+        ConfigError: A sample was prepared by another adapter.
+    """
+    groups: dict[tuple[int, bytes, bytes], list[int]] = {}
+    for index, (item, owner) in enumerate(zip(inputs, distinct_images(inputs, image_keys), strict=True)):
+        if getattr(item, "partition", None) is None:
+            raise ConfigError(f"{item.record_id}: prepared without groups of patches; use CachedLMM.prepare")
+        head = item.input_ids[: image_span(item)[0]].numpy().tobytes()
+        groups.setdefault((owner, item.partition.group.tobytes(), head), []).append(index)
+    return list(groups.values())
+
+
+def pack_prompts(
+    layout: PromptLayout,
+    heads: Sequence[PromptParts],
+    inputs: Sequence[PartitionedInputs],
+    groups: Sequence[Sequence[int]],
+) -> PackedPrompts:
+    """Puts the texts of each row behind its image.
+
+    Args:
+        layout: Order and positions.
+        heads: Per row the prompt of its first sample; its groups (and stale patches) hold for all of them.
+        inputs: Prepared samples.
+        groups: Per row the samples in it.
+
+    Raises:
+        DataError: A prompt alone is too long.
+    """
+    rows, segments = [], []
+    token_index: list[Tensor] = [torch.empty(0)] * len(inputs)
+    for head, members in zip(heads, groups, strict=True):
+        start = end = head.plan.prompt_length
+        places, owner = [head.plan.position_ids[:start]], [torch.zeros(start, dtype=torch.int64)]
+        image_size = len(head.background) + len(head.objects)
+        fusion, texts, questions = [head.fusion_positions[:image_size]], [], []
+        image = torch.cat([torch.arange(len(head.system_ids)), head.plan.columns.clamp(min=0)])
+        for number, member in enumerate(members, start=1):
+            part = with_text(layout, head, inputs[member])
+            size = len(part.text_ids)
+            token_index[member] = torch.cat([image, end + torch.arange(size)])
+            places.append(part.plan.position_ids[start:])
+            texts.append(part.text_ids)
+            fusion.append(part.fusion_positions[image_size:])
+            questions += [(end - start + first, end - start + last) for first, last in part.questions]
+            owner.append(torch.full((size,), number))
+            end += size
+        rows.append(
+            replace(
+                head,
+                text_ids=torch.cat(texts),
+                plan=replace(head.plan, position_ids=torch.cat(places)),
+                questions=tuple(questions),
+                fusion_positions=torch.cat(fusion),
+            )
+        )
+        segments.append(torch.cat(owner))
+    shared = any(len(members) > 1 for members in groups)
+    visible = visible_rows(pad_sequence(segments, batch_first=True, padding_value=-1)) if shared else None
+    return PackedPrompts(rows, [list(members) for members in groups], token_index, visible)
+
+
+def phrase_places(inputs: Sequence[PartitionedInputs], packed: PackedPrompts) -> PhraseRows:
+    """Phrase tokens of a packed batch; columns are patches in raster order.
+
+    Raises:
+        PhraseWithoutTokensError: A phrase has no token.
+    """
+    columns = [row.plan.columns.clamp(min=0) for row in packed.rows]
+    return phrase_rows(inputs, packed.groups, packed.token_index, columns)

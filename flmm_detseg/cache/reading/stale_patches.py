@@ -1,0 +1,104 @@
+"""Training for level L3: a background that is not quite the image's, and patches that are sent again."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flmm_detseg.cache.reading.layout import PromptLayout
+from flmm_detseg.cache.reading.prompt_parts import PartitionedInputs, PromptParts, with_partition
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.structures.partition import OBJ
+
+if TYPE_CHECKING:
+    from flmm_detseg.cache.cached_lmm import CachedLMM
+
+
+def check_share(share: Sequence[float] | None, layout: PromptLayout) -> tuple[float, float] | None:
+    """Reads the setting ``stale_share``.
+
+    Args:
+        share: Least and largest share of a background's patches; None: off.
+        layout: Of the model.
+
+    Raises:
+        ConfigError: Not two shares in order, or a layout of which nothing is kept.
+    """
+    if share is None:
+        return None
+    if len(share) != 2 or not 0 <= share[0] <= share[1] <= 1:
+        raise ConfigError(
+            f"`stale_share` is {share!r}; give the least and the largest share, like (0.0, 0.05)"
+        )
+    if layout.order == "image":
+        raise ConfigError("`stale_share` is for order='background': in image order nothing is ever stale")
+    return float(share[0]), float(share[1])
+
+
+def see_groups(
+    model: CachedLMM,
+    inputs: Sequence[PartitionedInputs],
+    layers: Collection[int],
+    num_tokens: Sequence[int],
+) -> tuple[list[PromptParts], dict[int, Tensor], Tensor]:
+    """Splits a batch and runs the vision tower over its groups; in training some patches are stale.
+
+    The donor of a stale patch showed something else there: another patch of the same image. The background is read
+    with it, as a stored one would be; the patch itself is sent as a fresh object token at its own position.
+
+    Args:
+        model: With its ``stale_share``.
+        inputs: Prepared samples.
+        layers: Wanted hidden states.
+        num_tokens: Tokens of the longest sample that shares the image, in the LMM's own sequence, of each.
+            Stale patches are sent again with all of them, so all must have room.
+
+    Returns:
+        The prompts; hidden states ``[B, N, D]`` per layer; those of the feature layer to take backgrounds from.
+    """
+    layer, share = model.feature_layer, model.stale_share
+    if share is None or not model.training:
+        parts = [model.parts(item) for item in inputs]
+        states = model.see(inputs, layers)
+        return parts, states, states[layer]
+    stale = [_draw(model, item, share, count) for item, count in zip(inputs, num_tokens, strict=True)]
+    parts = [model.parts(item, stale=found) for item, found in zip(inputs, stale, strict=True)]
+    fresh = [_sent_again(item, found) for item, found in zip(inputs, stale, strict=True)]
+    old = [_donor(model, item, found) for item, found in zip(inputs, stale, strict=True)]
+    return parts, model.see(fresh, layers), model.see(old, (layer,))[layer]
+
+
+def _draw(model: CachedLMM, item: PartitionedInputs, share: tuple[float, float], num_tokens: int) -> Tensor:
+    """Patches of the background by lot, int64, ascending; no more than fit into the sequence."""
+    background = torch.from_numpy(item.partition.background)
+    least, most = share
+    count = round(len(background) * (least + (most - least) * float(torch.rand(()))))
+    longer = num_tokens - len(item.input_ids)
+    room = model.layout.max_length - model.parts(item).plan.length - longer
+    chosen = torch.randperm(len(background))[: max(0, min(count, room))]
+    return background[chosen].sort().values
+
+
+def _sent_again(item: PartitionedInputs, stale: Tensor) -> PartitionedInputs:
+    """The image itself; stale patches see the objects, not the background."""
+    group = item.partition.group.copy()
+    group[stale.numpy()] = OBJ
+    return with_partition(item, replace(item.partition, group=group))
+
+
+def _donor(model: CachedLMM, item: PartitionedInputs, stale: Tensor) -> PartitionedInputs:
+    """The image with another of its patches in the place of each stale one."""
+    side, cols, count = model.patch_size, model.vision_grid[1], model.layout.num_patches
+    pixels = item.pixel_values.clone()
+    # Never a patch itself.
+    sources = (stale + torch.randint(1, count, (len(stale),))) % count
+    for target, source in zip(stale.tolist(), sources.tolist(), strict=True):
+        (to_row, to_col), (row, col) = divmod(target, cols), divmod(source, cols)
+        pixels[:, to_row * side : (to_row + 1) * side, to_col * side : (to_col + 1) * side] = (
+            item.pixel_values[:, row * side : (row + 1) * side, col * side : (col + 1) * side]
+        )
+    return replace(item, pixel_values=pixels)

@@ -1,0 +1,1 @@
+"""Which patches of an image are objects, and who says so."""

@@ -1,0 +1,1 @@
+"""Requests: match, compute what is missing, answer."""

@@ -1,0 +1,237 @@
+"""Answers, token by token, behind a prompt that has run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from flmm_detseg.cache.reading.layout import only_sent
+from flmm_detseg.cache.serving.prefill import CacheUse, Prefill, Stopwatch, prefill
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.capture.answer_text import answered, text_and_offsets
+from flmm_detseg.lmms.capture.decoder import AnswerRows, DecodedToken
+from flmm_detseg.lmms.capture.token_rules import answer_room, end_ids, token_rules, warn_if_cut
+from flmm_detseg.lmms.turns import exclusive
+from flmm_detseg.structures import CaptureSpec, Generation, Sample
+from flmm_detseg.structures.partition import PatchPartition
+
+if TYPE_CHECKING:
+    from flmm_detseg.cache.cached_lmm import CachedLMM
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer and how it came about.
+
+    Attributes:
+        text: Special tokens left out, no white space around it.
+        token_ids: Generated tokens, the end token included.
+        level: See :class:`Prefill`.
+        partition: Groups of the image's patches.
+        entry_id: See :class:`Prefill`.
+        num_stale: Background patches sent again (L3).
+        stored: See :class:`Prefill`.
+        milliseconds: By part (``prepare``, ``match``, ``detect``, ``vision``, ``prefix``, ``insert``, ``suffix``), and
+            ``first_token`` and ``total`` since the request began.
+        generation: The answer with its rows, where rows were asked for.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    level: str
+    partition: PatchPartition
+    entry_id: str | None
+    num_stale: int
+    stored: bool
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    generation: Generation | None = None
+
+
+def answer(
+    model: CachedLMM,
+    sample: Sample,
+    *,
+    use: CacheUse | None = None,
+    partition: PatchPartition | None = None,
+    capture: CaptureSpec | None = None,
+    max_new_tokens: int = 128,
+    on_text: Callable[[str], None] | None = None,
+) -> Answer:
+    """Answers a question, greedily.
+
+    Args:
+        model: In eval mode.
+        sample: See :func:`~flmm_detseg.cache.serving.prefill.prefill`, as ``use`` and ``partition``.
+        use: The cache.
+        partition: Given groups.
+        capture: Rows of the answer's tokens to keep, for phrase grounding.
+        max_new_tokens: Longest answer.
+        on_text: Called with each further piece of the text as soon as it is settled.
+
+    Raises:
+        ConfigError: See :func:`answer_stream`.
+        DataError: See :func:`~flmm_detseg.cache.serving.prefill.prefill`.
+    """
+    stream = answer_stream(
+        model, sample, use=use, partition=partition, capture=capture, max_new_tokens=max_new_tokens
+    )
+    while True:
+        try:
+            piece = next(stream)
+        except StopIteration as end:
+            return end.value
+        if on_text is not None:
+            on_text(piece)
+
+
+@torch.no_grad()
+def answer_stream(
+    model: CachedLMM,
+    sample: Sample,
+    *,
+    use: CacheUse | None = None,
+    partition: PatchPartition | None = None,
+    capture: CaptureSpec | None = None,
+    max_new_tokens: int = 128,
+) -> Generator[str, None, Answer]:
+    """As :func:`answer`; yields the text piece by piece and returns the answer.
+
+    The pieces joined are the answer's text but for white space around it.
+
+    Raises:
+        ConfigError: ``max_new_tokens`` is below 1.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(f"`max_new_tokens` is {max_new_tokens}; an answer needs at least 1")
+    watch = Stopwatch(model.device)
+    done = prefill(model, sample, watch, use, partition)
+    rows = None if capture is None else _answer_rows(model, done, capture)
+    text = _Text(model)
+    log_probs: list[Tensor] = []
+    ends, position = end_ids(model.model), int(done.parts.plan.position_ids[-1]) + 1
+    room = answer_room(position, model.position_limit, max_new_tokens, sample.record_id)
+    tokens = done.decoder.decode(
+        done.last_state,
+        position,
+        end_ids=ends,
+        max_new_tokens=room,
+        rows=rows,
+        rules=token_rules(model.model, model.processor.tokenizer, done.item.input_ids, room),
+    )
+    try:
+        for token in _by_turns(model, tokens):
+            if not log_probs:
+                watch.milliseconds["first_token"] = watch.since_start()
+            log_probs.append(token.log_prob)
+            if piece := text.add(token.token_id):
+                yield piece
+        if piece := text.rest():
+            yield piece
+    except GeneratorExit:
+        # Whoever stops reading early has read an answer, too.
+        _shadow(model, sample, done, use, text.token_ids)
+        raise
+    watch.milliseconds["total"] = watch.since_start()
+    warn_if_cut(len(text.token_ids), text.token_ids[-1], ends, room, max_new_tokens)
+    _shadow(model, sample, done, use, text.token_ids)
+    generation = None
+    if rows is not None and capture is not None:
+        generation = _generation(model, done, text, torch.stack(log_probs), rows, capture)
+    return Answer(
+        text=text.decode(text.token_ids).strip(),
+        token_ids=tuple(text.token_ids),
+        level=done.level,
+        partition=done.item.partition,
+        entry_id=done.entry_id,
+        num_stale=0 if done.match is None else len(done.match.stale),
+        stored=done.stored,
+        milliseconds=watch.milliseconds,
+        generation=generation,
+    )
+
+
+def _by_turns(model: CachedLMM, tokens: Iterator[DecodedToken]) -> Iterator[DecodedToken]:
+    """Each token in a turn of its own: nobody switches the model within, and no answer keeps others waiting."""
+    while True:
+        with exclusive(model.model):
+            token = next(tokens, None)
+        if token is None:
+            return
+        yield token
+
+
+class _Text:
+    """Tokens becoming text; a character of several tokens is held back until it is whole."""
+
+    def __init__(self, model: CachedLMM) -> None:
+        assert model.processor is not None
+        self._tokenizer = model.processor.tokenizer
+        self._told = ""
+        self.token_ids: list[int] = []
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of tokens, special ones left out."""
+        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+
+    def add(self, token_id: int) -> str:
+        """Takes a token; returns what is new and settled."""
+        self.token_ids.append(token_id)
+        found = self.decode(self.token_ids)
+        return "" if found.endswith("\ufffd") else self._further(found)
+
+    def rest(self) -> str:
+        """What was held back."""
+        return self._further(self.decode(self.token_ids))
+
+    def _further(self, found: str) -> str:
+        if not found.startswith(self._told):
+            return ""
+        piece = found[len(self._told) :]
+        self._told = found
+        return piece
+
+
+def _generation(
+    model: CachedLMM, done: Prefill, text: _Text, log_probs: Tensor, rows: AnswerRows, capture: CaptureSpec
+) -> Generation:
+    """The answer with its rows; attention columns are patches in raster order."""
+    final, offsets = text_and_offsets(text.token_ids, lambda ids: text.decode(list(ids)))
+    token_ids = torch.tensor(text.token_ids)
+    attention, hidden = rows.stacked()
+    layers = capture.vision_layers
+    return Generation(
+        text=final,
+        token_ids=token_ids,
+        token_offsets=offsets,
+        log_probs=log_probs,
+        inputs=answered(done.item, token_ids),
+        attention=None if attention is None else only_sent(attention, done.parts.plan),
+        hidden=hidden,
+        vision=model.vision_states(done.item, layers) if layers else None,
+    )
+
+
+def _shadow(
+    model: CachedLMM, sample: Sample, done: Prefill, use: CacheUse | None, token_ids: list[int]
+) -> None:
+    """Now and then compares the tokens of an approximate answer with those of the same groups without the cache."""
+    if use is None or done.match is None or not token_ids:
+        return
+
+    def agrees() -> bool:
+        full = answer(model, sample, partition=done.item.partition, max_new_tokens=len(token_ids))
+        return list(full.token_ids) == token_ids
+
+    use.cache.shadow(done.match, agrees)
+
+
+def _answer_rows(model: CachedLMM, done: Prefill, capture: CaptureSpec) -> AnswerRows:
+    one = torch.zeros(1, 1, dtype=torch.int64)
+    columns = done.parts.plan.columns.clamp(min=0)[None]
+    return AnswerRows(
+        (lambda: model.tap(one, one, columns, 1)) if capture.attention else None, capture.hidden
+    )

@@ -1,0 +1,1 @@
+"""Checks of configs, classes and data before a run."""

@@ -1,0 +1,1 @@
+"""Sharded evaluation runs, one module a kind of task."""

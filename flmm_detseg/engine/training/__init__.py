@@ -1,0 +1,1 @@
+"""Training runs: trainer, loop, hooks, optimizer, resuming."""

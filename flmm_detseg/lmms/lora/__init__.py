@@ -1,0 +1,1 @@
+"""LoRA groups on linears and convolutions."""

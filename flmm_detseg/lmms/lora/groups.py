@@ -1,0 +1,260 @@
+"""LoRA groups of an LMM: which linears of which part, at which rank, under which name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from peft import LoraConfig
+from peft.tuners import lora
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.lora.conv_lora import ConvLoRADown
+from flmm_detseg.lmms.lora.layers import lora_group_of, lora_layers
+from flmm_detseg.utils.names import suggest
+
+if TYPE_CHECKING:
+    from flmm_detseg.lmms.base import LMMAdapter
+
+# Presets of `target`: last names of linears, over the families of vision towers and decoders; None for every linear.
+_QKV = ("q_proj", "k_proj", "v_proj")
+PRESETS: dict[str, tuple[str, ...] | None] = {
+    "qkv": _QKV,
+    "attention": (*_QKV, "o_proj", "out_proj"),
+    "all-linear": None,
+}
+# What a part's group is unless its config says otherwise.
+_PART_DEFAULTS: dict[str, dict[str, Any]] = {
+    "vision": {"r": 8, "alpha": 32.0, "target": "qkv"},
+    "llm": {"r": 16, "alpha": 64.0, "target": "attention"},
+    "projector": {"r": 16, "alpha": 64.0, "target": "all-linear"},
+}
+
+
+@dataclass(frozen=True)
+class LoRAGroup:
+    """One set of LoRA weights; several groups may share linears (one per task, say), their changes add up.
+
+    Attributes:
+        name: Part of the parameters' names: ``....q_proj.lora_A.NAME.weight``.
+        part: Part of the LMM: ``"vision"``, ``"llm"`` or ``"projector"``.
+        r: Rank.
+        alpha: The change is ``alpha / r B A``.
+        dropout: On A's input while training.
+        target: ``"qkv"``, ``"attention"``, ``"all-linear"``, a regular expression for whole names of linears within
+            the part, e.g. ``r".*layers\\.(4|5)\\..*_proj"``, or a list of last names, e.g. ``["q_proj", "v_proj"]``.
+        kind: ``"lora"`` or, in the vision tower, ``"conv_lora"`` (:mod:`flmm_detseg.lmms.lora.conv_lora`).
+        num_experts: Of Conv-LoRA.
+        top_k: Experts of Conv-LoRA an image is sent to.
+        balance_weight: Of Conv-LoRA's balance loss.
+
+    Raises:
+        ConfigError: A value cannot be used.
+    """
+
+    name: str
+    part: str
+    r: int = 16
+    alpha: float = 64.0
+    dropout: float = 0.0
+    target: str | Sequence[str] = "attention"
+    kind: str = "lora"
+    num_experts: int = 8
+    top_k: int = 1
+    balance_weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        where = f"LoRA group {self.name!r}"
+        if not re.fullmatch(r"[A-Za-z_]\w*", self.name):
+            raise ConfigError(f"{where}: a name has letters, digits and underscores only")
+        _check_numbers(where, self.r, self.alpha, self.dropout)
+        if self.kind not in ("lora", "conv_lora"):
+            raise ConfigError(f"{where}: `kind` is {self.kind!r}; allowed: lora, conv_lora")
+        if self.kind == "conv_lora" and self.part != "vision":
+            raise ConfigError(f"{where}: conv_lora needs a map of patches, so `part` must be 'vision'")
+        if not 1 <= self.top_k <= self.num_experts:
+            raise ConfigError(
+                f"{where}: `top_k` is {self.top_k}; 1..{self.num_experts} (`num_experts`) are possible"
+            )
+        if self.balance_weight < 0:
+            raise ConfigError(f"{where}: `balance_weight` is {self.balance_weight}; 0 or more is needed")
+        if isinstance(self.target, str):
+            if self.target not in PRESETS:
+                compile_target(self.target)
+            return
+        names = tuple(self.target) if isinstance(self.target, Sequence) else ()
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise ConfigError(
+                f"{where}: `target` is {self.target!r}; one of {', '.join(PRESETS)}, a regular expression, or a list "
+                "of linears' names such as ['q_proj', 'v_proj']"
+            )
+        object.__setattr__(self, "target", names)
+
+
+def lora_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[LoRAGroup, ...]:
+    """Groups of an adapter's config key ``lora``.
+
+    Args:
+        config: Per group its fields, e.g. ``dict(vision=dict(r=8, alpha=32, target="qkv"), llm=dict())``. A group named
+            like a part belongs to it; others say ``part``. Missing fields take the part's defaults: vision r 8,
+            alpha 32, qkv; llm r 16, alpha 64, attention; projector r 16, alpha 64, all-linear.
+
+    Raises:
+        ConfigError: Unknown key or part, or a value that cannot be used.
+    """
+    known = [item.name for item in fields(LoRAGroup) if item.name != "name"]
+    groups = []
+    for name, given in config.items():
+        for key in given:
+            if key not in known:
+                raise ConfigError(f"`lora.{name}` has no key `{key}`{suggest(str(key), known)}")
+        part = given.get("part", name)
+        if part not in _PART_DEFAULTS:
+            raise ConfigError(
+                f"`lora.{name}`: part {part!r} is unknown{suggest(str(part), _PART_DEFAULTS)}; "
+                "a group with a name of its own states `part`"
+            )
+        groups.append(LoRAGroup(name=name, **{**_PART_DEFAULTS[part], **given, "part": part}))
+    return tuple(groups)
+
+
+def add_lora(adapter: LMMAdapter, groups: Sequence[LoRAGroup]) -> dict[str, tuple[str, ...]]:
+    """Injects LoRA groups into an adapter's LMM. The answer stays the same bit for bit, B being zero.
+
+    All base parameters are frozen, the LoRA ones trainable and float32, and the adapter no longer switches autograd
+    off.
+
+    Args:
+        adapter: Its ``model`` is changed in place.
+        groups: With names that the adapter does not have yet.
+
+    Returns:
+        Per group the names of its linears within ``adapter.model``.
+
+    Raises:
+        ConfigError: A target matches no linear (names the nearest), a part or name cannot be used; nothing is changed.
+    """
+    targets: dict[str, list[str]] = {}
+    for group in groups:
+        if group.name in adapter.lora_groups or group.name in targets:
+            raise ConfigError(f"LoRA group {group.name!r} is there already; names must differ")
+        targets[group.name] = _find_linears(adapter, group)
+    for group in groups:
+        inject(
+            adapter.model,
+            group.name,
+            targets[group.name],
+            r=group.r,
+            alpha=group.alpha,
+            dropout=group.dropout,
+        )
+        if group.kind == "conv_lora":
+            _add_experts(adapter, group, targets[group.name])
+    for name, parameter in adapter.model.named_parameters():
+        parameter.requires_grad_(lora_group_of(name) is not None)
+    adapter.lora_groups = {**adapter.lora_groups, **{group.name: group for group in groups}}
+    adapter.frozen = False
+    return {name: tuple(found) for name, found in targets.items()}
+
+
+def inject(
+    module: nn.Module, name: str, targets: Sequence[str], *, r: int, alpha: float, dropout: float
+) -> None:
+    """Puts PEFT's layers around these linears and convolutions; the groups of a layer add up.
+
+    PEFT's classes are built here, not by its injection: that one asks every optional kernel package it finds on the
+    way (a broken bitsandbytes stops it), and rewrites ``requires_grad`` of the whole module.
+
+    Raises:
+        ConfigError: A number cannot be used.
+    """
+    _check_numbers(f"LoRA group {name!r}", r, alpha, dropout)
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout)
+    for target in targets:
+        layer = module.get_submodule(target)
+        if isinstance(layer, LoraLayer):
+            layer.update_layer(name, r, lora_alpha=alpha, config=config)
+        else:
+            kind = lora.Conv2d if isinstance(layer, nn.Conv2d) else lora.Linear
+            training = layer.training
+            layer = kind(layer, name, config, r=r, lora_alpha=alpha).train(training)
+            parent, _, leaf = target.rpartition(".")
+            setattr(module.get_submodule(parent), leaf, layer)
+        layer.set_adapter(list(layer.lora_A))
+        # Float32 as in PEFT's own models: 16-bit weights would swallow an optimizer's small steps.
+        layer.lora_A[name].float()
+        layer.lora_B[name].float()
+
+
+def compile_target(target: str) -> re.Pattern[str]:
+    """A target's regular expression.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        return re.compile(target)
+    except re.error as error:
+        raise ConfigError(f"LoRA `target` {target!r} is no regular expression: {error}") from error
+
+
+def _find_linears(adapter: LMMAdapter, group: LoRAGroup) -> list[str]:
+    """Names of the linears a group's target means, within ``adapter.model``."""
+    if group.part not in adapter.part_prefixes:
+        raise ConfigError(
+            f"LoRA group {group.name!r}: the LMM has no part {group.part!r}{suggest(group.part, adapter.part_prefixes)}"
+        )
+    prefix = adapter.part_prefixes[group.part]
+    root = adapter.model.get_submodule(prefix)
+    adapted = lora_layers(root)
+    linears = [
+        name
+        for name, child in root.named_modules()
+        if name in adapted
+        or (isinstance(child, nn.Linear) and not any(name.startswith(f"{layer}.") for layer in adapted))
+    ]
+    wanted = group.target
+    if not isinstance(wanted, str):
+        meant = {target: [name for name in linears if f".{name}".endswith(f".{target}")] for target in wanted}
+        unmatched = [target for target, names in meant.items() if not names]
+        found = [] if unmatched else [name for name in linears if any(name in m for m in meant.values())]
+        wanted = unmatched[0] if unmatched else ""
+    elif group.target in PRESETS:
+        leaves = PRESETS[group.target]
+        found = [name for name in linears if leaves is None or name.rpartition(".")[2] in leaves]
+    else:
+        pattern = compile_target(group.target)
+        found = [name for name in linears if pattern.fullmatch(name)]
+    if not found:
+        known = dict.fromkeys([*PRESETS, *(name.rpartition(".")[2] for name in linears)])
+        raise ConfigError(
+            f"LoRA group {group.name!r}: `target` {wanted!r} matches no linear of part {group.part!r} "
+            f"(names there look like {linears[0] if linears else 'nothing: it has no linear'!r})"
+            f"{suggest(wanted, known)}"
+        )
+    return [f"{prefix}.{name}" for name in found]
+
+
+def _add_experts(adapter: LMMAdapter, group: LoRAGroup, targets: Sequence[str]) -> None:
+    for target in targets:
+        layer = adapter.model.get_submodule(target)
+        assert isinstance(layer, LoraLayer)
+        layer.lora_A[group.name] = ConvLoRADown(
+            layer.lora_A[group.name],
+            adapter.vision_grid,
+            num_experts=group.num_experts,
+            top_k=group.top_k,
+        )
+
+
+def _check_numbers(where: str, r: int, alpha: float, dropout: float) -> None:
+    if not isinstance(r, int) or r < 1:
+        raise ConfigError(f"{where}: `r` is {r!r}; a positive integer is needed")
+    if not alpha > 0:
+        raise ConfigError(f"{where}: `alpha` is {alpha!r}; it must be positive")
+    if not 0 <= dropout < 1:
+        raise ConfigError(f"{where}: `dropout` is {dropout!r}; it lies in [0, 1)")

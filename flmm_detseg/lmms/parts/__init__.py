@@ -1,0 +1,1 @@
+"""Modules that are added to an LMM."""

@@ -1,0 +1,1 @@
+"""Weights in files and in memory: loading, export, precision, identity, counts."""

@@ -1,0 +1,335 @@
+"""Facts of a foreign model folder that this package relies upon, compared when an adapter is built.
+
+Files of one folder can disagree: the tokenizer with the embedding, the tower with the grid, the config with what this
+package can run. Each disagreement is named here, before the first forward pass ends in an error without a name, or in
+answers that are silently wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.logging import print_log
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.capture.row_tap import ROW_TAP
+from flmm_detseg.lmms.capture.token_rules import check_generation_config
+from flmm_detseg.lmms.processors import LMMProcessor
+
+_IMAGE_TOKEN = "<image>"
+_RESCALE_FACTOR = 1 / 255
+_BICUBIC = 3
+
+
+def source_of(model: PreTrainedModel) -> str:
+    """How messages name a model."""
+    return getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "") or "the model"
+
+
+def check_facts(model: PreTrainedModel, processor: LMMProcessor | None) -> None:
+    """Compares what the files of a model say with each other and with what this package can run.
+
+    Args:
+        model: The transformers model; may be on the meta device.
+        processor: The family's processor; None where only shapes matter.
+
+    Raises:
+        ConfigError: Two facts disagree; names the model, both values and the remedy.
+    """
+    source = source_of(model)
+    check_config(model.config, source)
+    _check_tower(model, source)
+    _check_attention(model, source)
+    if processor is None:
+        return
+    _check_vocabulary(model, processor, source)
+    _check_prompt(model, processor, source)
+    _check_positions(model, processor, source)
+    check_generation_config(model, processor.tokenizer, source)
+
+
+def check_config(config: PretrainedConfig, source: str) -> None:
+    """Refuses what ``config.json`` asks for and this package cannot do; before weights are read.
+
+    A wish for another attention function (flash_attention_2, ...) is taken out: this package brings its own, and the
+    kernels of the wish may not be installed.
+
+    Args:
+        config: The model's config.
+        source: Names the model in messages.
+
+    Raises:
+        ConfigError: Names the field.
+    """
+    for part in (config, config.text_config, config.vision_config):
+        if getattr(part, "quantization_config", None) is not None:
+            raise ConfigError(
+                f"{source}: config.json has a `quantization_config`, but rows, LoRA and checkpoints need the weights "
+                "as they are; use the folder that was not quantised (dtype='bfloat16' halves its memory)"
+            )
+        if getattr(part, "_attn_implementation", None) not in (None, "sdpa", "eager", ROW_TAP):
+            part._attn_implementation_internal = None
+    vision = config.vision_config
+    side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    if not (isinstance(side, int) and isinstance(patch, int) and 0 < patch <= side):
+        raise ConfigError(
+            f"{source}: vision_config has image_size {side!r} and patch_size {patch!r}; two whole numbers are needed, "
+            "the patch not larger than the image"
+        )
+    count = vision.num_hidden_layers
+    read = config.vision_feature_layer
+    wrong = [i for i in ([read] if isinstance(read, int) else read) if not -count - 1 <= i <= count]
+    if wrong:
+        raise ConfigError(
+            f"{source}: vision_feature_layer names {wrong}; the tower has hidden states 0..{count} (-1..{-count - 1})"
+        )
+
+
+def _check_tower(model: PreTrainedModel, source: str) -> None:
+    vision = model.config.vision_config
+    side = vision.image_size // vision.patch_size
+    count = _tower_tokens(model)
+    if count is not None and count != side * side + 1:
+        raise ConfigError(
+            f"{source}: the vision tower ({vision.model_type}) gives {count} tokens, its image of "
+            f"{vision.image_size} pixels has {side} x {side} patches of {vision.patch_size}; one token a patch and one "
+            "class token before them are needed, as CLIP's towers have. Use an LMM with a CLIP tower"
+        )
+    strategy = model.config.vision_feature_select_strategy
+    if strategy != "default":
+        raise ConfigError(
+            f"{source}: vision_feature_select_strategy must be 'default' (config.json says {strategy!r}): the class "
+            "token is no image patch"
+        )
+
+
+def _tower_tokens(model: PreTrainedModel) -> int | None:
+    """Tokens of the tower for one image; None where nothing can be run (meta device)."""
+    tower, vision = model.model.vision_tower, model.config.vision_config
+    for name, module in tower.named_modules():
+        if name.endswith("embeddings.position_embedding") and isinstance(module, nn.Embedding):
+            return module.num_embeddings
+    if model.device.type == "meta":
+        return None
+    side = vision.image_size
+    with torch.no_grad():
+        image = torch.zeros(1, 3, side, side, device=model.device, dtype=model.dtype)
+        return tower(image).last_hidden_state.shape[1]
+
+
+def _check_attention(model: PreTrainedModel, source: str) -> None:
+    language_model = model.model.language_model
+    if not getattr(language_model, "_supports_attention_backend", True):
+        raise ConfigError(
+            f"{source}: the language model ({model.config.text_config.model_type}) does not take an attention function "
+            "of transformers' AttentionInterface; attention rows cannot be read. Use a LLaMA-like language model"
+        )
+
+
+def _check_vocabulary(model: PreTrainedModel, processor: LMMProcessor, source: str) -> None:
+    tokenizer = processor.tokenizer
+    largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    for name, table in (
+        ("input embedding", model.get_input_embeddings()),
+        ("output embedding", model.get_output_embeddings()),
+    ):
+        rows = table.weight.shape[0]
+        if largest[1] >= rows:
+            raise ConfigError(
+                f"{source}: the tokenizer's largest token id is {largest[1]} ({largest[0]!r}), but the {name} has "
+                f"{rows} rows; use the tokenizer stored with these weights, or resize the embedding and store both"
+            )
+    own = tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
+    if own is not None and own != processor.image_token_id and own != tokenizer.unk_token_id:
+        raise ConfigError(
+            f"{source}: {_IMAGE_TOKEN} is token {own} of the tokenizer, but config.json says image_token_index "
+            f"{processor.image_token_id} (the tokenizer's {processor.image_token!r}); use the tokenizer stored with "
+            "the model, or mend config.json"
+        )
+
+
+def _check_prompt(model: PreTrainedModel, processor: LMMProcessor, source: str) -> None:
+    tokenizer = processor.tokenizer
+    ids = tokenizer(processor.prompt("a")).input_ids
+    if (count := ids.count(processor.image_token_id)) != 1:
+        raise ConfigError(
+            f"{source}: the prompt {processor.prompt('a')!r} has {count} image tokens once it is tokenised, not 1; the "
+            f"tokenizer must keep {processor.image_token!r} whole (an added token that is special and not normalised)"
+        )
+    if tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
+        raise ConfigError(
+            f"{source}: the tokenizer ends every text with {tokenizer.eos_token!r}, so that answers would begin behind "
+            "an end; take it out of the post-processor of tokenizer.json (add_eos_token=false)"
+        )
+    ends = model.generation_config.eos_token_id
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    if tokenizer.eos_token_id is not None and ends and tokenizer.eos_token_id not in ends:
+        print_log(
+            f"{source}: generation_config.json ends answers at token {ends}, the tokenizer's end token is "
+            f"{tokenizer.eos_token_id} ({tokenizer.eos_token!r}); answers learned here end with the latter and would "
+            "not stop there",
+            "current",
+            logging.WARNING,
+        )
+
+
+def _rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
+    for module in model.model.language_model.modules():
+        if isinstance(getattr(module, "rope_type", None), str) and hasattr(module, "inv_freq"):
+            yield module
+
+
+def stateless_positions(model: PreTrainedModel) -> int | None:
+    """Positions below which rotary frequencies depend on nothing but the position; None: there is no such limit.
+
+    The rope types "dynamic" and "longrope" change the frequencies of everything when one sequence of the batch is
+    longer, and "dynamic" keeps them for the next pass: a sequence's rows would depend on its neighbours, and stored
+    keys on what was read before them.
+    """
+    limits = []
+    for module in _rotary_modules(model):
+        config = module.config
+        if "dynamic" in module.rope_type:
+            limits.append(module.original_max_seq_len)
+        elif module.rope_type == "longrope":
+            limits.append(
+                getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+            )
+    return min(limits, default=None)
+
+
+def default_max_length(model: PreTrainedModel) -> int:
+    """Longest sequence in tokens where the user names none."""
+    built_for = model.config.text_config.max_position_embeddings
+    limit = stateless_positions(model)
+    return built_for if limit is None else min(built_for, limit)
+
+
+def position_limit(model: PreTrainedModel, max_length: int) -> int | None:
+    """Positions an answer may use; None where the config does not say how far scaled positions reach.
+
+    Args:
+        model: The transformers model.
+        max_length: Longest sequence the user asked for.
+    """
+    if (limit := stateless_positions(model)) is not None:
+        return limit
+    if any(module.rope_type != "default" for module in _rotary_modules(model)):
+        return None
+    return max(model.config.text_config.max_position_embeddings, max_length)
+
+
+def _check_positions(model: PreTrainedModel, processor: LMMProcessor, source: str) -> None:
+    length, limit = processor.settings.max_length, stateless_positions(model)
+    kinds = sorted({module.rope_type for module in _rotary_modules(model)})
+    if limit is not None and length > limit:
+        raise ConfigError(
+            f"{source}: `max_length` is {length}, but with rope type {', '.join(map(repr, kinds))} results depend "
+            f"on the other sequences of a batch, and on earlier ones, beyond {limit} positions; set max_length={limit} "
+            "or less"
+        )
+    built_for = model.config.text_config.max_position_embeddings
+    if length > built_for and kinds in ([], ["default"]):
+        print_log(
+            f"{source}: `max_length` is {length}, the language model was built for {built_for} positions "
+            "(max_position_embeddings)",
+            "current",
+            logging.WARNING,
+        )
+
+
+def check_image_settings(settings: Mapping[str, Any], source: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of RGB, from a preprocessor config that this package can follow.
+
+    Args:
+        settings: Fields of ``preprocessor_config.json``.
+        source: Names the model in messages.
+
+    Raises:
+        ConfigError: Names the field, its value and what is possible.
+    """
+    for name in ("do_normalize", "do_rescale"):
+        if settings.get(name, True) is not True:
+            raise ConfigError(
+                f"{source}: preprocessor_config.json says {name}={settings[name]!r}; pixels are always divided by 255 "
+                "and normalised here. Set it to true (with image_mean 0 and image_std 1 nothing is normalised)"
+            )
+    factor = settings.get("rescale_factor", _RESCALE_FACTOR)
+    if not isinstance(factor, int | float) or not math.isclose(factor, _RESCALE_FACTOR, rel_tol=1e-6):
+        raise ConfigError(
+            f"{source}: preprocessor_config.json says rescale_factor={factor!r}; it is always 1/255 = "
+            f"{_RESCALE_FACTOR} here. Change image_mean and image_std instead"
+        )
+    found = []
+    for name in ("image_mean", "image_std"):
+        values = settings.get(name)
+        usable = isinstance(values, list | tuple) and len(values) == 3
+        usable = usable and all(
+            isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
+        )
+        if not usable or (name == "image_std" and min(values) <= 0):
+            raise ConfigError(
+                f"{source}: preprocessor_config.json with image_mean and image_std is needed, three numbers each; "
+                f"its {name} is {values!r}"
+            )
+        found.append(tuple(values))
+    if settings.get("resample", _BICUBIC) != _BICUBIC:
+        print_log(
+            f"{source}: preprocessor_config.json says resample={settings['resample']!r}; images are resized "
+            f"bicubically ({_BICUBIC}) here",
+            "current",
+            logging.WARNING,
+        )
+    return found[0], found[1]
+
+
+def check_image_sizes(
+    settings: Mapping[str, Any], processor: Mapping[str, Any], config: PretrainedConfig, source: str
+) -> None:
+    """Warns where a processor's files name other sizes than the model's config, whose sizes are the ones used.
+
+    Args:
+        settings: Fields of ``preprocessor_config.json``.
+        processor: Fields of ``processor_config.json``, empty where there is none.
+        config: The model's config.
+        source: Names the model in messages.
+    """
+    own = {
+        "patch_size": config.vision_config.patch_size,
+        "vision_feature_select_strategy": config.vision_feature_select_strategy,
+        "image_grid_pinpoints": getattr(config, "image_grid_pinpoints", None),
+    }
+    for name, value in own.items():
+        for file, fields in (
+            ("preprocessor_config.json", settings),
+            ("processor_config.json", processor),
+        ):
+            if value is not None and fields.get(name) is not None and not _equal(fields[name], value):
+                print_log(
+                    f"{source}: {file} says {name}={fields[name]!r}, config.json {value!r}; the latter is used",
+                    "current",
+                    logging.WARNING,
+                )
+    side = config.vision_config.image_size
+    for name in ("size", "crop_size"):
+        value = settings.get(name)
+        sides = set(value.values()) if isinstance(value, Mapping) else {value}
+        if sides - {side, None}:
+            print_log(
+                f"{source}: preprocessor_config.json says {name}={value!r}, the vision tower reads {side} x {side} "
+                "pixels; the tower's side is used",
+                "current",
+                logging.WARNING,
+            )
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """Whether two values of JSON are equal; tuples are lists."""
+    return json.dumps(value, default=list) == json.dumps(other, default=list)

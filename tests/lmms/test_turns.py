@@ -1,0 +1,172 @@
+"""Turns: one thread at a time, in the order of asking; hooks see the passes of their own thread only."""
+
+from __future__ import annotations
+
+import copy
+from threading import Event, Thread
+
+import pytest
+import torch
+from tiny import make_sample, tiny_llava
+
+from flmm_detseg.lmms.capture.per_sample import hidden_rows
+from flmm_detseg.lmms.lora.layers import lora_off
+from flmm_detseg.lmms.turns import Turns, exclusive
+from flmm_detseg.structures import CaptureSpec
+
+LORA = dict(frozen=False, lora=dict(llm=dict(r=2, alpha=4)))
+
+
+def started(work) -> Thread:
+    thread = Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+def waiting(turns: Turns, count: int) -> None:
+    """Until so many wait or hold."""
+    with turns._condition:
+        pass
+    for _ in range(6000):
+        if len(turns._queue) >= count:
+            return
+        Event().wait(0.01)
+    raise AssertionError(f"{len(turns._queue)} in the queue, wanted {count}")
+
+
+def test_turns_are_served_in_order():
+    turns, order, threads = Turns(), [], []
+
+    def work(name: int) -> None:
+        with turns:
+            order.append(name)
+
+    with turns as first, turns as again:
+        assert first == again == 1
+        for name in range(5):
+            threads.append(started(lambda name=name: work(name)))
+            waiting(turns, name + 2)
+        assert order == []
+    for thread in threads:
+        thread.join(60)
+    assert order == list(range(5))
+    with turns as last:
+        assert last == 7
+
+
+def test_who_takes_turn_after_turn_keeps_nobody_waiting():
+    turns, entered = Turns(), Event()
+
+    def wants() -> None:
+        with turns:
+            entered.set()
+
+    with turns:
+        thread = started(wants)
+        waiting(turns, 2)
+    # Asked for after the other one has asked.
+    with turns:
+        assert entered.is_set()
+    thread.join(60)
+
+
+def test_an_interrupted_wait_leaves_the_queue(monkeypatch):
+    turns, outcome = Turns(), []
+
+    def interrupted() -> None:
+        def wait_for(_) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(turns._condition, "wait_for", wait_for)
+        with pytest.raises(KeyboardInterrupt), turns:
+            outcome.append("entered")
+        monkeypatch.undo()
+        outcome.append("left")
+
+    with turns:
+        started(interrupted).join(60)
+    assert outcome == ["left"]
+    with turns as number:
+        assert number == 2
+
+
+def test_a_model_has_one_lock_and_can_be_copied():
+    lmm = tiny_llava(**LORA)
+    assert exclusive(lmm.model) is exclusive(lmm.model)
+    assert exclusive(copy.deepcopy(lmm).model) is not exclusive(lmm.model)
+
+
+@pytest.mark.parametrize("switch", ["base_mode", "lora_off", "merge_lora"])
+def test_switches_wait_for_their_turn(switch):
+    lmm = tiny_llava(**LORA)
+    switched = Event()
+
+    def work() -> None:
+        if switch == "merge_lora":
+            lmm.merge_lora()
+        else:
+            with lmm.base_mode() if switch == "base_mode" else lora_off(lmm.model):
+                # Re-entrant: a model in base mode is used there.
+                with exclusive(lmm.model):
+                    pass
+        switched.set()
+
+    with exclusive(lmm.model):
+        thread = started(work)
+        waiting(exclusive(lmm.model), 2)
+        assert not switched.is_set()
+        assert lmm.model.config.text_config._attn_implementation != "sdpa"
+        assert lmm.lora_groups
+    thread.join(60)
+    assert switched.is_set()
+
+
+@torch.no_grad()
+def test_hidden_rows_are_those_of_the_own_thread():
+    decoder = tiny_llava().model.model.language_model
+    ours, theirs = torch.rand(1, 3, 32), torch.rand(1, 5, 32)
+    positions = torch.tensor([[0, 2]])
+
+    def run(embeds: torch.Tensor) -> None:
+        with torch.no_grad():
+            decoder(inputs_embeds=embeds, use_cache=False)
+
+    with hidden_rows(decoder, positions) as alone:
+        run(ours)
+    with hidden_rows(decoder, positions) as beside:
+        started(lambda: run(theirs)).join(60)
+        run(ours)
+        started(lambda: run(theirs)).join(60)
+    assert len(alone) == len(beside) == len(decoder.layers)
+    assert all(torch.equal(*pair) for pair in zip(alone, beside, strict=True))
+
+
+@torch.no_grad()
+def test_vision_maps_are_those_of_the_own_thread(monkeypatch):
+    lmm = tiny_llava()
+    ours, theirs = (lmm.prepare(make_sample(index, image_size=(56, 56))) for index in (0, 1))
+    capture = CaptureSpec(vision_layers=(1,))
+    alone = [lmm.encode([item], capture).vision[0][1] for item in (ours, theirs)]
+    assert not torch.equal(*alone)
+    entered, go_on, image_tokens = Event(), Event(), lmm.image_tokens
+
+    def slow(*arguments):
+        if not entered.is_set():
+            entered.set()
+            assert go_on.wait(60)
+        return image_tokens(*arguments)
+
+    monkeypatch.setattr(lmm, "image_tokens", slow)
+    found = []
+
+    def work() -> None:
+        with torch.no_grad():
+            found.append(lmm.encode([ours], capture).vision[0][1])
+
+    # Its hook is on the tower while this thread's pass goes through.
+    thread = started(work)
+    assert entered.wait(60)
+    assert torch.equal(lmm.encode([theirs], capture).vision[0][1], alone[1])
+    go_on.set()
+    thread.join(60)
+    assert torch.equal(found[0], alone[0])
