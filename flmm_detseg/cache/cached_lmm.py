@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import Any, Self
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from flmm_detseg.cache.reading.layout import NUM_SEPARATORS, PromptLayout, only_sent
-from flmm_detseg.cache.reading.packing import PackedPrompts, pack_prompts, phrase_places, share_images
+from flmm_detseg.cache.reading.packing import pack_prompts, phrase_places, share_images
 from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.cache.reading.prompt_parts import (
     PartitionedInputs,
@@ -25,25 +25,21 @@ from flmm_detseg.cache.reading.stale_patches import check_share, see_groups
 from flmm_detseg.cache.regions.sources import Partitioner
 from flmm_detseg.cache.serving.answer import Answer, answer
 from flmm_detseg.cache.serving.fingerprint import Fingerprints
-from flmm_detseg.cache.trainable import layout_facts, set_trainable
-from flmm_detseg.cache.wrapped import WrappedLlava
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms import LMMAdapter
-from flmm_detseg.lmms.capture.decoder import PrefixDecoder
-from flmm_detseg.lmms.capture.packing import PhraseRows, answer_states
-from flmm_detseg.lmms.capture.per_sample import hidden_rows, split_attention, split_hidden
-from flmm_detseg.lmms.capture.row_tap import RowTap
-from flmm_detseg.lmms.parts.isolated_tower import feature_layer, gathered_states, isolated_states
-from flmm_detseg.lmms.turns import exclusive
+from flmm_detseg.lmms.capture.decoder_pass import states_of
+from flmm_detseg.lmms.lmm import LMM
+from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
 from flmm_detseg.structures.partition import PatchPartition
 
 PROJECTORS = ("shared", "separate")
+TRAINABLE = ("separators", "projectors", "prefusion")
 
 
 @MODELS.register_module()
-class CachedLMM(WrappedLlava):
+class CachedLMM(LMMAdapter):
     """LLaVA-1.5 with isolated groups of patches, background first.
 
     A full :class:`LMMAdapter`: heads, trainer, evaluation and grounding use it like the LLaVA it wraps, whose
@@ -65,6 +61,7 @@ class CachedLMM(WrappedLlava):
         stale_share: Least and largest share of stale background patches in training, see :func:`see_groups`; None: 0.
 
     Attributes:
+        tower: The vision tower, read in groups.
         separators: ``[4, d]``: begin and end of background, begin and end of objects; to begin with the mean embedding
             of the words "background" and "objects".
         prefusion: See :class:`~flmm_detseg.cache.reading.prefusion.QuestionFusion`; None without.
@@ -86,10 +83,16 @@ class CachedLMM(WrappedLlava):
         train_layers: int = 0,
         stale_share: Sequence[float] | None = None,
     ) -> None:
+        super().__init__()
         lmm = MODELS.build(lmm) if isinstance(lmm, Mapping) else lmm
-        super().__init__(lmm)
+        self.tower = _check_readable(lmm)
+        # In a tuple: submodules of it would have a second name.
+        self._wrapped = (lmm,)
+        self.model, self.facts, self.lora_groups = lmm.model, lmm.facts, lmm.lora_groups
+        self.attention_layers, self.attention_heads = lmm.attention_layers, lmm.attention_heads
+        self.feature_layer = self.tower.feature_layer
         self.partitioner = MODELS.build(partitioner) if isinstance(partitioner, Mapping) else partitioner
-        limit = lmm.model.config.text_config.max_position_embeddings
+        limit = lmm.decoder_module.config.max_position_embeddings
         self.processor = copy.copy(lmm.processor)
         if self.processor is not None:
             settings = self.processor.settings
@@ -101,40 +104,110 @@ class CachedLMM(WrappedLlava):
         compressed = 0 if prefusion is None else prefusion.num_compressed
         self.layout = PromptLayout(rows * cols, positions, letterbox, limit, compressed, order)
         self.stale_share = check_share(stale_share, self.layout)
-        parts = lmm.model.model
-        self.feature_layer = feature_layer(parts.vision_tower, lmm.model.config.vision_feature_layer)
         words = lmm.class_embeddings(["background", "objects"])
         self.separators = nn.Parameter(words.repeat_interleave(2, dim=0), requires_grad=False)
         if projectors not in PROJECTORS:
             raise ConfigError(f"`projectors` is {projectors!r}; allowed: {', '.join(PROJECTORS)}")
         own = projectors == "separate"
-        self.background_projector = copy.deepcopy(parts.multi_modal_projector).float() if own else None
-        self.object_projector = copy.deepcopy(parts.multi_modal_projector).float() if own else None
+        self.background_projector = copy.deepcopy(lmm.part_module("projector")).float() if own else None
+        self.object_projector = copy.deepcopy(lmm.part_module("projector")).float() if own else None
         self.prefusion = None if prefusion is None else prefusion.build(lmm)
-        set_trainable(self, train, train_layers)
+        self._set_trainable(train, train_layers)
         self.frozen = lmm.frozen and not any(p.requires_grad for p in self.parameters())
         self.fingerprints = Fingerprints(self)
         self._stock = False
 
     @property
+    def lmm(self) -> LMM:
+        """The wrapped adapter."""
+        return self._wrapped[0]
+
+    @property
+    def position_limit(self) -> int | None:
+        """See :class:`LMMAdapter`."""
+        return self.lmm.position_limit
+
+    def freeze_unread(self, vision_layers: Sequence[int]) -> None:
+        """See :class:`LMMAdapter`."""
+        self.lmm.freeze_unread(vision_layers)
+
+    @property
+    def keeps_base(self) -> bool:
+        """See :class:`LMMAdapter`: what was added beside the LLaVA may be trained, the LLaVA's own weights not."""
+        changed = (
+            name
+            for name, parameter in self.named_parameters()
+            if name.startswith("model.") and (parameter.requires_grad or name in self.checkpoint_buffers)
+        )
+        return not (self.merged or self.lmm.merged) and all(".lora_" in name for name in changed)
+
+    @property
+    def adapted(self) -> bool:
+        """See :class:`LMMAdapter`: it reads images otherwise, trained or not."""
+        return True
+
+    def class_embeddings(self, names: Sequence[str]) -> Tensor:
+        """See :class:`LMMAdapter`."""
+        return self.lmm.class_embeddings(names)
+
+    @property
     def trained_layout(self) -> dict[str, Any]:
         """See :class:`LMMAdapter`."""
-        return layout_facts(self)
+        layout = self.layout
+        # Settings of pre-fusion that no shape shows, such as heads.
+        fused = {} if self.prefusion is None else {"prefusion": asdict(self.prefusion.settings)}
+        return {
+            "num_patches": layout.num_patches,
+            "positions": layout.positions,
+            "letterbox": layout.letterbox,
+            "compressed": layout.compressed,
+            "order": layout.order,
+            "projectors": "shared" if self.background_projector is None else "separate",
+            **fused,
+        }
+
+    def _set_trainable(self, train: Sequence[str], train_layers: int) -> None:
+        """Switches gradients of the parts on and off; LoRA stays as it is."""
+        if unknown := sorted(set(train) - set(TRAINABLE)):
+            raise ConfigError(f"`train` names {unknown}; allowed: {', '.join(TRAINABLE)}")
+        layers = self.lmm.decoder_module.layers
+        if not 0 <= train_layers <= len(layers):
+            raise ConfigError(
+                f"`train_layers` is {train_layers}; the language model has {len(layers)} layers"
+            )
+        if "prefusion" in train and self.prefusion is None:
+            raise ConfigError("`train` names 'prefusion', but there is none; give `prefusion` its settings")
+        if self.layout.order == "image" and (self.prefusion is not None or "separators" in train):
+            raise ConfigError("`order`='image' has neither separators nor pre-fusion; leave them out")
+        self.separators.requires_grad_("separators" in train)
+        own = [module for module in (self.background_projector, self.object_projector) if module is not None]
+        for module in own:
+            module.requires_grad_("projectors" in train)
+        if "projectors" in train and not own:
+            self.lmm.part_module("projector").requires_grad_(True)
+        if self.prefusion is not None:
+            self.prefusion.requires_grad_("prefusion" in train)
+        for layer in layers[len(layers) - train_layers :]:
+            layer.requires_grad_(True)
 
     def train(self, mode: bool = True) -> Self:
         """Like ``nn.Module.train``, but a frozen LMM stays in eval mode. Weights are about to change: fingerprints are
         taken anew.
         """
         # Not within another thread's request.
-        with exclusive(self.model):
+        with self.turn():
             if mode:
                 self.fingerprints.invalidate()
-            return super().train(mode)
+            super().train(mode)
+            if self.frozen:
+                for part in self.children():
+                    part.eval()
+            return self
 
     @contextmanager
     def base_mode(self) -> Iterator[None]:
         """See :class:`LMMAdapter`: one group, the LLaVA's own order, its own projector."""
-        with exclusive(self.model):
+        with self.turn():
             before, self._stock = self._stock, True
             try:
                 with self.lmm.base_mode():
@@ -169,14 +242,11 @@ class CachedLMM(WrappedLlava):
 
     def pixels(self, item: LMMInputs) -> Tensor:
         """The tower's input of one sample ``[3, S, S]``, on its device."""
-        return item.pixel_values.to(self.device, self.model.dtype)
+        return item.pixel_values.to(self.device, self.lmm.dtype)
 
     def group_features(self, item: LMMInputs, indices: Tensor) -> Tensor:
         """Vision features of one group, before the projector, ``[n, D]``."""
-        if not len(indices):
-            return torch.zeros(0, self.vision_channels, dtype=self.model.dtype, device=self.device)
-        tower, layer = self.model.model.vision_tower, self.feature_layer
-        return gathered_states(tower, self.pixels(item), indices, (layer,))[layer]
+        return self.tower.features_of(self.pixels(item)[None], indices)[0]
 
     def prefix_embeds(self, system_ids: Tensor, background: Tensor) -> Tensor:
         """Embeddings of the prefix.
@@ -197,17 +267,14 @@ class CachedLMM(WrappedLlava):
     def _embeds(
         self, projector: nn.Module | None, separator: int, ids: Tensor, features: Tensor, *, first: bool
     ) -> Tensor:
-        text = self._words(ids)
+        text = self.lmm.words(ids)
         start, end = self.separators[separator : separator + 2].to(text.dtype).split(1)
         image = [start, self._projected(projector, features), end]
         return torch.cat([text, *image] if first else [*image, text])
 
-    def _words(self, ids: Tensor) -> Tensor:
-        return self.model.get_input_embeddings()(ids.to(self.device))
-
     def _projected(self, projector: nn.Module | None, features: Tensor) -> Tensor:
-        projector = self.model.model.multi_modal_projector if projector is None else projector
-        return projector(features.to(next(projector.parameters()).dtype)).to(self.model.dtype)
+        projector = self.lmm.part_module("projector") if projector is None else projector
+        return projector(features.to(next(projector.parameters()).dtype)).to(self.lmm.dtype)
 
     def background_tokens(self, features: Tensor) -> Tensor:
         """Projected patches of a background, ``[n, d]``: what pre-fusion reads."""
@@ -221,7 +288,7 @@ class CachedLMM(WrappedLlava):
             indices: Its patches, int64 ``[n]``.
         """
         compressor = None if self.prefusion is None else self.prefusion.compressor
-        return background if compressor is None else compressor(background.to(self.model.dtype), indices)
+        return background if compressor is None else compressor(background.to(self.lmm.dtype), indices)
 
     def image_order_embeds(self, features: Tensor, part: PromptParts) -> Tensor:
         """Embeddings of a whole prompt in image order, ``[T, d]``.
@@ -233,7 +300,7 @@ class CachedLMM(WrappedLlava):
         objects = self._projected(self.object_projector, features[part.objects])
         tokens = torch.cat([self.background_tokens(features[part.background]), objects])
         order = torch.cat([part.background, part.objects]).argsort()
-        return torch.cat([self._words(part.system_ids), tokens[order], self._words(part.text_ids)])
+        return torch.cat([self.lmm.words(part.system_ids), tokens[order], self.lmm.words(part.text_ids)])
 
     def _sequences(self, features: Tensor, parts: Sequence[PromptParts], stored: Tensor) -> Tensor:
         """Embeddings of a batch of prompts, ``[B, T, d]``, from features ``[B, N, D]``, of backgrounds ``stored``."""
@@ -255,24 +322,6 @@ class CachedLMM(WrappedLlava):
             for found, part, suffix in zip(backgrounds, parts, suffixes, strict=True)
         ]
         return pad_sequence(rows, batch_first=True)
-
-    def decoder(self, keys: list[Tensor] | None = None, values: list[Tensor] | None = None) -> PrefixDecoder:
-        """The language model behind stored keys and values (or at the beginning)."""
-        return PrefixDecoder(
-            self.model.model.language_model, self.model.get_output_embeddings(), keys, values
-        )
-
-    def tap(self, positions: Tensor, phrase_ids: Tensor, columns: Tensor, num_phrases: int) -> RowTap:
-        """A collector of attention rows with the adapter's settings; arguments as of :class:`RowTap`."""
-        return RowTap(
-            positions.to(self.device),
-            phrase_ids.to(self.device),
-            columns.to(self.device),
-            num_phrases,
-            layers=self.attention_layers,
-            heads=None if self.lmm.rows.heads is None else self.attention_heads,
-            merge=self.lmm.rows.merge,
-        )
 
     # Batches.
 
@@ -301,8 +350,17 @@ class CachedLMM(WrappedLlava):
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)
             packed = pack_prompts(self.layout, heads, inputs, groups)
-            embeds = self._sequences(states[self.feature_layer], packed.rows, stored)
-            return replace(self._read(inputs, packed, embeds, capture), vision=vision)
+            sequences = packed.sequences(self._sequences(states[self.feature_layer], packed.rows, stored))
+            places = phrase_places(inputs, packed)
+            captured = self.lmm.read(sequences, places, capture)
+            if captured.attention is not None:
+                sent = [
+                    only_sent(rows, part.plan)
+                    for rows, part in zip(captured.attention, packed.rows, strict=True)
+                ]
+                captured = replace(captured, attention=torch.stack(sent))
+            unembed = self.lmm.unembed if capture.logits else None
+            return states_of(captured, sequences, places, inputs, unembed, vision)
 
     def isolated_features(self, item: LMMInputs) -> Tensor:
         """Vision features of all patches of one sample, each group for itself, ``[N, D]``."""
@@ -314,14 +372,9 @@ class CachedLMM(WrappedLlava):
 
     def see(self, inputs: Sequence[LMMInputs], layers: Collection[int]) -> dict[int, Tensor]:
         """Hidden states of all patches, each group for itself: per layer ``[B, N, D]``."""
-        last = self.model.config.vision_config.num_hidden_layers
-        if wrong := [layer for layer in layers if not 0 <= layer <= last]:
-            raise ConfigError(f"vision_layers {wrong} do not exist; the tower has hidden states 0..{last}")
         groups = torch.stack([self.layout.groups(item.partition) for item in inputs])
         pixels = torch.stack([self.pixels(item) for item in inputs])
-        return isolated_states(
-            self.model.model.vision_tower, pixels, groups.to(pixels.device), self.layout.num_groups, layers
-        )
+        return self.tower.states(pixels, groups.to(pixels.device), self.layout.num_groups, layers)
 
     def _vision_maps(
         self, states: dict[int, Tensor], groups: Sequence[Sequence[int]], layers: Collection[int]
@@ -333,45 +386,6 @@ class CachedLMM(WrappedLlava):
             {layer: states[layer][rows[index]].T.unflatten(1, self.vision_grid) for layer in layers}
             for index in range(len(rows))
         ]
-
-    def _read(
-        self, inputs: Sequence[LMMInputs], packed: PackedPrompts, embeds: Tensor, capture: CaptureSpec
-    ) -> LMMStates:
-        places = phrase_places(inputs, packed)
-        tap = None
-        if capture.attention:
-            tap = self.tap(places.positions, places.phrase_ids, places.columns, places.num_phrases)
-        positions = pad_sequence([part.plan.position_ids for part in packed.rows], batch_first=True)
-        language_model = self.model.model.language_model
-        # Right padding: no real token looks to its right. All ones, not None: see PrefixDecoder.feed.
-        mask = torch.ones(embeds.shape[:2], dtype=torch.bool) if packed.visible is None else packed.visible
-        wanted = places.positions.to(embeds.device)
-        with hidden_rows(language_model, wanted) if capture.hidden else nullcontext() as hidden:
-            last = language_model(
-                inputs_embeds=embeds,
-                attention_mask=mask.to(embeds.device),
-                position_ids=positions.to(embeds.device),
-                use_cache=False,
-                **({} if tap is None else {"row_tap": tap}),
-            ).last_hidden_state
-        return LMMStates(
-            attention=None if tap is None else self._maps(tap, inputs, packed, places),
-            hidden=None if hidden is None else split_hidden(hidden, places),
-            logits=self._logits(last, inputs, packed) if capture.logits else None,
-            logits_start=[item.prefix_length - 1 for item in inputs] if capture.logits else None,
-        )
-
-    def _maps(
-        self, tap: RowTap, inputs: Sequence[LMMInputs], packed: PackedPrompts, places: PhraseRows
-    ) -> list[Tensor]:
-        stack = tap.finish()
-        sent = [only_sent(rows, part.plan) for rows, part in zip(stack, packed.rows, strict=True)]
-        return split_attention(torch.stack(sent), inputs, places)
-
-    def _logits(self, last: Tensor, inputs: Sequence[LMMInputs], packed: PackedPrompts) -> list[Tensor]:
-        states = answer_states(last, inputs, packed.groups, packed.token_index)
-        head = self.model.get_output_embeddings()
-        return list(head(torch.cat(states)).split([len(part) for part in states]))
 
     # Answers.
 
@@ -402,3 +416,22 @@ class CachedLMM(WrappedLlava):
             return answer(self, sample, capture=capture, max_new_tokens=max_new_tokens)
         finally:
             self.train(was_training)
+
+
+def _check_readable(lmm: LMMAdapter) -> IsolatedTower:
+    """The tower of an LMM that can be read in groups.
+
+    Raises:
+        ConfigError: Another family, a sliding window, or Conv-LoRA in the vision tower.
+    """
+    tower = lmm.grouped_tower() if isinstance(lmm, LMM) else None
+    if tower is None:
+        raise ConfigError(
+            f"the background cache reads LLaVA-1.5 (LlavaAdapter), not {type(lmm).__name__}: it needs one square view "
+            "and a tower whose patches can be read in groups"
+        )
+    if lmm.facts.windows:
+        raise ConfigError("the background cache needs a language model without a sliding window")
+    if any(group.kind == "conv_lora" and group.part == "vision" for group in lmm.lora_groups.values()):
+        raise ConfigError("Conv-LoRA in the vision tower looks over the borders of groups; use plain LoRA")
+    return tower

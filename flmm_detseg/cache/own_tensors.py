@@ -56,7 +56,7 @@ def part_reports(model: CachedLMM, tensors: Mapping[str, Tensor] | None = None) 
         model: Names the modules.
         tensors: Tensors by name; None for :func:`own_tensors`.
     """
-    prefixes = {f"model.{path}.": part for part, path in model.part_prefixes.items()}
+    prefixes = {f"model.{path}.": part for part, paths in model.part_prefixes.items() for path in paths}
     groups: dict[str, list[tuple[str, Tensor]]] = {}
     for name, tensor in (own_tensors(model) if tensors is None else tensors).items():
         part = next(

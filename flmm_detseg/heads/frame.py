@@ -26,9 +26,9 @@ class Frame:
 
     @classmethod
     def of(cls, grid: PatchGrid, patch_size: int) -> Frame:
-        """The frame of an image; its patches are those of the first level (of LLaVA-NeXT: the squared view)."""
-        view = grid.levels[0]
-        return cls((view.rows * patch_size, view.cols * patch_size), grid.image_size, grid.view_fractions)
+        """The frame of an image: the tower's view of the whole of it."""
+        rows, cols = grid.view_grid
+        return cls((rows * patch_size, cols * patch_size), grid.image_size, grid.view_fractions)
 
     @property
     def window_xyxy(self) -> tuple[float, float, float, float]:

@@ -46,14 +46,11 @@ class PixelStem(SideStream):
         """Maps of the squared views.
 
         Args:
-            batch: Its inputs hold pixels, ``[3, S, S]`` or ``[tiles, 3, S, S]`` with the squared view first.
+            batch: Its inputs hold pixels of the view of the whole image, ``[3, S, S]``.
 
         Returns:
             ``[B, C_s, ceil(S / stride), ceil(S / stride)]``, dtype of the weights.
         """
-        views = [
-            item.pixel_values if item.pixel_values.ndim == 3 else item.pixel_values[0]
-            for item in batch.inputs
-        ]
+        views = [item.images[0].view for item in batch.inputs]
         weight = self.stem[0].weight
         return self.stem(torch.stack(views).to(weight.device, weight.dtype))

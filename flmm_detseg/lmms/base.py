@@ -1,29 +1,35 @@
-"""The adapter contract: the only road between this package and a transformers model."""
+"""The adapter contract: the only road between the rest of the package and a transformers model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from flmm_detseg.lmms.family import LMMFacts
 from flmm_detseg.lmms.lora.conv_lora import balance_losses
 from flmm_detseg.lmms.lora.groups import LoRAGroup
 from flmm_detseg.lmms.lora.layers import lora_gradients
 from flmm_detseg.lmms.lora.product import lora_product_penalty, merge_lora
+from flmm_detseg.lmms.turns import Turns, exclusive
+from flmm_detseg.lmms.weights.precision import float32_buffers, restore_buffers
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
 
 
 class LMMAdapter(nn.Module, ABC):
-    """Wraps one LMM family. The wrapped transformers model is the submodule ``model``.
+    """An LMM as heads, models and tools use it. The wrapped transformers model is the submodule ``model``.
 
-    Adding a family = one subclass and one processor; heads, models and datasets do not change.
+    :class:`~flmm_detseg.lmms.lmm.LMM` is one family's model as it is; ``CachedLMM`` reads images in groups.
 
     Attributes:
         model: The transformers model.
+        facts: Sizes and places of it.
+        attention_layers: Indices of the decoder layers in the attention stack, in channel order.
+        attention_heads: Indices of the heads of each of these layers in the attention stack, in channel order.
         frozen: No gradient flows through the LMM: :meth:`encode` runs without autograd.
         lora_groups: LoRA groups by name, see :func:`~flmm_detseg.lmms.lora.groups.add_lora`.
         merged: LoRA has become part of the weights: the LMM as it was is gone.
@@ -31,50 +37,53 @@ class LMMAdapter(nn.Module, ABC):
     """
 
     model: nn.Module
+    facts: LMMFacts
+    attention_layers: tuple[int, ...]
+    attention_heads: tuple[int, ...]
     frozen: bool
     lora_groups: Mapping[str, LoRAGroup]
     merged: bool = False
     checkpoint_buffers: tuple[str, ...] = ()
 
     @property
-    @abstractmethod
     def num_layers(self) -> int:
         """L, decoder layers of the language model (hidden rows cover all of them)."""
+        return self.facts.num_layers
 
     @property
-    @abstractmethod
     def hidden_size(self) -> int:
         """d, width of the language model."""
+        return self.facts.hidden_size
 
     @property
-    @abstractmethod
     def attention_channels(self) -> int:
         """C of the attention stack: selected layers x heads x grid levels."""
+        return len(self.attention_layers) * len(self.attention_heads) * self.facts.num_levels
 
     @property
-    @abstractmethod
-    def attention_layers(self) -> tuple[int, ...]:
-        """Indices of the decoder layers in the attention stack, in channel order."""
-
-    @property
-    @abstractmethod
-    def attention_heads(self) -> tuple[int, ...]:
-        """Indices of the heads of each of these layers in the attention stack, in channel order."""
-
-    @property
-    @abstractmethod
     def vision_channels(self) -> int:
         """d_v, width of the vision tower."""
+        return self.facts.vision.channels
 
     @property
-    @abstractmethod
     def patch_size(self) -> int:
-        """Side of the vision tower's patches, pixels of the squared view."""
+        """Side of the vision tower's patches, pixels of its view."""
+        return self.facts.vision.patch_size
+
+    @property
+    def vision_grid(self) -> tuple[int, int] | None:
+        """``(rows, cols)`` of patches the vision tower sees; None where they follow the image."""
+        return self.facts.vision.grid
+
+    @property
+    def part_prefixes(self) -> Mapping[str, tuple[str, ...]]:
+        """Where ``"vision"``, ``"llm"`` and ``"projector"`` are within :attr:`model`, see :class:`LMMFacts`."""
+        return self.facts.parts
 
     @property
     @abstractmethod
-    def vision_grid(self) -> tuple[int, int]:
-        """``(rows, cols)`` of patches the vision tower sees."""
+    def position_limit(self) -> int | None:
+        """Positions that prompt and answer may use together; None where the model does not say."""
 
     def freeze_unread(self, vision_layers: Sequence[int]) -> None:
         """Takes parameters that no gradient can reach out of training, such as tower blocks behind the last one read.
@@ -101,14 +110,22 @@ class LMMAdapter(nn.Module, ABC):
         return None
 
     @property
-    @abstractmethod
-    def part_prefixes(self) -> Mapping[str, str]:
-        """Where ``"vision"``, ``"llm"`` and ``"projector"`` are within :attr:`model` (submodule paths)."""
-
-    @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Where the model's parameters are."""
+        return self.model.device
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # Rotary frequencies stay float32 whatever the model is cast to.
+        before = float32_buffers(self)
+        super()._apply(fn, recurse)
+        restore_buffers(self, before)
+        return self
+
+    def turn(self) -> Turns:
+        """A context in which this thread alone computes with the model or switches something of it, see
+        :func:`~flmm_detseg.lmms.turns.exclusive`.
+        """
+        return exclusive(self.model)
 
     @abstractmethod
     def prepare(self, sample: Sample) -> LMMInputs:

@@ -14,21 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError, PhraseWithoutTokensError
-from flmm_detseg.ops.letterbox import (
-    best_resolution,
-    centre_padding,
-    fit_inside,
-    fit_longest_side,
-    unpadded_grid,
-)
+from flmm_detseg.lmms.chat import ChatTemplate, find_template
 from flmm_detseg.ops.spans import tokens_of_spans
-from flmm_detseg.structures import ANSWER_TASKS, GridLevel, LMMInputs, PatchGrid, Phrase, Sample
+from flmm_detseg.structures import ANSWER_TASKS, ImageInputs, LMMInputs, PatchGrid, Phrase, Sample
 from flmm_detseg.utils.values import FieldError, check_words
 
-PROMPT_TEMPLATES: dict[str, str] = {
-    "vicuna": "USER: {image}\n{prompt} ASSISTANT:",
-    "mistral": "[INST] {image}\n{prompt} [/INST]",
-}
 DESCRIPTION_PROMPT = "Please give me a description of the image."
 IGNORE_INDEX = -100
 
@@ -38,7 +28,7 @@ class ProcessorSettings:
     """What a user may choose about prompts and pixels.
 
     Attributes:
-        prompt_template: ``"vicuna"`` or ``"mistral"``.
+        prompt_template: ``"vicuna"`` or ``"mistral"``; families with a template of their own do not read it.
         description_prompt: Question for samples without a prompt.
         max_length: Longest sequence in tokens, image tokens included; longer texts are cut at the end.
         image_mean: Mean of RGB in [0, 1].
@@ -52,22 +42,38 @@ class ProcessorSettings:
     image_std: Sequence[float] = tuple(OPENAI_CLIP_STD)
 
     def __post_init__(self) -> None:
-        if self.prompt_template not in PROMPT_TEMPLATES:
-            raise ConfigError(
-                f"`prompt_template` is {self.prompt_template!r}; known: {sorted(PROMPT_TEMPLATES)}"
-            )
+        find_template(self.prompt_template)
         if self.max_length < 1:
             raise ConfigError(f"`max_length` is {self.max_length}; a positive number of tokens is needed")
 
 
+@dataclass(frozen=True)
+class Tokens:
+    """A whole conversation in tokens.
+
+    Attributes:
+        input_ids: int64 ``[t]``; an image is one token, or as many as it has in the sequence.
+        offsets: Character range ``(start, end)`` of each token.
+        length: Characters of the text that the offsets are about. Images may be written out in it, so only distances
+            from its end are known.
+        repeats: int64 ``[t]``: how often each token stands in the sequence.
+        images: Prepared images.
+    """
+
+    input_ids: Tensor
+    offsets: list[tuple[int, int]]
+    length: int
+    repeats: Tensor
+    images: tuple[ImageInputs, ...]
+
+
 class LMMProcessor(ABC):
-    """Text side of every family; a subclass adds the image side.
+    """Text side of every family; :class:`PixelProcessor` and :class:`~flmm_detseg.lmms.hub_processor.HubProcessor` add
+    the image side.
 
     Args:
         tokenizer: Fast tokenizer (character offsets) that knows the image token.
         image_token_id: Id of the image token in the model's config.
-        image_side: Side of the vision tower's square input, pixels.
-        patch_size: Side of a patch, pixels.
         settings: Prompts and pixels.
 
     Raises:
@@ -75,13 +81,7 @@ class LMMProcessor(ABC):
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        image_token_id: int,
-        image_side: int,
-        patch_size: int,
-        settings: ProcessorSettings = ProcessorSettings(),  # noqa: B008 (immutable)
+        self, tokenizer: PreTrainedTokenizerBase, *, image_token_id: int, settings: ProcessorSettings
     ) -> None:
         if not tokenizer.is_fast:
             raise ConfigError(
@@ -101,12 +101,19 @@ class LMMProcessor(ABC):
         self._control_words = {self.image_token: None}
         if tokenizer.eos_token is not None:
             self._control_words[tokenizer.eos_token] = None
-        self.image_side = image_side
-        self.patch_size = patch_size
         self.settings = settings
-        self._mean = torch.tensor(settings.image_mean, dtype=torch.float32).view(3, 1, 1)
-        self._std = torch.tensor(settings.image_std, dtype=torch.float32).view(3, 1, 1)
-        self._pad_rgb = tuple(int(value * 255) for value in settings.image_mean)
+        if self.template.turn_end is not None:
+            self._control_words[self.template.turn_end] = None
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The form of a conversation."""
+        return find_template(self.settings.prompt_template)
+
+    @property
+    def image_text(self) -> str:
+        """What stands for one image in a text."""
+        return self.image_token
 
     def add_end_tokens(self, token_ids: Iterable[int]) -> None:
         """Tokens that end the model's answers beside the tokenizer's own end token; texts may not hold special ones.
@@ -119,60 +126,62 @@ class LMMProcessor(ABC):
                 self._control_words[token.content] = None
 
     @abstractmethod
-    def process_image(self, image: np.ndarray) -> tuple[Tensor, PatchGrid]:
-        """Preprocesses an image.
+    def read(self, text: str, images: Sequence[np.ndarray]) -> Tokens:
+        """Tokenises a text and prepares its images.
 
         Args:
-            image: RGB, uint8, ``[H, W, 3]``.
-
-        Returns:
-            Normalised pixels in the family's layout, float32, and the geometry of the image tokens.
+            text: With :attr:`image_text` for each image.
+            images: RGB, uint8, ``[H, W, 3]``.
         """
+
+    def positions(self, input_ids: Tensor, images: Sequence[ImageInputs]) -> Tensor | None:
+        """Rotary positions of a sequence, int64 ``[A, T]``; None: 0..T-1."""
+        return None
 
     def __call__(self, sample: Sample) -> LMMInputs:
         """Prepares one sample.
 
         Raises:
             ConfigError: The sample is an answer to learn, and the tokenizer has no end token.
-            DataError: The image is no RGB uint8 array, or prompt or text hold the image token or a token that ends a
+            DataError: An image is no RGB uint8 array, or prompt or text hold the image token or a token that ends a
                 turn (``</s>``).
             PhraseNotFoundError: A span lies outside the text.
             PhraseWithoutTokensError: A phrase has no token, or lost one because the text was cut at
                 ``max_length``.
         """
-        image = sample.image
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise DataError(
-                f"{sample.record_id}: image is {image.dtype} {image.shape}; uint8 (H, W, 3) RGB is needed"
-            )
+        images = (sample.image, *sample.more_images)
+        for image in images:
+            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+                raise DataError(
+                    f"{sample.record_id}: image is {image.dtype} {image.shape}; uint8 (H, W, 3) RGB is needed"
+                )
         prefix = self._prefix(sample)
         check_spans(sample.text, sample.phrases, sample.record_id)
-        pixel_values, grid = self.process_image(image)
+        answer = f"{self.template.answer_lead}{sample.text}" if sample.text else ""
+        if sample.text and sample.task in ANSWER_TASKS:
+            answer += self._turn_end("an answer cannot be learned")
+        full_text = prefix + answer
+        tokens = self.read(full_text, images)
+        grid = tokens.images[0].grid
         if 0 in grid.output_grid:
             raise DataError(
                 f"{sample.record_id}: image of {grid.image_size} is too narrow: no image token is left of it"
             )
-        full_text = f"{prefix} {sample.text}" if sample.text else prefix
-        if sample.text and sample.task in ANSWER_TASKS:
-            if self.tokenizer.eos_token is None:
-                raise ConfigError("the tokenizer has no end token (`eos_token`): an answer cannot be learned")
-            full_text += self.tokenizer.eos_token
-        encoding = self.tokenizer(full_text, return_offsets_mapping=True)
-        input_ids = torch.tensor(encoding.input_ids, dtype=torch.int64)
-        offsets = encoding.offset_mapping
-        prefix_length = next((i for i, (_, end) in enumerate(offsets) if end > len(prefix)), len(offsets))
-        shift = len(prefix) + 1
-        spans = [[(start + shift, end + shift) for start, end in phrase.spans] for phrase in sample.phrases]
-        phrase_tokens = tokens_of_spans(offsets, full_text, spans)
-        labels = input_ids.clone()
+        offsets, repeats = tokens.offsets, tokens.repeats
+        # From the end: images may be written out in what the offsets are about.
+        start = tokens.length - len(answer)
+        shift = start + len(self.template.answer_lead)
+        text = " " * start + answer if tokens.length != len(full_text) else full_text
+        spans = [[(first + shift, last + shift) for first, last in phrase.spans] for phrase in sample.phrases]
+        phrase_tokens = tokens_of_spans(offsets, text, spans)
+        prefix_length = next((i for i, (_, end) in enumerate(offsets) if end > start), len(offsets))
+        labels = tokens.input_ids.clone()
         labels[:prefix_length] = IGNORE_INDEX
-        sections = [[(start + shift, end + shift)] for start, end in sample.sections]
-        weights = _section_weights(tokens_of_spans(offsets, full_text, sections), labels != IGNORE_INDEX)
+        sections = [[(first + shift, last + shift)] for first, last in sample.sections]
+        weights = _section_weights(tokens_of_spans(offsets, text, sections), labels != IGNORE_INDEX)
 
-        # One image token in the text stands for all of them in the sequence.
-        repeats = torch.where(input_ids == self.image_token_id, grid.num_tokens, 1)
-        input_ids = input_ids.repeat_interleave(repeats)
-        prefix_length += grid.num_tokens - 1
+        input_ids = tokens.input_ids.repeat_interleave(repeats)
+        prefix_length = int(repeats[:prefix_length].sum())
         limit = self.settings.max_length
         if prefix_length > limit:
             raise DataError(
@@ -180,16 +189,17 @@ class LMMProcessor(ABC):
             )
         phrase_tokens = phrase_tokens.repeat_interleave(repeats, dim=1)
         self._check_phrases(sample, phrase_tokens)
+        positions = self.positions(input_ids, tokens.images)
         return LMMInputs(
             input_ids=input_ids[:limit],
             phrase_tokens=phrase_tokens[:, :limit],
             labels=labels.repeat_interleave(repeats)[:limit],
             image_mask=(input_ids == self.image_token_id)[:limit],
             prefix_length=prefix_length,
-            pixel_values=pixel_values,
-            grid=grid,
+            images=tokens.images,
             record_id=sample.record_id,
             label_weights=weights.repeat_interleave(repeats)[:limit] if sections else None,
+            position_ids=None if positions is None else positions[:, :limit],
         )
 
     def question(self, sample: Sample) -> LMMInputs:
@@ -197,17 +207,32 @@ class LMMProcessor(ABC):
         return self(replace(sample, text="", phrases=(), sections=()))
 
     def prompt(self, question: str) -> str:
-        """A question as the language model gets it, with one image token."""
-        return PROMPT_TEMPLATES[self.settings.prompt_template].format(image=self.image_token, prompt=question)
+        """A question as the language model gets it, with one image."""
+        return self.template.prefix(self.image_text, 1, [question], [])
 
     def _prefix(self, sample: Sample) -> str:
         question = self.settings.description_prompt if sample.prompt is None else sample.prompt
+        texts = {"prompt": question, "text": sample.text}
+        for index, turn in enumerate(sample.turns):
+            texts |= {f"prompt of turn {index}": turn.prompt, f"answer of turn {index}": turn.answer}
         try:  # also what tokenizers answer with a TypeError
-            check_words(question, "prompt", self._control_words)
-            check_words(sample.text, "text", self._control_words)
+            for name, text in texts.items():
+                check_words(text, name, self._control_words)
         except FieldError as error:
             raise DataError(f"{sample.record_id}: {error}") from error
-        return self.prompt(question)
+        end = self._turn_end("earlier turns cannot be told apart") if sample.turns else ""
+        return self.template.prefix(
+            self.image_text,
+            1 + len(sample.more_images),
+            [*(turn.prompt for turn in sample.turns), question],
+            [turn.answer + end for turn in sample.turns],
+        )
+
+    def _turn_end(self, otherwise: str) -> str:
+        end = self.template.turn_end or self.tokenizer.eos_token
+        if end is None:
+            raise ConfigError(f"the tokenizer has no end token (`eos_token`): {otherwise}")
+        return end
 
     def _check_phrases(self, sample: Sample, phrase_tokens: Tensor) -> None:
         limit = self.settings.max_length
@@ -223,25 +248,6 @@ class LMMProcessor(ABC):
                     f"{name} keeps {int(kept[index])} of its {int(total[index])} tokens after cutting at "
                     f"`max_length`={limit}; shorten the text or raise `max_length`"
                 )
-
-    def _resize(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
-
-    def _normalise(self, image: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
-        return (pixels - self._mean) / self._std
-
-    def denormalise(self, pixel_values: Tensor) -> np.ndarray:
-        """The bytes that :meth:`process_image` normalised, exactly (rounding errors are far below half a step).
-
-        Args:
-            pixel_values: float32 ``[3, S, S]``, CPU.
-
-        Returns:
-            RGB, uint8, ``[S, S, 3]``.
-        """
-        pixels = (pixel_values * self._std + self._mean) * 255
-        return pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def check_spans(text: str, phrases: Sequence[Phrase], record_id: str) -> None:
@@ -279,38 +285,14 @@ def _section_weights(members: Tensor, learned: Tensor) -> Tensor:
     return weights
 
 
-class LlavaProcessor(LMMProcessor):
-    """LLaVA-1.5: longest side resized to the tower's input, centred on a square of the mean colour."""
-
-    def process_image(self, image: np.ndarray) -> tuple[Tensor, PatchGrid]:
-        """See :class:`LMMProcessor`; pixels are ``[3, S, S]``."""
-        side = self.image_side
-        image_size = image.shape[0], image.shape[1]
-        resized_size = fit_longest_side(image_size, side)
-        top, left = centre_padding(resized_size, (side, side))
-        canvas = np.empty((side, side, 3), dtype=np.uint8)
-        canvas[:] = self._pad_rgb
-        canvas[top : top + resized_size[0], left : left + resized_size[1]] = self._resize(image, resized_size)
-        grid = PatchGrid(
-            image_size=image_size,
-            resized_size=resized_size,
-            pad_top=top,
-            pad_left=left,
-            padded_size=(side, side),
-            levels=(GridLevel(side // self.patch_size, side // self.patch_size),),
-        )
-        return self._normalise(canvas), grid
-
-
-class LlavaNextProcessor(LMMProcessor):
-    """LLaVA-NeXT: the image squashed to a square, then tiles of the image on the best fitting canvas.
+class PixelProcessor(LMMProcessor):
+    """Image side of our own, for families whose pixels have to be those of their original code, byte for byte.
 
     Args:
-        tokenizer: See :class:`LMMProcessor`, as all arguments not listed here.
-        pinpoints: Canvas sizes ``(H, W)``, multiples of ``image_side``.
-        image_token_id: Id of the image token.
-        image_side: Side of a tile.
-        patch_size: Side of a patch.
+        tokenizer: See :class:`LMMProcessor`.
+        image_token_id: See :class:`LMMProcessor`.
+        image_side: Side of the vision tower's square input, pixels.
+        patch_size: Side of a patch, pixels.
         settings: Prompts and pixels.
     """
 
@@ -318,48 +300,60 @@ class LlavaNextProcessor(LMMProcessor):
         self,
         tokenizer: PreTrainedTokenizerBase,
         *,
-        pinpoints: Sequence[Sequence[int]],
         image_token_id: int,
         image_side: int,
         patch_size: int,
         settings: ProcessorSettings = ProcessorSettings(),  # noqa: B008 (immutable)
     ) -> None:
-        super().__init__(
-            tokenizer,
-            image_token_id=image_token_id,
-            image_side=image_side,
-            patch_size=patch_size,
-            settings=settings,
-        )
-        self.pinpoints = tuple((int(height), int(width)) for height, width in pinpoints)
-        if not self.pinpoints or any(
-            h < 1 or w < 1 or h % image_side or w % image_side for h, w in self.pinpoints
-        ):
-            raise ConfigError(f"`pinpoints` {self.pinpoints} must be multiples of the tile side {image_side}")
+        super().__init__(tokenizer, image_token_id=image_token_id, settings=settings)
+        self.image_side = image_side
+        self.patch_size = patch_size
+        self._mean = torch.tensor(settings.image_mean, dtype=torch.float32).view(3, 1, 1)
+        self._std = torch.tensor(settings.image_std, dtype=torch.float32).view(3, 1, 1)
+        self._pad_rgb = tuple(int(value * 255) for value in settings.image_mean)
 
+    @abstractmethod
     def process_image(self, image: np.ndarray) -> tuple[Tensor, PatchGrid]:
-        """See :class:`LMMProcessor`; pixels are ``[1 + tiles, 3, S, S]``, tiles row by row.
+        """Preprocesses an image.
 
-        The grid's maps are those of the un-padded fine level, so nothing is left to crop.
+        Args:
+            image: RGB, uint8, ``[H, W, 3]``.
+
+        Returns:
+            Normalised pixels in the family's layout, float32, and the geometry of the image tokens.
         """
-        side, base = self.image_side, self.image_side // self.patch_size
-        image_size = image.shape[0], image.shape[1]
-        canvas_size = best_resolution(image_size, self.pinpoints)
-        resized_size = fit_inside(image_size, canvas_size)
-        top, left = centre_padding(resized_size, canvas_size)
-        # The canvas is black before normalisation, unlike LLaVA-1.5's mean colour.
-        canvas = np.zeros((*canvas_size, 3), dtype=np.uint8)
-        canvas[top : top + resized_size[0], left : left + resized_size[1]] = self._resize(image, resized_size)
-        tile_rows, tile_cols = canvas_size[0] // side, canvas_size[1] // side
-        tiles = self._normalise(canvas).view(3, tile_rows, side, tile_cols, side).permute(1, 3, 0, 2, 4)
-        squashed = self._normalise(self._resize(image, (side, side)))
-        rows, cols = unpadded_grid(image_size, (tile_rows * base, tile_cols * base))
-        grid = PatchGrid(
-            image_size=image_size,
-            resized_size=resized_size,
-            pad_top=0,
-            pad_left=0,
-            padded_size=resized_size,
-            levels=(GridLevel(base, base), GridLevel(rows, cols, newline_cols=1)),
+
+    @abstractmethod
+    def prepare_image(self, image: np.ndarray) -> ImageInputs:
+        """As :meth:`process_image`, with all that the model wants to know."""
+
+    def read(self, text: str, images: Sequence[np.ndarray]) -> Tokens:
+        """See :class:`LMMProcessor`."""
+        prepared = tuple(self.prepare_image(image) for image in images)
+        encoding = self.tokenizer(text, return_offsets_mapping=True)
+        input_ids = torch.tensor(encoding.input_ids, dtype=torch.int64)
+        # One image token in the text stands for all of an image's in the sequence.
+        repeats = torch.ones_like(input_ids)
+        repeats[input_ids == self.image_token_id] = torch.tensor(
+            [image.grid.num_tokens for image in prepared]
         )
-        return torch.cat([squashed[None], tiles.reshape(-1, 3, side, side)]), grid
+        return Tokens(input_ids, encoding.offset_mapping, len(text), repeats, prepared)
+
+    def _resize(self, image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+    def _normalise(self, image: np.ndarray) -> Tensor:
+        pixels = torch.from_numpy(image).permute(2, 0, 1).float() / 255
+        return (pixels - self._mean) / self._std
+
+    def denormalise(self, pixel_values: Tensor) -> np.ndarray:
+        """The bytes that :meth:`process_image` normalised, exactly (rounding errors are far below half a step).
+
+        Args:
+            pixel_values: float32 ``[3, S, S]``, CPU.
+
+        Returns:
+            RGB, uint8, ``[S, S, 3]``.
+        """
+        pixels = (pixel_values * self._std + self._mean) * 255
+        return pixels.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy()

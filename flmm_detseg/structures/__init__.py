@@ -3,11 +3,13 @@
 from flmm_detseg.structures.generation import Generation
 from flmm_detseg.structures.grid import GridLevel, PatchGrid
 from flmm_detseg.structures.maps import LogitMaps, PackedMasks
-from flmm_detseg.structures.sample import ANSWER_TASKS, DenseTargets, Phrase, Sample
+from flmm_detseg.structures.partition import PatchPartition
+from flmm_detseg.structures.sample import ANSWER_TASKS, DenseTargets, Phrase, Sample, Turn
 from flmm_detseg.structures.states import (
     CaptureSpec,
     GroundingBatch,
     HiddenRows,
+    ImageInputs,
     LMMInputs,
     LMMStates,
     Prediction,
@@ -21,12 +23,15 @@ __all__ = [
     "GridLevel",
     "GroundingBatch",
     "HiddenRows",
+    "ImageInputs",
     "LMMInputs",
     "LMMStates",
     "LogitMaps",
     "PackedMasks",
     "PatchGrid",
+    "PatchPartition",
     "Phrase",
     "Prediction",
     "Sample",
+    "Turn",
 ]

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class GridLevel:
-    """One rectangular block of image tokens inside the sequence.
+    """One map of image tokens inside the sequence.
 
     Attributes:
-        rows: Token rows.
+        rows: Token rows of the whole map.
         cols: Token columns that are image patches.
         newline_cols: Extra tokens at the end of each row that are no patch (LLaVA-NeXT: 1), dropped from maps.
+        tiles: ``(rows, cols)`` of tiles that the map is put together from. Tokens come tile after tile, row by row
+            inside of each; ``(1, 1)``: row by row. Not together with ``newline_cols``.
     """
 
     rows: int
     cols: int
     newline_cols: int = 0
+    tiles: tuple[int, int] = (1, 1)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the block in the sequence, newline tokens included."""
+        """Tokens of the map in the sequence, newline tokens included."""
         return self.rows * (self.cols + self.newline_cols)
+
+    def places(self) -> Tensor:
+        """Place of each patch among the level's tokens, int64 ``[rows * cols]``, row by row over the whole map."""
+        order = torch.arange(self.num_tokens)
+        if self.tiles == (1, 1):
+            return order.view(self.rows, -1)[:, : self.cols].flatten()
+        down, across = self.tiles
+        tiles = order.view(down, across, self.rows // down, self.cols // across)
+        return tiles.permute(0, 2, 1, 3).flatten()
 
 
 @dataclass(frozen=True)
 class PatchGrid:
-    """Geometry of one image in one LMM: original image -> resized -> padded square -> token grid(s).
+    """Geometry of one image in one LMM: original image -> resized -> padded frame -> token grid(s).
 
     All sizes are ``(H, W)`` in pixels of the frame they name.
 
@@ -38,7 +53,10 @@ class PatchGrid:
         pad_left: Padding columns left of the resized image.
         padded_size: Frame that the output grid covers. Equal to ``resized_size`` when maps are already un-padded
             (LLaVA-NeXT).
-        levels: Token blocks in sequence order (LLaVA: one; LLaVA-NeXT: coarse, then fine).
+        levels: Maps of tokens in sequence order (LLaVA: one; LLaVA-NeXT: coarse, then fine).
+        stack: Levels of the attention stack, coarse first; the last one is the output grid. A level may stand there
+            twice: the number of channels is the LMM's, not the image's. Empty: all levels in sequence order.
+        view: ``(rows, cols)`` of the tower's patches on its view of the whole image; None: the first level's.
     """
 
     image_size: tuple[int, int]
@@ -47,6 +65,8 @@ class PatchGrid:
     pad_left: int
     padded_size: tuple[int, int]
     levels: tuple[GridLevel, ...]
+    stack: tuple[int, ...] = ()
+    view: tuple[int, int] | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -54,13 +74,24 @@ class PatchGrid:
         return sum(level.num_tokens for level in self.levels)
 
     @property
+    def stacked(self) -> tuple[int, ...]:
+        """Indices of the levels of the attention stack, coarse first, see :attr:`stack`."""
+        return self.stack or tuple(range(len(self.levels)))
+
+    @property
     def output_grid(self) -> tuple[int, int]:
-        """``(rows, cols)`` of the attention stack: the last (finest) level; coarser ones are resized to it."""
-        return self.levels[-1].rows, self.levels[-1].cols
+        """``(rows, cols)`` of the attention stack: the finest level; coarser ones are resized to it."""
+        level = self.levels[self.stacked[-1]]
+        return level.rows, level.cols
+
+    @property
+    def view_grid(self) -> tuple[int, int]:
+        """``(rows, cols)`` of the vision maps."""
+        return self.view or (self.levels[0].rows, self.levels[0].cols)
 
     @property
     def view_fractions(self) -> tuple[float, float, float, float]:
-        """``(y0, x0, y1, x1)`` in [0, 1]: where the image lies in the squared view the vision tower sees.
+        """``(y0, x0, y1, x1)`` in [0, 1]: where the image lies in the view that the vision tower sees.
 
         LLaVA pads that view; LLaVA-NeXT squeezes the image into it (all of it is image).
         """

@@ -51,6 +51,14 @@ class DenseTargets:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """An earlier question of a conversation and its answer."""
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Sample:
     """One record on its way through training, evaluation or inference (plain numpy: crosses worker processes).
 
@@ -68,6 +76,8 @@ class Sample:
         dense: Targets of detection and semantic segmentation; None at inference and for other tasks.
         sections: Character spans of :attr:`text` that count alike in the language loss, however long each is (the
             sections of a joint answer); empty where every token counts alike.
+        turns: Earlier turns of the conversation, before ``prompt``; the images stand in front of the first one.
+        more_images: Further images of the prompt, as ``image``, behind it. Phrases are grounded in ``image``.
         meta: Further facts a metric or a report wants (plain containers only), e.g. ``{"sentence_id": 7}``.
     """
 
@@ -81,6 +91,8 @@ class Sample:
     task: str = "phrase"
     dense: DenseTargets | None = None
     sections: tuple[tuple[int, int], ...] = ()
+    turns: tuple[Turn, ...] = ()
+    more_images: tuple[np.ndarray, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property

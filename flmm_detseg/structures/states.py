@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
+from typing import Self
 
+import torch
 from torch import Tensor
 
 from flmm_detseg.structures.grid import PatchGrid
@@ -45,6 +48,35 @@ class CaptureSpec:
 
 
 @dataclass(frozen=True)
+class ImageInputs:
+    """One image as an LMM family's processor prepared it (CPU tensors).
+
+    Attributes:
+        pixel_values: Family's own layout, float32 (LLaVA ``[3, S, S]``, LLaVA-NeXT ``[tiles, 3, S, S]``, Qwen
+            ``[patches, values]``).
+        grid: Geometry of the image tokens.
+        view: Normalised pixels of the tower's view of the whole image, float32 ``[3, H, W]``, for heads that look at
+            pixels; None where there are none.
+        further: What the model's own forward wants to know of the image beside, by argument.
+    """
+
+    pixel_values: Tensor
+    grid: PatchGrid
+    view: Tensor | None = None
+    further: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def shows_same(self, other: ImageInputs) -> bool:
+        """Whether it is the same picture to the model, bit for bit."""
+        mine, theirs = self.further, other.further
+        return (
+            self.grid == other.grid
+            and torch.equal(self.pixel_values, other.pixel_values)
+            and mine.keys() == theirs.keys()
+            and all(torch.equal(value, theirs[name]) for name, value in mine.items())
+        )
+
+
+@dataclass(frozen=True)
 class LMMInputs:
     """One sample as an LMM family's processor prepared it (CPU tensors, unbatched).
 
@@ -55,13 +87,14 @@ class LMMInputs:
         phrase_tokens: bool ``[K, T]``; True where the token belongs to the phrase. Phrases may overlap: a
             token can belong to several.
         labels: int64 ``[T]``; the token itself on the answer, -100 elsewhere.
-        image_mask: bool ``[T]``; True at image tokens (newline tokens included).
-        prefix_length: Number of leading tokens that depend on image and prompt only.
-        pixel_values: Family's own layout, float32 (LLaVA ``[3, S, S]``, LLaVA-NeXT ``[tiles, 3, S, S]``).
-        grid: Geometry of the image tokens.
+        image_mask: bool ``[T]``; True at image tokens (newline tokens included), image after image.
+        prefix_length: Number of leading tokens that depend on images and prompt only.
+        images: In the order of the prompt. The first one is the one that is looked at: attention, vision maps and
+            masks are about it.
         record_id: Of the sample, for errors.
         label_weights: float32 ``[T]``, weight of each label in the language loss (see :attr:`Sample.sections`);
             None for 1.
+        position_ids: int64 ``[A, T]``, rotary positions by axis; None: one axis, 0..T-1.
     """
 
     input_ids: Tensor
@@ -69,10 +102,30 @@ class LMMInputs:
     labels: Tensor
     image_mask: Tensor
     prefix_length: int
-    pixel_values: Tensor
-    grid: PatchGrid
+    images: tuple[ImageInputs, ...]
     record_id: str
     label_weights: Tensor | None = None
+    position_ids: Tensor | None = None
+
+    @property
+    def grid(self) -> PatchGrid:
+        """Geometry of the image that is looked at."""
+        return self.images[0].grid
+
+    @property
+    def pixel_values(self) -> Tensor:
+        """Pixels of the image that is looked at, in the family's own layout."""
+        return self.images[0].pixel_values
+
+    @property
+    def next_position(self) -> int:
+        """Rotary position of the token that would come next."""
+        return len(self.input_ids) if self.position_ids is None else int(self.position_ids.max()) + 1
+
+    def with_pixels(self, pixel_values: Tensor) -> Self:
+        """The same sample with other pixels of the image that is looked at."""
+        first = replace(self.images[0], pixel_values=pixel_values)
+        return replace(self, images=(first, *self.images[1:]))
 
     @property
     def num_phrases(self) -> int:

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from flmm_detseg.cache.reading.layout import PromptLayout
 from flmm_detseg.cache.reading.prompt_parts import PartitionedInputs, PromptParts, image_span, with_text
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.capture.decoder_pass import Sequences
 from flmm_detseg.lmms.capture.packing import PhraseRows, distinct_images, phrase_rows, visible_rows
 
 
@@ -35,6 +36,17 @@ class PackedPrompts:
     groups: list[list[int]]
     token_index: list[Tensor]
     visible: Tensor | None
+
+    def sequences(self, embeds: Tensor) -> Sequences:
+        """What the language model reads, of embeddings ``[R, T, d]``."""
+        positions = pad_sequence([row.plan.position_ids for row in self.rows], batch_first=True)
+        return Sequences(
+            embeds,
+            positions=positions,
+            visible=self.visible,
+            members=self.groups,
+            token_index=self.token_index,
+        )
 
 
 def share_images(

@@ -68,7 +68,7 @@ class PreFusion:
             compressor = Compressor(
                 lmm.vision_channels, lmm.vision_grid, self.compressed_side, self.num_heads
             )
-        layers = GatedLayers(lmm.model.config.text_config, self.num_layers)
+        layers = GatedLayers(lmm.part_config("llm"), self.num_layers)
         rotary = layers.rotary_emb.inv_freq
         fusion = QuestionFusion(layers, compressor, self).to(lmm.device, lmm.model.dtype)
         layers.rotary_emb.inv_freq = rotary.to(lmm.device)

@@ -101,4 +101,4 @@ def _donor(model: CachedLMM, item: PartitionedInputs, stale: Tensor) -> Partitio
         pixels[:, to_row * side : (to_row + 1) * side, to_col * side : (to_col + 1) * side] = (
             item.pixel_values[:, row * side : (row + 1) * side, col * side : (col + 1) * side]
         )
-    return replace(item, pixel_values=pixels)
+    return item.with_pixels(pixels)

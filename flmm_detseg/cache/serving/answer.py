@@ -14,8 +14,7 @@ from flmm_detseg.cache.serving.prefill import CacheUse, Prefill, Stopwatch, pref
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.capture.answer_text import answered, text_and_offsets
 from flmm_detseg.lmms.capture.decoder import AnswerRows, DecodedToken
-from flmm_detseg.lmms.capture.token_rules import answer_room, end_ids, token_rules, warn_if_cut
-from flmm_detseg.lmms.turns import exclusive
+from flmm_detseg.lmms.capture.token_rules import answer_room, warn_if_cut
 from flmm_detseg.structures import CaptureSpec, Generation, Sample
 from flmm_detseg.structures.partition import PatchPartition
 
@@ -109,10 +108,12 @@ def answer_stream(
         raise ConfigError(f"`max_new_tokens` is {max_new_tokens}; an answer needs at least 1")
     watch = Stopwatch(model.device)
     done = prefill(model, sample, watch, use, partition)
-    rows = None if capture is None else _answer_rows(model, done, capture)
+    rows = None
+    if capture is not None:
+        rows = model.lmm.answer_rows(done.parts.plan.columns.clamp(min=0), capture)
     text = _Text(model)
     log_probs: list[Tensor] = []
-    ends, position = end_ids(model.model), int(done.parts.plan.position_ids[-1]) + 1
+    ends, position = model.lmm.end_ids, int(done.parts.plan.position_ids[-1]) + 1
     room = answer_room(position, model.position_limit, max_new_tokens, sample.record_id)
     tokens = done.decoder.decode(
         done.last_state,
@@ -120,7 +121,7 @@ def answer_stream(
         end_ids=ends,
         max_new_tokens=room,
         rows=rows,
-        rules=token_rules(model.model, model.processor.tokenizer, done.item.input_ids, room),
+        rules=model.lmm.token_rules(done.item.input_ids, room),
     )
     try:
         for token in _by_turns(model, tokens):
@@ -157,7 +158,7 @@ def answer_stream(
 def _by_turns(model: CachedLMM, tokens: Iterator[DecodedToken]) -> Iterator[DecodedToken]:
     """Each token in a turn of its own: nobody switches the model within, and no answer keeps others waiting."""
     while True:
-        with exclusive(model.model):
+        with model.turn():
             token = next(tokens, None)
         if token is None:
             return
@@ -227,11 +228,3 @@ def _shadow(
         return list(full.token_ids) == token_ids
 
     use.cache.shadow(done.match, agrees)
-
-
-def _answer_rows(model: CachedLMM, done: Prefill, capture: CaptureSpec) -> AnswerRows:
-    one = torch.zeros(1, 1, dtype=torch.int64)
-    columns = done.parts.plan.columns.clamp(min=0)[None]
-    return AnswerRows(
-        (lambda: model.tap(one, one, columns, 1)) if capture.attention else None, capture.hidden
-    )

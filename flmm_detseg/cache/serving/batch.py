@@ -12,8 +12,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flmm_detseg.cache.reading.prompt_parts import PartitionedInputs, PromptParts
 from flmm_detseg.cache.serving.prefill import CacheUse, Prefill, Request, Stopwatch
-from flmm_detseg.lmms.parts.isolated_tower import gathered_batch
-from flmm_detseg.lmms.turns import exclusive
 from flmm_detseg.store.records import Match, Namespace
 from flmm_detseg.structures import Sample
 
@@ -62,7 +60,7 @@ def prefill_together(
         name = request.namespace, match.key.entry_id, request.prefix_key, objects
         waiting.setdefault(name, {})[place] = item, parts, match
     for (namespace, *_), hits in waiting.items():
-        with exclusive(model.model):
+        with model.turn():
             if model.fingerprints.namespace(use.tenant) == namespace:
                 done.update(zip(hits, _run(model, list(hits.values()), watch), strict=True))
                 for *_, match in hits.values():
@@ -90,7 +88,7 @@ def _run(model: CachedLMM, hits: Sequence[_Hit], watch: Stopwatch) -> list[Prefi
         if model.prefusion is not None:
             rows = [model.prefusion.behind(prefix, row, part) for row, part in zip(rows, parts, strict=True)]
         count = model.num_layers
-        decoder = model.decoder(
+        decoder = model.lmm.decoder(
             *(
                 [tensor.expand(len(hits), -1, -1, -1) for tensor in side[:count]]
                 for side in (prefix.keys, prefix.values)
@@ -110,8 +108,4 @@ def _run(model: CachedLMM, hits: Sequence[_Hit], watch: Stopwatch) -> list[Prefi
 
 def _features(model: CachedLMM, items: Sequence[PartitionedInputs], indices: Tensor) -> Tensor:
     """Vision features of the same patches of several images, ``[B, m, D]``."""
-    pixels = torch.stack([model.pixels(item) for item in items])
-    if not len(indices):
-        return pixels.new_zeros(len(items), 0, model.vision_channels)
-    layer = model.feature_layer
-    return gathered_batch(model.model.model.vision_tower, pixels, indices, (layer,))[layer]
+    return model.tower.features_of(torch.stack([model.pixels(item) for item in items]), indices)

@@ -45,8 +45,8 @@ class Fingerprints:
     taken again only after the tensor changed (:class:`~flmm_detseg.cache.serving.digests.TensorDigests`). So switching
     a LoRA off and on costs no reading of weights. Writing through ``parameter.data`` is seen where it changes one of
     the few values of each tensor that every request compares; code that writes less than whole tensors in this way
-    calls :meth:`invalidate` (``CachedLMM.train()`` does). Forward hooks, replaced ``forward`` methods and plain settings
-    of modules (an epsilon, a scale) are named as they are at the request; what a hook reads elsewhere is not.
+    calls :meth:`invalidate` (``CachedLMM.train()`` does). Forward hooks, replaced ``forward`` methods and plain
+    settings of modules (an epsilon, a scale) are named as they are at the request; what a hook reads elsewhere is not.
 
     Args:
         model: The model.
@@ -76,12 +76,12 @@ class Fingerprints:
         Raises:
             ConfigError: The model is in training mode: what dropout makes of a background has no name.
         """
-        model, inner = self._model, self._model.model.model
+        model, part = self._model, self._model.lmm.part_module
         parts = (
-            inner.vision_tower,
-            inner.multi_modal_projector,
+            part("vision"),
+            part("projector"),
             model.background_projector,
-            inner.language_model,
+            part("llm"),
             model.prefusion,
         )
         with self._lock:
@@ -242,7 +242,7 @@ def _vision_facts(model: CachedLMM) -> list[Any]:
         _SCHEME,
         _library_versions(),
         _processor_facts(model),
-        _plain(model.model.config.vision_config),
+        _plain(model.lmm.part_config("vision")),
         model.feature_layer,
         _numerics(model),
     ]
@@ -254,7 +254,7 @@ def _language_facts(model: CachedLMM) -> list[Any]:
     # Says what is refused, not what comes out.
     del layout["max_length"]
     fusion = None if model.prefusion is None else asdict(model.prefusion.settings)
-    return [_plain(model.model.config.text_config), layout, fusion]
+    return [_plain(model.lmm.part_config("llm")), layout, fusion]
 
 
 def _processor_facts(model: CachedLMM) -> list[Any] | None:
@@ -274,15 +274,14 @@ def _processor_facts(model: CachedLMM) -> list[Any] | None:
 
 def _numerics(model: CachedLMM) -> list[Any]:
     """How numbers are computed: device, precision, attention functions."""
-    device, config = model.device, model.model.config
+    device = model.device
     autocast = torch.is_autocast_enabled(device.type)
     return [
         device.type,
         torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         str(torch.get_autocast_dtype(device.type)) if autocast else None,
         _float32_precision(),
-        config.vision_config._attn_implementation,
-        config.text_config._attn_implementation,
+        *(model.lmm.part_config(part)._attn_implementation for part in ("vision", "llm")),
     ]
 
 

@@ -18,7 +18,6 @@ from flmm_detseg.cache.regions.partition import letterbox_tiles, partition_like,
 from flmm_detseg.cache.regions.sources import SESSION
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.capture.decoder import PrefixDecoder
-from flmm_detseg.lmms.turns import exclusive
 from flmm_detseg.store.keys import cut_tiles
 from flmm_detseg.store.records import BackgroundKey, Match, PrefixKV
 from flmm_detseg.structures import Sample
@@ -173,7 +172,7 @@ class Request:
         if use is None:
             return
         # Not within another thread's `base_mode`: the name would be that of the base model.
-        with exclusive(model.model) as self._turn, watch("match"):
+        with model.turn() as self._turn, watch("match"):
             self.namespace = model.fingerprints.namespace(use.tenant)
         with watch("match"):
             self.tiles = cut_tiles(model.processor.denormalise(item.pixel_values), model.patch_size)
@@ -250,7 +249,7 @@ class Request:
     def _from_match(self, use: CacheUse, match: Match) -> Prefill:
         item, parts = self.laid_out(match)
         level, prefix, saved = match.served, match.prefix, None
-        with exclusive(self.model.model) as turn:
+        with self.model.turn() as turn:
             # In the next turn after the one of its name, nobody can have switched anything.
             if turn > self._turn + 1 and self._switched(use):
                 return self.computed(item.partition, "miss")
@@ -277,7 +276,7 @@ class Request:
         """
         item = with_partition(self.item, partition)
         parts = self.model.parts(item)
-        with exclusive(self.model.model):
+        with self.model.turn():
             if self.model.layout.order == "image":
                 return self._in_image_order(item, parts, level)
             with self.watch("vision"):
@@ -311,7 +310,7 @@ class Request:
 
     def _prefix(self, parts: PromptParts, features: Tensor) -> PrefixKV:
         with self.watch("prefix"):
-            model, decoder = self.model, self.model.decoder()
+            model, decoder = self.model, self.model.lmm.decoder()
             sent = model.sent_features(features, parts.background)
             embeds = model.prefix_embeds(parts.system_ids, sent)
             decoder.feed(embeds[None], parts.plan.position_ids[: parts.plan.prefix_length])
@@ -325,7 +324,7 @@ class Request:
         with self.watch("vision"):
             features = self.model.isolated_features(item)
         with self.watch("suffix"):
-            decoder = self.model.decoder()
+            decoder = self.model.lmm.decoder()
             embeds = self.model.image_order_embeds(features, parts)
             last = decoder.feed(embeds[None], parts.plan.position_ids)
         return Prefill(item, parts, decoder, last[:, -1:], level, None, False, None)
@@ -366,7 +365,7 @@ class Request:
             features = self.model.group_features(item, parts.objects)
         with self.watch("suffix"):
             count = self.model.num_layers
-            decoder = self.model.decoder(prefix.keys[:count], prefix.values[:count])
+            decoder = self.model.lmm.decoder(prefix.keys[:count], prefix.values[:count])
             embeds = self.model.suffix_embeds(features, parts.text_ids)
             if self.model.prefusion is not None:
                 embeds = self.model.prefusion.behind(prefix, embeds, parts)

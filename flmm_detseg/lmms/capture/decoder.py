@@ -6,15 +6,17 @@ used of it than an empty one, ``update`` and its length, which every version has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from flmm_detseg.language import token_log_probs
+from flmm_detseg.lmms.capture.decoder_pass import Sequences, decoder_mask, run_decoder
 from flmm_detseg.lmms.capture.per_sample import hidden_rows
 from flmm_detseg.lmms.capture.row_tap import RowTap
 from flmm_detseg.lmms.capture.token_rules import TokenRules
@@ -42,6 +44,8 @@ class PrefixDecoder:
         keys: Per layer ``[B, kv_heads, P, head_dim]`` of the tokens so far, after the rotary embedding; None to start
             from nothing. One prefix of B sequences may come expanded.
         values: As ``keys``.
+        windows: See :class:`~flmm_detseg.lmms.family.LMMFacts`.
+        axes: Of the rotary positions of generated tokens; all of them count on alike.
     """
 
     def __init__(
@@ -50,9 +54,14 @@ class PrefixDecoder:
         output_embeddings: nn.Module,
         keys: Sequence[Tensor] | None = None,
         values: Sequence[Tensor] | None = None,
+        *,
+        windows: Mapping[str, int | None] | None = None,
+        axes: int = 1,
     ) -> None:
         self.language_model = language_model
         self.output_embeddings = output_embeddings
+        self.windows = windows or {}
+        self.axes = axes
         # Without the config: a cache for sliding windows would drop the image's keys.
         self._cache = DynamicCache()
         self._length = 0
@@ -67,34 +76,34 @@ class PrefixDecoder:
         """Tokens so far."""
         return self._length
 
-    def feed(self, embeds: Tensor, position_ids: Tensor, tap: RowTap | None = None) -> Tensor:
+    def feed(
+        self,
+        embeds: Tensor,
+        position_ids: Tensor,
+        tap: RowTap | None = None,
+        *,
+        blocks: Tensor | None = None,
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Tensor:
         """Runs more tokens of the sequence.
 
         Args:
             embeds: ``[B, T, d]``; shorter sequences padded on the right, where no token of theirs looks. Padding
                 stays in the keys: :meth:`split` before feeding more.
-            position_ids: int64 ``[T]``, or ``[B, T]`` where they differ.
+            position_ids: int64 ``[T]``, ``[B, T]`` where they differ, or ``[A, B, T]`` with several axes.
             tap: Wanted attention rows of these tokens; needs the row tap's attention function.
+            blocks: See :class:`~flmm_detseg.lmms.capture.decoder_pass.Sequences`; at the beginning only.
+            arguments: Further arguments of the decoder.
 
         Returns:
             Last hidden states ``[B, T, d]``.
         """
-        count, length = embeds.shape[1], self._length + embeds.shape[1]
-        # All ones, not None: without a mask, positions that jump are taken for several packed sequences. Behind stored
-        # tokens causality is written out: transformers would build the same mask, far slower.
-        mask = torch.ones(len(embeds), length, dtype=torch.bool, device=embeds.device)
-        if 1 < count < length:
-            mask = mask[:1].expand(count, -1).tril(self._length)[None, None]
-        arguments = {} if tap is None else {"row_tap": tap}
-        output = self.language_model(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            position_ids=position_ids.reshape(-1, count).to(embeds.device),
-            past_key_values=self._cache,
-            use_cache=True,
-            **arguments,
-        )
-        self._length = length
+        if position_ids.ndim == 1:
+            position_ids = position_ids[None]
+        sequences = Sequences(embeds, position_ids, blocks=blocks, arguments=arguments or {})
+        mask = decoder_mask(sequences, self.windows, past=self._length)
+        output = run_decoder(self.language_model, sequences, mask, tap=tap, past=self._cache)
+        self._length += embeds.shape[1]
         return output.last_hidden_state
 
     def snapshot(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -114,6 +123,8 @@ class PrefixDecoder:
                 self.language_model,
                 self.output_embeddings,
                 *([tensor[row : row + 1, :, :length] for tensor in side] for side in sides),
+                windows=self.windows,
+                axes=self.axes,
             )
             for row, length in enumerate(lengths)
         ]
@@ -151,7 +162,8 @@ class PrefixDecoder:
             ended = token_id in end_ids or count == max_new_tokens or (rules is not None and rules.stopped)
             if ended and rows is None:
                 return
-            position = torch.tensor([next_position + count - 1])
+            position = torch.full((self.axes, 1, 1), next_position + count - 1)
+            position = position[0] if self.axes == 1 else position
             last_state = self._step(embed(token[None]), position, rows)
             if ended:
                 return

@@ -30,7 +30,8 @@ class PackedBatch:
         image_mask: bool ``[R, T]``.
         groups: Per row the samples in it.
         token_index: Per sample the place of each of its tokens in its row, int64 ``[T_i]``.
-        position_ids: int64 ``[R, T]``; None where they are simply 0..T-1.
+        position_ids: int64 ``[R, T]``, or ``[A, R, T]`` where the LMM has several axes; None where they are simply
+            0..T-1.
         visible: bool ``[R, 1, T, T]``, True where a query (third axis) may look; None for plain causal
             attention.
     """
@@ -65,7 +66,7 @@ class PhraseRows:
 
 
 def distinct_images(inputs: Sequence[LMMInputs], image_keys: Sequence[str | None] | None) -> list[int]:
-    """Finds samples that show the same image.
+    """Finds samples that show the same images.
 
     A key alone is not trusted: an augmented copy may carry it too, so the pixels must be equal.
 
@@ -74,7 +75,7 @@ def distinct_images(inputs: Sequence[LMMInputs], image_keys: Sequence[str | None
         image_keys: Per sample a key or None, which is never equal to another.
 
     Returns:
-        Per sample the first sample with the same image (itself, if none).
+        Per sample the first sample with the same images (itself, if none).
     """
     first: dict[str, list[int]] = {}
     owners = []
@@ -83,8 +84,8 @@ def distinct_images(inputs: Sequence[LMMInputs], image_keys: Sequence[str | None
         same = (
             other
             for other in candidates
-            if inputs[other].grid == inputs[index].grid
-            and torch.equal(inputs[other].pixel_values, inputs[index].pixel_values)
+            if len(inputs[other].images) == len(inputs[index].images)
+            and all(a.shows_same(b) for a, b in zip(inputs[other].images, inputs[index].images))
         )
         owner = next(same, index)
         if owner == index:
@@ -115,30 +116,45 @@ def pack(inputs: Sequence[LMMInputs], owners: Sequence[int] | None) -> PackedBat
     for members in groups.values():
         start = end = _common_length([inputs[member] for member in members])
         pieces = [inputs[members[0]].input_ids[:start]]
-        places, owner_of_token = [torch.arange(start)], [torch.zeros(start, dtype=torch.int64)]
+        places, owner_of_token = (
+            [_positions(inputs[members[0]])[:, :start]],
+            [torch.zeros(start, dtype=torch.int64)],
+        )
         for number, member in enumerate(members, start=1):
             suffix = inputs[member].input_ids[start:]
             pieces.append(suffix)
-            places.append(start + torch.arange(len(suffix)))
+            places.append(_positions(inputs[member])[:, start:])
             owner_of_token.append(torch.full((len(suffix),), number))
             token_index[member] = torch.cat([torch.arange(start), end + torch.arange(len(suffix))])
             end += len(suffix)
         ids.append(torch.cat(pieces))
-        positions.append(torch.cat(places))
+        positions.append(torch.cat(places, dim=1))
         segments.append(torch.cat(owner_of_token))
         image_mask = torch.zeros(end, dtype=torch.bool)
         image_mask[:start] = inputs[members[0]].image_mask[:start]
         images.append(image_mask)
 
     shared = any(len(members) > 1 for members in groups.values())
+    own = any(item.position_ids is not None for item in inputs)
     return PackedBatch(
         input_ids=pad_sequence(ids, batch_first=True),
         image_mask=pad_sequence(images, batch_first=True),
         groups=list(groups.values()),
         token_index=token_index,
-        position_ids=pad_sequence(positions, batch_first=True) if shared else None,
+        position_ids=_padded_positions(positions) if shared or own else None,
         visible=visible_rows(pad_sequence(segments, batch_first=True, padding_value=-1)) if shared else None,
     )
+
+
+def _positions(item: LMMInputs) -> Tensor:
+    """Rotary positions, int64 ``[A, T]``."""
+    return torch.arange(len(item.input_ids))[None] if item.position_ids is None else item.position_ids
+
+
+def _padded_positions(rows: Sequence[Tensor]) -> Tensor:
+    """Positions ``[A, T_r]`` of rows, padded with 0: ``[R, T]``, or ``[A, R, T]`` with several axes."""
+    padded = pad_sequence([row.T for row in rows], batch_first=True).permute(2, 0, 1)
+    return padded[0] if len(padded) == 1 else padded
 
 
 def _common_length(members: Sequence[LMMInputs]) -> int:
@@ -164,16 +180,16 @@ def visible_rows(segments: Tensor) -> Tensor:
 
 
 def image_columns(item: LMMInputs) -> Tensor:
-    """Sequence positions of the image tokens that are patches, level after level, int64 ``[N]``."""
+    """Sequence positions of the patches of the image that is looked at: level after level, each row by row.
+
+    Returns:
+        int64 ``[N]``.
+    """
     tokens = item.image_mask.nonzero().flatten()
-    assert len(tokens) == item.grid.num_tokens, (item.record_id, len(tokens), item.grid)
-    levels = tokens.split([level.num_tokens for level in item.grid.levels])
-    return torch.cat(
-        [
-            part.view(level.rows, -1)[:, : level.cols].flatten()
-            for part, level in zip(levels, item.grid.levels)
-        ]
-    )
+    expected = sum(image.grid.num_tokens for image in item.images)
+    assert len(tokens) == expected, (item.record_id, len(tokens), item.grid)
+    levels = tokens[: item.grid.num_tokens].split([level.num_tokens for level in item.grid.levels])
+    return torch.cat([part[level.places()] for part, level in zip(levels, item.grid.levels, strict=True)])
 
 
 def phrase_entries(phrase_tokens: Tensor, record_id: str) -> tuple[Tensor, Tensor]:

@@ -96,10 +96,11 @@ def attention_maps(rows: Tensor, grid: PatchGrid) -> Tensor:
         ``[K, levels * C, rows, cols]`` on the output grid: coarser levels resized bilinearly, first.
     """
     parts = rows.split([level.rows * level.cols for level in grid.levels], dim=-1)
-    levels = [
+    maps = [
         part.unflatten(-1, (level.rows, level.cols)) for part, level in zip(parts, grid.levels, strict=True)
     ]
-    return torch.cat([*(_resize(level, grid.output_grid) for level in levels[:-1]), levels[-1]], dim=1)
+    *coarse, fine = (maps[index] for index in grid.stacked)
+    return torch.cat([*(_resize(level, grid.output_grid) for level in coarse), fine], dim=1)
 
 
 def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -4,44 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+from transformers import (
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from flmm_detseg.lmms.hf_adapter import HFLlavaAdapter
-from flmm_detseg.lmms.processors import LlavaProcessor, ProcessorSettings
+from flmm_detseg.lmms.clip_family import ClipFamily
+from flmm_detseg.lmms.family import Features
+from flmm_detseg.lmms.lmm import LMM
+from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower
+from flmm_detseg.lmms.processors import PixelProcessor, ProcessorSettings
+from flmm_detseg.lmms.weights.loading import load_tokenizer
+from flmm_detseg.ops.letterbox import centre_padding, fit_longest_side
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import PatchGrid
+from flmm_detseg.structures import GridLevel, ImageInputs, LMMInputs, PatchGrid
 
 
-@MODELS.register_module()
-class LlavaAdapter(HFLlavaAdapter):
-    """LLaVA-1.5: one square view, one grid level. See :class:`HFLlavaAdapter`."""
+class LlavaProcessor(PixelProcessor):
+    """LLaVA-1.5: longest side resized to the tower's input, centred on a square of the mean colour."""
+
+    def process_image(self, image: np.ndarray) -> tuple[Tensor, PatchGrid]:
+        """See :class:`PixelProcessor`; pixels are ``[3, S, S]``."""
+        side = self.image_side
+        image_size = image.shape[0], image.shape[1]
+        resized_size = fit_longest_side(image_size, side)
+        top, left = centre_padding(resized_size, (side, side))
+        canvas = np.empty((side, side, 3), dtype=np.uint8)
+        canvas[:] = self._pad_rgb
+        canvas[top : top + resized_size[0], left : left + resized_size[1]] = self._resize(image, resized_size)
+        grid = PatchGrid(
+            image_size=image_size,
+            resized_size=resized_size,
+            pad_top=top,
+            pad_left=left,
+            padded_size=(side, side),
+            levels=(GridLevel(side // self.patch_size, side // self.patch_size),),
+        )
+        return self._normalise(canvas), grid
+
+    def prepare_image(self, image: np.ndarray) -> ImageInputs:
+        """See :class:`PixelProcessor`."""
+        pixels, grid = self.process_image(image)
+        return ImageInputs(pixels, grid, view=pixels)
+
+
+class Llava(ClipFamily):
+    """One square view, one grid level."""
 
     model_class = LlavaForConditionalGeneration
     config_class = LlavaConfig
 
-    @classmethod
     def build_processor(
-        cls, config: LlavaConfig, tokenizer: PreTrainedTokenizerBase, settings: ProcessorSettings
+        self, source: PreTrainedTokenizerBase | str, settings: ProcessorSettings
     ) -> LlavaProcessor:
-        """See :class:`HFLlavaAdapter`."""
+        """See :class:`ClipFamily`."""
         return LlavaProcessor(
-            tokenizer,
-            image_token_id=config.image_token_id,
-            image_side=config.vision_config.image_size,
-            patch_size=config.vision_config.patch_size,
+            load_tokenizer(source) if isinstance(source, str) else source,
+            image_token_id=self.config.image_token_id,
+            image_side=self.config.vision_config.image_size,
+            patch_size=self.config.vision_config.patch_size,
             settings=settings,
         )
 
-    def image_tokens(self, pixel_values: Sequence[Tensor], grids: Sequence[PatchGrid]) -> list[Tensor]:
-        """See :class:`HFLlavaAdapter`."""
-        return list(self.model.model.get_image_features(torch.stack(list(pixel_values))))
+    def _views(self, image: ImageInputs) -> Tensor:
+        return image.pixel_values[None]
 
-    def base_views(self, pixel_values: Sequence[Tensor]) -> list[int]:
-        """See :class:`HFLlavaAdapter`."""
-        return list(range(len(pixel_values)))
+    def project(
+        self, model: PreTrainedModel, features: Sequence[Features], images: Sequence[ImageInputs]
+    ) -> list[Tensor]:
+        """See :class:`Family`."""
+        return list(model.model.multi_modal_projector(torch.cat([found.states for found in features])))
 
-    def generation_inputs(self, pixel_values: Tensor, grid: PatchGrid) -> dict[str, Tensor]:
-        """See :class:`HFLlavaAdapter`."""
-        return {"pixel_values": pixel_values[None]}
+    def grouped_tower(self, model: PreTrainedModel) -> IsolatedTower:
+        """See :class:`Family`."""
+        return IsolatedTower.of(model.model.vision_tower, self.config.vision_feature_layer)
+
+    def own_inputs(self, item: LMMInputs) -> dict[str, Tensor]:
+        """See :class:`Family`."""
+        return {"pixel_values": torch.stack([image.pixel_values for image in item.images])}
+
+
+@MODELS.register_module()
+class LlavaAdapter(LMM):
+    """LLaVA-1.5. See :class:`~flmm_detseg.lmms.lmm.LMM`."""
+
+    family_class = Llava

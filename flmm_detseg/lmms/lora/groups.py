@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.family import LEAVES
 from flmm_detseg.lmms.lora.conv_lora import ConvLoRADown
 from flmm_detseg.lmms.lora.layers import lora_group_of, lora_layers
 from flmm_detseg.utils.names import suggest
@@ -20,13 +21,6 @@ from flmm_detseg.utils.names import suggest
 if TYPE_CHECKING:
     from flmm_detseg.lmms.base import LMMAdapter
 
-# Presets of `target`: last names of linears, over the families of vision towers and decoders; None for every linear.
-_QKV = ("q_proj", "k_proj", "v_proj")
-PRESETS: dict[str, tuple[str, ...] | None] = {
-    "qkv": _QKV,
-    "attention": (*_QKV, "o_proj", "out_proj"),
-    "all-linear": None,
-}
 # What a part's group is unless its config says otherwise.
 _PART_DEFAULTS: dict[str, dict[str, Any]] = {
     "vision": {"r": 8, "alpha": 32.0, "target": "qkv"},
@@ -83,13 +77,13 @@ class LoRAGroup:
         if self.balance_weight < 0:
             raise ConfigError(f"{where}: `balance_weight` is {self.balance_weight}; 0 or more is needed")
         if isinstance(self.target, str):
-            if self.target not in PRESETS:
+            if self.target not in LEAVES:
                 compile_target(self.target)
             return
         names = tuple(self.target) if isinstance(self.target, Sequence) else ()
         if not names or not all(isinstance(name, str) and name for name in names):
             raise ConfigError(
-                f"{where}: `target` is {self.target!r}; one of {', '.join(PRESETS)}, a regular expression, or a list "
+                f"{where}: `target` is {self.target!r}; one of {', '.join(LEAVES)}, a regular expression, or a list "
                 "of linears' names such as ['q_proj', 'v_proj']"
             )
         object.__setattr__(self, "target", names)
@@ -208,35 +202,45 @@ def _find_linears(adapter: LMMAdapter, group: LoRAGroup) -> list[str]:
         raise ConfigError(
             f"LoRA group {group.name!r}: the LMM has no part {group.part!r}{suggest(group.part, adapter.part_prefixes)}"
         )
-    prefix = adapter.part_prefixes[group.part]
-    root = adapter.model.get_submodule(prefix)
-    adapted = lora_layers(root)
-    linears = [
-        name
-        for name, child in root.named_modules()
-        if name in adapted
-        or (isinstance(child, nn.Linear) and not any(name.startswith(f"{layer}.") for layer in adapted))
-    ]
+    linears = _linears(adapter, group.part)
     wanted = group.target
     if not isinstance(wanted, str):
         meant = {target: [name for name in linears if f".{name}".endswith(f".{target}")] for target in wanted}
         unmatched = [target for target, names in meant.items() if not names]
         found = [] if unmatched else [name for name in linears if any(name in m for m in meant.values())]
         wanted = unmatched[0] if unmatched else ""
-    elif group.target in PRESETS:
-        leaves = PRESETS[group.target]
+    elif group.target in LEAVES:
+        presets = adapter.facts.lora_targets.get(group.part, LEAVES)
+        leaves = presets.get(group.target, ())
         found = [name for name in linears if leaves is None or name.rpartition(".")[2] in leaves]
     else:
         pattern = compile_target(group.target)
         found = [name for name in linears if pattern.fullmatch(name)]
     if not found:
-        known = dict.fromkeys([*PRESETS, *(name.rpartition(".")[2] for name in linears)])
+        known = dict.fromkeys([*LEAVES, *(name.rpartition(".")[2] for name in linears)])
         raise ConfigError(
             f"LoRA group {group.name!r}: `target` {wanted!r} matches no linear of part {group.part!r} "
-            f"(names there look like {linears[0] if linears else 'nothing: it has no linear'!r})"
+            f"(names there look like {next(iter(linears)) if linears else 'nothing: it has no linear'!r})"
             f"{suggest(wanted, known)}"
         )
-    return [f"{prefix}.{name}" for name in found]
+    return [linears[name] for name in found]
+
+
+def _linears(adapter: LMMAdapter, part: str) -> dict[str, str]:
+    """Linears of a part: by name within the part their name within ``adapter.model``."""
+    adapted = lora_layers(adapter.model)
+    owners = {path: name for name, paths in adapter.part_prefixes.items() for path in paths}
+    # Where a part lies within another, the longer path counts.
+    paths = sorted(owners, key=len, reverse=True)
+    found = {}
+    for name, child in adapter.model.named_modules():
+        path = next((path for path in paths if f"{name}.".startswith(f"{path}.")), None)
+        if path is None or owners[path] != part:
+            continue
+        inside = any(name.startswith(f"{layer}.") for layer in adapted)
+        if name in adapted or (isinstance(child, nn.Linear) and not inside):
+            found[name.removeprefix(path).removeprefix(".") or name.rpartition(".")[2]] = name
+    return found
 
 
 def _add_experts(adapter: LMMAdapter, group: LoRAGroup, targets: Sequence[str]) -> None:

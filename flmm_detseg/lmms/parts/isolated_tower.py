@@ -13,6 +13,8 @@ Source: background_cache specification, section 1.3; Block-Attention (arXiv 2409
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +23,71 @@ from transformers import CLIPVisionModel
 from flmm_detseg.errors import ConfigError
 
 
-def feature_layer(tower: nn.Module, layer: int | list[int]) -> int:
-    """The hidden state that LLaVA reads, counted from the embeddings (0).
+@dataclass(frozen=True)
+class IsolatedTower:
+    """A CLIP tower and the hidden state that the LMM reads.
+
+    Attributes:
+        tower: CLIP's.
+        feature_layer: The hidden state, counted from the embeddings (0).
+    """
+
+    tower: CLIPVisionModel
+    feature_layer: int
+
+    @classmethod
+    def of(cls, tower: nn.Module, layer: int | list[int]) -> Self:
+        """The tower of a LLaVA.
+
+        Args:
+            tower: Its tower.
+            layer: Its ``vision_feature_layer``.
+
+        Raises:
+            ConfigError: Another tower than CLIP's, or several layers are read.
+        """
+        if not isinstance(tower, CLIPVisionModel):
+            raise ConfigError(f"isolated encoding knows CLIP towers, this one is a {type(tower).__name__}")
+        if not isinstance(layer, int):
+            raise ConfigError(f"isolated encoding reads one vision layer, `vision_feature_layer` is {layer}")
+        count = tower.config.num_hidden_layers + 1
+        return cls(tower, layer if layer >= 0 else count + layer)
+
+    def states(
+        self, pixel_values: Tensor, groups: Tensor, num_groups: int, layers: Collection[int]
+    ) -> dict[int, Tensor]:
+        """See :func:`isolated_states`.
+
+        Raises:
+            ConfigError: The tower has no such hidden state.
+        """
+        last = self.tower.config.num_hidden_layers
+        check_vision_layers(layers, last)
+        return isolated_states(self.tower, pixel_values, groups, num_groups, layers)
+
+    def features_of(self, pixel_values: Tensor, indices: Tensor) -> Tensor:
+        """Features of the same patches of several images.
+
+        Args:
+            pixel_values: ``[B, 3, S, S]`` in the tower's dtype.
+            indices: int64 ``[n]`` in raster order; may be empty.
+
+        Returns:
+            ``[B, n, D]``.
+        """
+        if not len(indices):
+            return pixel_values.new_zeros(len(pixel_values), 0, self.tower.config.hidden_size)
+        return gathered_batch(self.tower, pixel_values, indices, (self.feature_layer,))[self.feature_layer]
+
+
+def check_vision_layers(layers: Collection[int], last: int) -> None:
+    """Makes sure that hidden states are there.
 
     Raises:
-        ConfigError: Another tower than CLIP's, or several layers are read.
+        ConfigError: Names those that are not.
     """
-    if not isinstance(tower, CLIPVisionModel):
-        raise ConfigError(f"isolated encoding knows CLIP towers, this one is a {type(tower).__name__}")
-    if not isinstance(layer, int):
-        raise ConfigError(f"isolated encoding reads one vision layer, `vision_feature_layer` is {layer}")
-    count = tower.config.num_hidden_layers + 1
-    return layer if layer >= 0 else count + layer
+    if wrong := [layer for layer in layers if not 0 <= layer <= last]:
+        raise ConfigError(f"vision_layers {wrong} do not exist; the tower has hidden states 0..{last}")
 
 
 def group_mask(groups: Tensor, num_groups: int, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from mmengine.logging import print_log
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -21,7 +20,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.capture.row_tap import ROW_TAP
 from flmm_detseg.lmms.capture.token_rules import check_generation_config
-from flmm_detseg.lmms.processors import LMMProcessor
+from flmm_detseg.lmms.family import Family
+from flmm_detseg.lmms.processors import LMMProcessor, PixelProcessor
 
 _IMAGE_TOKEN = "<image>"
 _RESCALE_FACTOR = 1 / 255
@@ -33,10 +33,11 @@ def source_of(model: PreTrainedModel) -> str:
     return getattr(model, "name_or_path", "") or getattr(model.config, "_name_or_path", "") or "the model"
 
 
-def check_facts(model: PreTrainedModel, processor: LMMProcessor | None) -> None:
+def check_facts(family: Family, model: PreTrainedModel, processor: LMMProcessor | None) -> None:
     """Compares what the files of a model say with each other and with what this package can run.
 
     Args:
+        family: Of the model.
         model: The transformers model; may be on the meta device.
         processor: The family's processor; None where only shapes matter.
 
@@ -44,30 +45,32 @@ def check_facts(model: PreTrainedModel, processor: LMMProcessor | None) -> None:
         ConfigError: Two facts disagree; names the model, both values and the remedy.
     """
     source = source_of(model)
-    check_config(model.config, source)
-    _check_tower(model, source)
-    _check_attention(model, source)
+    check_config(family, source)
+    family.check_model(model, source)
+    decoder = family.decoder(model)
+    _check_attention(decoder, source)
     if processor is None:
         return
     _check_vocabulary(model, processor, source)
     _check_prompt(model, processor, source)
-    _check_positions(model, processor, source)
+    _check_positions(decoder, processor, source)
     check_generation_config(model, processor.tokenizer, source)
 
 
-def check_config(config: PretrainedConfig, source: str) -> None:
+def check_config(family: Family, source: str) -> None:
     """Refuses what ``config.json`` asks for and this package cannot do; before weights are read.
 
     A wish for another attention function (flash_attention_2, ...) is taken out: this package brings its own, and the
     kernels of the wish may not be installed.
 
     Args:
-        config: The model's config.
+        family: Of the model.
         source: Names the model in messages.
 
     Raises:
         ConfigError: Names the field.
     """
+    config = family.config
     for part in (config, config.text_config, config.vision_config):
         if getattr(part, "quantization_config", None) is not None:
             raise ConfigError(
@@ -76,59 +79,13 @@ def check_config(config: PretrainedConfig, source: str) -> None:
             )
         if getattr(part, "_attn_implementation", None) not in (None, "sdpa", "eager", ROW_TAP):
             part._attn_implementation_internal = None
-    vision = config.vision_config
-    side, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-    if not (isinstance(side, int) and isinstance(patch, int) and 0 < patch <= side):
+    family.check_config(source)
+
+
+def _check_attention(decoder: nn.Module, source: str) -> None:
+    if not getattr(decoder, "_supports_attention_backend", True):
         raise ConfigError(
-            f"{source}: vision_config has image_size {side!r} and patch_size {patch!r}; two whole numbers are needed, "
-            "the patch not larger than the image"
-        )
-    count = vision.num_hidden_layers
-    read = config.vision_feature_layer
-    wrong = [i for i in ([read] if isinstance(read, int) else read) if not -count - 1 <= i <= count]
-    if wrong:
-        raise ConfigError(
-            f"{source}: vision_feature_layer names {wrong}; the tower has hidden states 0..{count} (-1..{-count - 1})"
-        )
-
-
-def _check_tower(model: PreTrainedModel, source: str) -> None:
-    vision = model.config.vision_config
-    side = vision.image_size // vision.patch_size
-    count = _tower_tokens(model)
-    if count is not None and count != side * side + 1:
-        raise ConfigError(
-            f"{source}: the vision tower ({vision.model_type}) gives {count} tokens, its image of "
-            f"{vision.image_size} pixels has {side} x {side} patches of {vision.patch_size}; one token a patch and one "
-            "class token before them are needed, as CLIP's towers have. Use an LMM with a CLIP tower"
-        )
-    strategy = model.config.vision_feature_select_strategy
-    if strategy != "default":
-        raise ConfigError(
-            f"{source}: vision_feature_select_strategy must be 'default' (config.json says {strategy!r}): the class "
-            "token is no image patch"
-        )
-
-
-def _tower_tokens(model: PreTrainedModel) -> int | None:
-    """Tokens of the tower for one image; None where nothing can be run (meta device)."""
-    tower, vision = model.model.vision_tower, model.config.vision_config
-    for name, module in tower.named_modules():
-        if name.endswith("embeddings.position_embedding") and isinstance(module, nn.Embedding):
-            return module.num_embeddings
-    if model.device.type == "meta":
-        return None
-    side = vision.image_size
-    with torch.no_grad():
-        image = torch.zeros(1, 3, side, side, device=model.device, dtype=model.dtype)
-        return tower(image).last_hidden_state.shape[1]
-
-
-def _check_attention(model: PreTrainedModel, source: str) -> None:
-    language_model = model.model.language_model
-    if not getattr(language_model, "_supports_attention_backend", True):
-        raise ConfigError(
-            f"{source}: the language model ({model.config.text_config.model_type}) does not take an attention function "
+            f"{source}: the language model ({decoder.config.model_type}) does not take an attention function "
             "of transformers' AttentionInterface; attention rows cannot be read. Use a LLaMA-like language model"
         )
 
@@ -158,7 +115,8 @@ def _check_vocabulary(model: PreTrainedModel, processor: LMMProcessor, source: s
 def _check_prompt(model: PreTrainedModel, processor: LMMProcessor, source: str) -> None:
     tokenizer = processor.tokenizer
     ids = tokenizer(processor.prompt("a")).input_ids
-    if (count := ids.count(processor.image_token_id)) != 1:
+    count = ids.count(processor.image_token_id)
+    if isinstance(processor, PixelProcessor) and count != 1:
         raise ConfigError(
             f"{source}: the prompt {processor.prompt('a')!r} has {count} image tokens once it is tokenised, not 1; the "
             f"tokenizer must keep {processor.image_token!r} whole (an added token that is special and not normalised)"
@@ -180,13 +138,13 @@ def _check_prompt(model: PreTrainedModel, processor: LMMProcessor, source: str) 
         )
 
 
-def _rotary_modules(model: PreTrainedModel) -> Iterator[nn.Module]:
-    for module in model.model.language_model.modules():
+def _rotary_modules(decoder: nn.Module) -> Iterator[nn.Module]:
+    for module in decoder.modules():
         if isinstance(getattr(module, "rope_type", None), str) and hasattr(module, "inv_freq"):
             yield module
 
 
-def stateless_positions(model: PreTrainedModel) -> int | None:
+def stateless_positions(decoder: nn.Module) -> int | None:
     """Positions below which rotary frequencies depend on nothing but the position; None: there is no such limit.
 
     The rope types "dynamic" and "longrope" change the frequencies of everything when one sequence of the batch is
@@ -194,7 +152,7 @@ def stateless_positions(model: PreTrainedModel) -> int | None:
     keys on what was read before them.
     """
     limits = []
-    for module in _rotary_modules(model):
+    for module in _rotary_modules(decoder):
         config = module.config
         if "dynamic" in module.rope_type:
             limits.append(module.original_max_seq_len)
@@ -205,37 +163,37 @@ def stateless_positions(model: PreTrainedModel) -> int | None:
     return min(limits, default=None)
 
 
-def default_max_length(model: PreTrainedModel) -> int:
+def default_max_length(decoder: nn.Module) -> int:
     """Longest sequence in tokens where the user names none."""
-    built_for = model.config.text_config.max_position_embeddings
-    limit = stateless_positions(model)
+    built_for = decoder.config.max_position_embeddings
+    limit = stateless_positions(decoder)
     return built_for if limit is None else min(built_for, limit)
 
 
-def position_limit(model: PreTrainedModel, max_length: int) -> int | None:
+def position_limit(decoder: nn.Module, max_length: int) -> int | None:
     """Positions an answer may use; None where the config does not say how far scaled positions reach.
 
     Args:
-        model: The transformers model.
+        decoder: Of the language model.
         max_length: Longest sequence the user asked for.
     """
-    if (limit := stateless_positions(model)) is not None:
+    if (limit := stateless_positions(decoder)) is not None:
         return limit
-    if any(module.rope_type != "default" for module in _rotary_modules(model)):
+    if any(module.rope_type != "default" for module in _rotary_modules(decoder)):
         return None
-    return max(model.config.text_config.max_position_embeddings, max_length)
+    return max(decoder.config.max_position_embeddings, max_length)
 
 
-def _check_positions(model: PreTrainedModel, processor: LMMProcessor, source: str) -> None:
-    length, limit = processor.settings.max_length, stateless_positions(model)
-    kinds = sorted({module.rope_type for module in _rotary_modules(model)})
+def _check_positions(decoder: nn.Module, processor: LMMProcessor, source: str) -> None:
+    length, limit = processor.settings.max_length, stateless_positions(decoder)
+    kinds = sorted({module.rope_type for module in _rotary_modules(decoder)})
     if limit is not None and length > limit:
         raise ConfigError(
             f"{source}: `max_length` is {length}, but with rope type {', '.join(map(repr, kinds))} results depend "
             f"on the other sequences of a batch, and on earlier ones, beyond {limit} positions; set max_length={limit} "
             "or less"
         )
-    built_for = model.config.text_config.max_position_embeddings
+    built_for = decoder.config.max_position_embeddings
     if length > built_for and kinds in ([], ["default"]):
         print_log(
             f"{source}: `max_length` is {length}, the language model was built for {built_for} positions "

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.lmms.family import Family
 from flmm_detseg.lmms.weights.facts import check_config, check_image_settings, check_image_sizes
 from flmm_detseg.utils.paths import find, places
 
@@ -60,12 +61,7 @@ def check_folder(pretrained: str) -> str:
     return pretrained
 
 
-def load_model(
-    model_class: type[PreTrainedModel],
-    config_class: type[PretrainedConfig],
-    pretrained: str,
-    dtype: torch.dtype,
-) -> PreTrainedModel:
+def load_model(family_class: type[Family], pretrained: str, dtype: torch.dtype) -> PreTrainedModel:
     """Loads a model from safetensors, strictly.
 
     Raises:
@@ -73,6 +69,7 @@ def load_model(
         CheckpointError: The weights are absent, damaged, or do not fit the config; names the keys.
     """
     pretrained = check_folder(pretrained)
+    model_class, config_class = family_class.model_class, family_class.config_class
     try:
         fields, _ = config_class.get_config_dict(pretrained)
     except (OSError, ValueError) as error:
@@ -86,7 +83,7 @@ def load_model(
         config = config_class.from_dict(fields)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{pretrained}: config.json cannot be used: {error}") from error
-    check_config(config, pretrained)
+    check_config(family_class(config), pretrained)
     try:
         model, info = model_class.from_pretrained(
             pretrained,

@@ -180,8 +180,8 @@ def _lmm_parts(model: nn.Module) -> dict[str, str]:
     for name, child in model.named_modules():
         if isinstance(child, LMMAdapter):
             root = f"{name}." if name else ""
-            for part, path in child.part_prefixes.items():
-                parts[f"{root}model.{path}."] = f"lmm.{part}"
+            for part, paths in child.part_prefixes.items():
+                parts |= {f"{root}model.{path}.": f"lmm.{part}" for path in paths}
             parts[f"{root}model."] = "lmm.other"
     return dict(sorted(parts.items(), key=lambda item: -len(item[0])))
 

@@ -1,0 +1,60 @@
+"""How a conversation is written down for a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flmm_detseg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The form of a conversation, up to where the next answer begins.
+
+    Attributes:
+        first: The first question, with ``{image}`` (the images) and ``{prompt}``.
+        later: Each further question, with ``{prompt}``.
+        answer_lead: What stands between a question and its answer.
+        turn_end: What ends an answer; None: the tokenizer's end token.
+        image_join: What stands between two images.
+    """
+
+    first: str
+    later: str
+    answer_lead: str = " "
+    turn_end: str | None = None
+    image_join: str = "\n"
+
+    def prefix(self, image_text: str, num_images: int, prompts: Sequence[str], answers: Sequence[str]) -> str:
+        """Everything up to where the next answer begins.
+
+        Args:
+            image_text: What stands for one image.
+            num_images: How many there are.
+            prompts: Questions, the last one without an answer.
+            answers: Of all questions but the last, each with what ends it.
+        """
+        images = self.image_join.join([image_text] * num_images)
+        text = self.first.format(image=images, prompt=prompts[0])
+        for answer, prompt in zip(answers, prompts[1:], strict=True):
+            text += self.answer_lead + answer + self.later.format(prompt=prompt)
+        return text
+
+
+# Templates that a config names by `prompt_template`; other families bring their own.
+TEMPLATES = {
+    "vicuna": ChatTemplate("USER: {image}\n{prompt} ASSISTANT:", "USER: {prompt} ASSISTANT:"),
+    "mistral": ChatTemplate("[INST] {image}\n{prompt} [/INST]", "[INST] {prompt} [/INST]"),
+}
+
+
+def find_template(name: str) -> ChatTemplate:
+    """The template of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in TEMPLATES:
+        raise ConfigError(f"`prompt_template` is {name!r}; known: {sorted(TEMPLATES)}")
+    return TEMPLATES[name]

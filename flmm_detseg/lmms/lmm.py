@@ -1,0 +1,599 @@
+"""The engine: one model of any family, one forward pass, and only what was asked for is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.base import LMMAdapter
+from flmm_detseg.lmms.capture.answer_text import answered, phrase_inputs, text_and_offsets
+from flmm_detseg.lmms.capture.decoder import AnswerRows, PrefixDecoder
+from flmm_detseg.lmms.capture.decoder_pass import Captured, Sequences, image_blocks, read, states_of
+from flmm_detseg.lmms.capture.packing import (
+    PhraseRows,
+    distinct_images,
+    image_columns,
+    pack,
+    phrase_entries,
+    phrase_rows,
+)
+from flmm_detseg.lmms.capture.per_sample import attention_maps
+from flmm_detseg.lmms.capture.row_tap import ROW_TAP, RowSettings, RowTap
+from flmm_detseg.lmms.capture.token_rules import (
+    TokenRules,
+    answer_room,
+    end_ids,
+    greedy_config,
+    token_rules,
+    warn_if_cut,
+)
+from flmm_detseg.lmms.capture.tower import tower_states
+from flmm_detseg.lmms.family import Family, Features
+from flmm_detseg.lmms.lora.groups import add_lora, lora_groups
+from flmm_detseg.lmms.lora.layers import lora_off, recompute_contexts
+from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower, check_vision_layers
+from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, ProcessorSettings
+from flmm_detseg.lmms.weights.facts import check_config, check_facts, default_max_length, position_limit
+from flmm_detseg.lmms.weights.loading import load_model, torch_dtype
+from flmm_detseg.lmms.weights.precision import float32_buffers, restore_buffers
+from flmm_detseg.ops.rows import merge_rows
+from flmm_detseg.structures import (
+    CaptureSpec,
+    Generation,
+    HiddenRows,
+    ImageInputs,
+    LMMInputs,
+    LMMStates,
+    Phrase,
+    Sample,
+)
+from flmm_detseg.utils.values import FieldError, check_text
+
+
+class LMM(LMMAdapter):
+    """A model of one family of transformers'. What families differ in is in :class:`~flmm_detseg.lmms.family.Family`.
+
+    Args:
+        model: The family's ``...ForConditionalGeneration``. Its language model's attention function is
+            exchanged for :mod:`flmm_detseg.lmms.capture.row_tap`, which is sdpa outside of :meth:`encode`.
+        processor: The family's processor; None where only shapes matter (then :meth:`prepare` and
+            :meth:`generate` raise).
+        merge: Merge of the attention rows of a phrase's tokens, ``"mean"`` or ``"max"``.
+        layers: Decoder layers whose attention is read, None for all.
+        heads: Heads whose attention is read, None for all.
+        attention: ``"rows"`` or ``"eager"`` (parity checks).
+        frozen: No parameter of the LMM gets a gradient, it stays in eval mode, :meth:`encode` runs without
+            autograd. False leaves ``requires_grad`` as it is.
+        share_prefix: Samples with equal images run behind one prefix: what their prompts begin with alike. Also with
+            a trainable LMM; the pass stays differentiable.
+        lora: LoRA groups, see :func:`~flmm_detseg.lmms.lora.groups.lora_groups`. The LMM's own weights are frozen
+            then, whatever ``frozen`` says, and :meth:`encode` runs with autograd.
+        gradient_checkpointing: Blocks of tower and language model keep their input only and are repeated in the
+            backward pass: less memory, about a third more time, the same gradients. Only in training mode.
+
+    Attributes:
+        family: What is particular to the model's family.
+
+    Raises:
+        ConfigError: Row settings that do not fit the model, facts of the model that disagree (see
+            :mod:`flmm_detseg.lmms.weights.facts`), or ``gradient_checkpointing`` of an LMM that has no gradients.
+    """
+
+    family_class: ClassVar[type[Family]]
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: LMMProcessor | None,
+        *,
+        merge: str = "mean",
+        layers: Sequence[int] | None = None,
+        heads: Sequence[int] | None = None,
+        attention: str = "rows",
+        frozen: bool = True,
+        share_prefix: bool = True,
+        lora: Mapping[str, Mapping[str, Any]] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.family = self.family_class(model.config)
+        self.facts = self.family.facts
+        self.rows = RowSettings(merge, layers, heads, attention)
+        self.attention_layers, self.attention_heads = self.rows.resolve(
+            self.facts.num_layers, self.facts.num_heads
+        )
+        check_facts(self.family, model, processor)
+        if processor is not None:
+            processor.add_end_tokens(end_ids(model))
+        self.model = model
+        self.processor = processor
+        length = 0 if processor is None else processor.settings.max_length
+        self._position_limit = position_limit(self.decoder_module, length)
+        self.frozen = frozen
+        self.share_prefix = share_prefix
+        model.set_attn_implementation({"text_config": ROW_TAP})
+        if frozen:
+            model.requires_grad_(False)
+            model.eval()
+        self.lora_groups = {}
+        if lora:
+            add_lora(self, lora_groups(lora))
+        if gradient_checkpointing:
+            self._checkpoint_gradients()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained: str,
+        *,
+        dtype: str = "float32",
+        prompt_template: str = "vicuna",
+        description_prompt: str = DESCRIPTION_PROMPT,
+        rows: dict[str, Any] | None = None,
+        max_length: int | None = None,
+        frozen: bool = True,
+        share_prefix: bool = True,
+        lora: Mapping[str, Mapping[str, Any]] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> Self:
+        """Builds the adapter from a folder in hub layout, or from a model name on the hub.
+
+        Args:
+            pretrained: Folder with config, safetensors, tokenizer and preprocessor config; or a hub name.
+            dtype: Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
+            prompt_template: ``"vicuna"`` or ``"mistral"``; families with a template of their own do not read it.
+            description_prompt: Question for samples without a prompt.
+            rows: Settings of the attention stack: any of ``merge``, ``layers``, ``heads``, ``attention``.
+            max_length: Longest sequence in tokens; None for what the language model was built for.
+            frozen: See the class.
+            share_prefix: See the class.
+            lora: See the class, e.g. ``dict(vision=dict(r=8), llm=dict(target="all-linear"))``.
+            gradient_checkpointing: See the class.
+
+        Raises:
+            ConfigError: No such folder, a file is missing, or an argument cannot be used.
+            CheckpointError: The weights are absent, damaged, or do not fit the config.
+        """
+        settings = RowSettings.from_dict(rows)
+        model = load_model(cls.family_class, pretrained, torch_dtype(dtype))
+        family = cls.family_class(model.config)
+        processor = family.load_processor(
+            pretrained,
+            ProcessorSettings(
+                prompt_template=prompt_template,
+                description_prompt=description_prompt,
+                max_length=max_length or default_max_length(family.decoder(model)),
+            ),
+        )
+        return cls(
+            model,
+            processor,
+            **vars(settings),
+            frozen=frozen,
+            share_prefix=share_prefix,
+            lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    @classmethod
+    def from_config(
+        cls,
+        config: dict[str, Any] | PretrainedConfig,
+        *,
+        tokenizer: PreTrainedTokenizerBase | ProcessorMixin | str | None = None,
+        dtype: str = "float32",
+        prompt_template: str = "vicuna",
+        description_prompt: str = DESCRIPTION_PROMPT,
+        rows: dict[str, Any] | None = None,
+        max_length: int | None = None,
+        frozen: bool = True,
+        share_prefix: bool = True,
+        lora: Mapping[str, Mapping[str, Any]] | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> Self:
+        """Builds the adapter with random weights, on the default device (``with torch.device("meta")``:
+        shapes only).
+
+        Args:
+            config: Model config or its fields.
+            tokenizer: Fast tokenizer, or the folder or hub name of one (of families that use transformers' own
+                processor: that processor); None for an adapter that only has shapes.
+            dtype: Of the weights.
+            prompt_template: See :meth:`from_pretrained`, as for all that follow.
+            description_prompt: Question for samples without a prompt.
+            rows: Settings of the attention stack.
+            max_length: Longest sequence in tokens.
+            frozen: See the class.
+            share_prefix: See the class.
+            lora: See the class, e.g. ``dict(vision=dict(r=8), llm=dict(target="all-linear"))``.
+            gradient_checkpointing: See the class.
+
+        Raises:
+            ConfigError: An argument cannot be used.
+        """
+        settings = RowSettings.from_dict(rows)
+        if isinstance(config, dict):
+            config = cls.family_class.config_class.from_dict(dict(config))
+        family = cls.family_class(config)
+        check_config(family, "the config")
+        model = cls.family_class.model_class(config)
+        frequencies = float32_buffers(model)
+        model.to(torch_dtype(dtype))
+        restore_buffers(model, frequencies)
+        processor = None
+        if tokenizer is not None:
+            processor = family.build_processor(
+                tokenizer,
+                ProcessorSettings(
+                    prompt_template=prompt_template,
+                    description_prompt=description_prompt,
+                    max_length=max_length or default_max_length(family.decoder(model)),
+                ),
+            )
+        return cls(
+            model,
+            processor,
+            **vars(settings),
+            frozen=frozen,
+            share_prefix=share_prefix,
+            lora=lora,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+
+    def _checkpoint_gradients(self) -> None:
+        if self.frozen:
+            raise ConfigError(
+                "`gradient_checkpointing` saves memory of a backward pass, but the LMM is frozen and has none; leave "
+                "it out, or add `lora`"
+            )
+        self.model.gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": partial(recompute_contexts, self.model)}
+        )
+
+    # What the model consists of.
+
+    @property
+    def position_limit(self) -> int | None:
+        """See :class:`LMMAdapter`."""
+        return self._position_limit
+
+    @property
+    def decoder_module(self) -> nn.Module:
+        """The language model's decoder."""
+        return self.family.decoder(self.model)
+
+    @property
+    def unembed(self) -> nn.Module:
+        """From last states to logits."""
+        return self.model.get_output_embeddings()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.model.dtype
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end an answer."""
+        return end_ids(self.model)
+
+    def token_rules(self, prompt_ids: Tensor, max_new_tokens: int) -> TokenRules | None:
+        """The rules of one answer, see :func:`~flmm_detseg.lmms.capture.token_rules.token_rules`."""
+        return token_rules(self.model, self._processor().tokenizer, prompt_ids, max_new_tokens)
+
+    def part_module(self, part: str) -> nn.Module:
+        """A part of the model that is in one piece: ``"vision"``, ``"llm"`` or ``"projector"``."""
+        (path,) = self.facts.parts[part]
+        return self.model.get_submodule(path)
+
+    def part_config(self, part: str) -> PretrainedConfig:
+        """The config of ``"vision"`` or ``"llm"``."""
+        config = self.model.config
+        return config.vision_config if part == "vision" else config.get_text_config()
+
+    def words(self, input_ids: Tensor) -> Tensor:
+        """Input embeddings of tokens."""
+        return self.model.get_input_embeddings()(input_ids.to(self.device))
+
+    def grouped_tower(self) -> IsolatedTower | None:
+        """The tower as the background cache reads it, see :meth:`Family.grouped_tower`."""
+        return self.family.grouped_tower(self.model)
+
+    def decoder(self, keys: list[Tensor] | None = None, values: list[Tensor] | None = None) -> PrefixDecoder:
+        """The language model behind stored keys and values (or at the beginning)."""
+        return PrefixDecoder(self.decoder_module, self.unembed, keys, values, windows=self.facts.windows)
+
+    def freeze_unread(self, vision_layers: Sequence[int]) -> None:
+        """See :class:`LMMAdapter`."""
+        for unread in self.family.unread(self.model, vision_layers):
+            unread.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """Like ``nn.Module.train``, but a frozen LMM stays in eval mode."""
+        super().train(mode)
+        if self.frozen:
+            self.model.eval()
+        return self
+
+    # One pass.
+
+    def prepare(self, sample: Sample) -> LMMInputs:
+        """See :class:`LMMAdapter`."""
+        return self._processor()(sample)
+
+    def _processor(self) -> LMMProcessor:
+        if self.processor is None:
+            raise ConfigError(
+                "the adapter was built without a tokenizer: it cannot prepare samples; pass `tokenizer`"
+            )
+        return self.processor
+
+    def encode(
+        self,
+        inputs: Sequence[LMMInputs],
+        capture: CaptureSpec,
+        image_keys: Sequence[str | None] | None = None,
+    ) -> LMMStates:
+        """See :class:`LMMAdapter`."""
+        assert len(inputs) > 0
+        assert image_keys is None or len(image_keys) == len(inputs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            owners = distinct_images(inputs, image_keys)
+            seen, vision = self._see(inputs, owners, capture.vision_layers)
+            if not (capture.attention or capture.hidden or capture.logits):
+                return LMMStates(vision=vision)
+            sequences = self._sequences(inputs, owners, seen, share=self.share_prefix)
+            columns = [image_columns(inputs[members[0]]) for members in sequences.members]
+            places = phrase_rows(inputs, sequences.members, sequences.token_index, columns)
+            captured = self.read(sequences, places, capture)
+            unembed = self.unembed if capture.logits else None
+            return states_of(captured, sequences, places, inputs, unembed, vision)
+
+    def read(self, sequences: Sequences, places: PhraseRows, capture: CaptureSpec) -> Captured:
+        """The forward pass of the language model; whoever makes sequences of its own calls this.
+
+        Args:
+            sequences: What it reads.
+            places: Phrase tokens among them.
+            capture: What to keep.
+        """
+        eager = self.rows.attention == "eager"
+        if eager and torch.is_grad_enabled() and self.model.is_gradient_checkpointing:
+            raise ConfigError(
+                "rows `attention`='eager' is for parity checks: not with gradient checkpointing"
+            )
+        tap = self.tap(places) if capture.attention else None
+        with self._text_attention("eager" if eager else ROW_TAP):
+            return read(
+                self.decoder_module,
+                sequences,
+                places,
+                capture,
+                tap=tap,
+                windows=self.facts.windows,
+                eager=eager,
+            )
+
+    def tap(self, places: PhraseRows) -> RowTap:
+        """A collector of attention rows with the adapter's settings."""
+        return RowTap(
+            places.positions.to(self.device),
+            places.phrase_ids.to(self.device),
+            places.columns.to(self.device),
+            places.num_phrases,
+            layers=self.attention_layers,
+            heads=None if self.rows.heads is None else self.attention_heads,
+            merge=self.rows.merge,
+        )
+
+    def answer_rows(self, columns: Tensor, capture: CaptureSpec) -> AnswerRows:
+        """What is kept of each generated token.
+
+        Args:
+            columns: Places of the patches, int64 ``[N]``.
+            capture: What to keep.
+        """
+        one = torch.zeros(1, 1, dtype=torch.int64)
+        query = PhraseRows(one, one, columns[None], 1, [(0, slice(0, 1), slice(0, 1))], [one[0]])
+        return AnswerRows((lambda: self.tap(query)) if capture.attention else None, capture.hidden)
+
+    def _see(
+        self, inputs: Sequence[LMMInputs], owners: Sequence[int], layers: tuple[int, ...]
+    ) -> tuple[dict[int, tuple[Tensor, list[Features]]], list[dict[int, Tensor]] | None]:
+        """Per sample with images of its own their tokens and features; and the asked vision layers per sample."""
+        check_vision_layers(layers, self.facts.vision.num_layers)
+        firsts = sorted(set(owners))
+        images = [self._on_device(image) for index in firsts for image in inputs[index].images]
+        with tower_states(self.family.tower_blocks(self.model), layers) as states:
+            features = self.family.features(self.model, images)
+        tokens = self.family.project(self.model, features, images)
+        maps = {layer: self.family.view_maps(states[layer], images) for layer in layers}
+        seen, shown, start = {}, {}, 0
+        for index in firsts:
+            end = start + len(inputs[index].images)
+            seen[index] = torch.cat(list(tokens[start:end])), features[start:end]
+            shown[index] = {layer: maps[layer][start] for layer in layers}
+            start = end
+        return seen, [shown[owner] for owner in owners] if layers else None
+
+    def _on_device(self, image: ImageInputs) -> ImageInputs:
+        further = {name: value.to(self.device) for name, value in image.further.items()}
+        return replace(image, pixel_values=image.pixel_values.to(self.device, self.dtype), further=further)
+
+    def _sequences(
+        self,
+        inputs: Sequence[LMMInputs],
+        owners: Sequence[int],
+        seen: Mapping[int, tuple[Tensor, list[Features]]],
+        *,
+        share: bool,
+    ) -> Sequences:
+        batch = pack(inputs, owners if share else None)
+        rows = [seen[owners[members[0]]] for members in batch.groups]
+        image_mask = batch.image_mask.to(self.device)
+        embeds = self.words(batch.input_ids)
+        embeds = embeds.masked_scatter(image_mask[..., None], torch.cat([row[0] for row in rows]).to(embeds))
+        features = [found for row in rows for found in row[1]]
+        return Sequences(
+            embeds,
+            positions=batch.position_ids,
+            visible=batch.visible,
+            blocks=image_blocks(batch.image_mask) if self.facts.image_attention == "both" else None,
+            arguments=self.family.decoder_arguments(features, image_mask),
+            members=batch.groups,
+            token_index=batch.token_index,
+        )
+
+    # Answers.
+
+    @torch.no_grad()
+    def generate_with_states(
+        self, sample: Sample, capture: CaptureSpec, *, max_new_tokens: int = 128
+    ) -> Generation:
+        """See :class:`LMMAdapter`. The rows come from the row tap whatever ``attention`` says: eager blocks would
+        answer in other bits.
+        """
+        if max_new_tokens < 1:
+            raise ConfigError(f"`max_new_tokens` is {max_new_tokens}; an answer needs at least 1")
+        processor = self._processor()
+        question = processor.question(sample)
+        ends, position = self.end_ids, question.next_position
+        room = answer_room(position, self.position_limit, max_new_tokens, sample.record_id)
+        with self._eval_mode(), self._text_attention(ROW_TAP):
+            seen, vision = self._see([question], [0], capture.vision_layers)
+            sequence = self._sequences([question], [0], seen, share=False)
+            positions = sequence.positions
+            if positions is None:
+                positions = torch.arange(position)
+            decoder = self.decoder()
+            decoder.axes = len(positions) if positions.ndim == 3 else 1
+            last = decoder.feed(
+                sequence.embeds, positions, blocks=sequence.blocks, arguments=sequence.arguments
+            )
+            rows = self.answer_rows(image_columns(question), capture)
+            tokens = list(
+                decoder.decode(
+                    last[:, -1:],
+                    position,
+                    end_ids=ends,
+                    max_new_tokens=room,
+                    rows=rows if capture.attention or capture.hidden else None,
+                    rules=self.token_rules(question.input_ids, room),
+                )
+            )
+        token_ids = torch.tensor([token.token_id for token in tokens])
+        warn_if_cut(len(tokens), tokens[-1].token_id, ends, room, max_new_tokens)
+        text, offsets = text_and_offsets(
+            token_ids.tolist(), lambda ids: processor.tokenizer.decode(ids, skip_special_tokens=True)
+        )
+        attention, hidden = rows.stacked()
+        return Generation(
+            text=text,
+            token_ids=token_ids,
+            token_offsets=offsets,
+            log_probs=torch.stack([token.log_prob for token in tokens]),
+            inputs=answered(question, token_ids),
+            attention=attention,
+            hidden=hidden,
+            vision=None if vision is None else vision[0],
+        )
+
+    def states_of_phrases(self, generation: Generation, phrases: Sequence[Phrase]) -> LMMStates:
+        """See :class:`LMMAdapter`."""
+        item = phrase_inputs(generation, phrases)
+        tokens, ids = phrase_entries(item.phrase_tokens[:, item.prefix_length :], item.record_id)
+        tokens, ids = tokens.to(self.device), ids.to(self.device)
+        attention = hidden = None
+        if generation.attention is not None:
+            rows = generation.attention[None, :, tokens]
+            merged = merge_rows(rows, ids[None], len(phrases), how=self.rows.merge)
+            attention = [attention_maps(merged[0], item.grid)]
+        if generation.hidden is not None:
+            hidden = [HiddenRows(generation.hidden[:, tokens], ids)]
+        vision = None if generation.vision is None else [generation.vision]
+        return LMMStates(attention=attention, hidden=hidden, vision=vision)
+
+    @torch.no_grad()
+    def generate(self, sample: Sample, *, max_new_tokens: int = 128) -> str:
+        """See :class:`LMMAdapter`."""
+        processor = self._processor()
+        item = processor.question(sample)
+        room = answer_room(item.next_position, self.position_limit, max_new_tokens, sample.record_id)
+        input_ids = item.input_ids[None].to(self.device)
+        with self._eval_mode():
+            output = self.model.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                **self.own_inputs(item),
+                generation_config=greedy_config(self.model, room),
+                use_model_defaults=False,
+                tokenizer=processor.tokenizer,
+            )
+        answer = output[0, input_ids.shape[1] :]
+        warn_if_cut(len(answer), int(answer[-1]), self.end_ids, room, max_new_tokens)
+        return processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
+
+    def own_inputs(self, item: LMMInputs) -> dict[str, Tensor]:
+        """A sample's images as the model's own ``forward`` and ``generate`` want them, on its device."""
+        own = self.family.own_inputs(item)
+        return {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for name, value in own.items()
+        }
+
+    # Switches.
+
+    @contextmanager
+    def _text_attention(self, name: str) -> Iterator[None]:
+        """Makes sure of the language model's attention function, and puts it back."""
+        before = self.model.config.text_config._attn_implementation
+        if before == name:
+            yield
+            return
+        self.model.set_attn_implementation({"text_config": name})
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation({"text_config": before})
+
+    @contextmanager
+    def _eval_mode(self) -> Iterator[None]:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
+    @contextmanager
+    def base_mode(self) -> Iterator[None]:
+        """See :class:`LMMAdapter`; the language model runs transformers' own sdpa function, in eval mode."""
+        with self.turn(), self._text_attention("sdpa"), self._eval_mode(), lora_off(self.model):
+            yield
+
+    @torch.no_grad()
+    def class_embeddings(self, names: Sequence[str]) -> Tensor:
+        """See :class:`LMMAdapter`."""
+        table = self.model.get_input_embeddings()
+        if table.weight.is_meta:
+            return torch.empty(len(names), table.weight.shape[1], device="meta")
+        tokenizer = self._processor().tokenizer
+        means = []
+        for name in names:
+            try:
+                check_text(name, "class name")
+            except FieldError as error:
+                raise ConfigError(str(error)) from error
+            ids = tokenizer(name, add_special_tokens=False).input_ids
+            if not ids:
+                raise ConfigError(f"class name {name!r} has no token; give it a name of at least one letter")
+            means.append(table(torch.tensor(ids, device=self.device)).float().mean(0))
+        return torch.stack(means)
