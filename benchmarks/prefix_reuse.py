@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from flmm_detseg.lmms import LlavaAdapter
-from flmm_detseg.structures import CaptureSpec, GridLevel, LMMInputs, PatchGrid
+from flmm_detseg.structures import CaptureSpec, GridLevel, ImageInputs, LMMInputs, PatchGrid
 from flmm_detseg.utils.cli import run_tool
 
 PROMPT_TOKENS, ANSWER_TOKENS, PHRASE_TOKENS = 20, 12, 5
@@ -55,7 +55,7 @@ def build_adapter(quick: bool) -> LlavaAdapter:
 
 def make_inputs(adapter: LlavaAdapter, count: int) -> list[LMMInputs]:
     """Expressions of one image: equal pixels and prompt, random answers with one phrase each."""
-    side = adapter.model.config.vision_config.image_size
+    side = adapter.vision_grid[0] * adapter.patch_size
     grid = PatchGrid((side, side), (side, side), 0, 0, (side, side), (GridLevel(side // 14, side // 14),))
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(3, side, side, generator=generator)
@@ -68,7 +68,15 @@ def make_inputs(adapter: LlavaAdapter, count: int) -> list[LMMInputs]:
         phrase[0, len(prefix) + 2 : len(prefix) + 2 + PHRASE_TOKENS] = True
         labels = ids.masked_fill(torch.arange(len(ids)) < len(prefix), -100)
         inputs.append(
-            LMMInputs(ids, phrase, labels, ids == 999, len(prefix), pixels, grid, f"expression {index}")
+            LMMInputs(
+                ids,
+                phrase,
+                labels,
+                ids == 999,
+                len(prefix),
+                (ImageInputs(pixels, grid),),
+                f"expression {index}",
+            )
         )
     return inputs
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from tiny import one_image
 
 from flmm_detseg.heads import VisionNeck
 from flmm_detseg.structures import (
@@ -78,8 +79,7 @@ def make_dense_case(
                 labels=torch.zeros(0, dtype=torch.long),
                 image_mask=torch.zeros(0, dtype=torch.bool),
                 prefix_length=0,
-                pixel_values=torch.randn(*tiles, 3, SIDE, SIDE, generator=generator),
-                grid=grid,
+                images=one_image(torch.randn(*tiles, 3, SIDE, SIDE, generator=generator), grid),
                 record_id=name,
             )
         )

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tiny import one_image
 from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
@@ -140,7 +141,7 @@ def build_adapter(
     model = model_class(config)
     model.load_state_dict(rename_lmm_keys(oracle.parameters("llava.")), strict=True)
     tokenizer = _tokenizer(config.text_config.vocab_size, config.image_token_index)
-    processor = adapter_class.build_processor(config, tokenizer, ProcessorSettings())
+    processor = adapter_class.family_class(config).build_processor(tokenizer, ProcessorSettings())
     return adapter_class(
         model.eval(), processor, merge=merge, layers=layers, attention=attention, frozen=frozen
     )
@@ -167,8 +168,7 @@ def build_inputs(oracle: Oracle, adapter: LlavaAdapter | LlavaNextAdapter, index
         labels=labels,
         image_mask=is_image.repeat_interleave(repeats),
         prefix_length=int((labels != -100).nonzero()[0]),
-        pixel_values=pixels[0] if pixels.ndim == (5 if oracle.kind == "next" else 4) else pixels,
-        grid=grid,
+        images=one_image(pixels[0] if pixels.ndim == (5 if oracle.kind == "next" else 4) else pixels, grid),
         record_id=f"{oracle.path.stem}/{index}",
     )
 

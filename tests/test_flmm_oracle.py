@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flmm_detseg.heads import PhraseGroundingHead
-from flmm_detseg.lmms.hf_adapter import HFLlavaAdapter
+from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates
 
 PATHS = reference.oracle_paths()
@@ -28,12 +28,12 @@ def oracle(request: pytest.FixtureRequest) -> reference.Oracle:
 
 
 @pytest.fixture(scope="module")
-def adapter(oracle: reference.Oracle) -> HFLlavaAdapter:
+def adapter(oracle: reference.Oracle) -> LMM:
     return reference.build_adapter(oracle)
 
 
 @pytest.fixture(scope="module")
-def batch(oracle: reference.Oracle, adapter: HFLlavaAdapter) -> GroundingBatch:
+def batch(oracle: reference.Oracle, adapter: LMM) -> GroundingBatch:
     return reference.build_batch(oracle, adapter)
 
 
@@ -43,14 +43,14 @@ def head(oracle: reference.Oracle) -> PhraseGroundingHead:
 
 
 @pytest.fixture(scope="module")
-def states(adapter: HFLlavaAdapter, batch: GroundingBatch) -> LMMStates:
+def states(adapter: LMM, batch: GroundingBatch) -> LMMStates:
     """Attention and hidden rows of all samples, from our own adapter."""
     with torch.no_grad():
         return adapter.encode(batch.inputs, CaptureSpec(attention=True, hidden=True))
 
 
 @contextmanager
-def language_model_calls(adapter: HFLlavaAdapter) -> Iterator[list[dict[str, Any]]]:
+def language_model_calls(adapter: LMM) -> Iterator[list[dict[str, Any]]]:
     """Records the keyword arguments of the language model."""
     calls: list[dict[str, Any]] = []
     hook = adapter.model.model.language_model.register_forward_pre_hook(

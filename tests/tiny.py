@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import LlavaConfig, LlavaNextConfig, PreTrainedTokenizerFast
 
 from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter
-from flmm_detseg.structures import GroundingBatch, Phrase, Sample
+from flmm_detseg.structures import GroundingBatch, ImageInputs, PatchGrid, Phrase, Sample
 
 WORDS = (
     "a the small large red blue green star ring square circle left right above of on near is . , ?".split()
@@ -212,6 +212,12 @@ def mixed_samples() -> list[Sample]:
         make_sample(3, image_size=(56, 56), num_phrases=4, image_id="alone"),
         make_sample(4, image_size=(48, 72), num_phrases=1, image_id="shared"),
     ]
+
+
+def one_image(pixel_values: torch.Tensor, grid: PatchGrid) -> tuple[ImageInputs]:
+    """The images of inputs made by hand; of several views, the first one shows the whole image."""
+    view = pixel_values if pixel_values.ndim == 3 else pixel_values[0] if len(pixel_values) else None
+    return (ImageInputs(pixel_values, grid, view=view),)
 
 
 def make_batch(adapter: LlavaAdapter | LlavaNextAdapter, samples: Sequence[Sample]) -> GroundingBatch:

@@ -347,7 +347,7 @@ class LMM(LMMAdapter):
         assert image_keys is None or len(image_keys) == len(inputs)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             owners = distinct_images(inputs, image_keys)
-            seen, vision = self._see(inputs, owners, capture.vision_layers)
+            seen, vision = self.see(inputs, owners, capture.vision_layers)
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)
             sequences = self._sequences(inputs, owners, seen, share=self.share_prefix)
@@ -405,10 +405,23 @@ class LMM(LMMAdapter):
         query = PhraseRows(one, one, columns[None], 1, [(0, slice(0, 1), slice(0, 1))], [one[0]])
         return AnswerRows((lambda: self.tap(query)) if capture.attention else None, capture.hidden)
 
-    def _see(
+    def see(
         self, inputs: Sequence[LMMInputs], owners: Sequence[int], layers: tuple[int, ...]
     ) -> tuple[dict[int, tuple[Tensor, list[Features]]], list[dict[int, Tensor]] | None]:
-        """Per sample with images of its own their tokens and features; and the asked vision layers per sample."""
+        """Runs tower and projector.
+
+        Args:
+            inputs: Prepared samples.
+            owners: Per sample the first one with the same images.
+            layers: Hidden states of the tower that are wanted.
+
+        Returns:
+            Per sample with images of its own their tokens ``[num_tokens, d]`` and features; per sample the wanted
+            maps, None where none are.
+
+        Raises:
+            ConfigError: The tower has no such hidden state.
+        """
         check_vision_layers(layers, self.facts.vision.num_layers)
         firsts = sorted(set(owners))
         images = [self._on_device(image) for index in firsts for image in inputs[index].images]
@@ -468,7 +481,7 @@ class LMM(LMMAdapter):
         ends, position = self.end_ids, question.next_position
         room = answer_room(position, self.position_limit, max_new_tokens, sample.record_id)
         with self._eval_mode(), self._text_attention(ROW_TAP):
-            seen, vision = self._see([question], [0], capture.vision_layers)
+            seen, vision = self.see([question], [0], capture.vision_layers)
             sequence = self._sequences([question], [0], seen, share=False)
             positions = sequence.positions
             if positions is None:

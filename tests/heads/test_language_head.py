@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import one_image
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import LanguageHead
@@ -29,7 +30,7 @@ def make_batch(tasks: tuple[str, ...] = ("vqa", "joint")) -> tuple[LMMStates, Gr
         labels[:3] = -100
         item = LMMInputs(
             ids, torch.zeros(0, length, dtype=torch.bool), labels, torch.zeros(length, dtype=torch.bool), 3,
-            torch.zeros(3, 4, 4), grid, f"r{index}",
+            one_image(torch.zeros(3, 4, 4), grid), f"r{index}",
         )  # fmt: skip
         inputs.append(item)
         samples.append(Sample(f"r{index}", np.zeros((4, 4, 3), np.uint8), "text", (), task=task))

@@ -17,6 +17,7 @@ from dense_parts import (
     select,
     total,
 )
+from tiny import one_image
 from torch import nn
 
 from flmm_detseg.errors import ConfigError
@@ -103,8 +104,9 @@ def test_side_stream_joins_the_level_of_its_stride():
     assert neck.side_level == 0  # strides 7, 14, 28
     states, batch = make_dense_case()
     before = neck(states, batch)
-    inputs = [replace(item, pixel_values=item.pixel_values + 1 * torch.randn(())) for item in batch.inputs]
-    inputs[0] = replace(inputs[0], pixel_values=torch.randn(3, SIDE, SIDE))
+    changed = [item.pixel_values + 1 * torch.randn(()) for item in batch.inputs]
+    changed[0] = torch.randn(3, SIDE, SIDE)
+    inputs = [replace(item, images=one_image(new, item.grid)) for item, new in zip(batch.inputs, changed)]
     after = neck(states, GroundingBatch(batch.samples, inputs))
     assert not torch.equal(before[0], after[0])
     assert all(torch.equal(a, b) for a, b in zip(before[1:], after[1:]))
@@ -119,8 +121,9 @@ def test_pixel_stem_takes_the_squared_view_of_both_layouts():
     assert view.shape == (3, 3, SIDE, SIDE)
     changed = view.clone()
     changed[1:] += 1  # other tiles are not looked at
-    same = GroundingBatch(batch.samples, [batch.inputs[0], replace(batch.inputs[1], pixel_values=changed)])
-    assert torch.equal(stem(same), maps)
+    first, other = batch.inputs
+    same = [first, replace(other, images=one_image(changed, other.grid))]
+    assert torch.equal(stem(GroundingBatch(batch.samples, same)), maps)
 
 
 def test_pyramid_runs_in_half_precision():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sam_parts import SIZES, make_refiner
+from tiny import one_image
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import PhraseGroundingHead, UNetHead
@@ -63,8 +64,7 @@ def make_case(grids_and_counts=((LANDSCAPE, 2), (PORTRAIT, 3), (UNPADDED, 1)), s
                 labels=no_tokens,
                 image_mask=no_tokens.bool(),
                 prefix_length=0,
-                pixel_values=torch.zeros(0),
-                grid=grid,
+                images=one_image(torch.zeros(0), grid),
                 record_id=f"case/{index}",
             )
         )

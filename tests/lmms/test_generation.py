@@ -107,7 +107,7 @@ def test_tokens_and_text_are_those_of_plain_generation(build, make):
             ids = adapter.model.generate(
                 input_ids=item.input_ids[None],
                 attention_mask=torch.ones(1, len(item.input_ids)),
-                **adapter.generation_inputs(item.pixel_values, item.grid),
+                **adapter.own_inputs(item),
                 max_new_tokens=NUM_TOKENS,
                 do_sample=False,
             )[0, len(item.input_ids) :]

@@ -128,7 +128,7 @@ def test_layer_and_head_subsets_are_slices_of_the_whole(build):
     batch = make_batch(whole, mixed_samples())
     everything = whole.encode(batch.inputs, CaptureSpec(attention=True)).attention
     chosen = part.encode(batch.inputs, CaptureSpec(attention=True)).attention
-    levels = whole.num_levels
+    levels = whole.facts.num_levels
     assert part.attention_channels == 2 * levels
     per_level = whole.attention_channels // levels
     channels = [level * per_level + 4 + head for level in range(levels) for head in (0, 3)]

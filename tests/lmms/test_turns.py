@@ -148,15 +148,15 @@ def test_vision_maps_are_those_of_the_own_thread(monkeypatch):
     capture = CaptureSpec(vision_layers=(1,))
     alone = [lmm.encode([item], capture).vision[0][1] for item in (ours, theirs)]
     assert not torch.equal(*alone)
-    entered, go_on, image_tokens = Event(), Event(), lmm.image_tokens
+    entered, go_on, features = Event(), Event(), lmm.family.features
 
     def slow(*arguments):
         if not entered.is_set():
             entered.set()
             assert go_on.wait(60)
-        return image_tokens(*arguments)
+        return features(*arguments)
 
-    monkeypatch.setattr(lmm, "image_tokens", slow)
+    monkeypatch.setattr(lmm.family, "features", slow)
     found = []
 
     def work() -> None:

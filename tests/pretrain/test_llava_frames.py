@@ -10,7 +10,7 @@ import pytest
 from flmm_detseg.datasets.tinyworld import KINDS, vocabulary
 from flmm_detseg.datasets.tinyworld.streams import CLOCK_QUESTION, SCORE_QUESTION, make_stream
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.processors import LlavaProcessor
+from flmm_detseg.lmms import LlavaProcessor
 from flmm_detseg.pretrain.eval_frames import evaluate_frames
 from flmm_detseg.pretrain.llava_chunks import TURN_KINDS, build_chunk, cache_folder, patch_labels
 from flmm_detseg.pretrain.llava_data import pick_turns

@@ -52,9 +52,7 @@ def test_training_computes_what_an_approximate_hit_computes(positions, projector
 
     items = [model.prepare(sample) for sample in samples]
     monkeypatch.setattr(stale_module, "_draw", lambda *_: torch.from_numpy(hit.match.stale))
-    monkeypatch.setattr(
-        stale_module, "_donor", lambda _, item, __: replace(item, pixel_values=items[0].pixel_values)
-    )
+    monkeypatch.setattr(stale_module, "_donor", lambda _, item, __: item.with_pixels(items[0].pixel_values))
     model.train()
     found = model.encode([items[1]], LOGITS).logits[0][0].float()
     torch.testing.assert_close(found.detach(), wanted, rtol=0, atol=1e-4)

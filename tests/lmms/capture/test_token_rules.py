@@ -94,7 +94,7 @@ def transformers_tokens(adapter, sample) -> list[int]:
     ids = adapter.model.generate(
         input_ids=item.input_ids[None],
         attention_mask=torch.ones(1, len(item.input_ids)),
-        **adapter.generation_inputs(item.pixel_values, item.grid),
+        **adapter.own_inputs(item),
         max_new_tokens=NUM_TOKENS,
         do_sample=False,
         tokenizer=adapter.processor.tokenizer,

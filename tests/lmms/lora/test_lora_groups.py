@@ -366,7 +366,7 @@ def test_names_shapes_and_embeddings_of_a_model_on_the_meta_device():
 def test_facts_heads_are_built_from(build):
     adapter = build()
     assert (adapter.vision_channels, adapter.patch_size, adapter.vision_grid) == (32, 14, (4, 4))
-    for path in adapter.part_prefixes.values():
+    for path in (path for paths in adapter.part_prefixes.values() for path in paths):
         assert sum(p.numel() for p in adapter.model.get_submodule(path).parameters())
 
 

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_llava
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.parts.isolated_tower import feature_layer, gathered_states, isolated_states
+from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower, gathered_states, isolated_states
 
 LAYERS = (0, 1, 2, 3)
 
@@ -82,9 +82,9 @@ def test_no_gradient_crosses_groups(tower):
 
 
 def test_reading_layer_counts_from_the_embeddings(tower):
-    assert feature_layer(tower, -2) == 2
-    assert feature_layer(tower, 1) == 1
+    assert IsolatedTower.of(tower, -2).feature_layer == 2
+    assert IsolatedTower.of(tower, 1).feature_layer == 1
     with pytest.raises(ConfigError, match="one vision layer"):
-        feature_layer(tower, [-2, -1])
+        IsolatedTower.of(tower, [-2, -1])
     with pytest.raises(ConfigError, match="CLIP"):
-        feature_layer(torch.nn.Linear(1, 1), -2)
+        IsolatedTower.of(torch.nn.Linear(1, 1).feature_layer, -2)

@@ -16,8 +16,7 @@ from tokenizers import processors
 from transformers import LlavaConfig
 
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.lmms import LlavaAdapter
-from flmm_detseg.lmms.processors import LlavaProcessor
+from flmm_detseg.lmms import LlavaAdapter, LlavaProcessor
 from flmm_detseg.lmms.weights import facts
 from flmm_detseg.structures import CaptureSpec, Sample
 

@@ -1,0 +1,149 @@
+"""Processors around transformers' own: a new family's text and pixels are those its authors published."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.lmms.chat import ChatTemplate
+from flmm_detseg.lmms.family import Family
+from flmm_detseg.lmms.processors import LMMProcessor, ProcessorSettings, Tokens
+from flmm_detseg.lmms.weights.loading import check_folder, remote_code_hint
+from flmm_detseg.structures import ImageInputs, PatchGrid
+
+
+class HubFamily(Family):
+    """A family whose images and texts transformers' own processor prepares.
+
+    Attributes:
+        processor_class: Of transformers.
+        image_text: What stands for one image in the text that it is given.
+        processor_arguments: Further arguments of its call.
+    """
+
+    processor_class: ClassVar[type[ProcessorMixin]]
+    image_text: ClassVar[str]
+    processor_arguments: ClassVar[Mapping[str, Any]] = {}
+
+    def load_processor(self, pretrained: str, settings: ProcessorSettings) -> HubProcessor:
+        """See :class:`Family`."""
+        folder = check_folder(pretrained)
+        try:
+            processor = self.processor_class.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # transformers and tokenizers raise anything here
+            raise ConfigError(f"{folder}: the processor cannot be read: {remote_code_hint(error)}") from error
+        return self.build_processor(processor, settings)
+
+    def build_processor(self, source: ProcessorMixin | str, settings: ProcessorSettings) -> HubProcessor:
+        """See :class:`Family`; ``source`` is transformers' processor, or the folder or hub name of one."""
+        if isinstance(source, str):
+            return self.load_processor(source, settings)
+        if not isinstance(source, ProcessorMixin):
+            raise ConfigError(
+                f"`tokenizer` is a {type(source).__name__}; this family needs its {self.processor_class.__name__}"
+            )
+        return HubProcessor(self, source, settings)
+
+    @abstractmethod
+    def split_images(
+        self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]
+    ) -> list[tuple[Tensor, PatchGrid, dict[str, Tensor]]]:
+        """Takes the images of a processor's outputs apart.
+
+        Args:
+            outputs: Of one text.
+            sizes: Original ``(H, W)`` of its images.
+
+        Returns:
+            Per image its pixels, its geometry, and what the model's own forward wants beside.
+        """
+
+    def positions(self, input_ids: Tensor, images: Sequence[ImageInputs]) -> Tensor | None:
+        """Rotary positions of a sequence, int64 ``[A, T]``; None: 0..T-1."""
+        return None
+
+
+class HubProcessor(LMMProcessor):
+    """Prepares samples with a processor of transformers.
+
+    Args:
+        family: Of the model.
+        processor: Transformers' own.
+        settings: Prompts; mean and deviation of pixels are the processor's.
+
+    Raises:
+        ConfigError: See :class:`LMMProcessor`.
+    """
+
+    def __init__(self, family: HubFamily, processor: ProcessorMixin, settings: ProcessorSettings) -> None:
+        self.family = family
+        self.hub = processor
+        super().__init__(processor.tokenizer, image_token_id=family.config.image_token_id, settings=settings)
+        written = self.template.first + self.template.later + family.image_text
+        for token in self.tokenizer.added_tokens_decoder.values():
+            if token.special and token.content in written:
+                self._control_words[token.content] = None
+
+    @property
+    def template(self) -> ChatTemplate:
+        """See :class:`LMMProcessor`."""
+        return self.family.template
+
+    @property
+    def image_text(self) -> str:
+        """See :class:`LMMProcessor`."""
+        return self.family.image_text
+
+    def positions(self, input_ids: Tensor, images: Sequence[ImageInputs]) -> Tensor | None:
+        """See :class:`LMMProcessor`."""
+        return self.family.positions(input_ids, images)
+
+    def read(self, text: str, images: Sequence[np.ndarray]) -> Tokens:
+        """See :class:`LMMProcessor`."""
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        try:
+            outputs = self.hub(
+                images=[Image.fromarray(image) for image in images],
+                text=[text],
+                return_offsets_mapping=True,
+                return_tensors="pt",
+                **self.family.processor_arguments,
+            )
+        except ValueError as error:
+            # Processors refuse images of extreme shapes in their own ways.
+            raise DataError(f"images of {sizes} cannot be read by this LMM: {error}") from error
+        offsets = [tuple(offset) for offset in outputs["offset_mapping"][0].tolist()]
+        input_ids = outputs["input_ids"][0]
+        prepared = tuple(
+            ImageInputs(pixels, grid, self._view(image, grid), further)
+            for image, (pixels, grid, further) in zip(
+                images, self.family.split_images(outputs, sizes), strict=True
+            )
+        )
+        expected = sum(image.grid.num_tokens for image in prepared)
+        found = int((input_ids == self.image_token_id).sum())
+        if found != expected:
+            raise ConfigError(
+                f"the processor writes {found} image tokens for images of {sizes}, {expected} were expected; the "
+                "folder's processor does not fit this family"
+            )
+        length = max((end for _, end in offsets), default=0)
+        return Tokens(input_ids, offsets, length, torch.ones_like(input_ids), prepared)
+
+    def _view(self, image: np.ndarray, grid: PatchGrid) -> Tensor:
+        """The view of the whole image that vision maps are about, normalised; float32 ``[3, H, W]``."""
+        side = self.family.facts.vision.patch_size
+        rows, cols = grid.view_grid
+        resized = Image.fromarray(image).resize((cols * side, rows * side), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+        own = self.hub.image_processor
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (own.image_mean, own.image_std))
+        return (pixels - mean) / std
