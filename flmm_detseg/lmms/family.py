@@ -60,6 +60,8 @@ class LMMFacts:
         windows: By layer type of the decoder, the number of positions a token looks back; None: all. Empty for a
             decoder whose layers are all alike. A decoder that takes one mask although it has a window has the type "".
         image_attention: ``"causal"``, or ``"both"``: tokens of one image see each other.
+        row_layers: Decoder layers whose attention is read unless a config names others; None: all. Layers with a
+            window do not see an image that lies far behind.
         lora_targets: Per part the linears of each preset, where they are called otherwise than in :data:`LEAVES`.
     """
 
@@ -71,6 +73,7 @@ class LMMFacts:
     num_levels: int = 1
     windows: Mapping[str, int | None] = field(default_factory=dict)
     image_attention: str = "causal"
+    row_layers: tuple[int, ...] | None = None
     lora_targets: Mapping[str, Mapping[str, tuple[str, ...] | None]] = field(default_factory=dict)
 
 

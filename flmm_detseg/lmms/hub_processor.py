@@ -54,11 +54,12 @@ class HubFamily(Family):
 
     @abstractmethod
     def split_images(
-        self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]
+        self, processor: ProcessorMixin, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, PatchGrid, dict[str, Tensor]]]:
         """Takes the images of a processor's outputs apart.
 
         Args:
+            processor: Transformers' own.
             outputs: Of one text.
             sizes: Original ``(H, W)`` of its images.
 
@@ -125,7 +126,7 @@ class HubProcessor(LMMProcessor):
         prepared = tuple(
             ImageInputs(pixels, grid, self._view(image, grid), further)
             for image, (pixels, grid, further) in zip(
-                images, self.family.split_images(outputs, sizes), strict=True
+                images, self.family.split_images(self.hub, outputs, sizes), strict=True
             )
         )
         expected = sum(image.grid.num_tokens for image in prepared)

@@ -67,7 +67,8 @@ class LMM(LMMAdapter):
         processor: The family's processor; None where only shapes matter (then :meth:`prepare` and
             :meth:`generate` raise).
         merge: Merge of the attention rows of a phrase's tokens, ``"mean"`` or ``"max"``.
-        layers: Decoder layers whose attention is read, None for all.
+        layers: Decoder layers whose attention is read, None for all, or for those that the family names
+            (:attr:`LMMFacts.row_layers`).
         heads: Heads whose attention is read, None for all.
         attention: ``"rows"`` or ``"eager"`` (parity checks).
         frozen: No parameter of the LMM gets a gradient, it stays in eval mode, :meth:`encode` runs without
@@ -106,7 +107,7 @@ class LMM(LMMAdapter):
         super().__init__()
         self.family = self.family_class(model.config)
         self.facts = self.family.facts
-        self.rows = RowSettings(merge, layers, heads, attention)
+        self.rows = RowSettings(merge, self.facts.row_layers if layers is None else layers, heads, attention)
         self.attention_layers, self.attention_heads = self.rows.resolve(
             self.facts.num_layers, self.facts.num_heads
         )

@@ -99,7 +99,7 @@ def _lmm_sizes(adapter: type, pretrained: str, lmm_config: str | Path | None) ->
     """Fields of the LMM's config."""
     try:
         if lmm_config is None:
-            fields, _ = adapter.config_class.get_config_dict(find(pretrained))
+            fields, _ = adapter.family_class.config_class.get_config_dict(find(pretrained))
         else:
             path = find(lmm_config)
             fields = json.loads((path / "config.json" if path.is_dir() else path).read_text())
@@ -109,7 +109,7 @@ def _lmm_sizes(adapter: type, pretrained: str, lmm_config: str | Path | None) ->
             f"sizes of the LMM are needed, and {where} gives no config.json ({str(error).splitlines()[0]}); "
             "name a local one (--lmm-config FILE)"
         ) from error
-    wanted = adapter.config_class.model_type
+    wanted = adapter.family_class.config_class.model_type
     if fields.get("model_type") != wanted:
         raise ConfigError(
             f"the LMM's config.json is of type {fields.get('model_type')!r}, the recipe needs {wanted!r}"

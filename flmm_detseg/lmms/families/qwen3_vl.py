@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
+from transformers import (
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+)
 
 from flmm_detseg.lmms.chat import ChatTemplate
 from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts
@@ -60,7 +66,7 @@ class Qwen3VL(HubFamily):
         )
 
     def split_images(
-        self, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]
+        self, processor: ProcessorMixin, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, PatchGrid, dict[str, Tensor]]]:
         """See :class:`HubFamily`."""
         shapes = outputs["image_grid_thw"]

@@ -93,7 +93,7 @@ def test_logits_and_hidden_rows_are_those_of_the_models_own_forward(family):
 
 @torch.no_grad()
 def test_rows_are_those_of_eager_attention(family):
-    lmm = build(family)
+    lmm = build(family, rows=dict(layers=range(build(family).num_layers)))
     for item in [*(lmm.prepare(sample) for sample in samples()[:3]), *special_items(lmm).values()]:
         stack = lmm.encode([item], CaptureSpec(attention=True)).attention[0]
         theirs = torch.cat([layer[0] for layer in own_forward(lmm, item, "eager").attentions])
