@@ -28,7 +28,6 @@ from flmm_detseg.lmms.capture.packing import (
 from flmm_detseg.lmms.capture.per_sample import attention_maps
 from flmm_detseg.lmms.capture.row_tap import ROW_TAP, RowSettings, RowTap
 from flmm_detseg.lmms.capture.token_rules import (
-    TokenRules,
     answer_room,
     end_ids,
     greedy_config,
@@ -286,10 +285,6 @@ class LMM(LMMAdapter):
         """Tokens that end an answer."""
         return end_ids(self.model)
 
-    def token_rules(self, prompt_ids: Tensor, max_new_tokens: int) -> TokenRules | None:
-        """The rules of one answer, see :func:`~flmm_detseg.lmms.capture.token_rules.token_rules`."""
-        return token_rules(self.model, self._processor().tokenizer, prompt_ids, max_new_tokens)
-
     def part_module(self, part: str) -> nn.Module:
         """A part of the model that is in one piece: ``"vision"``, ``"llm"`` or ``"projector"``."""
         (path,) = self.facts.parts[part]
@@ -500,7 +495,7 @@ class LMM(LMMAdapter):
                     end_ids=ends,
                     max_new_tokens=room,
                     rows=rows if capture.attention or capture.hidden else None,
-                    rules=self.token_rules(question.input_ids, room),
+                    rules=token_rules(self.model, processor.tokenizer, question.input_ids, room),
                 )
             )
         token_ids = torch.tensor([token.token_id for token in tokens])

@@ -10,7 +10,6 @@ from cached_parts import boxed_sample, cached_llava
 from tiny import mixed_samples, tiny_llava, tiny_llava_next, tiny_tokenizer
 
 from flmm_detseg.cache.cached_lmm import CachedLMM
-from flmm_detseg.cache.reading.prompt_parts import with_partition
 from flmm_detseg.cache.regions.sources import GivenRegions, NoRegions, Partitioner
 from flmm_detseg.errors import CheckpointError, ConfigError, DataError
 from flmm_detseg.heads import LanguageHead
@@ -121,7 +120,7 @@ def test_background_features_do_not_see_objects():
     for patch in item.partition.objects.tolist():
         y, x = patch // 4 * 14, patch % 4 * 14
         changed[:, y : y + 14, x : x + 14] = 0
-    other = with_partition(item.__class__(**{**vars(item), "pixel_values": changed}), item.partition)
+    other = item.with_pixels(changed)
     maps = [model.vision_states(found, (2,))[2].flatten(1) for found in (item, other)]
     background = item.partition.background
     assert torch.equal(maps[0][:, background], maps[1][:, background])

@@ -14,7 +14,7 @@ from flmm_detseg.cache.serving.prefill import CacheUse, Prefill, Stopwatch, pref
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.capture.answer_text import answered, text_and_offsets
 from flmm_detseg.lmms.capture.decoder import AnswerRows, DecodedToken
-from flmm_detseg.lmms.capture.token_rules import answer_room, warn_if_cut
+from flmm_detseg.lmms.capture.token_rules import answer_room, token_rules, warn_if_cut
 from flmm_detseg.structures import CaptureSpec, Generation, Sample
 from flmm_detseg.structures.partition import PatchPartition
 
@@ -121,7 +121,7 @@ def answer_stream(
         end_ids=ends,
         max_new_tokens=room,
         rows=rows,
-        rules=model.lmm.token_rules(done.item.input_ids, room),
+        rules=token_rules(model.model, model.processor.tokenizer, done.item.input_ids, room),
     )
     try:
         for token in _by_turns(model, tokens):

@@ -38,7 +38,7 @@ def samples() -> list[Sample]:
                 index, image_size=sizes.get(sample.image_id, (90, 200)), num_phrases=len(sample.phrases),
                 image_id=sample.image_id,
             ),
-            prompt="a star ?",
+            prompt="where is the star ?",
         )
         for index, sample in enumerate(mixed_samples())
     ]  # fmt: skip
@@ -162,6 +162,9 @@ def test_answers_are_those_of_generate_and_states_those_of_teacher_forcing(famil
         )[0, len(item.input_ids) :]
         assert generation.token_ids.tolist() == expected.tolist()
         assert generation.text == lmm.generate(given, max_new_tokens=8)
+        full = own_forward(lmm, generation.inputs).logits[0, len(item.input_ids) - 1 : -1].log_softmax(-1)
+        theirs = full.gather(1, generation.token_ids[:, None])[:, 0]
+        torch.testing.assert_close(generation.log_probs, theirs, rtol=1e-4, atol=2e-5)
         spans = [span for span in generation.token_offsets if generation.text[slice(*span)].strip()]
         assert spans
         phrases = [Phrase((spans[0],)), Phrase((spans[-1],))]

@@ -36,7 +36,7 @@ def lively(lmm: LMM) -> None:
     generator = torch.Generator().manual_seed(1)
     for name, weight in lmm.model.named_parameters():
         if weight.ndim >= 2 and "lora_" not in name:
-            scale = 0.3 if "embed" in name else 0.5 / weight.shape[-1] ** 0.5
+            scale = 0.3 if "embed" in name else 1.0 / weight.shape[-1] ** 0.5
             weight.copy_(scale * torch.randn(weight.shape, generator=generator))
 
 

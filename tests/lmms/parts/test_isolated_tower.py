@@ -87,4 +87,4 @@ def test_reading_layer_counts_from_the_embeddings(tower):
     with pytest.raises(ConfigError, match="one vision layer"):
         IsolatedTower.of(tower, [-2, -1])
     with pytest.raises(ConfigError, match="CLIP"):
-        IsolatedTower.of(torch.nn.Linear(1, 1).feature_layer, -2)
+        IsolatedTower.of(torch.nn.Linear(1, 1), -2)
