@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from flmm_detseg.inference.result import GroundingResult
+import numpy as np
+
+
+class Grounded(Protocol):
+    """A result, see :class:`~flmm_detseg.inference.result.GroundingResult`."""
+
+    image: np.ndarray
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """Annotations of all its phrases."""
 
 
 class CocoFile:
@@ -19,7 +27,7 @@ class CocoFile:
         self._categories: dict[str, int] = {}
         self._annotations: list[dict[str, Any]] = []
 
-    def add(self, result: GroundingResult, file_name: str) -> list[dict[str, Any]]:
+    def add(self, result: Grounded, file_name: str) -> list[dict[str, Any]]:
         """Adds a result.
 
         Args:

@@ -15,8 +15,8 @@ from flmm_detseg.lmms.lora.conv_lora import balance_losses
 from flmm_detseg.lmms.lora.groups import LoRAGroup
 from flmm_detseg.lmms.lora.layers import lora_gradients
 from flmm_detseg.lmms.lora.product import lora_product_penalty, merge_lora
+from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
 from flmm_detseg.lmms.turns import Turns, exclusive
-from flmm_detseg.lmms.weights.precision import float32_buffers, restore_buffers
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
 
 

@@ -39,10 +39,10 @@ from flmm_detseg.lmms.family import Family, Features
 from flmm_detseg.lmms.lora.groups import add_lora, lora_groups
 from flmm_detseg.lmms.lora.layers import lora_off, recompute_contexts
 from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower, check_vision_layers
+from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
 from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, ProcessorSettings
 from flmm_detseg.lmms.weights.facts import check_config, check_facts, default_max_length, position_limit
 from flmm_detseg.lmms.weights.loading import load_model, torch_dtype
-from flmm_detseg.lmms.weights.precision import float32_buffers, restore_buffers
 from flmm_detseg.ops.rows import merge_rows
 from flmm_detseg.structures import (
     CaptureSpec,

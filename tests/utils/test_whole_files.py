@@ -27,7 +27,7 @@ from flmm_detseg.utils.whole_files import (
 
 # Facts of our own that go to a hash, a header or a command line: they hold no figures.
 NO_FIGURES = {
-    "store/serialise.py", "cache/serving/digests.py", "cache/serving/fingerprint.py", "cache/own_tensors.py",
+    "store/serialise.py", "cache/digests.py", "cache/fingerprint.py", "cache/own_tensors.py",
     "datasets/tinyworld/stream_files.py", "datasets/tinyworld/world.py", "datasets/voc.py", "datasets/vqav2.py",
     "doctor.py", "engine/evaluation/evaluate.py", "evaluation/results.py", "experiments/stages.py",
     "lmms/weights/facts.py", "lmms/weights/trained_layout.py", "refiners/sam_build.py", "utils/whole_files.py",

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from flmm_detseg.cache.reading.layout import PromptLayout
 from flmm_detseg.cache.reading.prompt_parts import PartitionedInputs, PromptParts, with_partition
+from flmm_detseg.cache.reading.reader import GroupReader
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures.partition import OBJ
-
-if TYPE_CHECKING:
-    from flmm_detseg.cache.cached_lmm import CachedLMM
 
 
 def check_share(share: Sequence[float] | None, layout: PromptLayout) -> tuple[float, float] | None:
@@ -40,10 +37,11 @@ def check_share(share: Sequence[float] | None, layout: PromptLayout) -> tuple[fl
 
 
 def see_groups(
-    model: CachedLMM,
+    model: GroupReader,
     inputs: Sequence[PartitionedInputs],
     layers: Collection[int],
     num_tokens: Sequence[int],
+    share: tuple[float, float] | None,
 ) -> tuple[list[PromptParts], dict[int, Tensor], Tensor]:
     """Splits a batch and runs the vision tower over its groups; in training some patches are stale.
 
@@ -51,16 +49,17 @@ def see_groups(
     with it, as a stored one would be; the patch itself is sent as a fresh object token at its own position.
 
     Args:
-        model: With its ``stale_share``.
+        model: Of the samples.
         inputs: Prepared samples.
         layers: Wanted hidden states.
         num_tokens: Tokens of the longest sample that shares the image, in the LMM's own sequence, of each.
             Stale patches are sent again with all of them, so all must have room.
+        share: From :func:`check_share`.
 
     Returns:
         The prompts; hidden states ``[B, N, D]`` per layer; those of the feature layer to take backgrounds from.
     """
-    layer, share = model.feature_layer, model.stale_share
+    layer = model.feature_layer
     if share is None or not model.training:
         parts = [model.parts(item) for item in inputs]
         states = model.see(inputs, layers)
@@ -72,7 +71,7 @@ def see_groups(
     return parts, model.see(fresh, layers), model.see(old, (layer,))[layer]
 
 
-def _draw(model: CachedLMM, item: PartitionedInputs, share: tuple[float, float], num_tokens: int) -> Tensor:
+def _draw(model: GroupReader, item: PartitionedInputs, share: tuple[float, float], num_tokens: int) -> Tensor:
     """Patches of the background by lot, int64, ascending; no more than fit into the sequence."""
     background = torch.from_numpy(item.partition.background)
     least, most = share
@@ -90,7 +89,7 @@ def _sent_again(item: PartitionedInputs, stale: Tensor) -> PartitionedInputs:
     return with_partition(item, replace(item.partition, group=group))
 
 
-def _donor(model: CachedLMM, item: PartitionedInputs, stale: Tensor) -> PartitionedInputs:
+def _donor(model: GroupReader, item: PartitionedInputs, stale: Tensor) -> PartitionedInputs:
     """The image with another of its patches in the place of each stale one."""
     side, cols, count = model.patch_size, model.vision_grid[1], model.layout.num_patches
     pixels = item.pixel_values.clone()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from flmm_detseg.cache.reading.layout import only_sent
+from flmm_detseg.cache.reading.reader import GroupReader
 from flmm_detseg.cache.serving.prefill import CacheUse, Prefill, Stopwatch, prefill
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.capture.answer_text import answered, text_and_offsets
@@ -17,9 +17,6 @@ from flmm_detseg.lmms.capture.decoder import AnswerRows, DecodedToken
 from flmm_detseg.lmms.capture.token_rules import answer_room, token_rules, warn_if_cut
 from flmm_detseg.structures import CaptureSpec, Generation, Sample
 from flmm_detseg.structures.partition import PatchPartition
-
-if TYPE_CHECKING:
-    from flmm_detseg.cache.cached_lmm import CachedLMM
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class Answer:
 
 
 def answer(
-    model: CachedLMM,
+    model: GroupReader,
     sample: Sample,
     *,
     use: CacheUse | None = None,
@@ -89,7 +86,7 @@ def answer(
 
 @torch.no_grad()
 def answer_stream(
-    model: CachedLMM,
+    model: GroupReader,
     sample: Sample,
     *,
     use: CacheUse | None = None,
@@ -155,7 +152,7 @@ def answer_stream(
     )
 
 
-def _by_turns(model: CachedLMM, tokens: Iterator[DecodedToken]) -> Iterator[DecodedToken]:
+def _by_turns(model: GroupReader, tokens: Iterator[DecodedToken]) -> Iterator[DecodedToken]:
     """Each token in a turn of its own: nobody switches the model within, and no answer keeps others waiting."""
     while True:
         with model.turn():
@@ -168,7 +165,7 @@ def _by_turns(model: CachedLMM, tokens: Iterator[DecodedToken]) -> Iterator[Deco
 class _Text:
     """Tokens becoming text; a character of several tokens is held back until it is whole."""
 
-    def __init__(self, model: CachedLMM) -> None:
+    def __init__(self, model: GroupReader) -> None:
         assert model.processor is not None
         self._tokenizer = model.processor.tokenizer
         self._told = ""
@@ -197,7 +194,7 @@ class _Text:
 
 
 def _generation(
-    model: CachedLMM, done: Prefill, text: _Text, log_probs: Tensor, rows: AnswerRows, capture: CaptureSpec
+    model: GroupReader, done: Prefill, text: _Text, log_probs: Tensor, rows: AnswerRows, capture: CaptureSpec
 ) -> Generation:
     """The answer with its rows; attention columns are patches in raster order."""
     final, offsets = text_and_offsets(text.token_ids, lambda ids: text.decode(list(ids)))
@@ -217,7 +214,7 @@ def _generation(
 
 
 def _shadow(
-    model: CachedLMM, sample: Sample, done: Prefill, use: CacheUse | None, token_ids: list[int]
+    model: GroupReader, sample: Sample, done: Prefill, use: CacheUse | None, token_ids: list[int]
 ) -> None:
     """Now and then compares the tokens of an approximate answer with those of the same groups without the cache."""
     if use is None or done.match is None or not token_ids:

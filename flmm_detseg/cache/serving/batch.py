@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from flmm_detseg.cache.reading.prompt_parts import PartitionedInputs, PromptParts
+from flmm_detseg.cache.reading.reader import GroupReader
 from flmm_detseg.cache.serving.prefill import CacheUse, Prefill, Request, Stopwatch
 from flmm_detseg.store.records import Match, Namespace
 from flmm_detseg.structures import Sample
-
-if TYPE_CHECKING:
-    from flmm_detseg.cache.cached_lmm import CachedLMM
 
 _Hit = tuple[PartitionedInputs, PromptParts, Match]
 
 
 @torch.no_grad()
 def prefill_together(
-    model: CachedLMM, samples: Sequence[Sample], watch: Stopwatch, use: CacheUse
+    model: GroupReader, samples: Sequence[Sample], watch: Stopwatch, use: CacheUse
 ) -> list[Prefill]:
     """As :func:`~flmm_detseg.cache.serving.prefill.prefill` of each sample, equal to it up to rounding.
 
@@ -73,7 +70,7 @@ def prefill_together(
     return [done[place] for place in range(len(samples))]
 
 
-def _run(model: CachedLMM, hits: Sequence[_Hit], watch: Stopwatch) -> list[Prefill]:
+def _run(model: GroupReader, hits: Sequence[_Hit], watch: Stopwatch) -> list[Prefill]:
     """Hits of one entry, equal but for the pixels of their objects and their texts."""
     items, parts, matches = zip(*hits, strict=True)
     prefix, start = matches[0].prefix, parts[0].plan.prefix_length
@@ -106,6 +103,6 @@ def _run(model: CachedLMM, hits: Sequence[_Hit], watch: Stopwatch) -> list[Prefi
     ]  # fmt: skip
 
 
-def _features(model: CachedLMM, items: Sequence[PartitionedInputs], indices: Tensor) -> Tensor:
+def _features(model: GroupReader, items: Sequence[PartitionedInputs], indices: Tensor) -> Tensor:
     """Vision features of the same patches of several images, ``[B, m, D]``."""
     return model.tower.features_of(torch.stack([model.pixels(item) for item in items]), indices)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flmm_detseg.cache.reading.layout import NUM_SEPARATORS
 from flmm_detseg.cache.reading.prompt_parts import PartitionedInputs, PromptParts, image_span, with_partition
+from flmm_detseg.cache.reading.reader import GroupReader
 from flmm_detseg.cache.regions.partition import letterbox_tiles, partition_like, patch_grid
 from flmm_detseg.cache.regions.sources import SESSION
 from flmm_detseg.errors import ConfigError
@@ -24,7 +25,6 @@ from flmm_detseg.structures import Sample
 from flmm_detseg.structures.partition import PatchPartition
 
 if TYPE_CHECKING:
-    from flmm_detseg.cache.cached_lmm import CachedLMM
     from flmm_detseg.store.background_cache import BackgroundCache
 
 
@@ -110,7 +110,7 @@ class Prefill:
 
 @torch.no_grad()
 def prefill(
-    model: CachedLMM,
+    model: GroupReader,
     sample: Sample,
     watch: Stopwatch,
     use: CacheUse | None = None,
@@ -162,7 +162,7 @@ class Request:
         DataError: The sample cannot be used.
     """
 
-    def __init__(self, model: CachedLMM, sample: Sample, watch: Stopwatch, use: CacheUse | None) -> None:
+    def __init__(self, model: GroupReader, sample: Sample, watch: Stopwatch, use: CacheUse | None) -> None:
         if use is not None and model.layout.order == "image":
             raise ConfigError("`order`='image' has no prefix to keep; use order='background' with a cache")
         with watch("prepare"):

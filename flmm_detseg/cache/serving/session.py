@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
-from flmm_detseg.cache.cached_lmm import CachedLMM
+from flmm_detseg.cache.reading.reader import GroupReader
 from flmm_detseg.cache.regions.sources import SESSION
 from flmm_detseg.cache.serving.answer import Answer, answer, answer_stream
 from flmm_detseg.cache.serving.prefill import CacheUse
@@ -40,7 +40,7 @@ class StreamSession:
 
     def __init__(
         self,
-        model: CachedLMM,
+        model: GroupReader,
         cache: BackgroundCache | None,
         *,
         tenant: str = "default",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from peft import LoraConfig
 from peft.tuners import lora
@@ -13,13 +13,20 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.family import LEAVES
+from flmm_detseg.lmms.family import LEAVES, LMMFacts
 from flmm_detseg.lmms.lora.conv_lora import ConvLoRADown
 from flmm_detseg.lmms.lora.layers import lora_group_of, lora_layers
 from flmm_detseg.utils.names import suggest
 
-if TYPE_CHECKING:
-    from flmm_detseg.lmms.base import LMMAdapter
+
+class Adaptable(Protocol):
+    """What LoRA groups are put into: an LMM adapter."""
+
+    model: nn.Module
+    facts: LMMFacts
+    frozen: bool
+    lora_groups: Mapping[str, LoRAGroup]
+
 
 # What a part's group is unless its config says otherwise.
 _PART_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -116,7 +123,7 @@ def lora_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[LoRAGroup, ...
     return tuple(groups)
 
 
-def add_lora(adapter: LMMAdapter, groups: Sequence[LoRAGroup]) -> dict[str, tuple[str, ...]]:
+def add_lora(adapter: Adaptable, groups: Sequence[LoRAGroup]) -> dict[str, tuple[str, ...]]:
     """Injects LoRA groups into an adapter's LMM. The answer stays the same bit for bit, B being zero.
 
     All base parameters are frozen, the LoRA ones trainable and float32, and the adapter no longer switches autograd
@@ -196,11 +203,11 @@ def compile_target(target: str) -> re.Pattern[str]:
         raise ConfigError(f"LoRA `target` {target!r} is no regular expression: {error}") from error
 
 
-def _find_linears(adapter: LMMAdapter, group: LoRAGroup) -> list[str]:
+def _find_linears(adapter: Adaptable, group: LoRAGroup) -> list[str]:
     """Names of the linears a group's target means, within ``adapter.model``."""
-    if group.part not in adapter.part_prefixes:
+    if group.part not in adapter.facts.parts:
         raise ConfigError(
-            f"LoRA group {group.name!r}: the LMM has no part {group.part!r}{suggest(group.part, adapter.part_prefixes)}"
+            f"LoRA group {group.name!r}: the LMM has no part {group.part!r}{suggest(group.part, adapter.facts.parts)}"
         )
     linears = _linears(adapter, group.part)
     wanted = group.target
@@ -226,10 +233,10 @@ def _find_linears(adapter: LMMAdapter, group: LoRAGroup) -> list[str]:
     return [linears[name] for name in found]
 
 
-def _linears(adapter: LMMAdapter, part: str) -> dict[str, str]:
+def _linears(adapter: Adaptable, part: str) -> dict[str, str]:
     """Linears of a part: by name within the part their name within ``adapter.model``."""
     adapted = lora_layers(adapter.model)
-    owners = {path: name for name, paths in adapter.part_prefixes.items() for path in paths}
+    owners = {path: name for name, paths in adapter.facts.parts.items() for path in paths}
     # Where a part lies within another, the longer path counts.
     paths = sorted(owners, key=len, reverse=True)
     found = {}
@@ -243,13 +250,13 @@ def _linears(adapter: LMMAdapter, part: str) -> dict[str, str]:
     return found
 
 
-def _add_experts(adapter: LMMAdapter, group: LoRAGroup, targets: Sequence[str]) -> None:
+def _add_experts(adapter: Adaptable, group: LoRAGroup, targets: Sequence[str]) -> None:
     for target in targets:
         layer = adapter.model.get_submodule(target)
         assert isinstance(layer, LoraLayer)
         layer.lora_A[group.name] = ConvLoRADown(
             layer.lora_A[group.name],
-            adapter.vision_grid,
+            adapter.facts.vision.grid,
             num_experts=group.num_experts,
             top_k=group.top_k,
         )

@@ -10,9 +10,9 @@ import torch
 from cached_parts import SCREEN_BOX, cached_llava, screens
 from PIL import Image
 
+from flmm_detseg.cache.fingerprint import Fingerprints
 from flmm_detseg.cache.regions.sources import FrameDifference, GivenRegions, Partitioner
 from flmm_detseg.cache.serving.answer import answer
-from flmm_detseg.cache.serving.fingerprint import Fingerprints
 from flmm_detseg.cache.serving.prefill import CacheUse, Stopwatch, prefill
 from flmm_detseg.cache.serving.session import StreamSession
 from flmm_detseg.errors import ConfigError, DataError

@@ -13,18 +13,17 @@ from importlib.metadata import version
 from itertools import chain, islice, repeat
 from operator import is_
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from flmm_detseg.cache.serving.digests import TensorDigests
+from flmm_detseg.cache.digests import TensorDigests
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.lora.layers import lora_layers, lora_switches
+from flmm_detseg.lmms.processors import LMMProcessor
 from flmm_detseg.store.records import Namespace
-
-if TYPE_CHECKING:
-    from flmm_detseg.cache.cached_lmm import CachedLMM
 
 # Raise it when isolated encoding or the layout change what comes out.
 _SCHEME = 1
@@ -38,11 +37,27 @@ _MAX_GUESTS = 4096
 _LIBRARIES = ("torch", "transformers", "peft", "pillow", "numpy")
 
 
+class Named(Protocol):
+    """What a fingerprint looks at."""
+
+    lmm: LMM
+    processor: LMMProcessor | None
+    layout: Any
+    prefusion: nn.Module | None
+    background_projector: nn.Module | None
+    separators: nn.Parameter
+    feature_layer: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+
+
 class Fingerprints:
     """Fingerprints of one model. Thread-safe.
 
     They are put together for every request: settings and switches as they are now, and a digest per tensor, which is
-    taken again only after the tensor changed (:class:`~flmm_detseg.cache.serving.digests.TensorDigests`). So switching
+    taken again only after the tensor changed (:class:`~flmm_detseg.cache.digests.TensorDigests`). So switching
     a LoRA off and on costs no reading of weights. Writing through ``parameter.data`` is seen where it changes one of
     the few values of each tensor that every request compares; code that writes less than whole tensors in this way
     calls :meth:`invalidate` (``CachedLMM.train()`` does). Forward hooks, replaced ``forward`` methods and plain
@@ -52,7 +67,7 @@ class Fingerprints:
         model: The model.
     """
 
-    def __init__(self, model: CachedLMM) -> None:
+    def __init__(self, model: Named) -> None:
         self._model = model
         self._digests = TensorDigests()
         self._guests = _Guests()
@@ -236,7 +251,7 @@ class _Guests:
         return "/".join(parts)
 
 
-def _vision_facts(model: CachedLMM) -> list[Any]:
+def _vision_facts(model: Named) -> list[Any]:
     """What the features depend on besides weights and pixels of the tower's input."""
     return [
         _SCHEME,
@@ -248,7 +263,7 @@ def _vision_facts(model: CachedLMM) -> list[Any]:
     ]
 
 
-def _language_facts(model: CachedLMM) -> list[Any]:
+def _language_facts(model: Named) -> list[Any]:
     """What keys and values depend on besides the features, weights and the system text."""
     layout = asdict(model.layout)
     # Says what is refused, not what comes out.
@@ -257,7 +272,7 @@ def _language_facts(model: CachedLMM) -> list[Any]:
     return [_plain(model.lmm.part_config("llm")), layout, fusion]
 
 
-def _processor_facts(model: CachedLMM) -> list[Any] | None:
+def _processor_facts(model: Named) -> list[Any] | None:
     """How pixels become the tower's input."""
     processor = model.processor
     if processor is None:
@@ -272,7 +287,7 @@ def _processor_facts(model: CachedLMM) -> list[Any] | None:
     ]
 
 
-def _numerics(model: CachedLMM) -> list[Any]:
+def _numerics(model: Named) -> list[Any]:
     """How numbers are computed: device, precision, attention functions."""
     device = model.device
     autocast = torch.is_autocast_enabled(device.type)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from tiny import tiny_llava
 
-from flmm_detseg.lmms.weights.precision import float32_buffers
+from flmm_detseg.lmms.precision import float32_buffers
 
 
 def test_a_cast_to_bfloat16_keeps_the_rotary_frequencies():

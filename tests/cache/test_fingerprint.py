@@ -15,10 +15,10 @@ import torch
 from cached_parts import SCREEN_BOX, cached_llava, screens
 from torch import nn
 
+from flmm_detseg.cache import digests, fingerprint
 from flmm_detseg.cache.cached_lmm import CachedLMM
 from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.cache.regions.sources import NoRegions, Partitioner
-from flmm_detseg.cache.serving import digests, fingerprint
 from flmm_detseg.cache.serving.answer import answer
 from flmm_detseg.cache.serving.session import StreamSession
 from flmm_detseg.errors import ConfigError
