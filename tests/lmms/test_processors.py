@@ -10,7 +10,7 @@ from transformers import LlavaNextImageProcessor
 
 from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError, PhraseWithoutTokensError
 from flmm_detseg.lmms import LlavaNextProcessor, LlavaProcessor, ProcessorSettings
-from flmm_detseg.structures import LMMInputs, Phrase, Sample
+from flmm_detseg.structures import LMMInputs, Phrase, Sample, Turn
 
 IMAGE_TOKEN = tiny_tokenizer().convert_tokens_to_ids("<image>")
 
@@ -51,6 +51,28 @@ def test_sequence_is_prompt_image_and_text(template, expected):
     assert item.prefix_length == len(item.input_ids) - 3
     assert tokens(item, item.labels != -100) == ["a", "star", "."]
     assert torch.equal(item.labels[item.prefix_length :], item.input_ids[item.prefix_length :])
+
+
+def test_earlier_turns_and_further_images_stand_before_the_question(processor):
+    sample = replace(
+        sample_of("a star .", ((2, 6),), prompt="blue ?"),
+        turns=(Turn("red ?", "a ring"), Turn("green ?", "a square")),
+        more_images=(make_sample(3, image_size=(30, 90)).image,),
+    )
+    item = processor(sample)
+    words = tokens(item, torch.ones(len(item.input_ids), dtype=torch.bool))
+    shown = " ".join(
+        word for place, word in enumerate(words) if word != "<image>" or words[place - 1] != "<image>"
+    )
+    assert shown == (
+        "<s> USER : <image> red ? ASSISTANT : a ring </s> USER : green ? ASSISTANT : a square </s> "
+        "USER : blue ? ASSISTANT : a star ."
+    )
+    assert len(item.images) == 2
+    assert item.image_mask.sum() == sum(image.grid.num_tokens for image in item.images)
+    assert torch.equal(item.pixel_values, processor(replace(sample, turns=(), more_images=())).pixel_values)
+    assert tokens(item, item.phrase_tokens[0]) == ["star"]
+    assert tokens(item, item.labels != -100) == ["a", "star", "."]
 
 
 def test_description_prompt_is_the_default(processor):
