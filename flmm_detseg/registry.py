@@ -25,6 +25,7 @@ MODELS = Registry(
     scope=SCOPE,
     locations=[
         "flmm_detseg.lmms",
+        "flmm_detseg.lmms.all_families",
         "flmm_detseg.heads",
         "flmm_detseg.cache",
         "flmm_detseg.refiners",
