@@ -131,8 +131,17 @@ class VisionNeck(nn.Module):
         Returns:
             Per level ``[B, C, ceil(rows * scale), ceil(cols * scale)]``, highest resolution first, dtype of the
             weights.
+
+        Raises:
+            ConfigError: The images have different grids.
         """
         assert states.vision is not None, "the neck needs vision maps; its head asks for them in `capture`"
+        sizes = {tuple(maps[layer].shape[-2:]) for maps in states.vision for layer in self.vision_layers}
+        if len(sizes) > 1:
+            raise ConfigError(
+                f"images of a batch have patch grids of {sorted(sizes)}; this head reads one grid a batch: use "
+                "batch_size=1, or an LMM whose tower sees a fixed square"
+            )
         dtype = self.levels[0][-2].weight.dtype
         layers = [
             torch.stack([maps[layer] for maps in states.vision]).to(dtype) for layer in self.vision_layers

@@ -52,5 +52,7 @@ class PixelStem(SideStream):
             ``[B, C_s, ceil(S / stride), ceil(S / stride)]``, dtype of the weights.
         """
         views = [item.images[0].view for item in batch.inputs]
+        if any(view is None for view in views):
+            raise ConfigError("this LMM's processor gives no view of the whole image; leave `side` out")
         weight = self.stem[0].weight
         return self.stem(torch.stack(views).to(weight.device, weight.dtype))

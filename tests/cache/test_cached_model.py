@@ -112,6 +112,12 @@ def test_batches_equal_single_samples():
 
 
 @torch.no_grad()
+def test_several_images_are_refused():
+    sample = boxed_sample(0, image_size=(56, 56))
+    with pytest.raises(DataError, match="has 2 images"):
+        cached_llava().prepare(replace(sample, more_images=(sample.image,)))
+
+
 def test_background_features_do_not_see_objects():
     model = cached_llava()
     sample = boxed_sample(0, image_size=(56, 56))

@@ -97,6 +97,14 @@ def test_batch_equals_single_samples():
             torch.testing.assert_close(maps[index : index + 1], alone, rtol=1e-5, atol=1e-5)
 
 
+def test_one_grid_a_batch():
+    states, batch = make_dense_case()
+    other = {layer: maps[:, :-1] for layer, maps in states.vision[0].items()}
+    mixed = LMMStates(vision=[other, *states.vision[1:]])
+    with pytest.raises(ConfigError, match="one grid a batch"):
+        make_neck()(mixed, batch)
+
+
 def test_side_stream_joins_the_level_of_its_stride():
     assert nearest((3.5, 7, 14, 28), 4) == 0
     assert nearest((3.5, 7, 14, 28), 8) == 1

@@ -20,7 +20,7 @@ from flmm_detseg.cache.reading.prompt_parts import (
     with_partition,
 )
 from flmm_detseg.cache.regions.sources import Partitioner
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms import LMMAdapter
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower
@@ -118,9 +118,19 @@ class GroupReader(LMMAdapter):
         return with_partition(item, self.partitioner(sample, item.grid))
 
     def prepare_text(self, sample: Sample) -> LMMInputs:
-        """Everything of :meth:`prepare` but the partition."""
+        """Everything of :meth:`prepare` but the partition.
+
+        Raises:
+            ConfigError: The adapter has no tokenizer.
+            DataError: The sample has several images.
+        """
         if self.processor is None:
             raise ConfigError("the adapter was built without a tokenizer; pass `tokenizer`")
+        if sample.more_images:
+            raise DataError(
+                f"{sample.record_id}: the prompt has {1 + len(sample.more_images)} images; the background cache reads "
+                "one a prompt: ask about one, or use the LMM without it"
+            )
         return self.processor(sample)
 
     def parts(

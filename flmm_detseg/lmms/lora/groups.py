@@ -143,6 +143,11 @@ def add_lora(adapter: Adaptable, groups: Sequence[LoRAGroup]) -> dict[str, tuple
     for group in groups:
         if group.name in adapter.lora_groups or group.name in targets:
             raise ConfigError(f"LoRA group {group.name!r} is there already; names must differ")
+        if group.kind == "conv_lora" and adapter.facts.vision.grid is None:
+            raise ConfigError(
+                f"LoRA group {group.name!r}: conv_lora needs one grid of patches, and this LMM's follows the image; "
+                "use kind='lora'"
+            )
         targets[group.name] = _find_linears(adapter, group)
     for group in groups:
         inject(

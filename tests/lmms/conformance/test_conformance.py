@@ -286,6 +286,19 @@ def test_every_lora_preset_finds_linears_of_its_part(family):
             assert all(name.startswith(lmm.part_prefixes[part]) for name in names)
 
 
+def test_conv_lora_is_for_towers_with_a_grid(family):
+    lora = dict(vision=dict(kind="conv_lora", r=2, num_experts=2))
+    if build(family).vision_grid is None:
+        with pytest.raises(ConfigError, match="grid of patches"):
+            build(family, lora=lora, frozen=False)
+        return
+    lmm = build(family, lora=lora, frozen=False)
+    item = lmm.prepare(samples()[0])
+    with torch.no_grad():
+        ours, theirs = lmm.encode([item], TEXT), build(family).encode([item], TEXT)
+    torch.testing.assert_close(ours.logits[0], theirs.logits[0], rtol=1e-4, atol=2e-5)
+
+
 def test_a_folder_in_hub_layout_gives_the_same_model(family, tmp_path):
     lmm = build(family)
     lmm.model.save_pretrained(tmp_path)
