@@ -303,9 +303,13 @@ class LMM(LMMAdapter):
         """The tower as the background cache reads it, see :meth:`Family.grouped_tower`."""
         return self.family.grouped_tower(self.model)
 
-    def decoder(self, keys: list[Tensor] | None = None, values: list[Tensor] | None = None) -> PrefixDecoder:
-        """The language model behind stored keys and values (or at the beginning)."""
-        return PrefixDecoder(self.decoder_module, self.unembed, keys, values, windows=self.facts.windows)
+    def decoder(
+        self, keys: list[Tensor] | None = None, values: list[Tensor] | None = None, *, axes: int = 1
+    ) -> PrefixDecoder:
+        """The language model behind stored keys and values (or at the beginning), see :class:`PrefixDecoder`."""
+        return PrefixDecoder(
+            self.decoder_module, self.unembed, keys, values, windows=self.facts.windows, axes=axes
+        )
 
     def freeze_unread(self, vision_layers: Sequence[int]) -> None:
         """See :class:`LMMAdapter`."""
@@ -482,8 +486,7 @@ class LMM(LMMAdapter):
             positions = sequence.positions
             if positions is None:
                 positions = torch.arange(position)
-            decoder = self.decoder()
-            decoder.axes = len(positions) if positions.ndim == 3 else 1
+            decoder = self.decoder(axes=len(positions) if positions.ndim == 3 else 1)
             last = decoder.feed(
                 sequence.embeds, positions, blocks=sequence.blocks, arguments=sequence.arguments
             )
