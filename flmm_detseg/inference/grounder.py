@@ -19,7 +19,7 @@ from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phra
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.from_config import model_from_config
-from flmm_detseg.structures import CaptureSpec, Generation, PatchGrid, Phrase, Prediction, Sample
+from flmm_detseg.structures import CaptureSpec, Generation, PatchGrid, Phrase, Prediction, Sample, Turn
 
 Span: TypeAlias = tuple[int, int]
 
@@ -115,18 +115,28 @@ class Grounder:
             results.extend(map(self._result, chunk, predictions))
         return results[0] if single else results
 
-    def answer(self, image: ImageLike, question: str | None = None, *, max_new_tokens: int = 128) -> str:
+    def answer(
+        self,
+        image: ImageLike,
+        question: str | None = None,
+        *,
+        turns: Sequence[tuple[str, str]] = (),
+        more_images: Sequence[ImageLike] = (),
+        max_new_tokens: int = 128,
+    ) -> str:
         """The LMM's own answer (greedy): grounding has not changed it.
 
         Args:
             image: As in :meth:`ground`.
             question: Free text; None asks for a description, in the words of the config.
+            turns: Earlier questions and their answers, in order.
+            more_images: Further images of the conversation; all of them stand before its first question.
             max_new_tokens: Longest answer.
 
         Raises:
-            DataError: The image cannot be read.
+            DataError: An image cannot be read, or a turn is no pair of texts.
         """
-        sample = Sample("question", read_image(image, "image"), "", (), prompt=question)
+        sample = _question(read_image(image, "image"), question, turns, more_images)
         with torch.inference_mode(), self.model.lmm.base_mode():
             return self.model.lmm.generate(sample, max_new_tokens=max_new_tokens)
 
@@ -137,6 +147,8 @@ class Grounder:
         phrases: Sequence[str] | None = None,
         *,
         spans: Sequence[Span | Sequence[Span]] | None = None,
+        turns: Sequence[tuple[str, str]] = (),
+        more_images: Sequence[ImageLike] = (),
         keep_attention: bool = False,
         max_new_tokens: int = 128,
     ) -> GroundingResult:
@@ -153,6 +165,8 @@ class Grounder:
             phrases: Texts that the answer is expected to hold; None for its noun phrases
                 (:func:`~flmm_detseg.inference.phrases.noun_phrases`), which may be none at all.
             spans: Instead of phrases: character ranges of the answer, as in :meth:`ground`.
+            turns: As in :meth:`answer`.
+            more_images: As in :meth:`answer`; masks are those of ``image``.
             keep_attention: As in :meth:`ground`.
             max_new_tokens: Longest answer.
 
@@ -161,10 +175,11 @@ class Grounder:
 
         Raises:
             PhraseNotFoundError: A phrase is not in the answer; names both.
-            DataError: The image cannot be read; phrases and spans are both given, or empty.
+            DataError: An image cannot be read; a turn is no pair of texts; phrases and spans are both given, or
+                empty.
         """
         pixels = read_image(image, "image")
-        sample = Sample("question", pixels, "", (), prompt=question)
+        sample = _question(pixels, question, turns, more_images)
         with torch.inference_mode():
             generation = self.model.answer_with_states(sample, max_new_tokens=max_new_tokens)
         return self.ground_answer(pixels, generation, phrases, spans=spans, keep_attention=keep_attention)
@@ -268,6 +283,21 @@ class Grounder:
             attention_layers=tuple(self.model.lmm.attention_layers),
             attention_heads=tuple(self.model.lmm.attention_heads),
         )
+
+
+def _question(
+    pixels: np.ndarray,
+    question: str | None,
+    turns: Sequence[tuple[str, str]],
+    more_images: Sequence[ImageLike],
+) -> Sample:
+    earlier = []
+    for index, turn in enumerate(turns):
+        if isinstance(turn, str) or len(turn) != 2:
+            raise DataError(f"turn {index} is {turn!r:.80}; a pair (question, answer) is needed")
+        earlier.append(Turn(*turn))
+    further = tuple(read_image(image, f"further image {index}") for index, image in enumerate(more_images))
+    return Sample("question", pixels, "", (), prompt=question, turns=tuple(earlier), more_images=further)
 
 
 def _sample(

@@ -179,3 +179,36 @@ def test_question_and_caption_exclude_each_other(capsys):
     with pytest.raises(SystemExit):
         _arguments("--question", "what ?", "--caption", "a star")
     assert "not allowed with" in capsys.readouterr().err
+
+
+@BUILDERS
+def test_a_conversation_about_several_images(build):
+    grounder = _grounder(build)
+    other = np.flip(IMAGE, 1).copy()
+    turns = [("what is it ?", "a red star"), ("and above ?", "a blue ring")]
+    plain = grounder.answer(IMAGE, QUESTION)
+    whole = grounder.answer(IMAGE, QUESTION, turns=turns, more_images=[other])
+    assert whole != plain
+    result = grounder.ask(IMAGE, QUESTION, turns=turns, more_images=[other], spans=_spans(whole))
+    assert result.caption == whole
+    assert result.masks.shape == (3, *IMAGE.shape[:2])
+    seen = [
+        grounder.ask(IMAGE, QUESTION, turns=given, more_images=more, spans=[(0, 3)]).coarse_logits
+        for given, more in ((turns, [other]), (turns, [IMAGE]), (turns[:1], [other]))
+    ]
+    assert not any(np.array_equal(seen[0], logits) for logits in seen[1:])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(turns=["what ?"]), "turn 0 is 'what [?]'; a pair"),
+        (dict(turns=[("what ?", "a", "b")]), "turn 0 is .*a pair"),
+        (dict(turns=[("what ?", None)]), "answer of turn 0"),
+        (dict(turns=[("<image> ?", "a")]), "prompt of turn 0"),
+        (dict(more_images=["absent.png"]), "absent.png"),
+    ],
+)
+def test_conversations_that_cannot_be(given, message):
+    with pytest.raises(DataError, match=message):
+        _grounder().answer(IMAGE, QUESTION, **given)
