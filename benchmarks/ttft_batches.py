@@ -71,7 +71,7 @@ def stock_together(model: CachedLMM, samples: Sequence[Sample], watch: Clocks) -
             ids = item.input_ids.to(model.device)
             rows.append(torch.cat([words(ids[:start]), image, words(ids[end:])]))
         embeds = pad_sequence(rows, batch_first=True)
-        states = model.lmm.decoder().feed(embeds, torch.arange(embeds.shape[1]))
+        states = model.lmm.prefix_decoder().feed(embeds, torch.arange(embeds.shape[1]))
         last = torch.stack([state[len(row) - 1 : len(row)] for state, row in zip(states, rows, strict=True)])
     return last, [(len(row), 0) for row in rows]
 

@@ -103,7 +103,7 @@ class Way(ABC):
             ids = item.input_ids
             embeds = torch.cat([self._text(ids[:start]), image, self._text(ids[end:])])
             positions = torch.cat([torch.arange(start), start + sent, torch.arange(end, len(ids))])
-            decoder = self.model.lmm.decoder()
+            decoder = self.model.lmm.prefix_decoder()
             last = decoder.feed(embeds[None], positions)[:, -1:]
         return Prompted(label, decoder, last, len(ids), len(embeds), 0)
 
@@ -234,7 +234,7 @@ class ExactImage(Way):
             while len(self._stored) > _DEPTH:
                 self._stored.popitem(last=False)
         with watch("language"):
-            decoder = self.model.lmm.decoder(prefix.keys, prefix.values)
+            decoder = self.model.lmm.prefix_decoder(prefix.keys, prefix.values)
             ids = item.input_ids
             last = decoder.feed(self._text(ids[end:])[None], torch.arange(end, len(ids)))[:, -1:]
         new, past = (len(ids) - end, end) if found else (len(ids), 0)
@@ -246,7 +246,7 @@ class ExactImage(Way):
         with watch("vision"):
             image = self._image(item, torch.arange(end - start))
         with watch("language"):
-            decoder = self.model.lmm.decoder()
+            decoder = self.model.lmm.prefix_decoder()
             decoder.feed(torch.cat([self._text(item.input_ids[:start]), image])[None], torch.arange(end))
             return PrefixKV(*decoder.snapshot())
 
@@ -290,7 +290,7 @@ class FirstK(ExactImage):
             with watch("language"):
                 prefix = self._patched(donor[1], image, start)
         with watch("language"):
-            decoder = self.model.lmm.decoder(prefix.keys, prefix.values)
+            decoder = self.model.lmm.prefix_decoder(prefix.keys, prefix.values)
             last = decoder.feed(self._text(ids[end:])[None], torch.arange(end, len(ids)))[:, -1:]
         label = "first-k recompute, miss" if donor is None else "first-k recompute, reuse"
         return Prompted(label, decoder, last, len(ids), new, past)
@@ -298,7 +298,7 @@ class FirstK(ExactImage):
     def _patched(self, donor: PrefixKV, image: Tensor, start: int) -> PrefixKV:
         """The donor with its first image tokens replaced."""
         cut = [[tensor[:, :, :start] for tensor in side] for side in (donor.keys, donor.values)]
-        decoder = self.model.lmm.decoder(*cut)
+        decoder = self.model.lmm.prefix_decoder(*cut)
         decoder.feed(image[None], start + torch.arange(len(image)))
         fresh = decoder.snapshot()
         return PrefixKV(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import LlavaConfig, LlavaNextConfig, PreTrainedTokenizerFast
 
 from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter
+from flmm_detseg.lmms.processors import itself
 from flmm_detseg.structures import GroundingBatch, ImageInputs, PatchGrid, Phrase, Sample
 
 WORDS = (
@@ -217,7 +218,7 @@ def mixed_samples() -> list[Sample]:
 def one_image(pixel_values: torch.Tensor, grid: PatchGrid) -> tuple[ImageInputs]:
     """The images of inputs made by hand; of several views, the first one shows the whole image."""
     view = pixel_values if pixel_values.ndim == 3 else pixel_values[0] if len(pixel_values) else None
-    return (ImageInputs(pixel_values, grid, view=view),)
+    return (ImageInputs(pixel_values, grid, None if view is None else partial(itself, view)),)
 
 
 def make_batch(adapter: LlavaAdapter | LlavaNextAdapter, samples: Sequence[Sample]) -> GroundingBatch:

@@ -27,7 +27,6 @@ from flmm_detseg.lmms.capture.decoder_pass import states_of
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
 
-PROJECTORS = ("shared", "separate")
 TRAINABLE = ("separators", "projectors", "prefusion")
 
 

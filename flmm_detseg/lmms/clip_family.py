@@ -6,12 +6,13 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.family import Family, Features, LMMFacts, VisionFacts
+from flmm_detseg.lmms.family import Family, Features, LMMFacts, VisionFacts, decoder_windows
 from flmm_detseg.lmms.processors import PixelProcessor, ProcessorSettings
 from flmm_detseg.lmms.weights.loading import load_normalisation, load_tokenizer
 from flmm_detseg.structures import ImageInputs
@@ -27,7 +28,6 @@ class ClipFamily(Family):
         """See :class:`Family`."""
         text, vision = self.config.text_config, self.config.vision_config
         side = vision.image_size // vision.patch_size
-        window = getattr(text, "sliding_window", None)
         return LMMFacts(
             num_layers=text.num_hidden_layers,
             num_heads=text.num_attention_heads,
@@ -39,7 +39,7 @@ class ClipFamily(Family):
                 "projector": ("model.multi_modal_projector",),
             },
             num_levels=self.num_levels,
-            windows={} if window is None else {"": window},
+            windows=decoder_windows(text),
         )
 
     def check_config(self, source: str) -> None:
@@ -100,6 +100,37 @@ class ClipFamily(Family):
         self, source: PreTrainedTokenizerBase | str, settings: ProcessorSettings
     ) -> PixelProcessor:
         """See :class:`Family`; ``source`` is a tokenizer, or the folder or hub name of one."""
+
+    def fit_processor(self, processor: ProcessorMixin, source: str) -> None:
+        """See :class:`Family`; tries it on one image."""
+        if not (hasattr(processor, "image_processor") and hasattr(processor, "patch_size")):
+            raise ConfigError(f"{source}: {type(processor).__name__} is no processor of images and text")
+        vision = self.config.vision_config
+        side = vision.image_size
+        processor.patch_size = vision.patch_size
+        processor.vision_feature_select_strategy = self.config.vision_feature_select_strategy
+        # The class token, which every tower that an adapter accepts puts before its patches.
+        processor.num_additional_image_tokens = 1
+        images = processor.image_processor
+        images.size = {"shortest_edge": side}
+        images.crop_size = {"height": side, "width": side}
+        if (pinpoints := getattr(self.config, "image_grid_pinpoints", None)) is not None:
+            images.image_grid_pinpoints = pinpoints
+        try:
+            inputs = processor(
+                images=np.zeros((side, side, 3), np.uint8),
+                text=f"{processor.image_token} a",
+                return_tensors="pt",
+            )
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"{source}: transformers' processor cannot be used: {error}") from error
+        found = int((inputs.input_ids == self.config.image_token_id).sum())
+        least = (side // vision.patch_size) ** 2
+        if found < least or tuple(inputs.pixel_values.shape[-2:]) != (side, side):
+            raise ConfigError(
+                f"{source}: transformers' processor makes {found} image tokens (id {self.config.image_token_id}) of "
+                f"an image of {side} x {side} pixels, the model needs {least} or more; mend its image token"
+            )
 
     def _read_layers(self) -> list[int]:
         read = self.config.vision_feature_layer

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
 
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.chat import ChatTemplate
 from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower
 from flmm_detseg.lmms.processors import LMMProcessor, ProcessorSettings
@@ -59,6 +60,7 @@ class LMMFacts:
         num_levels: Maps that each attention head gives, see :attr:`PatchGrid.stack`.
         windows: By layer type of the decoder, the number of positions a token looks back; None: all. Empty for a
             decoder whose layers are all alike. A decoder that takes one mask although it has a window has the type "".
+        axes: Of rotary positions.
         image_attention: ``"causal"``, or ``"both"``: tokens of one image see each other.
         row_layers: Decoder layers whose attention is read unless a config names others; None: all. Layers with a
             window do not see an image that lies far behind.
@@ -72,9 +74,25 @@ class LMMFacts:
     parts: Mapping[str, tuple[str, ...]]
     num_levels: int = 1
     windows: Mapping[str, int | None] = field(default_factory=dict)
+    axes: int = 1
     image_attention: str = "causal"
     row_layers: tuple[int, ...] | None = None
     lora_targets: Mapping[str, Mapping[str, tuple[str, ...] | None]] = field(default_factory=dict)
+
+
+def decoder_windows(config: PretrainedConfig) -> dict[str, int | None]:
+    """What :attr:`LMMFacts.windows` says of a decoder of transformers.
+
+    Args:
+        config: The language model's.
+    """
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if window is None:
+        return {}
+    if not kinds:
+        return {"": window}
+    found = {kind: window if kind == "sliding_attention" else None for kind in dict.fromkeys(kinds)}
+    return found if any(found.values()) else {}
 
 
 @dataclass(frozen=True)
@@ -129,6 +147,19 @@ class Family(ABC):
     @abstractmethod
     def build_processor(self, source: Any, settings: ProcessorSettings) -> LMMProcessor:
         """The processor around a tokenizer (or the family's own processor) that is there already."""
+
+    def fit_processor(self, processor: ProcessorMixin, source: str) -> None:
+        """Makes transformers' own processor fit the model, before both are written for other programs.
+
+        Args:
+            processor: Read from the folder the model came from; is changed.
+            source: Names that folder in messages.
+
+        Raises:
+            ConfigError: It cannot be made to fit.
+        """
+        if not hasattr(processor, "image_processor"):
+            raise ConfigError(f"{source}: {type(processor).__name__} is no processor of images and text")
 
     # The tower.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Self
@@ -28,6 +28,7 @@ from flmm_detseg.lmms.capture.packing import (
 from flmm_detseg.lmms.capture.per_sample import attention_maps
 from flmm_detseg.lmms.capture.row_tap import ROW_TAP, RowSettings, RowTap
 from flmm_detseg.lmms.capture.token_rules import (
+    add_end_id,
     answer_room,
     end_ids,
     greedy_config,
@@ -112,6 +113,8 @@ class LMM(LMMAdapter):
         )
         check_facts(self.family, model, processor)
         if processor is not None:
+            if (turn_end := processor.template.turn_end) is not None:
+                add_end_id(model, processor.tokenizer.convert_tokens_to_ids(turn_end))
             processor.add_end_tokens(end_ids(model))
         self.model = model
         self.processor = processor
@@ -303,12 +306,12 @@ class LMM(LMMAdapter):
         """The tower as the background cache reads it, see :meth:`Family.grouped_tower`."""
         return self.family.grouped_tower(self.model)
 
-    def decoder(
-        self, keys: list[Tensor] | None = None, values: list[Tensor] | None = None, *, axes: int = 1
+    def prefix_decoder(
+        self, keys: list[Tensor] | None = None, values: list[Tensor] | None = None
     ) -> PrefixDecoder:
         """The language model behind stored keys and values (or at the beginning), see :class:`PrefixDecoder`."""
         return PrefixDecoder(
-            self.decoder_module, self.unembed, keys, values, windows=self.facts.windows, axes=axes
+            self.decoder_module, self.unembed, keys, values, windows=self.facts.windows, axes=self.facts.axes
         )
 
     def freeze_unread(self, vision_layers: Sequence[int]) -> None:
@@ -486,7 +489,7 @@ class LMM(LMMAdapter):
             positions = sequence.positions
             if positions is None:
                 positions = torch.arange(position)
-            decoder = self.decoder(axes=len(positions) if positions.ndim == 3 else 1)
+            decoder = self.prefix_decoder()
             last = decoder.feed(
                 sequence.embeds, positions, blocks=sequence.blocks, arguments=sequence.arguments
             )
@@ -540,7 +543,8 @@ class LMM(LMMAdapter):
         item = processor.question(sample)
         room = answer_room(item.next_position, self.position_limit, max_new_tokens, sample.record_id)
         input_ids = item.input_ids[None].to(self.device)
-        with self._eval_mode():
+        # With several axes, transformers keeps what it counts positions by in the model, for one answer at a time.
+        with self._eval_mode(), self.turn() if self.facts.axes > 1 else nullcontext():
             output = self.model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),

@@ -68,7 +68,7 @@ class Tokens:
 
 
 class LMMProcessor(ABC):
-    """Text side of every family; :class:`PixelProcessor` and :class:`~flmm_detseg.lmms.hub_processor.HubProcessor` add
+    """Text side of every family; :class:`PixelProcessor` and :class:`~flmm_detseg.lmms.hub_family.HubProcessor` add
     the image side.
 
     Args:
@@ -83,6 +83,8 @@ class LMMProcessor(ABC):
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, image_token_id: int, settings: ProcessorSettings
     ) -> None:
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ConfigError(f"`tokenizer` is a {type(tokenizer).__name__}; this family needs a tokenizer")
         if not tokenizer.is_fast:
             raise ConfigError(
                 "the tokenizer gives no character offsets; a fast one (tokenizer.json) is needed"
@@ -126,7 +128,7 @@ class LMMProcessor(ABC):
                 self._control_words[token.content] = None
 
     @abstractmethod
-    def read(self, text: str, images: Sequence[np.ndarray]) -> Tokens:
+    def tokenise(self, text: str, images: Sequence[np.ndarray]) -> Tokens:
         """Tokenises a text and prepares its images.
 
         Args:
@@ -161,7 +163,7 @@ class LMMProcessor(ABC):
         if sample.text and sample.task in ANSWER_TASKS:
             answer += self._turn_end("an answer cannot be learned")
         full_text = prefix + answer
-        tokens = self.read(full_text, images)
+        tokens = self.tokenise(full_text, images)
         grid = tokens.images[0].grid
         if 0 in grid.output_grid:
             raise DataError(
@@ -285,6 +287,11 @@ def _section_weights(members: Tensor, learned: Tensor) -> Tensor:
     return weights
 
 
+def itself(value: Tensor) -> Tensor:
+    """A tensor that is there already, where one is made on demand elsewhere."""
+    return value
+
+
 class PixelProcessor(LMMProcessor):
     """Image side of our own, for families whose pixels have to be those of their original code, byte for byte.
 
@@ -327,7 +334,7 @@ class PixelProcessor(LMMProcessor):
     def prepare_image(self, image: np.ndarray) -> ImageInputs:
         """As :meth:`process_image`, with all that the model wants to know."""
 
-    def read(self, text: str, images: Sequence[np.ndarray]) -> Tokens:
+    def tokenise(self, text: str, images: Sequence[np.ndarray]) -> Tokens:
         """See :class:`LMMProcessor`."""
         prepared = tuple(self.prepare_image(image) for image in images)
         encoding = self.tokenizer(text, return_offsets_mapping=True)

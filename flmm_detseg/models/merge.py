@@ -53,7 +53,7 @@ def merge_checkpoint(
         lmm.dtype = dtype
     model = model_from_config(read, checkpoint, device="cpu", allow_other_lmm=allow_other_lmm).lmm
     count = model.merge_lora()
-    save_hub_model(model.model, lmm.pretrained, out)
+    save_hub_model(model.family, model.model, lmm.pretrained, out)
     return {
         "out": str(out),
         "merged_layers": count,

@@ -24,7 +24,7 @@ class Phrase:
     is_plural: bool | None = None
 
 
-# Tasks whose text is an answer that ends: the tokenizer's end token follows it and is learned.
+# Tasks whose text is an answer that ends: what ends a turn follows it and is learned.
 ANSWER_TASKS = frozenset({"vqa", "joint"})
 
 

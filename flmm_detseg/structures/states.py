@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Self
@@ -55,15 +55,19 @@ class ImageInputs:
         pixel_values: Family's own layout, float32 (LLaVA ``[3, S, S]``, LLaVA-NeXT ``[tiles, 3, S, S]``, Qwen
             ``[patches, values]``).
         grid: Geometry of the image tokens.
-        view: Normalised pixels of the tower's view of the whole image, float32 ``[3, H, W]``, for heads that look at
-            pixels; None where there are none.
+        make_view: Gives :attr:`view`; few heads ask for it.
         further: What the model's own forward wants to know of the image beside, by argument.
     """
 
     pixel_values: Tensor
     grid: PatchGrid
-    view: Tensor | None = None
+    make_view: Callable[[], Tensor] | None = None
     further: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def view(self) -> Tensor | None:
+        """Normalised pixels of the view of the whole image, float32 ``[3, H, W]``; None where there are none."""
+        return None if self.make_view is None else self.make_view()
 
     def shows_same(self, other: ImageInputs) -> bool:
         """Whether it is the same picture to the model, bit for bit."""

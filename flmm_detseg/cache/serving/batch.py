@@ -85,7 +85,7 @@ def _run(model: GroupReader, hits: Sequence[_Hit], watch: Stopwatch) -> list[Pre
         if model.prefusion is not None:
             rows = [model.prefusion.behind(prefix, row, part) for row, part in zip(rows, parts, strict=True)]
         count = model.num_layers
-        decoder = model.lmm.decoder(
+        decoder = model.lmm.prefix_decoder(
             *(
                 [tensor.expand(len(hits), -1, -1, -1) for tensor in side[:count]]
                 for side in (prefix.keys, prefix.values)

@@ -310,7 +310,7 @@ class Request:
 
     def _prefix(self, parts: PromptParts, features: Tensor) -> PrefixKV:
         with self.watch("prefix"):
-            model, decoder = self.model, self.model.lmm.decoder()
+            model, decoder = self.model, self.model.lmm.prefix_decoder()
             sent = model.sent_features(features, parts.background)
             embeds = model.prefix_embeds(parts.system_ids, sent)
             decoder.feed(embeds[None], parts.plan.position_ids[: parts.plan.prefix_length])
@@ -324,7 +324,7 @@ class Request:
         with self.watch("vision"):
             features = self.model.isolated_features(item)
         with self.watch("suffix"):
-            decoder = self.model.lmm.decoder()
+            decoder = self.model.lmm.prefix_decoder()
             embeds = self.model.image_order_embeds(features, parts)
             last = decoder.feed(embeds[None], parts.plan.position_ids)
         return Prefill(item, parts, decoder, last[:, -1:], level, None, False, None)
@@ -365,7 +365,7 @@ class Request:
             features = self.model.group_features(item, parts.objects)
         with self.watch("suffix"):
             count = self.model.num_layers
-            decoder = self.model.lmm.decoder(prefix.keys[:count], prefix.values[:count])
+            decoder = self.model.lmm.prefix_decoder(prefix.keys[:count], prefix.values[:count])
             embeds = self.model.suffix_embeds(features, parts.text_ids)
             if self.model.prefusion is not None:
                 embeds = self.model.prefusion.behind(prefix, embeds, parts)

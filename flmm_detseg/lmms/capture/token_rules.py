@@ -101,6 +101,13 @@ def end_ids(model: PreTrainedModel) -> list[int]:
     return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
+def add_end_id(model: PreTrainedModel, token_id: int) -> None:
+    """Makes sure that a token ends answers: it ends those that are learned."""
+    ends = end_ids(model)
+    if token_id not in ends:
+        model.generation_config.eos_token_id = [*ends, token_id]
+
+
 def greedy_config(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
     """What ``generate`` is to do: the fields that a greedy answer obeys, nothing else of the model's own config.
 

@@ -17,8 +17,8 @@ from transformers import (
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.chat import ChatTemplate
-from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts
-from flmm_detseg.lmms.hub_processor import HubFamily
+from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts, decoder_windows
+from flmm_detseg.lmms.hub_family import HubFamily
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import GridLevel, ImageInputs, LMMInputs, PatchGrid
@@ -64,11 +64,17 @@ class Gemma3(HubFamily):
                 "llm": ("model.language_model",),
                 "projector": ("model.multi_modal_projector",),
             },
-            windows={_FULL: None, "sliding_attention": text.sliding_window},
+            windows=decoder_windows(text),
             image_attention="both",
             row_layers=full or None,
             lora_targets={"vision": LEAVES, "projector": {}},
         )
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """See :class:`HubFamily`."""
+        side = self.config.vision_config.image_size
+        return (3, side, side)
 
     def check_config(self, source: str) -> None:
         """See :class:`Family`."""

@@ -17,8 +17,8 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.chat import ChatTemplate
-from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts
-from flmm_detseg.lmms.hub_processor import HubFamily
+from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts, decoder_windows
+from flmm_detseg.lmms.hub_family import HubFamily
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import GridLevel, ImageInputs, PatchGrid
@@ -37,6 +37,7 @@ class InternVL(HubFamily):
     config_class = InternVLConfig
     processor_class = InternVLProcessor
     image_text = "<IMG_CONTEXT>"
+    reserved = ("<placeholder>", "<video>", "<img>", "</img>")
     template = ChatTemplate(
         first="<|im_start|>user\n{image}\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
         later="\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
@@ -62,11 +63,17 @@ class InternVL(HubFamily):
                 "projector": ("model.multi_modal_projector",),
             },
             num_levels=2,
+            windows=decoder_windows(text),
             lora_targets={
                 "vision": {**LEAVES, "attention": ("q_proj", "k_proj", "v_proj", "projection_layer")},
                 "projector": {"all-linear": None},
             },
         )
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """See :class:`HubFamily`."""
+        return (3, *self.config.vision_config.image_size)
 
     def check_config(self, source: str) -> None:
         """See :class:`Family`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from flmm_detseg.lmms.clip_family import ClipFamily
 from flmm_detseg.lmms.family import Features
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower
-from flmm_detseg.lmms.processors import PixelProcessor, ProcessorSettings
+from flmm_detseg.lmms.processors import PixelProcessor, ProcessorSettings, itself
 from flmm_detseg.lmms.weights.loading import load_tokenizer
 from flmm_detseg.ops.letterbox import centre_padding, fit_longest_side
 from flmm_detseg.registry import MODELS
@@ -50,7 +51,7 @@ class LlavaProcessor(PixelProcessor):
     def prepare_image(self, image: np.ndarray) -> ImageInputs:
         """See :class:`PixelProcessor`."""
         pixels, grid = self.process_image(image)
-        return ImageInputs(pixels, grid, view=pixels)
+        return ImageInputs(pixels, grid, partial(itself, pixels))
 
 
 class Llava(ClipFamily):

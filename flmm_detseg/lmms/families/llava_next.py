@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.clip_family import ClipFamily
 from flmm_detseg.lmms.family import Features
 from flmm_detseg.lmms.lmm import LMM
-from flmm_detseg.lmms.processors import PixelProcessor, ProcessorSettings
+from flmm_detseg.lmms.processors import PixelProcessor, ProcessorSettings, itself
 from flmm_detseg.lmms.weights.loading import load_tokenizer
 from flmm_detseg.ops.letterbox import best_resolution, centre_padding, fit_inside, unpadded_grid
 from flmm_detseg.registry import MODELS
@@ -91,7 +92,7 @@ class LlavaNextProcessor(PixelProcessor):
     def prepare_image(self, image: np.ndarray) -> ImageInputs:
         """See :class:`PixelProcessor`."""
         pixels, grid = self.process_image(image)
-        return ImageInputs(pixels, grid, view=pixels[0])
+        return ImageInputs(pixels, grid, partial(itself, pixels[0]))
 
 
 class LlavaNext(ClipFamily):

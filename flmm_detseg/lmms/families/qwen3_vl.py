@@ -17,7 +17,7 @@ from transformers import (
 
 from flmm_detseg.lmms.chat import ChatTemplate
 from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts
-from flmm_detseg.lmms.hub_processor import HubFamily
+from flmm_detseg.lmms.hub_family import HubFamily
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import GridLevel, ImageInputs, PatchGrid
@@ -36,6 +36,7 @@ class Qwen3VL(HubFamily):
     config_class = Qwen3VLConfig
     processor_class = Qwen3VLProcessor
     image_text = "<|vision_start|><|image_pad|><|vision_end|>"
+    reserved = ("<|placeholder|>", "<|video_pad|>")
     template = ChatTemplate(
         first="<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n",
         later="\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
@@ -58,12 +59,19 @@ class Qwen3VL(HubFamily):
                 "llm": ("model.language_model",),
                 "projector": ("model.visual.merger", "model.visual.deepstack_merger_list"),
             },
+            axes=3,
             lora_targets={
                 "vision": {"qkv": ("qkv",), "attention": ("qkv", "proj"), "all-linear": None},
                 "projector": {"all-linear": None},
                 "llm": LEAVES,
             },
         )
+
+    @property
+    def pixel_shape(self) -> tuple[int, ...]:
+        """See :class:`HubFamily`; a patch of as many frames as the tower reads at once."""
+        vision = self.config.vision_config
+        return (vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,)
 
     def split_images(
         self, processor: ProcessorMixin, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]

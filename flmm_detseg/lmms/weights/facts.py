@@ -19,7 +19,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.capture.row_tap import ROW_TAP
-from flmm_detseg.lmms.capture.token_rules import check_generation_config
+from flmm_detseg.lmms.capture.token_rules import check_generation_config, end_ids
 from flmm_detseg.lmms.family import Family
 from flmm_detseg.lmms.processors import LMMProcessor, PixelProcessor
 
@@ -126,13 +126,12 @@ def _check_prompt(model: PreTrainedModel, processor: LMMProcessor, source: str) 
             f"{source}: the tokenizer ends every text with {tokenizer.eos_token!r}, so that answers would begin behind "
             "an end; take it out of the post-processor of tokenizer.json (add_eos_token=false)"
         )
-    ends = model.generation_config.eos_token_id
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    if tokenizer.eos_token_id is not None and ends and tokenizer.eos_token_id not in ends:
+    ends, word = end_ids(model), processor.template.turn_end or tokenizer.eos_token
+    end = None if word is None else tokenizer.convert_tokens_to_ids(word)
+    if end is not None and processor.template.turn_end is None and ends and end not in ends:
         print_log(
             f"{source}: generation_config.json ends answers at token {ends}, the tokenizer's end token is "
-            f"{tokenizer.eos_token_id} ({tokenizer.eos_token!r}); answers learned here end with the latter and would "
-            "not stop there",
+            f"{end} ({word!r}); answers learned here end with the latter and would not stop there",
             "current",
             logging.WARNING,
         )

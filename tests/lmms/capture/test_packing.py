@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
 from same_states import EVERYTHING, assert_same
 from tiny import make_batch, make_sample, mixed_samples, one_image, tiny_llava, tiny_llava_next
-from transformers import LlavaNextConfig, MistralConfig
+from transformers import LlavaConfig, LlavaNextConfig, MistralConfig, Qwen2Config
 
-from flmm_detseg.lmms import LlavaNextAdapter
+from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter
 from flmm_detseg.lmms.capture.packing import distinct_images, image_columns, pack
 from flmm_detseg.structures import CaptureSpec, GridLevel
 
@@ -147,6 +148,41 @@ def mistral_next(sliding_window: int | None) -> LlavaNextAdapter:
     return LlavaNextAdapter.from_config(
         config, tokenizer=reference.processor.tokenizer, prompt_template="mistral", max_length=512
     )
+
+
+def test_layers_with_windows_of_their_own():
+    """One decoder, three kinds of layers: each kind has its mask, packed as alone."""
+    reference = tiny_llava()
+    fields = reference.model.config.to_dict()
+    text = {key: fields["text_config"][key] for key in ("vocab_size", "hidden_size", "intermediate_size")}
+    config = LlavaConfig(
+        vision_config=reference.model.config.vision_config,
+        text_config=Qwen2Config(
+            **text,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.2,
+            use_sliding_window=True,
+            sliding_window=12,
+            max_window_layers=1,
+        ),
+        image_token_index=reference.model.config.image_token_index,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    adapter = LlavaAdapter.from_config(config, tokenizer=reference.processor.tokenizer, max_length=512)
+    assert adapter.facts.windows == {"full_attention": None, "sliding_attention": 12}
+    batch = make_batch(adapter, mixed_samples())
+    keys = [sample.image_id for sample in batch.samples]
+    alone = adapter.encode(batch.inputs, EVERYTHING)
+    assert_same(adapter.encode(batch.inputs, EVERYTHING, keys), alone)
+    item = batch.inputs[0]
+    own = deepcopy(adapter.model)
+    own.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        logits = own(input_ids=item.input_ids[None], **adapter.own_inputs(item)).logits[0]
+    torch.testing.assert_close(alone.logits[0], logits[alone.logits_start[0] :], rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.parametrize("sliding_window", [None, 24, 4096])

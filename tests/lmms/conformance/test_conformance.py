@@ -5,6 +5,7 @@ A family takes part by a module ``tiny_NAME.py`` that builds a tiny random model
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 
@@ -22,6 +23,7 @@ from flmm_detseg.lmms.capture.packing import image_columns
 from flmm_detseg.lmms.family import LEAVES
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.lora.layers import lora_group_of, lora_layers
+from flmm_detseg.lmms.weights.export import save_hub_model
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, LMMInputs, LMMStates, Phrase, Sample, Turn
 
@@ -319,6 +321,59 @@ def test_a_folder_in_hub_layout_gives_the_same_model(family, tmp_path):
         lmm.encode([item], TEXT).logits, loaded.encode([again], TEXT).logits, strict=True
     ):
         assert torch.equal(ours, theirs)
+
+
+def test_a_model_is_written_with_a_processor_that_fits(family, tmp_path):
+    lmm = build(family)
+    own = getattr(lmm.processor, "hub", None)
+    if own is None:
+        return  # tests/lmms/weights/test_export.py: transformers' processor is not the one that is used here
+    lmm.model.save_pretrained(tmp_path / "from")
+    own.save_pretrained(tmp_path / "from")
+    out = save_hub_model(lmm.family, lmm.model, str(tmp_path / "from"), tmp_path / "to")
+    loaded = type(lmm).from_pretrained(str(out), max_length=lmm.processor.settings.max_length)
+    item, again = lmm.prepare(samples()[0]), loaded.prepare(samples()[0])
+    assert torch.equal(item.input_ids, again.input_ids)
+    assert torch.equal(lmm.encode([item], TEXT).logits[0], loaded.encode([again], TEXT).logits[0])
+
+
+def test_answers_end_with_what_ends_learned_ones(family):
+    lmm = build(family)
+    tokenizer = lmm.processor.tokenizer
+    end = tokenizer.convert_tokens_to_ids(lmm.processor.template.turn_end or tokenizer.eos_token)
+    sample = replace(samples()[0], task="vqa")
+    assert lmm.prepare(sample).labels[-1] == end
+
+    def push(_, __, logits):
+        pushed = logits.clone()
+        pushed[..., end] = logits.amax() + 1
+        return pushed
+
+    lmm.unembed.register_forward_hook(push)
+    generation = lmm.generate_with_states(sample, CaptureSpec(), max_new_tokens=5)
+    assert generation.token_ids.tolist() == [end]
+    assert generation.text == lmm.generate(sample, max_new_tokens=5) == ""
+
+
+@torch.no_grad()
+def test_threads_do_not_change_each_others_answers(family):
+    lmm = build(family)
+    asked = [replace(samples()[0], prompt=f"{word} ?") for word in ("star", "ring")]
+    asked[1] = replace(asked[1], image=samples()[1].image)
+    expected = [lmm.generate(sample, max_new_tokens=6) for sample in asked]
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(lambda index: lmm.generate(asked[index % 2], max_new_tokens=6), range(8)))
+    assert answers == [expected[index % 2] for index in range(8)]
+
+
+def test_another_processor_is_refused_when_the_model_is_built(family):
+    lmm = build(family)
+    for other in FAMILIES:
+        foreign = build(other).processor
+        foreign = getattr(foreign, "hub", foreign.tokenizer)
+        if type(foreign) is not type(getattr(lmm.processor, "hub", lmm.processor.tokenizer)):
+            with pytest.raises(ConfigError):
+                build(family, tokenizer=foreign)
 
 
 def test_bfloat16_keeps_rotary_frequencies_in_float32(family):

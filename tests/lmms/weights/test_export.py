@@ -59,7 +59,7 @@ def test_transformers_alone_gives_the_tokens_of_the_adapter(name, tmp_path):
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "model"))
     without(folder, name)
     lmm = LlavaAdapter.from_pretrained(str(folder))
-    out = save_hub_model(lmm.model, str(folder), tmp_path / "out")
+    out = save_hub_model(lmm.family, lmm.model, str(folder), tmp_path / "out")
     # Of the tower's size: whole images are padded here and cut there.
     side = lmm.model.config.vision_config.image_size
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -71,7 +71,8 @@ def test_transformers_alone_gives_the_tokens_of_the_adapter(name, tmp_path):
     torch.testing.assert_close(inputs.pixel_values[0], item.pixel_values, rtol=0, atol=1e-5)
     assert found == wanted.token_ids.tolist()
     # and it can be the source of another export
-    again = save_hub_model(LlavaAdapter.from_pretrained(str(out)).model, str(out), tmp_path / "again")
+    loaded = LlavaAdapter.from_pretrained(str(out))
+    again = save_hub_model(loaded.family, loaded.model, str(out), tmp_path / "again")
     assert (again / "processor_config.json").read_text() == (out / "processor_config.json").read_text()
 
 
@@ -88,7 +89,7 @@ def test_llava_next_too(tmp_path):
         json.dumps({**json.loads(file.read_text()), "image_processor_type": "LlavaNextImageProcessor"})
     )
     lmm = LlavaNextAdapter.from_pretrained(str(tmp_path / "model"))
-    out = save_hub_model(lmm.model, str(tmp_path / "model"), tmp_path / "out")
+    out = save_hub_model(lmm.family, lmm.model, str(tmp_path / "model"), tmp_path / "out")
     image = np.random.default_rng(0).integers(0, 256, (90, 56, 3), dtype=np.uint8)
     sample = Sample("a", image, "", (), prompt=QUESTION)
     found, inputs = tokens_of_transformers(LlavaNextForConditionalGeneration, out, image, 6)
@@ -102,13 +103,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path):
     lmm = LlavaAdapter.from_pretrained(str(folder))
     lmm.model.config.image_token_index = 7
     with pytest.raises(ConfigError, match=r"makes 0 image tokens \(id 7\)"):
-        save_hub_model(lmm.model, str(folder), tmp_path / "out")
+        save_hub_model(lmm.family, lmm.model, str(folder), tmp_path / "out")
     lmm.model.config.image_token_index = 4
     shutil.copy(folder / "config.json", tmp_path / "config.json")
     for file in folder.glob("*processor_config.json"):
         file.unlink()
     with pytest.raises(ConfigError, match="processor"):
-        save_hub_model(lmm.model, str(folder), tmp_path / "out")
+        save_hub_model(lmm.family, lmm.model, str(folder), tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"model", "config.json"}
 
 
@@ -118,5 +119,5 @@ def test_nothing_is_left_of_an_export_that_transformers_refuses(tmp_path):
     lmm.model.generation_config.temperature = 0.3
     lmm.model.generation_config.do_sample = False
     with pytest.raises(ConfigError, match="transformers refuses to write it"):
-        save_hub_model(lmm.model, str(SHIPPED), tmp_path / "out")
+        save_hub_model(lmm.family, lmm.model, str(SHIPPED), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +21,8 @@ from flmm_detseg.lmms.processors import LMMProcessor, ProcessorSettings, Tokens
 from flmm_detseg.lmms.weights.loading import check_folder, remote_code_hint
 from flmm_detseg.structures import ImageInputs, PatchGrid
 
+_WORD = re.compile(r"<[^<>\s]+>")
+
 
 class HubFamily(Family):
     """A family whose images and texts transformers' own processor prepares.
@@ -26,11 +30,13 @@ class HubFamily(Family):
     Attributes:
         processor_class: Of transformers.
         image_text: What stands for one image in the text that it is given.
+        reserved: Words that the processor takes for something else than text.
         processor_arguments: Further arguments of its call.
     """
 
     processor_class: ClassVar[type[ProcessorMixin]]
     image_text: ClassVar[str]
+    reserved: ClassVar[tuple[str, ...]] = ()
     processor_arguments: ClassVar[Mapping[str, Any]] = {}
 
     def load_processor(self, pretrained: str, settings: ProcessorSettings) -> HubProcessor:
@@ -46,11 +52,19 @@ class HubFamily(Family):
         """See :class:`Family`; ``source`` is transformers' processor, or the folder or hub name of one."""
         if isinstance(source, str):
             return self.load_processor(source, settings)
-        if not isinstance(source, ProcessorMixin):
+        if not isinstance(source, self.processor_class):
             raise ConfigError(
                 f"`tokenizer` is a {type(source).__name__}; this family needs its {self.processor_class.__name__}"
             )
-        return HubProcessor(self, source, settings)
+        processor = HubProcessor(self, source, settings)
+        # Sizes that do not fit are found now, not by the first image.
+        processor.tokenise(processor.prompt("a"), [np.full((64, 64, 3), 128, np.uint8)])
+        return processor
+
+    @property
+    @abstractmethod
+    def pixel_shape(self) -> tuple[int, ...]:
+        """Shape of the pixels of a view (or patch): all axes of ``pixel_values`` but the first."""
 
     @abstractmethod
     def split_images(
@@ -81,17 +95,26 @@ class HubProcessor(LMMProcessor):
         settings: Prompts; mean and deviation of pixels are the processor's.
 
     Raises:
-        ConfigError: See :class:`LMMProcessor`.
+        ConfigError: See :class:`LMMProcessor`; or the tokenizer does not know the words of the family's chats, or
+            pixels are not normalised.
     """
 
     def __init__(self, family: HubFamily, processor: ProcessorMixin, settings: ProcessorSettings) -> None:
         self.family = family
         self.hub = processor
         super().__init__(processor.tokenizer, image_token_id=family.config.image_token_id, settings=settings)
-        written = self.template.first + self.template.later + family.image_text
-        for token in self.tokenizer.added_tokens_decoder.values():
-            if token.special and token.content in written:
-                self._control_words[token.content] = None
+        written = " ".join([self.template.first, self.template.later, family.image_text])
+        words = {*_WORD.findall(written), self.template.turn_end}
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        if unknown := sorted(words - special):
+            raise ConfigError(
+                f"the tokenizer has no special token for {', '.join(unknown)}, which this family's chats are written "
+                "with; use the tokenizer stored with the model"
+            )
+        self._control_words |= dict.fromkeys([*sorted(words), *family.reserved])
+        for name in ("do_normalize", "do_rescale"):
+            if getattr(processor.image_processor, name, True) is not True:
+                raise ConfigError(f"the image processor has {name}=False; pixels are always normalised here")
 
     @property
     def template(self) -> ChatTemplate:
@@ -107,7 +130,7 @@ class HubProcessor(LMMProcessor):
         """See :class:`LMMProcessor`."""
         return self.family.positions(input_ids, images)
 
-    def read(self, text: str, images: Sequence[np.ndarray]) -> Tokens:
+    def tokenise(self, text: str, images: Sequence[np.ndarray]) -> Tokens:
         """See :class:`LMMProcessor`."""
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         try:
@@ -123,12 +146,23 @@ class HubProcessor(LMMProcessor):
             raise DataError(f"images of {sizes} cannot be read by this LMM: {error}") from error
         offsets = [tuple(offset) for offset in outputs["offset_mapping"][0].tolist()]
         input_ids = outputs["input_ids"][0]
+        try:
+            split = self.family.split_images(self.hub, outputs, sizes)
+        except (AttributeError, KeyError, RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"the processor's outputs are not what this family reads ({error}); use the processor stored with the "
+                "model"
+            ) from error
         prepared = tuple(
-            ImageInputs(pixels, grid, self._view(image, grid), further)
-            for image, (pixels, grid, further) in zip(
-                images, self.family.split_images(self.hub, outputs, sizes), strict=True
-            )
+            ImageInputs(pixels, grid, partial(self._view, image, grid), further)
+            for image, (pixels, grid, further) in zip(images, split, strict=True)
         )
+        for image in prepared:
+            if tuple(image.pixel_values.shape[1:]) != self.family.pixel_shape:
+                raise ConfigError(
+                    f"the processor makes views of {tuple(image.pixel_values.shape[1:])}, the model reads "
+                    f"{self.family.pixel_shape}; use the processor stored with the model"
+                )
         expected = sum(image.grid.num_tokens for image in prepared)
         found = int((input_ids == self.image_token_id).sum())
         if found != expected:
