@@ -66,7 +66,9 @@ def test_patches_are_drawn_anew_and_stand_where_they_belong():
     torch.manual_seed(0)
     chosen = []
     for _ in range(6):
-        parts, states, stored = see_groups(model, [item], (model.feature_layer,), [len(item.input_ids)])
+        parts, states, stored = see_groups(
+            model, [item], (model.feature_layer,), [len(item.input_ids)], model.stale_share
+        )
         stale = drawn(parts[0], item)
         # 8 of 16 patches are padding, which never changes.
         assert len(stale) == round(0.4 * len(item.partition.background))
@@ -117,7 +119,9 @@ def test_separators_learn_with_stale_patches_and_long_texts_leave_no_room():
     assert model.separators.grad.abs().sum() > 0
     for room in (0, 1):
         model.layout = replace(model.layout, max_length=length + room)
-        parts, *_ = see_groups(model, [item], (model.feature_layer,), [len(item.input_ids)])
+        parts, *_ = see_groups(
+            model, [item], (model.feature_layer,), [len(item.input_ids)], model.stale_share
+        )
         assert len(drawn(parts[0], item)) == room
 
 
