@@ -94,7 +94,7 @@ def benchmark(expressions: int, repeats: int, quick: bool) -> dict[str, Any]:
     """
     adapter = build_adapter(quick)
     inputs = make_inputs(adapter, expressions)
-    capture = CaptureSpec(attention=True, hidden=True)
+    capture = CaptureSpec(attention=True, hidden="all")
     ways: dict[str, Callable[[], Any]] = {
         "loop": lambda: [adapter.encode([item], capture).attention[0] for item in inputs],
         "batch": lambda: adapter.encode(inputs, capture).attention,

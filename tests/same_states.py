@@ -6,7 +6,7 @@ import torch
 
 from flmm_detseg.structures import CaptureSpec, LMMStates
 
-EVERYTHING = CaptureSpec(attention=True, hidden=True, vision_layers=(0, 2, 3), logits=True)
+EVERYTHING = CaptureSpec(attention=True, hidden="all", vision_layers=(0, 2, 3), logits=True)
 
 
 def assert_same(ours: LMMStates, theirs: LMMStates, atol: float = 1e-5) -> None:

@@ -46,7 +46,7 @@ def head(oracle: reference.Oracle) -> PhraseGroundingHead:
 def states(adapter: LMM, batch: GroundingBatch) -> LMMStates:
     """Attention and hidden rows of all samples, from our own adapter."""
     with torch.no_grad():
-        return adapter.encode(batch.inputs, CaptureSpec(attention=True, hidden=True))
+        return adapter.encode(batch.inputs, CaptureSpec(attention=True, hidden="all"))
 
 
 @contextmanager
@@ -107,7 +107,7 @@ def test_expanded_sequence_and_grid(oracle, batch):
 def test_embeddings_and_positions(oracle, adapter, batch):
     for item, outputs in zip(batch.inputs, oracle.data["outputs"], strict=True):
         with language_model_calls(adapter) as calls:
-            adapter.encode([item], CaptureSpec(hidden=True))
+            adapter.encode([item], CaptureSpec(hidden="all"))
         (call,) = calls
         close(
             call["inputs_embeds"][0], outputs["inputs_embeds"].reshape(call["inputs_embeds"].shape[1:]), 1e-4
@@ -149,7 +149,7 @@ def test_attention_stack(oracle, batch, merge, attention):
 
 def test_hidden_mixture_and_logits(oracle, adapter, batch):
     weights = oracle.data["state_dict"]["text_layer_weights"].softmax(0)
-    states = adapter.encode(batch.inputs, CaptureSpec(hidden=True, logits=True))
+    states = adapter.encode(batch.inputs, CaptureSpec(hidden="all", logits=True))
     for index, (item, outputs) in enumerate(zip(batch.inputs, oracle.data["outputs"], strict=True)):
         rows = states.hidden[index]
         mixture = torch.einsum("l,lpd->pd", weights, rows.states)

@@ -135,7 +135,7 @@ class PhraseGroundingHead(Head):
     @property
     def capture(self) -> CaptureSpec:
         """Attention rows, and hidden rows where the refiner takes text."""
-        return CaptureSpec(attention=True, hidden=self.uses_text)
+        return CaptureSpec(attention=True, hidden="all" if self.uses_text else ())
 
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
         """Losses on coarse and refined masks.

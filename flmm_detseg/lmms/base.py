@@ -47,7 +47,7 @@ class LMMAdapter(nn.Module, ABC):
 
     @property
     def num_layers(self) -> int:
-        """L, decoder layers of the language model (hidden rows cover all of them)."""
+        """L, decoder layers of the language model."""
         return self.facts.num_layers
 
     @property

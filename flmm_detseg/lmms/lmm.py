@@ -403,10 +403,14 @@ class LMM(LMMAdapter):
         Args:
             columns: Places of the patches, int64 ``[N]``.
             capture: What to keep.
+
+        Raises:
+            ConfigError: The language model has no layer whose hidden rows are to be kept.
         """
         one = torch.zeros(1, 1, dtype=torch.int64)
         query = PhraseRows(one, one, columns[None], 1, [(0, slice(0, 1), slice(0, 1))], [one[0]])
-        return AnswerRows((lambda: self.tap(query)) if capture.attention else None, capture.hidden)
+        layers = capture.hidden_layers(self.num_layers)
+        return AnswerRows((lambda: self.tap(query)) if capture.attention else None, layers)
 
     def see(
         self, inputs: Sequence[LMMInputs], owners: Sequence[int], layers: tuple[int, ...]
@@ -518,6 +522,7 @@ class LMM(LMMAdapter):
             inputs=answered(question, token_ids),
             attention=attention,
             hidden=hidden,
+            hidden_layers=rows.hidden_layers,
             vision=None if vision is None else vision[0],
         )
 
@@ -532,7 +537,7 @@ class LMM(LMMAdapter):
             merged = merge_rows(rows, ids[None], len(phrases), how=self.rows.merge)
             attention = [attention_maps(merged[0], item.grid)]
         if generation.hidden is not None:
-            hidden = [HiddenRows(generation.hidden[:, tokens], ids)]
+            hidden = [HiddenRows(generation.hidden[:, tokens], ids, generation.hidden_layers)]
         vision = None if generation.vision is None else [generation.vision]
         return LMMStates(attention=attention, hidden=hidden, vision=vision)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import HiddenRows, LMMStates
+from flmm_detseg.structures import LMMStates
 
 GRADIENT_METHODS = ("sum", "pcgrad")
 
@@ -239,8 +240,7 @@ class GradientGate:
 
         return LMMStates(
             attention=states.attention and [gate(item) for item in states.attention],
-            hidden=states.hidden
-            and [HiddenRows(gate(item.states), item.phrase_ids) for item in states.hidden],
+            hidden=states.hidden and [replace(item, states=gate(item.states)) for item in states.hidden],
             vision=states.vision and [{k: gate(v) for k, v in maps.items()} for maps in states.vision],
             logits=states.logits and [gate(item) for item in states.logits],
             logits_start=states.logits_start,

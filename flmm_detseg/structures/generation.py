@@ -24,7 +24,8 @@ class Generation:
         inputs: Image, prompt and generated tokens as one teacher-forced sequence without phrases.
         attention: ``[C, A, N]`` in the LMM's dtype, in [0, 1]: softmax over all keys, cut to the patches; channel =
             layer * heads + head. None where the capture did not ask for it.
-        hidden: ``[L, A, d]`` in the LMM's dtype: layers 1..L, the last after the final norm. None as above.
+        hidden: ``[n, A, d]`` in the LMM's dtype: states after :attr:`hidden_layers`. None as above.
+        hidden_layers: Decoder layers of ``hidden``, see :attr:`HiddenRows.layers`.
         vision: Per asked layer ``[d_v, rows, cols]`` of the base (squared) image. None as above.
     """
 
@@ -35,4 +36,5 @@ class Generation:
     inputs: LMMInputs
     attention: Tensor | None = None
     hidden: Tensor | None = None
+    hidden_layers: tuple[int, ...] = ()
     vision: dict[int, Tensor] | None = None

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
 
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures.grid import PatchGrid
 from flmm_detseg.structures.maps import LogitMaps, PackedMasks
 from flmm_detseg.structures.sample import Sample
@@ -22,29 +23,60 @@ class CaptureSpec:
     Attributes:
         attention: Attention rows of phrase tokens on image tokens (the adapter's ``rows`` settings say which
             layers, heads and which merge).
-        hidden: Hidden rows of phrase tokens after every decoder layer 1..L (the last after the final norm).
+        hidden: Decoder layers, 1..L, after which hidden rows of phrase tokens are wanted (L: after the final norm);
+            ``"all"`` for every one. Kept ascending, each once.
         vision_layers: Indices into the vision tower's hidden states (0 = embeddings) to return as feature
             maps.
         logits: Logits of the language head over the text positions.
         base_logits: The same of the untouched LMM (no added part), for distillation; a second pass without
             gradient.
+
+    Raises:
+        ConfigError: ``hidden`` is neither ``"all"`` nor layers of 1 or higher.
     """
 
     attention: bool = False
-    hidden: bool = False
+    hidden: tuple[int, ...] | Literal["all"] = ()
     vision_layers: tuple[int, ...] = ()
     logits: bool = False
     base_logits: bool = False
+
+    def __post_init__(self) -> None:
+        if self.hidden == "all":
+            return
+        if isinstance(self.hidden, (bool, str)) or not all(_is_layer(layer) for layer in self.hidden):
+            raise ConfigError(
+                f"`hidden` is {self.hidden!r}; give decoder layers, counted from 1, or 'all', or () for none"
+            )
+        object.__setattr__(self, "hidden", tuple(sorted(set(self.hidden))))
+
+    def hidden_layers(self, num_layers: int) -> tuple[int, ...]:
+        """:attr:`hidden` as layers of a language model with ``num_layers``, ascending.
+
+        Raises:
+            ConfigError: It has no such layer.
+        """
+        if self.hidden == "all":
+            return tuple(range(1, num_layers + 1))
+        if wrong := [layer for layer in self.hidden if layer > num_layers]:
+            raise ConfigError(
+                f"hidden rows of layers {wrong} do not exist; the language model has layers 1..{num_layers}"
+            )
+        return self.hidden
 
     def union(self, other: CaptureSpec) -> CaptureSpec:
         """The smallest spec that serves both."""
         return CaptureSpec(
             attention=self.attention or other.attention,
-            hidden=self.hidden or other.hidden,
+            hidden="all" if "all" in (self.hidden, other.hidden) else (*self.hidden, *other.hidden),
             vision_layers=tuple(sorted(set(self.vision_layers) | set(other.vision_layers))),
             logits=self.logits or other.logits,
             base_logits=self.base_logits or other.base_logits,
         )
+
+
+def _is_layer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 @dataclass(frozen=True)
@@ -156,13 +188,31 @@ class HiddenRows:
     """Hidden states of the phrase tokens of one sample.
 
     Attributes:
-        states: ``[L, P, d]``: layers 1..L (embedding output excluded, last after the final norm), P phrase
-            tokens in sequence order (a token of two overlapping phrases has two rows); dtype of the LMM.
+        states: ``[n, P, d]``: :attr:`layers` (layer L after the final norm), P phrase tokens in sequence order (a
+            token of two overlapping phrases has two rows); dtype of the LMM.
         phrase_ids: int64 ``[P]``, phrase of each row.
+        layers: The n decoder layers that were captured, ascending; left out: 1..n. They may be more than one head
+            asked for: :meth:`of` takes its own.
     """
 
     states: Tensor
     phrase_ids: Tensor
+    layers: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            object.__setattr__(self, "layers", tuple(range(1, len(self.states) + 1)))
+        assert len(self.layers) == len(self.states)
+
+    def of(self, layers: Sequence[int]) -> Tensor:
+        """States of some of the layers, ``[len(layers), P, d]``, in the order asked for; all of them as they are."""
+        if tuple(layers) == self.layers:
+            return self.states
+        missing = set(layers) - set(self.layers)
+        assert not missing, (
+            f"layers {sorted(missing)} were not captured; a head asks for its own in `capture`"
+        )
+        return self.states[[self.layers.index(layer) for layer in layers]]
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def test_refiner_without_text_needs_no_hidden_rows():
     assert not any(name.startswith("text_") for name, _ in head.named_parameters())
     states, batch = make_case()
     assert "sam_loss_mask" in head.loss(replace(states, hidden=None), batch)
-    assert make_head().capture == CaptureSpec(attention=True, hidden=True)
+    assert make_head().capture == CaptureSpec(attention=True, hidden="all")
 
 
 def test_batch_equals_single_samples():

@@ -19,7 +19,7 @@ from flmm_detseg.lmms.capture.row_tap import ROW_TAP
 from flmm_detseg.lmms.lora.layers import lora_layers
 from flmm_detseg.structures import CaptureSpec, Phrase
 
-EVERYTHING = CaptureSpec(attention=True, hidden=True, vision_layers=(0, 2), logits=True)
+EVERYTHING = CaptureSpec(attention=True, hidden="all", vision_layers=(0, 2), logits=True)
 LORA = dict(vision=dict(r=2, alpha=4), llm=dict(r=2, alpha=4))
 BUILDERS = pytest.mark.parametrize("build", [tiny_llava, tiny_llava_next])
 NUM_TOKENS = 12
@@ -80,6 +80,23 @@ def test_states_are_those_of_teacher_forcing(build, make, merge):
     torch.testing.assert_close(generation.log_probs, expected, rtol=0, atol=2e-5)
     assert not ours.attention[0].requires_grad
     assert not ours.hidden[0].states.requires_grad
+
+
+@BUILDERS
+def test_chosen_hidden_layers_are_those_of_all(build):
+    adapter, sample = build(), make_sample(1)
+    last = adapter.num_layers
+    whole = adapter.generate_with_states(sample, CaptureSpec(hidden="all"), max_new_tokens=NUM_TOKENS)
+    some = adapter.generate_with_states(sample, CaptureSpec(hidden=(1, last)), max_new_tokens=NUM_TOKENS)
+    assert whole.hidden_layers == tuple(range(1, last + 1))
+    assert some.hidden_layers == (1, last)
+    assert torch.equal(some.hidden, whole.hidden[[0, -1]])
+    (rows,) = adapter.states_of_phrases(some, some_phrases(some)).hidden
+    (every,) = adapter.states_of_phrases(whole, some_phrases(some)).hidden
+    assert rows.layers == (1, last)
+    assert torch.equal(rows.states, every.of((1, last)))
+    with pytest.raises(ConfigError, match="do not exist; the language model has layers"):
+        adapter.generate_with_states(sample, CaptureSpec(hidden=(last + 1,)))
 
 
 @BUILDERS

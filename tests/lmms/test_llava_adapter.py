@@ -185,7 +185,7 @@ def test_nothing_is_captured_that_was_not_asked():
     calls = []
     hook = adapter.model.lm_head.register_forward_hook(lambda *_: calls.append("lm_head"))
     text_hook = adapter.model.model.language_model.register_forward_hook(lambda *_: calls.append("text"))
-    for capture in (CaptureSpec(attention=True), CaptureSpec(hidden=True), CaptureSpec(vision_layers=(1,))):
+    for capture in (CaptureSpec(attention=True), CaptureSpec(hidden="all"), CaptureSpec(vision_layers=(1,))):
         states = adapter.encode([item], capture)
         kept = {name for name, value in vars(states).items() if value is not None}
         assert kept == {name for name in ("attention", "hidden") if getattr(capture, name)} | (
@@ -216,7 +216,7 @@ def test_vision_layers_are_the_towers_hidden_states():
 def test_answers_are_those_of_the_plain_model(build):
     adapter = build()
     sample = make_sample(1, prompt="a red star ?")
-    adapter.encode([adapter.prepare(sample)], CaptureSpec(attention=True, hidden=True))
+    adapter.encode([adapter.prepare(sample)], CaptureSpec(attention=True, hidden="all"))
     item = adapter.processor.question(sample)
     plain = type(adapter.model)(deepcopy(adapter.model.config))
     plain.load_state_dict(adapter.model.state_dict())

@@ -17,7 +17,7 @@ from flmm_detseg.models.balancer import (
     order_generator,
     pcgrad_coefficients,
 )
-from flmm_detseg.structures import LMMStates
+from flmm_detseg.structures import HiddenRows, LMMStates
 
 
 class TwoTasks(nn.Module):
@@ -214,3 +214,13 @@ def test_an_uncertainty_at_its_limit_comes_back() -> None:
 
     assert gradient(50.0) == pytest.approx(0.5 - math.exp(3.0) * 50.0, rel=1e-5), "a large loss leads back"
     assert gradient(0.0) == 0.0, "further out goes nothing"
+
+
+def test_hidden_rows_keep_their_layers_behind_a_gate() -> None:
+    balancer = TaskBalancer(gradients="pcgrad")
+    balancer.setup(["a", "b"])
+    rows = HiddenRows(torch.randn(2, 3, 4, requires_grad=True), torch.zeros(3, dtype=torch.long), (2, 7))
+    gated = balancer.gate("a", LMMStates(hidden=[rows])).hidden[0]
+    assert gated.layers == (2, 7)
+    assert torch.equal(gated.states, rows.states)
+    assert gated.states.grad_fn is not None

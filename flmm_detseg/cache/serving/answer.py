@@ -209,6 +209,7 @@ def _generation(
         inputs=answered(done.item, token_ids),
         attention=None if attention is None else only_sent(attention, done.parts.plan),
         hidden=hidden,
+        hidden_layers=rows.hidden_layers,
         vision=model.vision_states(done.item, layers) if layers else None,
     )
 

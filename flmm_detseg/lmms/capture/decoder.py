@@ -173,7 +173,8 @@ class PrefixDecoder:
             return self.feed(embeds, position)
         tap = rows.make_tap() if rows.make_tap is not None else None
         query = torch.zeros(1, 1, dtype=torch.int64, device=embeds.device)
-        with hidden_rows(self.language_model, query) if rows.keep_hidden else nullcontext() as hidden:
+        layers = rows.hidden_layers
+        with hidden_rows(self.language_model, query, layers) if layers else nullcontext() as hidden:
             state = self.feed(embeds, position, tap)
         if tap is not None:
             # The tap hands over float32; what it rounded from is the model's dtype.
@@ -188,17 +189,17 @@ class AnswerRows:
 
     Args:
         make_tap: A fresh tap on query 0 for each step; None to keep no attention.
-        keep_hidden: Keep hidden rows.
+        hidden_layers: Decoder layers, 1..L, ascending, whose hidden rows are kept.
     """
 
-    def __init__(self, make_tap: Callable[[], RowTap] | None, keep_hidden: bool) -> None:
+    def __init__(self, make_tap: Callable[[], RowTap] | None, hidden_layers: tuple[int, ...] = ()) -> None:
         self.make_tap = make_tap
-        self.keep_hidden = keep_hidden
+        self.hidden_layers = hidden_layers
         self.attention: list[Tensor] = []
         self.hidden: list[Tensor] = []
 
     def stacked(self) -> tuple[Tensor | None, Tensor | None]:
-        """``[C, A, N]`` and ``[L, A, d]``, None for what was not kept."""
+        """``[C, A, N]`` and ``[n, A, d]``, None for what was not kept."""
         return (
             torch.stack(self.attention, dim=1) if self.attention else None,
             torch.stack(self.hidden, dim=1) if self.hidden else None,

@@ -131,11 +131,13 @@ class Captured:
         attention: From a row tap, ``[R, K, C, N]`` float32; None where it was not asked for.
         hidden: From :func:`~flmm_detseg.lmms.capture.per_sample.hidden_rows`; None as above.
         last: Last hidden states ``[R, T, d]``.
+        hidden_layers: Decoder layers of ``hidden``.
     """
 
     attention: Tensor | None
     hidden: list[Tensor] | None
     last: Tensor
+    hidden_layers: tuple[int, ...] = ()
 
 
 def read(
@@ -158,6 +160,9 @@ def read(
         tap: Collects attention rows, where they are to be kept.
         windows: See :class:`~flmm_detseg.lmms.family.LMMFacts`.
         eager: The decoder's blocks are transformers' eager ones.
+
+    Raises:
+        ConfigError: The decoder has no layer whose hidden rows are to be kept.
     """
     mask: Any = decoder_mask(sequences, windows)
     further = {}
@@ -166,12 +171,13 @@ def read(
         if tap is not None:
             further["output_attentions"] = True
     wanted = places.positions.to(sequences.embeds.device)
-    with hidden_rows(language_model, wanted) if capture.hidden else nullcontext() as hidden:
+    layers = capture.hidden_layers(len(language_model.layers))
+    with hidden_rows(language_model, wanted, layers) if layers else nullcontext() as hidden:
         output = run_decoder(language_model, sequences, mask, tap=None if eager else tap, further=further)
     if eager and tap is not None:
         for layer, attention in enumerate(output.attentions):
             tap.collect_eager(layer, attention)
-    return Captured(None if tap is None else tap.finish(), hidden, output.last_hidden_state)
+    return Captured(None if tap is None else tap.finish(), hidden, output.last_hidden_state, layers)
 
 
 def _additive(mask: Any, dtype: torch.dtype) -> Any:
@@ -205,9 +211,12 @@ def states_of(
     if unembed is not None:
         states = answer_states(captured.last, inputs, sequences.members, sequences.token_index)
         logits = list(unembed(torch.cat(states)).split([len(part) for part in states]))
+    hidden = None
+    if captured.hidden is not None:
+        hidden = split_hidden(captured.hidden, captured.hidden_layers, places)
     return LMMStates(
         attention=None if captured.attention is None else split_attention(captured.attention, inputs, places),
-        hidden=None if captured.hidden is None else split_hidden(captured.hidden, places),
+        hidden=hidden,
         vision=vision,
         logits=logits,
         logits_start=None if logits is None else [item.prefix_length - 1 for item in inputs],

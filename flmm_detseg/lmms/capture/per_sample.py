@@ -17,17 +17,20 @@ from flmm_detseg.structures import HiddenRows, LMMInputs, PatchGrid
 
 
 @contextmanager
-def hidden_rows(language_model: nn.Module, positions: Tensor) -> Iterator[list[Tensor]]:
-    """Collects states after every decoder layer, the last after the final norm, while the context is open.
+def hidden_rows(
+    language_model: nn.Module, positions: Tensor, layers: Sequence[int]
+) -> Iterator[list[Tensor]]:
+    """Collects states after decoder layers, those of the last after the final norm, while the context is open.
 
     Only of passes of this thread: others may use the model at the same time.
 
     Args:
         language_model: A decoder of transformers with ``layers`` and ``norm``.
         positions: Wanted tokens, int64 ``[R, P]``.
+        layers: Wanted layers, 1..L, ascending.
 
     Yields:
-        A list that fills during the forward pass: ``[R, P, d]`` per layer without autograd. With autograd
+        A list that fills during the forward pass: ``[R, P, d]`` per wanted layer without autograd. With autograd
         whole states ``[R, T, d]`` (they are alive anyway): cutting them inside of a layer that gradient
         checkpointing repeats would change what the repetition has to save.
     """
@@ -41,27 +44,29 @@ def hidden_rows(language_model: nn.Module, positions: Tensor) -> Iterator[list[T
         collected.append(states if states.requires_grad else take_tokens(states, positions))
 
     with ExitStack() as stack:
-        for module in (*language_model.layers[:-1], language_model.norm):
+        modules = (*language_model.layers[:-1], language_model.norm)
+        for module in (modules[layer - 1] for layer in layers):
             stack.callback(module.register_forward_hook(keep).remove)
         yield collected
 
 
-def split_hidden(collected: list[Tensor], places: PhraseRows) -> list[HiddenRows]:
+def split_hidden(collected: list[Tensor], layers: tuple[int, ...], places: PhraseRows) -> list[HiddenRows]:
     """Hands the collected states to their samples.
 
     Args:
         collected: From :func:`hidden_rows`.
+        layers: What was asked for there.
         places: Of the batch.
 
     Returns:
-        Per sample its rows of all layers.
+        Per sample its rows of these layers.
     """
     positions = places.positions.to(collected[0].device)
     rows = torch.stack(
         [take_tokens(states, positions) if states.requires_grad else states for states in collected]
     )
     return [
-        HiddenRows(states=rows[:, row, entries], phrase_ids=phrase_ids.to(rows.device))
+        HiddenRows(states=rows[:, row, entries], phrase_ids=phrase_ids.to(rows.device), layers=layers)
         for (row, entries, _), phrase_ids in zip(places.row_slices, places.sample_phrase_ids, strict=True)
     ]
 

@@ -17,7 +17,7 @@ from flmm_detseg.store.background_cache import BackgroundCache
 from flmm_detseg.store.settings import CacheSettings
 from flmm_detseg.structures import CaptureSpec, Phrase
 
-EVERYTHING = CaptureSpec(attention=True, hidden=True, logits=True)
+EVERYTHING = CaptureSpec(attention=True, hidden="all", logits=True)
 SCHEMES = pytest.mark.parametrize("positions", ["packed", "raster"])
 
 

@@ -16,7 +16,7 @@ from flmm_detseg.heads import LanguageHead
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import CaptureSpec
 
-EVERYTHING = CaptureSpec(attention=True, hidden=True, vision_layers=(0, 2), logits=True)
+EVERYTHING = CaptureSpec(attention=True, hidden="all", vision_layers=(0, 2), logits=True)
 VARIANTS = pytest.mark.parametrize(
     "settings",
     [

@@ -23,7 +23,7 @@ from flmm_detseg.store.background_cache import BackgroundCache
 from flmm_detseg.store.settings import ApproximateSettings, CacheSettings
 from flmm_detseg.structures import CaptureSpec, Phrase, Sample
 
-EVERYTHING = CaptureSpec(attention=True, hidden=True, vision_layers=(2,), logits=True)
+EVERYTHING = CaptureSpec(attention=True, hidden="all", vision_layers=(2,), logits=True)
 FUSED, COMPRESSED = PreFusion(num_layers=2), PreFusion(num_layers=2, compressed_side=2)
 SCHEMES = pytest.mark.parametrize("positions", ["packed", "raster"])
 LETTERBOX = pytest.mark.parametrize("letterbox", ["background", "drop"])

@@ -203,7 +203,7 @@ def test_batches_do_not_use_what_was_found_for_another_model(monkeypatch):
 
 def test_phrases_are_grounded_in_threads():
     model, cache = cached_llava(), new_cache()
-    capture = CaptureSpec(attention=True, hidden=True)
+    capture = CaptureSpec(attention=True, hidden="all")
     images = screens(6)
     wanted = [ask(StreamSession(model, None), image, capture=capture).generation for image in images]
     found: dict[int, list] = {}

@@ -122,7 +122,7 @@ def test_stored_tensors_survive_many_answers_unchanged():
     stored = [*done.match.prefix.keys, *done.match.prefix.values, done.match.features]
     copies = [tensor.clone() for tensor in stored]
     for image in images:
-        session.ask(image, "another ?", max_new_tokens=9, capture=CaptureSpec(attention=True, hidden=True))
+        session.ask(image, "another ?", max_new_tokens=9, capture=CaptureSpec(attention=True, hidden="all"))
     assert all(torch.equal(a, b) for a, b in zip(stored, copies, strict=True))
 
 
@@ -179,7 +179,7 @@ def test_milliseconds_name_what_was_done():
 def test_phrases_of_a_hit_are_grounded_as_in_a_cold_run():
     model = cached_llava(letterbox="drop")
     session = StreamSession(model, new_cache())
-    capture = CaptureSpec(attention=True, hidden=True)
+    capture = CaptureSpec(attention=True, hidden="all")
     images, meta = [image[14:42] for image in screens(2)], {"objects_xyxy": [[14, 0, 42, 14]]}
     session.ask(images[0], max_new_tokens=2, meta=meta)
     hit = session.ask(images[1], max_new_tokens=8, meta=meta, capture=capture)

@@ -20,7 +20,7 @@ from flmm_detseg.lmms.capture import token_rules
 from flmm_detseg.structures import CaptureSpec
 
 NUM_TOKENS = 10
-ALL = CaptureSpec(attention=True, hidden=True)
+ALL = CaptureSpec(attention=True, hidden="all")
 # First tokens of the stock answer, and what follows from them.
 FIELDS = {
     "repetition_penalty": dict(repetition_penalty=3.0),

@@ -28,7 +28,7 @@ from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, LMMInputs, LMMStates, Phrase, Sample, Turn
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
-TEXT = CaptureSpec(attention=True, hidden=True, logits=True)
+TEXT = CaptureSpec(attention=True, hidden="all", logits=True)
 
 
 def samples() -> list[Sample]:
@@ -91,6 +91,25 @@ def test_logits_and_hidden_rows_are_those_of_the_models_own_forward(family):
                 torch.testing.assert_close(
                     rows.states[layer, rows.phrase_ids == phrase], states[0, tokens], rtol=1e-4, atol=2e-5
                 )
+
+
+@torch.no_grad()
+def test_hidden_rows_of_chosen_layers(family):
+    lmm = build(family)
+    last = lmm.num_layers
+    item = lmm.prepare(samples()[0])
+    states = own_forward(lmm, item).hidden_states
+    for layers in ((last,), (1,), (1, last)):
+        (rows,) = lmm.encode([item], CaptureSpec(hidden=layers)).hidden
+        assert rows.layers == layers
+        assert len(rows.states) == len(layers)
+        for layer, found in zip(rows.layers, rows.states, strict=True):
+            for phrase, tokens in enumerate(item.phrase_tokens):
+                torch.testing.assert_close(
+                    found[rows.phrase_ids == phrase], states[layer][0, tokens], rtol=1e-4, atol=2e-5
+                )
+    with pytest.raises(ConfigError, match=rf"\[{last + 1}\] do not exist"):
+        lmm.encode([item], CaptureSpec(hidden=(last + 1,)))
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.checkpoint import load_checkpoint
 from flmm_detseg.structures import CaptureSpec, LMMStates
 
-EVERYTHING = CaptureSpec(attention=True, hidden=True, vision_layers=(0, 2, 3), logits=True)
+EVERYTHING = CaptureSpec(attention=True, hidden="all", vision_layers=(0, 2, 3), logits=True)
 PLAIN = dict(vision=dict(r=4, alpha=8), llm=dict(r=2, alpha=4), projector=dict(r=2, alpha=4))
 CONV = PLAIN | dict(vision=dict(r=4, alpha=8, kind="conv_lora", num_experts=3))
 BUILDERS = pytest.mark.parametrize("build", [tiny_llava, tiny_llava_next])
