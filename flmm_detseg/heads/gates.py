@@ -12,59 +12,72 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.heads.task_rows import TaskRows
 from flmm_detseg.utils.names import suggest
 
-# Tasks of samples that a gate may tell apart, in the order of the rows of its embedding.
-TASKS = ("phrase", "detection", "segmentation", "vqa", "joint")
 _OUTPUT_STD = 1e-3  # of the last weights: nearly zero, so that the start is the identity whatever the input
+
+
+@dataclass(frozen=True)
+class GateSettings:
+    """What every gate is made from.
+
+    Attributes:
+        num_maps: L, layers to mix.
+        channels: C of the maps.
+        temperature: What logits are divided by.
+        initial_share: Share of all layers but the last together at the start, in (0, 1).
+        hidden_channels: Width of the gate's own network, where it has one.
+        tasks: Tasks beside those of :data:`~flmm_detseg.heads.task_rows.TASKS`, for gates that tell tasks apart.
+
+    Raises:
+        ConfigError: A value outside its range.
+    """
+
+    num_maps: int
+    channels: int
+    temperature: float = 0.1
+    initial_share: float = 1e-4
+    hidden_channels: int = 64
+    tasks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.num_maps < 1 or self.channels < 1 or self.hidden_channels < 1:
+            raise ConfigError("a gate needs at least one layer, one channel and one hidden channel")
+        if self.temperature <= 0 or not 0 < self.initial_share < 1:
+            raise ConfigError(
+                f"gate: temperature={self.temperature} must be positive, initial_share={self.initial_share} in (0, 1)"
+            )
 
 
 class LayerGate(nn.Module, ABC):
     """Base of the gates.
 
     Args:
-        num_maps: L, layers to mix.
-        channels: C of the maps.
-        temperature: What logits are divided by.
-        initial_share: Share of all layers but the last together at the start, in (0, 1).
-        hidden_channels: Width of the gate's own network, where it has one.
+        settings: Sizes and start.
 
     Attributes:
         uses_all_layers: Whether other layers than the last are read at all.
-
-    Raises:
-        ConfigError: A value outside its range.
+        uses_tasks: Whether the samples' tasks are looked at.
 
     Source: MTAN, arXiv 1803.10704 (``spatial``); SE, arXiv 1709.01507 (``channel``).
     """
 
     uses_all_layers = True
+    uses_tasks = False
 
-    def __init__(
-        self,
-        num_maps: int,
-        channels: int,
-        temperature: float = 0.1,
-        initial_share: float = 1e-4,
-        hidden_channels: int = 64,
-    ) -> None:
+    def __init__(self, settings: GateSettings) -> None:
         super().__init__()
-        if num_maps < 1 or channels < 1 or hidden_channels < 1:
-            raise ConfigError("a gate needs at least one layer, one channel and one hidden channel")
-        if temperature <= 0 or not 0 < initial_share < 1:
-            raise ConfigError(
-                f"gate: temperature={temperature} must be positive, initial_share={initial_share} in (0, 1)"
-            )
-        self.num_maps = num_maps
-        self.channels = channels
-        self.temperature = temperature
-        self.initial_share = initial_share
-        self.hidden_channels = hidden_channels
+        self.num_maps = settings.num_maps
+        self.channels = settings.channels
+        self.temperature = settings.temperature
+        self.initial_share = settings.initial_share
         self._figures: Tensor | None = None
 
     @abstractmethod
@@ -76,16 +89,30 @@ class LayerGate(nn.Module, ABC):
 
         Args:
             maps: ``[B, L, C, h, w]``.
-            tasks: Task of each sample, one of :data:`TASKS`.
+            tasks: Task of each sample.
 
         Returns:
             ``[B, C, h, w]``, dtype of the maps.
+
+        Raises:
+            ConfigError: See :meth:`check_task`.
         """
         # Float32: shares near 1e-4 and outlier channels do not go together in half precision.
         with torch.autocast(maps.device.type, enabled=False):
             shares = self.shares(maps.float(), tasks)
             self._figures = _figures(shares.detach())
             return (shares * maps.float()).sum(1).to(maps.dtype)
+
+    def check_task(self, task: str, where: str) -> None:
+        """Checks that the gate knows a task, where it looks at tasks.
+
+        Args:
+            task: Of a sample.
+            where: The sample, for the error.
+
+        Raises:
+            ConfigError: It has no row for the task.
+        """
 
     def statistics(self) -> dict[str, float]:
         """Figures of the last batch.
@@ -130,15 +157,8 @@ class LastLayer(LayerGate):
 class StaticGate(LayerGate):
     """``static``: one learned logit per layer."""
 
-    def __init__(
-        self,
-        num_maps: int,
-        channels: int,
-        temperature: float = 0.1,
-        initial_share: float = 1e-4,
-        hidden_channels: int = 64,
-    ) -> None:
-        super().__init__(num_maps, channels, temperature, initial_share, hidden_channels)
+    def __init__(self, settings: GateSettings) -> None:
+        super().__init__(settings)
         self.logits = nn.Parameter(self._initial_logits())
 
     def shares(self, maps: Tensor, tasks: Sequence[str]) -> Tensor:
@@ -149,65 +169,46 @@ class StaticGate(LayerGate):
 class TaskGate(LayerGate):
     """``task``: a network on an embedding of the sample's task; the input is not looked at."""
 
-    def __init__(
-        self,
-        num_maps: int,
-        channels: int,
-        temperature: float = 0.1,
-        initial_share: float = 1e-4,
-        hidden_channels: int = 64,
-    ) -> None:
-        super().__init__(num_maps, channels, temperature, initial_share, hidden_channels)
-        self.task_embedding = nn.Embedding(len(TASKS), hidden_channels)
-        self.output = _output(nn.Linear(hidden_channels, num_maps), self._initial_logits())
+    uses_tasks = True
+
+    def __init__(self, settings: GateSettings) -> None:
+        super().__init__(settings)
+        self.task_embedding = TaskRows(settings.hidden_channels, settings.tasks)
+        self.output = _output(nn.Linear(settings.hidden_channels, self.num_maps), self._initial_logits())
+
+    def check_task(self, task: str, where: str) -> None:
+        """See the base."""
+        self.task_embedding.require(task, where)
 
     def shares(self, maps: Tensor, tasks: Sequence[str]) -> Tensor:
         """One row per sample."""
-        hidden = nn.functional.gelu(self._embed(tasks))
+        hidden = nn.functional.gelu(self.task_embedding(tasks).float())
         return _softmax(_dense(self.output, hidden) / self.temperature)
-
-    def _embed(self, tasks: Sequence[str]) -> Tensor:
-        index = torch.tensor([TASKS.index(task) for task in tasks], device=self.task_embedding.weight.device)
-        return self.task_embedding(index).float()
 
 
 class DynamicGate(TaskGate):
     """``dynamic``: a network on the layers' mean features and the task, one share per sample and layer."""
 
-    def __init__(
-        self,
-        num_maps: int,
-        channels: int,
-        temperature: float = 0.1,
-        initial_share: float = 1e-4,
-        hidden_channels: int = 64,
-    ) -> None:
-        super().__init__(num_maps, channels, temperature, initial_share, hidden_channels)
-        self.squeeze = nn.Linear(num_maps * channels, hidden_channels)
+    def __init__(self, settings: GateSettings) -> None:
+        super().__init__(settings)
+        self.squeeze = nn.Linear(self.num_maps * self.channels, settings.hidden_channels)
 
     def shares(self, maps: Tensor, tasks: Sequence[str]) -> Tensor:
         """One row per sample."""
-        hidden = _dense(self.squeeze, _pooled(maps)) + self._embed(tasks)
+        hidden = _dense(self.squeeze, _pooled(maps)) + self.task_embedding(tasks).float()
         return _softmax(_dense(self.output, nn.functional.gelu(hidden)) / self.temperature)
 
 
 class ChannelGate(LayerGate):
     """``channel``: squeeze and excitation over the channels of all layers; sigmoid shares, no sum of 1."""
 
-    def __init__(
-        self,
-        num_maps: int,
-        channels: int,
-        temperature: float = 0.1,
-        initial_share: float = 1e-4,
-        hidden_channels: int = 64,
-    ) -> None:
-        super().__init__(num_maps, channels, temperature, initial_share, hidden_channels)
-        self.squeeze = nn.Linear(num_maps * channels, hidden_channels)
-        start = torch.full((num_maps, channels), initial_share / max(1, num_maps - 1))
-        start[-1] = 1 - initial_share
-        bias = temperature * torch.logit(start.double()).float().flatten()
-        self.output = _output(nn.Linear(hidden_channels, num_maps * channels), bias)
+    def __init__(self, settings: GateSettings) -> None:
+        super().__init__(settings)
+        self.squeeze = nn.Linear(self.num_maps * self.channels, settings.hidden_channels)
+        start = torch.full((self.num_maps, self.channels), self.initial_share / max(1, self.num_maps - 1))
+        start[-1] = 1 - self.initial_share
+        bias = self.temperature * torch.logit(start.double()).float().flatten()
+        self.output = _output(nn.Linear(settings.hidden_channels, self.num_maps * self.channels), bias)
 
     def shares(self, maps: Tensor, tasks: Sequence[str]) -> Tensor:
         """One per sample, layer and channel, each in (0, 1)."""
@@ -219,18 +220,11 @@ class ChannelGate(LayerGate):
 class SpatialGate(LayerGate):
     """``spatial``: a mask per layer (two 1x1 convolutions on all layers), shares normalised at every position."""
 
-    def __init__(
-        self,
-        num_maps: int,
-        channels: int,
-        temperature: float = 0.1,
-        initial_share: float = 1e-4,
-        hidden_channels: int = 64,
-    ) -> None:
-        super().__init__(num_maps, channels, temperature, initial_share, hidden_channels)
+    def __init__(self, settings: GateSettings) -> None:
+        super().__init__(settings)
         # Linear over the last axis: a 1x1 convolution on channels-last maps.
-        self.squeeze = nn.Linear(num_maps * channels, hidden_channels)
-        self.output = _output(nn.Linear(hidden_channels, num_maps), self._initial_logits())
+        self.squeeze = nn.Linear(self.num_maps * self.channels, settings.hidden_channels)
+        self.output = _output(nn.Linear(settings.hidden_channels, self.num_maps), self._initial_logits())
 
     def shares(self, maps: Tensor, tasks: Sequence[str]) -> Tensor:
         """One per sample, layer and position."""
@@ -251,7 +245,12 @@ GATES: dict[str, type[LayerGate]] = {
 
 
 def build_gate(
-    name: str, num_maps: int, channels: int, temperature: float = 0.1, initial_share: float = 1e-4
+    name: str,
+    num_maps: int,
+    channels: int,
+    temperature: float = 0.1,
+    initial_share: float = 1e-4,
+    tasks: Sequence[str] = (),
 ) -> LayerGate:
     """A gate by its name in :data:`GATES`.
 
@@ -259,15 +258,21 @@ def build_gate(
         name: Key of the registry.
         num_maps: L.
         channels: C.
-        temperature: See :class:`LayerGate`.
-        initial_share: See :class:`LayerGate`.
+        temperature: See :class:`GateSettings`.
+        initial_share: See :class:`GateSettings`.
+        tasks: See :class:`GateSettings`.
 
     Raises:
-        ConfigError: Unknown name, or a value outside its range.
+        ConfigError: Unknown name, a value outside its range, or tasks for a gate that does not look at them.
     """
     if name not in GATES:
         raise ConfigError(f"`gate` is {name!r}{suggest(name, GATES)}")
-    return GATES[name](num_maps, channels, temperature, initial_share)
+    if tasks and not GATES[name].uses_tasks:
+        known = ", ".join(key for key, gate in GATES.items() if gate.uses_tasks)
+        raise ConfigError(f"`gate_tasks` are for gates that look at the task ({known}); `gate` is {name!r}")
+    if isinstance(tasks, str):
+        raise ConfigError(f"`gate_tasks` is {tasks!r}; give a list of names")
+    return GATES[name](GateSettings(num_maps, channels, temperature, initial_share, tasks=tuple(tasks)))
 
 
 def _figures(shares: Tensor) -> Tensor:

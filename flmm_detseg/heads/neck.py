@@ -62,8 +62,10 @@ class VisionNeck(nn.Module):
         channels: C of the pyramid.
         scales: Levels as resolution relative to the patch grid, out of :data:`SCALES`, descending.
         gate: How layers are mixed, see :mod:`flmm_detseg.heads.gates`. ``"none"`` reads the last layer only.
-        gate_temperature: See :class:`~flmm_detseg.heads.gates.LayerGate`.
-        gate_initial_share: See :class:`~flmm_detseg.heads.gates.LayerGate`.
+        gate_temperature: See :class:`~flmm_detseg.heads.gates.GateSettings`.
+        gate_initial_share: See :class:`~flmm_detseg.heads.gates.GateSettings`.
+        gate_tasks: Tasks that a gate of kind ``"task"`` or ``"dynamic"`` has rows for, beside those of
+            :data:`~flmm_detseg.heads.task_rows.TASKS`. Older checkpoints load: rows that they lack stay as they begin.
         project_channels: Every layer is normalised and projected (1x1, its own weights) to this many channels before
             the mixing; None mixes the maps as they are.
         side: Second stream, concatenated to the level whose stride is nearest to its own.
@@ -91,6 +93,7 @@ class VisionNeck(nn.Module):
         gate_initial_share: float = 1e-4,
         project_channels: int | None = None,
         side: SideStream | None = None,
+        gate_tasks: Sequence[str] = (),
     ) -> None:
         super().__init__()
         layers, scales = tuple(vision_layers), tuple(float(scale) for scale in scales)
@@ -101,7 +104,9 @@ class VisionNeck(nn.Module):
         if not scales or list(scales) != sorted(set(scales), reverse=True) or not set(scales) <= set(SCALES):
             raise ConfigError(f"`scales` {scales} must be some of {SCALES}, descending")
         mixed_channels = vision_channels if project_channels is None else project_channels
-        self.gate = build_gate(gate, len(layers), mixed_channels, gate_temperature, gate_initial_share)
+        self.gate = build_gate(
+            gate, len(layers), mixed_channels, gate_temperature, gate_initial_share, gate_tasks
+        )
         self.vision_layers = layers if self.gate.uses_all_layers else layers[-1:]
         self.patch_size = patch_size
         self.channels = channels
@@ -133,7 +138,7 @@ class VisionNeck(nn.Module):
             weights.
 
         Raises:
-            ConfigError: The images have different grids.
+            ConfigError: The images have different grids, or the gate has no row for a sample's task; names the sample.
         """
         assert states.vision is not None, "the neck needs vision maps; its head asks for them in `capture`"
         sizes = {tuple(maps[layer].shape[-2:]) for maps in states.vision for layer in self.vision_layers}
@@ -148,6 +153,8 @@ class VisionNeck(nn.Module):
         ]
         if self.project is not None:
             layers = [project(maps) for project, maps in zip(self.project, layers)]
+        for sample in batch.samples:
+            self.gate.check_task(sample.task, sample.record_id)
         mixed = self.gate(torch.stack(layers, dim=1), [sample.task for sample in batch.samples])
         pyramid = [level(mixed) for level in self.levels]
         if self.side is not None:

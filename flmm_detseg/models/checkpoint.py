@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 from collections import OrderedDict
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -13,9 +14,11 @@ from operator import attrgetter
 from pathlib import Path
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.heads.task_rows import rows_since
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora.layers import lora_group_of
 from flmm_detseg.lmms.weights.identity import check_identity, lmm_identity
@@ -248,13 +251,21 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
         source: Named in errors.
 
     Returns:
-        Exactly the tensors to load, by our names.
+        Exactly the tensors to load, by our names; those of tasks that a gate learned to tell apart since the file was
+        written are not among them.
 
     Raises:
         CheckpointError: Lists missing, unexpected and wrongly shaped keys, or tensors with NaN or infinities.
     """
     given = to_our_names(state_dict)
     wanted = trainable_tensors(model)
+    if later := rows_since(model, given):
+        print_log(
+            f"{source} was written before the gate knew these tasks; their rows stay as they begin: {_list(later)}",
+            "current",
+            logging.WARNING,
+        )
+    wanted = {name: tensor for name, tensor in wanted.items() if name not in later}
     given = {k: v for k, v in given.items() if k in wanted or not k.endswith(_OPTIONAL_SUFFIX)}
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
@@ -296,9 +307,9 @@ def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     Raises:
         CheckpointError: See :func:`check_tensors`; nothing is changed then.
     """
-    given = check_tensors(model, state_dict, source)
-    for name, tensor in trainable_tensors(model).items():
-        tensor.copy_(given[name])
+    given, own = check_tensors(model, state_dict, source), trainable_tensors(model)
+    for name, tensor in given.items():
+        own[name].copy_(tensor)
 
 
 def load_file(model: nn.Module, path: str | Path) -> None:
@@ -380,10 +391,11 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
     parameters = dict(model.named_parameters())
     # A new run may begin with a state of its own.
     own = [name for name in state_buffers(model) if _BASE not in name and name not in parameters]
+    later = rows_since(model, found)
     missing = [
         name
         for name in wanted
-        if name not in found and name not in own and not any(fnmatchcase(name, p) for p in patterns)
+        if name not in {*found, *own, *later} and not any(fnmatchcase(name, p) for p in patterns)
     ]
     if missing:
         raise CheckpointError(

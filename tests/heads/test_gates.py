@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.heads.gates import GATES, TASKS, build_gate
+from flmm_detseg.heads.gates import GATES, build_gate
+from flmm_detseg.heads.task_rows import TASKS
 
 B, L, C = 3, 4, 6
 TASKS_OF_BATCH = ["detection", "joint", "segmentation"]

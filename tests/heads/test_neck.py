@@ -23,8 +23,9 @@ from torch import nn
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads import DetectionHead, PixelStem, SemanticSegHead
 from flmm_detseg.heads.frame import Frame
-from flmm_detseg.heads.gates import GATES, TASKS
+from flmm_detseg.heads.gates import GATES
 from flmm_detseg.heads.neck import nearest
+from flmm_detseg.heads.task_rows import TASKS
 from flmm_detseg.structures import GridLevel, GroundingBatch, LMMStates, PatchGrid
 
 
