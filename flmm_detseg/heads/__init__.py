@@ -4,7 +4,7 @@ from flmm_detseg.compat import install
 
 install()  # before any module of this package imports mmdet or mmseg
 
-from flmm_detseg.heads.base import Head  # noqa: E402
+from flmm_detseg.heads.base import Head, head_of, require_head  # noqa: E402
 from flmm_detseg.heads.detection_head import DetectionHead  # noqa: E402
 from flmm_detseg.heads.language_head import LanguageHead  # noqa: E402
 from flmm_detseg.heads.neck import VisionNeck  # noqa: E402
@@ -22,4 +22,6 @@ __all__ = [
     "SemanticSegHead",
     "UNetHead",
     "VisionNeck",
+    "head_of",
+    "require_head",
 ]

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import ClassVar, Generic, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Prediction, Sample
+from flmm_detseg.refiners import SAMRefiner
+from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
+
+P = TypeVar("P")
+# One pass of the LMM with what a head captures, or what was kept of an answer.
+Encode: TypeAlias = Callable[[GroundingBatch], LMMStates]
 
 
-class Head(nn.Module, ABC):
-    """Turns captured LMM states into predictions. Takes built parts and scalars, never configs.
+class Head(nn.Module, ABC, Generic[P]):
+    """Turns captured LMM states into predictions of type P, one a sample. Takes built parts and scalars, never configs.
+
+    Models, hooks and tools know heads by this contract alone, not by their names or classes.
 
     Attributes:
         tasks: Tasks (:attr:`Sample.task`) whose samples the head reads; it is given no others.
+        result_of: Tasks whose result is this head's prediction: what validation measures and pictures show of their
+            samples. None for heads whose prediction is of no use without a target.
+        class_names: Classes in the order of the labels; empty for heads without classes.
     """
 
     tasks: ClassVar[frozenset[str]]
+    result_of: ClassVar[frozenset[str]] = frozenset()
+    class_names: tuple[str, ...] = ()
 
     def wants(self, sample: Sample) -> bool:
         """Whether the head is given a sample. A head that learns from ``"joint"`` samples may leave those out that
@@ -47,8 +60,81 @@ class Head(nn.Module, ABC):
         return sum(inputs.num_phrases for inputs in batch.inputs)
 
     @abstractmethod
-    def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Prediction]:
+    def predict(self, states: LMMStates, batch: GroundingBatch) -> list[P]:
         """One prediction per sample, in order."""
+
+    def run(self, encode: Encode, batch: GroundingBatch, *, keep_attention: bool = False) -> list[P]:
+        """From samples to predictions; a head that needs more than one pass over a sample takes them here.
+
+        Args:
+            encode: Gives the states of a batch with :attr:`capture`.
+            batch: The samples; those that ``encode`` is given may have some of their phrases only.
+            keep_attention: Return the attention stack with each prediction, where there is one.
+        """
+        return self.predict(encode(batch), batch)
+
+    # Classes by their words.
+
+    @property
+    def wants_class_embeddings(self) -> bool:
+        """Whether classes are found by text embeddings, which :meth:`set_class_embeddings` must be given before use."""
+        return False
+
+    def set_class_embeddings(self, embeddings: Tensor, class_names: Sequence[str] | None = None) -> None:
+        """Gives the head its classes; also another list than it was trained with.
+
+        Args:
+            embeddings: Float ``[N, hidden_size]``, e.g. the mean input embedding of each name's tokens.
+            class_names: N names; None keeps the present ones.
+
+        Raises:
+            ConfigError: The head does not want them, or the shapes do not fit.
+        """
+        raise ConfigError(f"a {type(self).__name__} takes no class embeddings")
+
+    def other_classes(self, embeddings: Tensor, class_names: Sequence[str]) -> AbstractContextManager[None]:
+        """Context in which the head finds other classes; arguments and errors as :meth:`set_class_embeddings`."""
+        raise ConfigError(f"a {type(self).__name__} takes no class embeddings")
+
+    # A SAM for several heads.
+
+    @property
+    def lent_sam(self) -> SAMRefiner | None:
+        """A refiner that other heads may use as it is, without training it."""
+        return None
+
+    def borrow_sam(self, sam: SAMRefiner) -> None:
+        """Gives the head another one's refiner, to be used as it is; a head that has its own, or no use, ignores it."""
+
+
+def head_of(heads: Mapping[str, Head], task: str) -> Head | None:
+    """The head whose prediction is the result of a task; None where no head predicts for it.
+
+    Args:
+        heads: By name. Of several that predict for the task, the one that is named as the task is meant.
+        task: See :attr:`Sample.task`.
+
+    Raises:
+        ConfigError: Several do, and none has that name.
+    """
+    found = {name: head for name, head in heads.items() if task in head.result_of}
+    if task in found or len(found) < 2:
+        return found.get(task) or next(iter(found.values()), None)
+    raise ConfigError(
+        f"the heads {', '.join(found)} all predict for task {task!r}; name the one that is meant {task!r}"
+    )
+
+
+def require_head(heads: Mapping[str, Head], task: str) -> Head:
+    """As :func:`head_of`.
+
+    Raises:
+        ConfigError: No head, or several of them, predict for the task.
+    """
+    head = head_of(heads, task)
+    if head is None:
+        raise ConfigError(f"the model has no head for task {task!r} (heads: {', '.join(heads)})")
+    return head
 
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:

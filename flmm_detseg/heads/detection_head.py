@@ -25,7 +25,7 @@ CLASSIFIERS = ("closed", "open")
 
 
 @MODELS.register_module()
-class DetectionHead(Head):
+class DetectionHead(Head[InstanceData]):
     """FCOS on a pyramid of vision maps; boxes in original image pixels, instance masks through SAM.
 
     Args:
@@ -34,8 +34,8 @@ class DetectionHead(Head):
         classifier: ``"closed"`` (one learned filter per class) or ``"open"`` (similarity to text embeddings, which
             :meth:`set_class_embeddings` must be given before use).
         hidden_size: Width of the text embeddings, that of the LMM; follows from the LMM, open classifier only.
-        sam: A refiner of the head's own that makes masks of predicted boxes; frozen. None: boxes only, unless
-            :meth:`predict` is lent another head's.
+        sam: A refiner of the head's own that makes masks of predicted boxes; frozen. None: boxes only, unless the head
+            is lent another one's (:meth:`borrow_sam`).
         feat_channels: Width of FCOS's towers.
         stacked_convs: Depth of FCOS's towers.
         range_factor: See :class:`~flmm_detseg.heads.fcos.FrameFCOS`, as the next four.
@@ -55,6 +55,7 @@ class DetectionHead(Head):
     """
 
     tasks = frozenset({"detection", "joint"})
+    result_of = frozenset({"detection"})
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class DetectionHead(Head):
         self.classifier = classifier
         self.neck = neck
         self.sam = sam.requires_grad_(False) if sam is not None else None
+        self._borrowed: tuple[SAMRefiner, ...] = ()
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
         self.candidates_per_level = candidates_per_level
@@ -112,17 +114,14 @@ class DetectionHead(Head):
         """Vision maps of the neck's layers."""
         return CaptureSpec(vision_layers=self.neck.vision_layers)
 
+    @property
+    def wants_class_embeddings(self) -> bool:
+        """Whether the classifier is open."""
+        return self.classifier == "open"
+
     def set_class_embeddings(self, embeddings: Tensor, class_names: Sequence[str] | None = None) -> None:
-        """Gives the open classifier its classes; also another list than it was trained with.
-
-        Args:
-            embeddings: Float ``[N, hidden_size]``, e.g. the mean input embedding of each name's tokens.
-            class_names: N names; None keeps the present ones.
-
-        Raises:
-            ConfigError: The classifier is closed, or the shapes do not fit.
-        """
-        if self.classifier != "open":
+        """See :class:`Head`; a closed classifier's classes are fixed."""
+        if not self.wants_class_embeddings:
             raise ConfigError("class embeddings are for `classifier='open'`; this head's classes are fixed")
         names = self.class_names if class_names is None else checked_names(class_names)
         if len(embeddings) != len(names):
@@ -132,15 +131,25 @@ class DetectionHead(Head):
 
     @contextmanager
     def other_classes(self, embeddings: Tensor, class_names: Sequence[str]) -> Iterator[None]:
-        """Context in which an open head finds other classes; arguments and errors as :meth:`set_class_embeddings`."""
+        """See :class:`Head`."""
         names, fcos = self.class_names, self.fcos
-        before = fcos.conv_cls.embeddings if self.classifier == "open" else None
+        before = fcos.conv_cls.embeddings if self.wants_class_embeddings else None
         self.set_class_embeddings(embeddings, class_names)
         try:
             yield
         finally:
             fcos.conv_cls.embeddings, self.class_names = before, names
             fcos.num_classes = fcos.cls_out_channels = len(names)
+
+    def borrow_sam(self, sam: SAMRefiner) -> None:
+        """See :class:`Head`; masks of boxes then come from it."""
+        if self.sam is None:
+            self._borrowed = (sam,)  # in a tuple: no submodule, its parameters belong to another head
+
+    @property
+    def refiner(self) -> SAMRefiner | None:
+        """What makes masks of boxes: the head's own, else a borrowed one."""
+        return self.sam if self.sam is not None else next(iter(self._borrowed), None)
 
     def num_targets(self, batch: GroundingBatch) -> int:
         """Positive points, at least one where there is a sample: what every loss is divided by."""
@@ -173,15 +182,12 @@ class DetectionHead(Head):
         return result
 
     @torch.no_grad()
-    def predict(
-        self, states: LMMStates, batch: GroundingBatch, sam: SAMRefiner | None = None
-    ) -> list[InstanceData]:
+    def predict(self, states: LMMStates, batch: GroundingBatch) -> list[InstanceData]:
         """Objects of every image, best first.
 
         Args:
             states: With the neck's vision maps.
             batch: The samples.
-            sam: Another head's refiner, used as it is where this head has none of its own.
 
         Returns:
             Per sample ``bboxes`` (float32 ``[N, 4]``, xyxy, original image pixels, inside the image), ``scores``
@@ -198,7 +204,7 @@ class DetectionHead(Head):
             per_level=self.candidates_per_level,
         )
         found = [self._select(boxes, frame) for boxes, frame in zip(candidates, frames)]
-        refiner = self.sam if self.sam is not None else sam
+        refiner = self.refiner
         if refiner is not None:
             found_maps = refiner.maps_from_boxes(
                 [sample.image for sample in batch.samples],

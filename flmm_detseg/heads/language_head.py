@@ -15,7 +15,7 @@ _IGNORED = -100
 
 
 @MODELS.register_module()
-class LanguageHead(Head):
+class LanguageHead(Head[Tensor]):
     """Language loss of an adapted LMM. Has no weights of its own: it reads the LMM's language head.
 
     Args:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.heads.base import Head
+from flmm_detseg.heads.base import Encode, Head
 from flmm_detseg.heads.losses import MaskLoss
 from flmm_detseg.heads.unet_head import UNetHead
 from flmm_detseg.ops.boxes import masks_to_boxes
@@ -20,6 +21,7 @@ from flmm_detseg.structures import (
     CaptureSpec,
     GroundingBatch,
     HiddenRows,
+    LMMInputs,
     LMMStates,
     LogitMaps,
     PackedMasks,
@@ -27,6 +29,8 @@ from flmm_detseg.structures import (
     Prediction,
     Sample,
 )
+from flmm_detseg.utils.finite import require_finite
+from flmm_detseg.utils.memory import give_back_memory
 
 TARGET_RESOLUTIONS = ("processor", "full")
 
@@ -59,7 +63,7 @@ class PhraseReading(NamedTuple):
 
 
 @MODELS.register_module()
-class PhraseGroundingHead(Head):
+class PhraseGroundingHead(Head[Prediction]):
     """F-LMM's head: U-Net on the attention stack, then SAM with mask, box and text prompts.
 
     Trainable names are those of published F-LMM checkpoints (``mask_head.*``, ``sam.model.*``,
@@ -89,6 +93,7 @@ class PhraseGroundingHead(Head):
     """
 
     tasks = frozenset({"phrase"})
+    result_of = frozenset({"phrase"})
 
     def __init__(
         self,
@@ -133,6 +138,11 @@ class PhraseGroundingHead(Head):
         return self.sam is not None and self.sam.use_text
 
     @property
+    def lent_sam(self) -> SAMRefiner | None:
+        """The refiner."""
+        return self.sam
+
+    @property
     def capture(self) -> CaptureSpec:
         """Attention rows, and hidden rows where the refiner takes text."""
         return CaptureSpec(attention=True, hidden="all" if self.uses_text else ())
@@ -161,6 +171,49 @@ class PhraseGroundingHead(Head):
         return self.finish(self.read(states, batch, keep_attention=self.keep_attention), batch.samples)
 
     @torch.no_grad()
+    def run(self, encode: Encode, batch: GroundingBatch, *, keep_attention: bool = False) -> list[Prediction]:
+        """See :class:`Head`; a sample with more than ``phrases_per_pass`` phrases is read in several passes.
+
+        All passes come before the refiner, whose padding is the lowest logit of all phrases of an image.
+        """
+        keep_attention = keep_attention or self.keep_attention
+        readings: dict[int, PhraseReading] = {}
+        counts = [len(sample.phrases) for sample in batch.samples]
+        few = [i for i, count in enumerate(counts) if count <= self.phrases_per_pass]
+        if few:
+            part = GroundingBatch([batch.samples[i] for i in few], [batch.inputs[i] for i in few])
+            found = self.read(encode(part), part, keep_attention=keep_attention)
+            readings.update(zip(few, found, strict=True))
+        for index in set(range(len(batch))) - set(few):
+            readings[index] = self._read_in_parts(
+                encode, batch.samples[index], batch.inputs[index], keep_attention
+            )
+        return self.finish([readings[i] for i in range(len(batch))], batch.samples)
+
+    def _read_in_parts(
+        self, encode: Encode, sample: Sample, inputs: LMMInputs, keep_attention: bool
+    ) -> PhraseReading:
+        count, step = len(sample.phrases), self.phrases_per_pass
+        coarse: Tensor | None = None
+        parts = []
+        for start in range(0, count, step):
+            phrases = slice(start, start + step)
+            batch = GroundingBatch(
+                [replace(sample, phrases=sample.phrases[phrases], masks=None)],
+                [replace(inputs, phrase_tokens=inputs.phrase_tokens[phrases])],
+            )
+            states = encode(batch)
+            give_back_memory()
+            (part,) = self.read(states, batch, keep_attention=keep_attention)
+            del states
+            if coarse is None:
+                coarse = part.coarse_logits.new_empty(count, *part.coarse_logits.shape[1:])
+            coarse[phrases] = part.coarse_logits
+            parts.append(part._replace(coarse_logits=coarse[phrases]))
+            give_back_memory()
+        return PhraseReading.join(parts, coarse)
+
+    @torch.no_grad()
     def read(
         self, states: LMMStates, batch: GroundingBatch, *, keep_attention: bool = False
     ) -> list[PhraseReading]:
@@ -178,7 +231,11 @@ class PhraseGroundingHead(Head):
 
     @torch.no_grad()
     def finish(self, readings: Sequence[PhraseReading], samples: Sequence[Sample]) -> list[Prediction]:
-        """Second half of :meth:`predict`: refined masks, boxes and scores; one reading a sample, of all its phrases."""
+        """Second half of :meth:`predict`: refined masks, boxes and scores; one reading a sample, of all its phrases.
+
+        Raises:
+            RunError: Masks, boxes or scores hold NaN or infinities; names the sample.
+        """
         refined: Sequence[LogitMaps | None] = [None] * len(samples)
         if self.sam is not None:
             refined = self.sam.refine(
@@ -188,7 +245,11 @@ class PhraseGroundingHead(Head):
                 [sample.image_id for sample in samples],
                 phrases_per_call=self.phrases_per_call,
             )
-        return [_prediction(*row) for row in zip(samples, readings, refined, strict=True)]
+        predictions = [_prediction(*row) for row in zip(samples, readings, refined, strict=True)]
+        for found in predictions:
+            parts = [found.coarse_logits, found.mask_maps.maps, found.scores, found.boxes_xyxy]
+            require_finite("phrases' masks", [found.record_id], [part[None] for part in parts])
+        return predictions
 
     def coarse_logits(self, stacks: Sequence[Tensor], batch: GroundingBatch) -> list[Tensor]:
         """Coarse mask logits with the processor's padding cut off.

@@ -73,7 +73,7 @@ class PyramidDecoder(nn.Module):
 
 
 @MODELS.register_module()
-class SemanticSegHead(Head):
+class SemanticSegHead(Head[Tensor]):
     """A class for every pixel: pyramid, light decoder, Dice and Lovasz-Softmax.
 
     Args:
@@ -94,6 +94,7 @@ class SemanticSegHead(Head):
     """
 
     tasks = frozenset({"segmentation", "joint"})
+    result_of = frozenset({"segmentation"})
 
     def __init__(
         self,

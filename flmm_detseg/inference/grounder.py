@@ -15,6 +15,7 @@ from PIL import Image
 
 from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads import head_of
 from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phrases
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.models import GroundingLMM
@@ -191,11 +192,12 @@ class Grounder:
         Raises:
             ConfigError: The model has no phrase head.
         """
-        if "phrase" not in self.model.heads:
+        head = head_of(self.model.heads, "phrase")
+        if head is None:
             raise ConfigError(
-                f"the model grounds no phrases: it has no head `phrase` (heads: {', '.join(self.model.heads)})"
+                f"the model grounds no phrases: it has no head for them (heads: {', '.join(self.model.heads)})"
             )
-        return self.model.heads["phrase"].capture
+        return head.capture
 
     def ground_answer(
         self,

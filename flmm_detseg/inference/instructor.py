@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads import Head, head_of, require_head
 from flmm_detseg.inference.grounder import ImageLike, read_image
 from flmm_detseg.inference.instructions import Step, match_class, parse_instruction
 from flmm_detseg.models import GroundingLMM
@@ -175,12 +176,12 @@ class Instructor:
         self._embeddings = None if classes is None else self._embed(classes)
 
     def _embed(self, classes: Sequence[str]) -> Tensor:
-        if "detection" not in self.model.heads:
+        head = self._detector
+        if head is None:
             raise ConfigError(
                 f"`classes` are for a detection head; the model has none (heads: {', '.join(self.model.heads)})"
             )
-        head = self.model.heads["detection"]
-        if head.classifier != "open":
+        if not head.wants_class_embeddings:
             raise ConfigError(
                 "`classes` need a detection head with `classifier`='open'; this one knows only "
                 f"{', '.join(head.class_names[:5])}{', ...' if len(head.class_names) > 5 else ''}"
@@ -234,17 +235,21 @@ class Instructor:
         )
 
     def _labels(self, step: Step) -> list[int] | None:
-        if step.kind != "detect" or "detection" not in self.model.heads:
+        if step.kind != "detect" or self._detector is None:
             return None
         return match_class(step.text, self._class_names)
 
     @property
+    def _detector(self) -> Head[Any] | None:
+        return head_of(self.model.heads, "detection")
+
+    @property
     def _class_names(self) -> tuple[str, ...]:
-        return self.classes or self.model.heads["detection"].class_names
+        return self.classes or require_head(self.model.heads, "detection").class_names
 
     def _detect(self, pixels: np.ndarray) -> list[Region]:
         """Objects of all classes; the model has its own classes again afterwards."""
-        names, head = self._class_names, self.model.heads["detection"]
+        names, head = self._class_names, require_head(self.model.heads, "detection")
         own = nullcontext() if self._embeddings is None else head.other_classes(self._embeddings, names)
         with own:
             found = self.model.detect([Sample("image", pixels, "", (), task="detection")])[0].cpu()
@@ -257,7 +262,7 @@ class Instructor:
 
     def _ground(self, pixels: np.ndarray, step: Step) -> list[Region]:
         """What the phrase head finds of a step's words: one region, none where its mask is empty."""
-        if "phrase" not in self.model.heads:
+        if head_of(self.model.heads, "phrase") is None:
             raise ConfigError(
                 f"{step.text!r}: the model has no phrase head to ground it (heads: {', '.join(self.model.heads)})"
             )

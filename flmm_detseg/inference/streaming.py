@@ -13,6 +13,7 @@ from mmengine.config import Config
 
 from flmm_detseg.cache import BackgroundCache, CachedLMM, CacheSettings, Regions, RegionSource, StreamSession
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.heads import require_head
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.registry import MODELS
@@ -129,7 +130,7 @@ class HeadRegions(RegionSource):
         device: Where a model built here runs; None takes the GPU when there is one.
 
     Raises:
-        ConfigError: The model has no head named ``detection``.
+        ConfigError: The model has no head that detects.
         CheckpointError: As for ``model_from_config``.
     """
 
@@ -144,15 +145,14 @@ class HeadRegions(RegionSource):
     ) -> None:
         built = isinstance(config, GroundingLMM)
         self._model = config.eval() if built else model_from_config(config, checkpoint, device=device)
-        if "detection" not in self._model.heads:
-            raise ConfigError(f"the model has no head `detection` (heads: {', '.join(self._model.heads)})")
+        self._head = require_head(self._model.heads, "detection")
         self.threshold = threshold
 
     def find(self, sample: Sample) -> Regions:
         """See :class:`RegionSource`."""
         found = self._model.detect([sample])[0].cpu()
         found = found[found.scores >= self.threshold]
-        names = self._model.heads["detection"].class_names
+        names = self._head.class_names
         return Regions(
             boxes_xyxy=found.bboxes.numpy().astype(np.float32),
             scores=found.scores.numpy(),

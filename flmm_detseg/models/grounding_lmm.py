@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +14,21 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.heads import Head
+from flmm_detseg.heads import Head, head_of, require_head
 from flmm_detseg.heads.language_head import answer_rows, distillation
-from flmm_detseg.heads.phrase_head import PhraseReading
 from flmm_detseg.lmms import add_head_lora
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.capture.answer_text import phrase_inputs
+from flmm_detseg.models.assembly import (
+    build_balancer,
+    build_heads,
+    checked_isolation,
+    freeze_parameters,
+    give_class_embeddings,
+    lend_sam,
+)
 from flmm_detseg.models.balancer import TaskBalancer
-from flmm_detseg.models.build import build_lmm, build_part
+from flmm_detseg.models.build import build_lmm
 from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors, trainable_tensors
 from flmm_detseg.models.objective import StepTotals, objective, parse_objective, step_totals
 from flmm_detseg.models.retention import Retention
@@ -29,13 +37,10 @@ from flmm_detseg.structures import (
     CaptureSpec,
     Generation,
     GroundingBatch,
-    LMMInputs,
     LMMStates,
     Prediction,
     Sample,
 )
-from flmm_detseg.utils.finite import require_finite
-from flmm_detseg.utils.memory import give_back_memory
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,8 @@ class GroundingLMM(BaseModel):
             may change all. Heads that read the same samples share one pass and must agree.
         l2sp: Factor of the squared Frobenius norm of the LoRA products: the distance of the adapted weights from
             the LMM's own.
-        instance_masks: Detected objects also get masks: the phrase head's SAM, prompted with their boxes, with prompt
-            encoder and mask decoder as they were before any training for phrases.
+        instance_masks: Detected objects also get masks: the SAM that a head lends (the phrase head's), prompted with
+            their boxes, with prompt encoder and mask decoder as they were before any training for phrases.
         head_lora: LoRA on the convolutions of heads whose weights ``init_from`` holds, e.g.
             ``dict(segmentation=dict(r=4, alpha=8))``, see :func:`~flmm_detseg.lmms.add_head_lora`. The adapted
             convolutions are frozen; checkpoints hold them all the same.
@@ -103,44 +108,25 @@ class GroundingLMM(BaseModel):
         super().__init__()
         self.allow_other_lmm = allow_other_lmm
         self.lmm = build_lmm(lmm)
-        if not heads:
-            raise ConfigError("`model.heads` is empty; a GroundingLMM needs at least one head")
-        parts = {name: build_part(part, self.lmm, f"model.heads.{name}") for name, part in heads.items()}
-        self.heads = nn.ModuleDict(parts)
+        self.heads = build_heads(heads, self.lmm)
         if head_lora:
             add_head_lora(self.heads, head_lora)
         self.lmm.freeze_unread(self.capture.vision_layers)
         if not train_lmm:
             self.lmm.hold()
-        for prefix in freeze:
-            frozen = [p for name, p in self.heads.named_parameters() if name.startswith(prefix)]
-            if not frozen:
-                raise ConfigError(f"`model.freeze`: no head parameter starts with {prefix!r}")
-            for parameter in frozen:
-                parameter.requires_grad_(False)
-        self.balancer = None
-        if balancer is not None:
-            self.balancer = build_part(balancer, self.lmm, "model.balancer")
-            self.balancer.setup(list(self.heads))
+        freeze_parameters(self.heads, freeze)
+        self.balancer = build_balancer(balancer, self.lmm, self.heads)
         self.retention = Retention(self.lmm, retention)
         if self.capture.base_logits:
             self.retention.require_base("distillation")
-        self.isolate = {name: tuple(groups) for name, groups in (isolate or {}).items()}
-        self._check_isolation()
+        self.isolate = checked_isolation(isolate or {}, self.heads, self.lmm)
         self.same_groups = False
         self.l2sp = l2sp
         if l2sp and not self.lmm.lora_groups:
             raise ConfigError("`model.l2sp` keeps LoRA near the LMM's weights, but `model.lmm` has no `lora`")
-        for head in self.heads.values():
-            names = getattr(head, "class_names", None)
-            if names and hasattr(head, "set_class_embeddings") and head.classifier == "open":
-                head.set_class_embeddings(self.lmm.class_embeddings(names))
-        self.instance_masks = instance_masks
+        give_class_embeddings(self.heads, self.lmm)
         if instance_masks:
-            sam = getattr(self.heads["phrase"] if "phrase" in self.heads else None, "sam", None)
-            if sam is None:
-                raise ConfigError("`model.instance_masks` needs a head `phrase` with a `sam`")
-            sam.keep_box_decoder()  # before `init_from`: SAM as it was published makes masks of boxes
+            lend_sam(self.heads)
         if init_from:
             load_parts(self, init_from, new_parts)
         self._name_parameters()
@@ -269,131 +255,71 @@ class GroundingLMM(BaseModel):
         groups = wanted.pop()
         return nullcontext() if groups is None else self.lmm.lora_gradients(groups)
 
-    def _check_isolation(self) -> None:
-        for name, groups in self.isolate.items():
-            if name not in self.heads:
-                raise ConfigError(f"`model.isolate`: {name!r} is none of the heads {', '.join(self.heads)}")
-            if unknown := set(groups) - set(self.lmm.lora_groups):
-                raise ConfigError(
-                    f"`model.isolate.{name}`: {sorted(unknown)} are none of the LoRA groups "
-                    f"{', '.join(self.lmm.lora_groups) or '(none)'}"
-                )
-
     def predict_tasks(self, samples: Sequence[Sample]) -> list[Prediction | InstanceData | Tensor]:
-        """What validation measures, one per sample, in order: :meth:`predict`, :meth:`detect` or :meth:`segment`.
+        """What validation measures, one per sample, in order: the predictions of the heads for the samples' tasks.
 
         Raises:
             ConfigError: The model has no head for a sample's task, or the task has no prediction (answers).
         """
-        ways = {"phrase": self.predict, "detection": self.detect, "segmentation": self.segment}
         found: dict[int, Any] = {}
         for task in dict.fromkeys(sample.task for sample in samples):
             members = [i for i, sample in enumerate(samples) if sample.task == task]
-            if task not in ways:
+            heads = self.heads.values()
+            if head_of(self.heads, task) is None and any(task in head.tasks for head in heads):
+                known = sorted(set().union(*(head.result_of for head in heads)))
                 raise ConfigError(
                     f"{samples[members[0]].record_id}: samples of task {task!r} cannot validate a training (those of "
-                    f"{', '.join(ways)} can); measure answers with tools/eval_vqa.py"
+                    f"{', '.join(known) or 'no task'} can); measure answers with tools/eval_vqa.py"
                 )
-            found.update(zip(members, ways[task]([samples[i] for i in members]), strict=True))
+            found.update(zip(members, self.results(task, [samples[i] for i in members]), strict=True))
         return [found[i] for i in range(len(samples))]
 
     @torch.no_grad()
-    def predict(self, samples: list[Sample], *, keep_attention: bool = False) -> list[Prediction]:
-        """Predictions of the phrase head, one per sample, in order.
+    def results(self, task: str, samples: list[Sample], *, keep_attention: bool = False) -> list[Any]:
+        """Predictions of the head whose result a task is, one per sample, in order.
 
         Args:
-            samples: Records; masks are not needed.
-            keep_attention: Put the attention stack into each prediction, whatever the head is set to.
+            task: Of the result, whatever the samples' own is.
+            samples: Records; targets are not needed.
+            keep_attention: See :meth:`Head.run <flmm_detseg.heads.base.Head.run>`.
 
         Raises:
-            RunError: Masks, boxes or scores hold NaN or infinities; names the sample.
+            ConfigError: No head predicts for the task.
+            RunError: Predictions hold NaN or infinities; names the sample.
         """
-        head = self._head("phrase")
-        keep_attention = keep_attention or head.keep_attention
-        readings: dict[int, Any] = {}
-        few = [i for i, sample in enumerate(samples) if len(sample.phrases) <= head.phrases_per_pass]
-        if few:
-            batch = self.prepare([samples[i] for i in few])
-            states = self._encode(batch, head.capture)
-            readings.update(zip(few, head.read(states, batch, keep_attention=keep_attention), strict=True))
-            del states
-        for index in set(range(len(samples))) - set(few):
-            (inputs,) = self.prepare([samples[index]]).inputs
+        head = require_head(self.heads, task)
+        encode = partial(self._encode, capture=head.capture)
+        return head.run(encode, self.prepare(samples), keep_attention=keep_attention)
 
-            def read(
-                part: slice, sample: Sample = samples[index], inputs: LMMInputs = inputs
-            ) -> PhraseReading:
-                sample = replace(sample, phrases=sample.phrases[part], masks=None)
-                batch = GroundingBatch([sample], [replace(inputs, phrase_tokens=inputs.phrase_tokens[part])])
-                states = self._encode(batch, head.capture)
-                give_back_memory()
-                return head.read(states, batch, keep_attention=keep_attention)[0]
+    def predict(self, samples: list[Sample], *, keep_attention: bool = False) -> list[Prediction]:
+        """Masks, boxes and scores of the samples' phrases; ``keep_attention`` whatever the head is set to."""
+        return self.results("phrase", samples, keep_attention=keep_attention)
 
-            readings[index] = self._read_in_parts(read, len(samples[index].phrases))
-        return self._finish([readings[i] for i in range(len(samples))], samples)
+    def detect(self, samples: list[Sample]) -> list[InstanceData]:
+        """Objects per sample: ``bboxes`` (xyxy, original pixels), ``scores``, ``labels``; ``masks`` with a refiner."""
+        return self.results("detection", samples)
 
-    def _finish(self, readings: Sequence[PhraseReading], samples: Sequence[Sample]) -> list[Prediction]:
-        predictions = self._head("phrase").finish(readings, samples)
-        for found in predictions:
-            parts = [found.coarse_logits, found.mask_maps.maps, found.scores, found.boxes_xyxy]
-            require_finite("phrases' masks", [found.record_id], [part[None] for part in parts])
-        return predictions
-
-    def _read_in_parts(self, read: Callable[[slice], PhraseReading], count: int) -> PhraseReading:
-        step = self._head("phrase").phrases_per_pass
-        coarse: Tensor | None = None
-        parts = []
-        for start in range(0, count, step):
-            part = read(slice(start, start + step))
-            if coarse is None:
-                coarse = part.coarse_logits.new_empty(count, *part.coarse_logits.shape[1:])
-            coarse[start : start + step] = part.coarse_logits
-            parts.append(part._replace(coarse_logits=coarse[start : start + step]))
-            if count > step:
-                give_back_memory()
-        return PhraseReading.join(parts, coarse)
+    def segment(self, samples: list[Sample]) -> list[Tensor]:
+        """Class map per sample, int64 ``[H, W]``, original size."""
+        return self.results("segmentation", samples)
 
     @torch.no_grad()
     def predict_answer(
         self, sample: Sample, generation: Generation, *, keep_attention: bool = False
     ) -> Prediction:
-        """The phrase head's prediction for phrases of a generated answer, without another pass of the LMM.
+        """The prediction of :meth:`predict` for phrases of a generated answer, without another pass of the LMM.
 
         Args:
             sample: The question with ``text`` the answer's text and ``phrases`` parts of it.
             generation: From :meth:`answer_with_states`.
             keep_attention: See :meth:`predict`.
         """
-        head = self._head("phrase")
-        keep_attention = keep_attention or head.keep_attention
 
-        def read(part: slice) -> PhraseReading:
-            phrases = sample.phrases[part]
-            states = self.lmm.states_of_phrases(generation, phrases)
-            batch = GroundingBatch([replace(sample, phrases=phrases)], [phrase_inputs(generation, phrases)])
-            return head.read(states, batch, keep_attention=keep_attention)[0]
+        def encode(batch: GroundingBatch) -> LMMStates:
+            return self.lmm.states_of_phrases(generation, batch.samples[0].phrases)
 
-        # An answer without phrases is one part of none.
-        reading = self._read_in_parts(read, len(sample.phrases)) if sample.phrases else read(slice(0, 0))
-        return self._finish([reading], [sample])[0]
-
-    @torch.no_grad()
-    def detect(self, samples: list[Sample]) -> list[InstanceData]:
-        """Objects per sample: ``bboxes`` (xyxy, original pixels), ``scores``, ``labels``; ``masks`` with a refiner."""
-        head, batch = self._head("detection"), self.prepare(samples)
-        sam = self.heads["phrase"].sam if self.instance_masks else None
-        return head.predict(self._encode(batch, head.capture), batch, sam=sam)
-
-    @torch.no_grad()
-    def segment(self, samples: list[Sample]) -> list[Tensor]:
-        """Class map per sample, int64 ``[H, W]``, original size."""
-        head, batch = self._head("segmentation"), self.prepare(samples)
-        return head.predict(self._encode(batch, head.capture), batch)
-
-    def _head(self, name: str) -> Head:
-        if name not in self.heads:
-            raise ConfigError(f"the model has no head {name!r} (heads: {', '.join(self.heads)})")
-        return self.heads[name]
+        batch = GroundingBatch([sample], [phrase_inputs(generation, sample.phrases)])
+        return require_head(self.heads, "phrase").run(encode, batch, keep_attention=keep_attention)[0]
 
     def answer(self, sample: Sample, *, max_new_tokens: int = 128) -> str:
         """Greedy answer to a question, in the retention mode of the model.
@@ -409,7 +335,7 @@ class GroundingLMM(BaseModel):
 
         Where the untouched LMM answers, the states are the untouched LMM's.
         """
-        capture = self._head("phrase").capture
+        capture = require_head(self.heads, "phrase").capture
         with self.retention.answering(sample):
             return self.lmm.generate_with_states(sample, capture, max_new_tokens=max_new_tokens)
 

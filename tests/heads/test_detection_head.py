@@ -256,14 +256,17 @@ def test_a_lent_refiner_makes_masks_and_stays_as_it_is():
     states, batch = make_dense_case()
     head = make_head(score_threshold=0.001, max_per_image=4)
     own = make_head(score_threshold=0.001, max_per_image=4, sam=make_refiner())
-    for lent, expected, boxes in zip(
-        head.predict(states, batch, sam=refiner), own.predict(states, batch), head.predict(states, batch)
-    ):
+    without = head.predict(states, batch)
+    head.borrow_sam(refiner)
+    for lent, expected, boxes in zip(head.predict(states, batch), own.predict(states, batch), without):
         assert torch.equal(lent.masks, expected.masks)
         assert "masks" not in boxes
         assert torch.equal(lent.bboxes, boxes.bboxes)
     assert {name: p.requires_grad for name, p in refiner.named_parameters()} == before
-    assert not any(name.startswith("sam") for name, _ in head.named_parameters())
+    assert not any("model.mask_decoder" in name for name in head.state_dict()), "they are another head's"
+    kept = own.refiner
+    own.borrow_sam(refiner)
+    assert own.refiner is kept, "a head with a refiner of its own keeps it"
 
 
 @pytest.mark.parametrize("make", [make_head, make_open])

@@ -8,6 +8,7 @@ import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -203,8 +204,10 @@ def test_class_words() -> None:
     assert match_class("objects in this picture", names) == [0, 1, 2, 3, 4]
 
 
-class _Detection:
-    class_names = ("star", "ring")
+def fake_head(task: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        result_of={task}, class_names=("star", "ring"), wants_class_embeddings=False, tasks={task}
+    )
 
 
 class FakeModel:
@@ -214,7 +217,7 @@ class FakeModel:
     """
 
     def __init__(self, heads: tuple[str, ...] = ("detection", "phrase")) -> None:
-        self.heads = {name: _Detection() for name in heads}
+        self.heads = {name: fake_head(name) for name in heads}
         self.calls: list[str] = []
         self.classes_when_detecting: tuple[str, ...] = ()
 

@@ -153,7 +153,7 @@ def test_what_cannot_be_grounded_is_named():
     with pytest.raises(DataError, match="not both"):
         asked.ground_answer(picture, answer.generation, ["a"], spans=[(0, 1)])
     only_language = GroundingLMM(lmm=cached_llava(), heads=dict(language=LanguageHead()))
-    with pytest.raises(ConfigError, match="no head `phrase` .heads: language"):
+    with pytest.raises(ConfigError, match="grounds no phrases: .*heads: language"):
         Grounder(only_language).capture  # noqa: B018
 
 
@@ -241,6 +241,6 @@ def test_a_model_without_a_phrase_head_is_refused_before_it_answers(frames, tmp_
         "--ground", str(tmp_path / "out"),
     )  # fmt: skip
     assert code == 2
-    assert "no head `phrase`" in err
+    assert "grounds no phrases" in err
     assert "first token" not in out
     assert not (tmp_path / "out").exists()

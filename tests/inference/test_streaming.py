@@ -160,5 +160,5 @@ def test_our_own_detection_head_is_a_source():
     least = float(np.sort(found.scores)[-2])
     assert len(HeadRegions(detector, threshold=least).find(sample).scores) == 2
     phrase_only = GroundingLMM(lmm=cached_llava(), heads=dict(phrase=HEADS["phrase"]))
-    with pytest.raises(ConfigError, match="no head `detection`"):
+    with pytest.raises(ConfigError, match="no head for task 'detection'"):
         HeadRegions(phrase_only)

@@ -93,5 +93,5 @@ def test_what_cannot_be_validated_is_named(model):
     with pytest.raises(ConfigError, match=r"tiny/0: samples of task 'vqa' cannot validate.*eval_vqa"):
         model([question()], mode="predict")
     detector = make_model(heads={"detection": HEADS["detection"]})
-    with pytest.raises(ConfigError, match="the model has no head 'segmentation'"):
+    with pytest.raises(ConfigError, match="the model has no head for task 'segmentation'"):
         detector([dense_sample(0, "segmentation")], mode="predict")

@@ -10,11 +10,12 @@ from torch import nn
 from flmm_detseg.datasets import COCOInstancesDataset, SemanticMapsDataset
 from flmm_detseg.errors import ConfigError
 
-_READERS = {"detection": COCOInstancesDataset, "segmentation": SemanticMapsDataset}
+# Of which task the labels of a reader are.
+_TASKS = {COCOInstancesDataset: "detection", SemanticMapsDataset: "segmentation"}
 
 
 def check_classes(model: nn.Module, dataset: Any) -> None:
-    """Compares the class names of the dense heads with those of the data sets they learn from.
+    """Compares the class names of heads with those of the data sets they learn from.
 
     Labels are numbers: with another order of classes everything would run, and every label would be wrong.
 
@@ -26,9 +27,10 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
         ConfigError: They differ; names head, data set and the first difference.
     """
     for reader in _readers(dataset):
-        for name, kind in _READERS.items():
-            if name in model.heads and isinstance(reader, kind):
-                _compare(name, tuple(model.heads[name].class_names), tuple(reader.classes), reader)
+        tasks = {task for kind, task in _TASKS.items() if isinstance(reader, kind)}
+        for name, head in model.heads.items():
+            if head.class_names and tasks & head.tasks:
+                _compare(name, tuple(head.class_names), tuple(reader.classes), reader)
 
 
 def _readers(dataset: Any) -> Iterator[Any]:

@@ -13,13 +13,15 @@ from mmengine.config import ConfigDict
 from mmengine.dist import all_reduce, all_reduce_dict, get_rank, get_world_size, is_main_process, master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmengine.structures import InstanceData
 
 from flmm_detseg.engine.training.checkpoint_hook import LMM_INFO
 from flmm_detseg.engine.training.start import unwrap
 from flmm_detseg.errors import CheckpointError, ConfigError, RunError
+from flmm_detseg.heads import head_of
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import HOOKS
-from flmm_detseg.structures import Sample
+from flmm_detseg.structures import Prediction, Sample
 from flmm_detseg.visualization import draw_detections, draw_grounding, draw_semantic
 
 
@@ -89,19 +91,21 @@ class VisualizationHook(Hook):
 
 def _picture(model: GroundingLMM, sample: Sample) -> np.ndarray | None:
     """What the model predicts for a sample; None for tasks without a picture."""
-    if sample.task == "phrase":
-        prediction = model.predict([sample])[0].cpu()
+    head = head_of(model.heads, sample.task)
+    if head is None:
+        return None
+    found = model.results(sample.task, [sample])[0]
+    if not isinstance(found, (Prediction, InstanceData, torch.Tensor)):
+        return None
+    found = found.cpu()
+    if isinstance(found, Prediction):
         phrases = [sample.phrase_text(k) for k in range(len(sample.phrases))]
-        return draw_grounding(sample.image, prediction.masks.numpy(), phrases, prediction.scores.tolist())
-    if sample.task == "detection":
-        found = model.detect([sample])[0].cpu()
+        return draw_grounding(sample.image, found.masks.numpy(), phrases, found.scores.tolist())
+    if isinstance(found, InstanceData):
         found = found[found.scores > 0.3]
-        names = [model.heads["detection"].class_names[label] for label in found.labels.tolist()]
+        names = [head.class_names[label] for label in found.labels.tolist()]
         return draw_detections(sample.image, found.bboxes.numpy(), names, found.scores.tolist())
-    if sample.task == "segmentation":
-        found = model.segment([sample])[0].cpu().numpy()
-        return draw_semantic(sample.image, found, model.heads["segmentation"].class_names)
-    return None
+    return draw_semantic(sample.image, found.numpy(), head.class_names)
 
 
 @HOOKS.register_module()

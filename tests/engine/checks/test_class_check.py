@@ -27,7 +27,7 @@ def boxes(tmp_path) -> COCOInstancesDataset:
 
 
 def model(*names: str) -> SimpleNamespace:
-    return SimpleNamespace(heads={"detection": SimpleNamespace(class_names=names)})
+    return SimpleNamespace(heads={"detection": SimpleNamespace(class_names=names, tasks={"detection"})})
 
 
 def test_equal_lists_pass(boxes) -> None:

@@ -1,0 +1,115 @@
+"""Steps of putting LMM, heads and balancer together; :class:`GroundingLMM` takes them in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.heads import Head
+from flmm_detseg.lmms.base import LMMAdapter
+from flmm_detseg.models.balancer import TaskBalancer
+from flmm_detseg.models.build import build_part
+
+
+def build_heads(heads: Mapping[str, Mapping[str, Any] | Head], lmm: LMMAdapter) -> nn.ModuleDict:
+    """Heads by name.
+
+    Args:
+        heads: ``model.heads``: built ones, or configs.
+        lmm: What they read.
+
+    Raises:
+        ConfigError: There are none, or one cannot be built or is no head; names its key.
+    """
+    if not heads:
+        raise ConfigError("`model.heads` is empty; a GroundingLMM needs at least one head")
+    built = {name: build_part(part, lmm, f"model.heads.{name}") for name, part in heads.items()}
+    for name, head in built.items():
+        if not isinstance(head, Head):
+            raise ConfigError(
+                f"`model.heads.{name}` is a {type(head).__name__}; a head fulfils flmm_detseg.heads.Head"
+            )
+    return nn.ModuleDict(built)
+
+
+def freeze_parameters(heads: nn.ModuleDict, prefixes: Sequence[str]) -> None:
+    """Takes head parameters out of training.
+
+    Args:
+        heads: By name.
+        prefixes: ``model.freeze``, without ``heads.``.
+
+    Raises:
+        ConfigError: No parameter begins with one of them.
+    """
+    for prefix in prefixes:
+        frozen = [p for name, p in heads.named_parameters() if name.startswith(prefix)]
+        if not frozen:
+            raise ConfigError(f"`model.freeze`: no head parameter starts with {prefix!r}")
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def build_balancer(
+    balancer: Mapping[str, Any] | TaskBalancer | None, lmm: LMMAdapter, heads: Mapping[str, Head]
+) -> TaskBalancer | None:
+    """The balancer, made for these heads.
+
+    Raises:
+        ConfigError: It cannot be built.
+    """
+    if balancer is None:
+        return None
+    built = build_part(balancer, lmm, "model.balancer")
+    built.setup(list(heads))
+    return built
+
+
+def checked_isolation(
+    isolate: Mapping[str, Sequence[str]], heads: Mapping[str, Head], lmm: LMMAdapter
+) -> dict[str, tuple[str, ...]]:
+    """Which LoRA groups each head may change.
+
+    Raises:
+        ConfigError: A head or group that is not there.
+    """
+    for name, groups in isolate.items():
+        if name not in heads:
+            raise ConfigError(f"`model.isolate`: {name!r} is none of the heads {', '.join(heads)}")
+        if unknown := set(groups) - set(lmm.lora_groups):
+            raise ConfigError(
+                f"`model.isolate.{name}`: {sorted(unknown)} are none of the LoRA groups "
+                f"{', '.join(lmm.lora_groups) or '(none)'}"
+            )
+    return {name: tuple(groups) for name, groups in isolate.items()}
+
+
+def give_class_embeddings(heads: Mapping[str, Head], lmm: LMMAdapter) -> None:
+    """Heads that find classes by their words get these from the LMM.
+
+    Raises:
+        ConfigError: A class name has no token.
+    """
+    for head in heads.values():
+        if head.wants_class_embeddings:
+            head.set_class_embeddings(lmm.class_embeddings(head.class_names))
+
+
+def lend_sam(heads: Mapping[str, Head]) -> None:
+    """One head's SAM also makes masks of other heads' boxes, as it is before any training or loading.
+
+    Raises:
+        ConfigError: No head has one to lend.
+    """
+    sam = next((head.lent_sam for head in heads.values() if head.lent_sam is not None), None)
+    if sam is None:
+        raise ConfigError(
+            "`model.instance_masks` needs a head that lends its `sam` (a phrase head with one); heads: "
+            f"{', '.join(heads)}"
+        )
+    sam.keep_box_decoder()  # SAM as it was published makes masks of boxes
+    for head in heads.values():
+        head.borrow_sam(sam)
