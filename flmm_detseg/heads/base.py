@@ -96,7 +96,14 @@ class Head(nn.Module, ABC, Generic[P]):
         """Context in which the head finds other classes; arguments and errors as :meth:`set_class_embeddings`."""
         raise ConfigError(f"a {type(self).__name__} takes no class embeddings")
 
-    # A SAM for several heads.
+    # Parts that several heads share.
+
+    def trains(self, part: nn.Module) -> bool:
+        """Whether the head's losses train a part that it shares with others; else it uses the part as it is."""
+        return True
+
+    def keep_as_is(self, part: nn.Module) -> None:
+        """Tells the head, before any training or loading, that others train a part which it does not."""
 
     @property
     def lent_sam(self) -> SAMRefiner | None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from mmcv.ops import batched_nms
 from mmengine.structures import InstanceData
-from torch import Tensor
+from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads.base import Head, checked_names
@@ -145,6 +145,15 @@ class DetectionHead(Head[InstanceData]):
         """See :class:`Head`; masks of boxes then come from it."""
         if self.sam is None:
             self._borrowed = (sam,)  # in a tuple: no submodule, its parameters belong to another head
+
+    def trains(self, part: nn.Module) -> bool:
+        """Everything but the refiner, which makes masks without a gradient."""
+        return self.sam is None or all(module is not part for module in self.sam.modules())
+
+    def keep_as_is(self, part: nn.Module) -> None:
+        """Keeps the refiner's decoder for boxes: trained for phrases it would forget them."""
+        if self.sam is not None and part is self.sam:
+            self.sam.keep_box_decoder()
 
     @property
     def refiner(self) -> SAMRefiner | None:

@@ -12,41 +12,52 @@ from flmm_detseg.heads import Head
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_part
+from flmm_detseg.models.shared_parts import PREFIX, PartsToShare, SharedParts
 
 
-def build_heads(heads: Mapping[str, Mapping[str, Any] | Head], lmm: LMMAdapter) -> nn.ModuleDict:
-    """Heads by name.
+def build_heads(
+    heads: Mapping[str, Mapping[str, Any] | Head],
+    parts: Mapping[str, Mapping[str, Any] | nn.Module],
+    lmm: LMMAdapter,
+) -> tuple[SharedParts, nn.ModuleDict]:
+    """Heads by name, and the parts that they share.
 
     Args:
         heads: ``model.heads``: built ones, or configs.
+        parts: ``model.parts``: the same.
         lmm: What they read.
 
     Raises:
-        ConfigError: There are none, or one cannot be built or is no head; names its key.
+        ConfigError: There are no heads, or one cannot be built or is no head, or a part is in no head; names its key.
     """
     if not heads:
         raise ConfigError("`model.heads` is empty; a GroundingLMM needs at least one head")
-    built = {name: build_part(part, lmm, f"model.heads.{name}") for name, part in heads.items()}
+    shared = PartsToShare(parts, lmm)
+    built = {name: build_part(part, lmm, f"model.heads.{name}", shared) for name, part in heads.items()}
     for name, head in built.items():
         if not isinstance(head, Head):
             raise ConfigError(
                 f"`model.heads.{name}` is a {type(head).__name__}; a head fulfils flmm_detseg.heads.Head"
             )
-    return nn.ModuleDict(built)
+    return shared.settle(built), nn.ModuleDict(built)
 
 
-def freeze_parameters(heads: nn.ModuleDict, prefixes: Sequence[str]) -> None:
-    """Takes head parameters out of training.
+def freeze_parameters(heads: nn.ModuleDict, parts: SharedParts, prefixes: Sequence[str]) -> None:
+    """Takes parameters of heads and of what they share out of training.
 
     Args:
         heads: By name.
-        prefixes: ``model.freeze``, without ``heads.``.
+        parts: By name.
+        prefixes: ``model.freeze``: those of heads without ``heads.``, those of shared parts with ``parts.``.
 
     Raises:
         ConfigError: No parameter begins with one of them.
     """
+    # By every name: what is shared is frozen for all.
+    known = [*heads.named_parameters(remove_duplicate=False)]
+    known += [(f"{PREFIX}{name}", p) for name, p in parts.named_parameters(remove_duplicate=False)]
     for prefix in prefixes:
-        frozen = [p for name, p in heads.named_parameters() if name.startswith(prefix)]
+        frozen = [p for name, p in known if name.startswith(prefix)]
         if not frozen:
             raise ConfigError(f"`model.freeze`: no head parameter starts with {prefix!r}")
         for parameter in frozen:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any, get_args, get_type_hints
+from typing import Any, Protocol, get_args, get_type_hints
 
 from mmengine.config import ConfigDict
 from mmengine.registry import Registry
@@ -38,7 +38,16 @@ def build_lmm(config: Mapping[str, Any] | LMMAdapter) -> LMMAdapter:
     return lmm
 
 
-def build_part(config: Mapping[str, Any] | nn.Module, lmm: LMMAdapter, where: str) -> nn.Module:
+class Shared(Protocol):
+    """Parts that a config shares by name, see :mod:`flmm_detseg.models.shared_parts`."""
+
+    def take(self, name: str, where: str) -> nn.Module:
+        """The part of a name."""
+
+
+def build_part(
+    config: Mapping[str, Any] | nn.Module, lmm: LMMAdapter, where: str, shared: Shared | None = None
+) -> nn.Module:
     """Builds a head with all its parts; a built one is returned as it is.
 
     Sizes that follow from the LMM (``in_channels``, ``num_layers``, ``hidden_size``) are filled in where the config
@@ -49,16 +58,19 @@ def build_part(config: Mapping[str, Any] | nn.Module, lmm: LMMAdapter, where: st
         config: ``dict(type=..., ...)``, with nested parts of the same form.
         lmm: The LMM the part will read.
         where: Config key of the part, for errors.
+        shared: What a text means where an argument is a part; None: no part is shared.
 
     Raises:
         ConfigError: Unknown type or argument, or a stated size that the LMM contradicts; names the key.
     """
     if not isinstance(config, Mapping):
         return config
-    return _build(config, where, {name: getattr(lmm, source) for name, source in _DERIVED.items()})
+    return _build(config, where, {name: getattr(lmm, source) for name, source in _DERIVED.items()}, shared)
 
 
-def _build(config: Mapping[str, Any], where: str, derived: Mapping[str, int]) -> Any:
+def _build(
+    config: Mapping[str, Any], where: str, derived: Mapping[str, int], shared: Shared | None = None
+) -> Any:
     arguments = dict(config)
     if "type" not in arguments:
         raise ConfigError(f"`{where}` has no `type` (keys: {', '.join(map(str, arguments)) or 'none'})")
@@ -66,7 +78,7 @@ def _build(config: Mapping[str, Any], where: str, derived: Mapping[str, int]) ->
     signature = inspect.signature(factory)
     for name, value in arguments.items():
         if isinstance(value, Mapping) and "type" in value:
-            arguments[name] = _build(value, f"{where}.{name}", derived)
+            arguments[name] = _build(value, f"{where}.{name}", derived, shared)
         elif isinstance(value, Mapping) and _wants_part(factory, name):
             raise ConfigError(
                 f"`{where}.{name}` has no `type` (keys: {', '.join(map(str, value)) or 'none'})"
@@ -76,6 +88,8 @@ def _build(config: Mapping[str, Any], where: str, derived: Mapping[str, int]) ->
         elif name == "class_names" and isinstance(value, str):
             # Heads take names; which lists have a name is the data sets' knowledge.
             arguments[name] = named_classes(value)
+        elif shared is not None and isinstance(value, str) and _wants_part(factory, name):
+            arguments[name] = shared.take(value, f"{where}.{name}")
     _check_names(signature, arguments, where)
     for name, value in derived.items():
         if name not in signature.parameters:
@@ -93,7 +107,10 @@ def _build(config: Mapping[str, Any], where: str, derived: Mapping[str, int]) ->
 
 def _wants_part(factory: Any, name: str) -> bool:
     """Whether an argument is annotated as a module (or one of several types, a module among them)."""
-    hint = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory).get(name)
+    try:
+        hint = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory).get(name)
+    except (NameError, TypeError):  # a name that only type checkers import, or no Python function
+        return False
     return any(inspect.isclass(kind) and issubclass(kind, nn.Module) for kind in (hint, *get_args(hint)))
 
 

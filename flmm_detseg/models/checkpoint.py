@@ -23,6 +23,7 @@ from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora.layers import lora_group_of
 from flmm_detseg.lmms.weights.identity import check_identity, lmm_identity
 from flmm_detseg.lmms.weights.trained_layout import check_layout, layout_text
+from flmm_detseg.models.shared_parts import to_own_names
 from flmm_detseg.models.zero_folder import check_states, read_model_states
 from flmm_detseg.utils.finite import not_finite
 from flmm_detseg.utils.paths import find, places
@@ -257,7 +258,7 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
     Raises:
         CheckpointError: Lists missing, unexpected and wrongly shaped keys, or tensors with NaN or infinities.
     """
-    given = to_our_names(state_dict)
+    given = to_own_names(model, to_our_names(state_dict), source)
     wanted = trainable_tensors(model)
     if later := rows_since(model, given):
         print_log(
@@ -368,7 +369,8 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
     for file in files:
         checkpoint = read_checkpoint(file)
         check_lmm(model, checkpoint, str(file), start=True)
-        tensors = _beside_lora(to_our_names(checkpoint.tensors), wanted)
+        tensors = to_own_names(model, to_our_names(checkpoint.tensors), str(file))
+        tensors = _beside_lora(tensors, wanted)
         wrong = [name for name in tensors if name not in wanted and not name.endswith(_OPTIONAL_SUFFIX)]
         shapes = [
             f"{name} {tuple(value.shape)} (model: {tuple(wanted[name].shape)})"

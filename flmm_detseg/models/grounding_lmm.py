@@ -32,6 +32,7 @@ from flmm_detseg.models.build import build_lmm
 from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors, trainable_tensors
 from flmm_detseg.models.objective import StepTotals, objective, parse_objective, step_totals
 from flmm_detseg.models.retention import Retention
+from flmm_detseg.models.shared_parts import save_once
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import (
     CaptureSpec,
@@ -60,7 +61,8 @@ class GroundingLMM(BaseModel):
         lmm: Adapter, or its config.
         heads: Heads by name, or their configs; the name is the prefix of losses and parameters (``heads.NAME.*``).
             Sizes that follow from the LMM may be left out.
-        freeze: Prefixes of head parameters that are not trained, e.g. ``["phrase.mask_head"]``.
+        freeze: Prefixes of head parameters that are not trained, e.g. ``["phrase.mask_head"]``; of shared parts
+            ``["parts.sam"]``.
         train_lmm: False: what an earlier run trained of the LMM comes from ``init_from`` and stays as it is, only heads
             are trained; checkpoints hold it all the same.
         balancer: Weights of the heads' losses and agreement of their gradients; None sums them.
@@ -80,6 +82,8 @@ class GroundingLMM(BaseModel):
             ``["lmm.", "heads.*.lora_*"]``; every other one must be in one of the files.
         allow_other_lmm: Accept checkpoints whose tensors were trained on another LMM than this one, here and whenever
             one is loaded.
+        parts: Parts by name, or their configs, that heads share: ``dict(sam=dict(type=...))``, and ``sam="sam"`` in
+            the heads. Built once, parameters ``parts.NAME.*``, see :mod:`flmm_detseg.models.shared_parts`.
 
     Attributes:
         same_groups: Refuse steps in which processes hold samples of different heads (set for DeepSpeed).
@@ -104,17 +108,21 @@ class GroundingLMM(BaseModel):
         init_from: Sequence[str] = (),
         new_parts: Sequence[str] = (),
         allow_other_lmm: bool = False,
+        parts: Mapping[str, Mapping[str, Any] | nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.allow_other_lmm = allow_other_lmm
         self.lmm = build_lmm(lmm)
-        self.heads = build_heads(heads, self.lmm)
+        # Parts before heads: what they share goes by the parts' names.
+        self.parts, self.heads = build_heads(heads, parts or {}, self.lmm)
+        if self.parts:
+            save_once(self)
         if head_lora:
             add_head_lora(self.heads, head_lora)
         self.lmm.freeze_unread(self.capture.vision_layers)
         if not train_lmm:
             self.lmm.hold()
-        freeze_parameters(self.heads, freeze)
+        freeze_parameters(self.heads, self.parts, freeze)
         self.balancer = build_balancer(balancer, self.lmm, self.heads)
         self.retention = Retention(self.lmm, retention)
         if self.capture.base_logits:

@@ -47,7 +47,7 @@ def model_on_meta(config: Config, lmm_config: str | Path | None = None) -> Groun
     adapter = kind.__self__
     source = lmm.pop("pretrained")
     lmm.update(type=adapter.from_config, config=_lmm_sizes(adapter, source, lmm_config))
-    _drop_sam_weights(model["heads"])
+    _drop_sam_weights([model["heads"], model.get("parts")])
     with torch.device("meta"):
         return MODELS.build(model)
 
@@ -123,4 +123,7 @@ def _drop_sam_weights(node: Any) -> None:
         if node.get("variant") is not None and "checkpoint" in node:
             node["checkpoint"] = None
         for value in node.values():
+            _drop_sam_weights(value)
+    elif isinstance(node, list):
+        for value in node:
             _drop_sam_weights(value)

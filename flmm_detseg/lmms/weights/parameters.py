@@ -21,7 +21,7 @@ class GroupParameters:
 
     Attributes:
         name: ``"lmm.vision"``, ``"lmm.llm"``, ``"lmm.projector"``, ``"lmm.other"`` for the LMM's own weights,
-            ``"lora.GROUP"``, ``"heads.NAME"``, or the first part of the name for everything else.
+            ``"lora.GROUP"``, ``"heads.NAME"``, ``"parts.NAME"``, or the first part of the name for everything else.
         total: Number of values.
         trainable: Those with ``requires_grad``.
         share: ``trainable`` as a share of all trainable values of the model, in [0, 1].
@@ -194,7 +194,7 @@ def _group_name(name: str, parts: dict[str, str]) -> str:
         if name.startswith(prefix):
             return part
     head = name.split(".")
-    return ".".join(head[:2]) if head[0] == "heads" and len(head) > 2 else head[0]
+    return ".".join(head[:2]) if head[0] in ("heads", "parts") and len(head) > 2 else head[0]
 
 
 def _without_name(group: GroupParameters) -> dict[str, Any]:
