@@ -62,7 +62,7 @@ def test_words_of_an_answer_are_grounded_without_reading_it_again(family):
     model = assemble(family).eval()
     sample = make_sample(0, image_size=(150, 110), prompt="where is the star ?")
     generation = model.lmm.generate_with_states(
-        sample, CaptureSpec(attention=True, hidden=True), max_new_tokens=6
+        sample, CaptureSpec(attention=True, hidden="all"), max_new_tokens=6
     )
     spans = [span for span in generation.token_offsets if generation.text[slice(*span)].strip()]
     states = model.lmm.states_of_phrases(generation, [Phrase((spans[0],))])
