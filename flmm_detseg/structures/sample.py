@@ -72,7 +72,8 @@ class Sample:
         image_id: Samples with equal non-None ``image_id`` show the same image: they share vision features, image
             prefix and SAM embedding inside a batch.
         task: Which heads read the sample (:attr:`~flmm_detseg.heads.base.Head.tasks`): ``"phrase"``,
-            ``"detection"``, ``"segmentation"``, ``"vqa"`` (the text is the answer to ``prompt``), ``"joint"``.
+            ``"detection"``, ``"segmentation"``, ``"vqa"`` (the text is the answer to ``prompt``), ``"joint"``, or
+            the name of a task of your own that a head of yours reads.
         dense: Targets of detection and semantic segmentation; None at inference and for other tasks.
         sections: Character spans of :attr:`text` that count alike in the language loss, however long each is (the
             sections of a joint answer); empty where every token counts alike.

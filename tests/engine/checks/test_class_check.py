@@ -26,8 +26,8 @@ def boxes(tmp_path) -> COCOInstancesDataset:
     return COCOInstancesDataset(str(tmp_path / "boxes.json"), str(tmp_path))
 
 
-def model(*names: str) -> SimpleNamespace:
-    return SimpleNamespace(heads={"detection": SimpleNamespace(class_names=names, tasks={"detection"})})
+def model(*names: str, head: str = "detection") -> SimpleNamespace:
+    return SimpleNamespace(heads={head: SimpleNamespace(class_names=names, tasks={"detection"})})
 
 
 def test_equal_lists_pass(boxes) -> None:
@@ -46,3 +46,5 @@ def test_a_difference_is_named_also_inside_a_mix(boxes, names: tuple[str, ...], 
     with pytest.raises(ConfigError, match=said) as error:
         check_classes(model(*names), ConcatMix([boxes]))
     assert "boxes.json" in str(error.value)
+    with pytest.raises(ConfigError, match=r"`model\.heads\.boxes\.class_names`"):
+        check_classes(model(*names, head="boxes"), boxes)
