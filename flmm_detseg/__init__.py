@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
+from flmm_detseg.utils.lazy import lazy_names
 from flmm_detseg.utils.quiet import drop_import_noise
 
 __version__ = "0.1.0"
@@ -17,8 +17,5 @@ if TYPE_CHECKING:
     from flmm_detseg.inference import Grounder, GroundingResult
 
 
-def __getattr__(name: str) -> object:
-    """Imports the Python API on first use, so that ``import flmm_detseg`` (configs, CLI help) stays fast."""
-    if name in ("Grounder", "GroundingResult"):
-        return getattr(importlib.import_module("flmm_detseg.inference"), name)
-    raise AttributeError(f"module 'flmm_detseg' has no attribute {name!r}")
+# On first use, so that `import flmm_detseg` (configs, the help of commands) costs nothing.
+__getattr__ = lazy_names(__name__)

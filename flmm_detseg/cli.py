@@ -1,30 +1,59 @@
-"""The `flmm-detseg` command: `doctor`, `ground`, `version`."""
+"""The `flmm-detseg` command."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from flmm_detseg import __version__, doctor
-from flmm_detseg.inference import command as ground
+from flmm_detseg import __version__
+from flmm_detseg.commands import (
+    copy_config,
+    data,
+    doctor,
+    evaluate,
+    export,
+    ground,
+    imports,
+    infer,
+    label,
+    list_configs,
+    show_config,
+    stages,
+    stream,
+    table,
+    train,
+    version,
+)
+from flmm_detseg.commands.parts import add_parts
 from flmm_detseg.utils.cli import run_tool
+
+COMMANDS = {
+    "ground": ground,
+    "infer": infer,
+    "stream": stream,
+    "train": train,
+    "stages": stages,
+    "table": table,
+    "evaluate": evaluate,
+    "export": export,
+    "import": imports,
+    "data": data,
+    "label": label,
+    "list-configs": list_configs,
+    "show-config": show_config,
+    "copy-config": copy_config,
+    "doctor": doctor,
+    "version": version,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point; exits with the status of the command."""
     parser = argparse.ArgumentParser(prog="flmm-detseg", description="Large multimodal models that point.")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    doctor.add_arguments(commands.add_parser("doctor", help="what works on this machine, and what to do"))
-    ground.add_arguments(commands.add_parser("ground", help="ground phrases in your own image"))
-    commands.add_parser("version", help="print the version")
+    add_parts(parser, COMMANDS)
     arguments = parser.parse_args(argv)
-    if arguments.command == "doctor":
-        doctor.run(arguments)
-    elif arguments.command == "ground":
-        run_tool(lambda: ground.run(arguments))
-    else:
-        print(__version__)
+    run_tool(lambda: arguments.run(arguments))
 
 
 if __name__ == "__main__":

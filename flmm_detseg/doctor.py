@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
-from flmm_detseg.inference.command import TINY_HEADS
+from flmm_detseg.utils.configs import TINY_HEADS
 from flmm_detseg.utils.paths import find, places
 
 INSTALL = "make install (or see requirements/lock.txt: pip install --no-deps -r ...)"

@@ -5,7 +5,9 @@ Lazy configs name classes, so registration is not needed to build a config; it i
 
 from __future__ import annotations
 
+from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import METRICS as MMENGINE_METRICS
@@ -18,27 +20,70 @@ from mmengine.registry import Registry
 # Name it when building from a string type: a runner in the same process sets MMEngine's default scope to its own.
 SCOPE = "flmm_detseg"
 
-# LMM adapters, heads, refiners and the assembled models.
+
+def _modules(room: str, *names: str) -> list[str]:
+    """The modules of a room that register something: its package alone imports none of them."""
+    return [f"{SCOPE}.{room}.{name}" for name in names]
+
+
+_ENGINE = _modules(
+    "engine.training",
+    "checkpoint_hook",
+    "deepspeed_cpu",
+    "hooks",
+    "loop",
+    "optimizer",
+    "report_hook",
+    "runner",
+)
+
+# LMM adapters, heads, refiners, the cache's parts and the assembled models.
 MODELS = Registry(
     "model",
     parent=MMENGINE_MODELS,
     scope=SCOPE,
     locations=[
-        "flmm_detseg.lmms",
-        "flmm_detseg.lmms.all_families",
-        "flmm_detseg.heads",
-        "flmm_detseg.cache",
-        "flmm_detseg.refiners",
-        "flmm_detseg.models",
+        *_modules("lmms", "all_families"),
+        *_modules("heads", "detection_head", "language_head", "neck", "phrase_head", "semantic_head"),
+        *_modules("heads", "side_stream", "unet_head"),
+        *_modules("refiners", "sam"),
+        *_modules("cache", "cached_lmm", "reading.prefusion"),
+        *_modules("cache.regions", "hf_detector", "mmdet_detector", "sources"),
+        *_modules("store", "settings"),
+        *_modules("models", "balancer", "grounding_lmm"),
+        *_modules("inference", "streaming"),
     ],
 )
 # Readers of annotation formats, mixes and samplers' datasets.
-DATASETS = Registry("dataset", parent=MMENGINE_DATASETS, scope=SCOPE, locations=["flmm_detseg.datasets"])
+DATASETS = Registry(
+    "dataset",
+    parent=MMENGINE_DATASETS,
+    scope=SCOPE,
+    locations=[
+        *_modules("datasets", "coco_instances", "joint", "jsonl", "llava_instruct", "mix", "png"),
+        *_modules("datasets", "questions", "refcoco", "semantic_maps", "task_sampler"),
+    ],
+)
+# Samplers and collation register with MMEngine itself, whose runner looks there; these two import them.
+DATA_SAMPLERS = Registry(
+    "data sampler",
+    parent=MMENGINE_DATA_SAMPLERS,
+    scope=SCOPE,
+    locations=_modules("datasets", "collate", "task_sampler"),
+)
+FUNCTIONS = Registry(
+    "function", parent=MMENGINE_FUNCTIONS, scope=SCOPE, locations=_modules("datasets", "collate")
+)
 # Metrics of referring segmentation, PNG, ...
-METRICS = Registry("metric", parent=MMENGINE_METRICS, scope=SCOPE, locations=["flmm_detseg.evaluation"])
+METRICS = Registry(
+    "metric",
+    parent=MMENGINE_METRICS,
+    scope=SCOPE,
+    locations=_modules("evaluation", "coco_metric", "png_metric", "ref_seg_metric", "semseg_metric"),
+)
 # Training hooks, optimizers, loops, runners and strategies.
-HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope=SCOPE, locations=["flmm_detseg.engine"])
-OPTIMIZERS = Registry("optimizer", parent=MMENGINE_OPTIMIZERS, scope=SCOPE, locations=["flmm_detseg.engine"])
-LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=SCOPE, locations=["flmm_detseg.engine"])
-RUNNERS = Registry("runner", parent=MMENGINE_RUNNERS, scope=SCOPE, locations=["flmm_detseg.engine"])
-STRATEGIES = Registry("strategy", parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=["flmm_detseg.engine"])
+HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope=SCOPE, locations=_ENGINE)
+OPTIMIZERS = Registry("optimizer", parent=MMENGINE_OPTIMIZERS, scope=SCOPE, locations=_ENGINE)
+LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=SCOPE, locations=_ENGINE)
+RUNNERS = Registry("runner", parent=MMENGINE_RUNNERS, scope=SCOPE, locations=_ENGINE)
+STRATEGIES = Registry("strategy", parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=_ENGINE)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,18 @@ TESTS = Path(__file__).resolve().parent
 
 # Programs that a test starts import the package beside this file, whichever checkout is installed.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+
+
+@pytest.fixture
+def run_python(tmp_path: Path) -> Callable[[str], subprocess.CompletedProcess[str]]:
+    """Runs a text as a program of its own, in an empty folder; it must end with 0."""
+
+    def run(code: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    return run
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -106,8 +106,3 @@ def test_missing_weights_are_named(tmp_path):
     assert "tiny_llava/model.safetensors is missing" in check.detail
     (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
     assert not doctor._probe("tiny", False, lambda: doctor._weights(tmp_path), "train it").ok
-
-
-def test_version_command(capsys):
-    cli.main(["version"])
-    assert capsys.readouterr().out.strip().count(".") == 2

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from flmm_detseg import cli
-from flmm_detseg.inference.command import TINY_HEADS
 from flmm_detseg.models.checkpoint import read_checkpoint
+from flmm_detseg.utils.configs import TINY_HEADS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,59 +1,7 @@
-"""Follows a compound instruction about an image: text, boxes, masks, one overlay picture, one JSON (COCO RLE).
+"""The same as `flmm-detseg infer`: arguments, output, exit codes."""
 
-python tools/infer.py configs/tiny/detseg_stability.py --checkpoint FILE --image scene.png
---instruction "detect the stars and segment the ring on the left" --out work_dirs/infer
-"""
-
-from __future__ import annotations
-
-import argparse
-from typing import Any
-
-from flmm_detseg.utils.cli import add_lmm_argument, run_tool
-from flmm_detseg.utils.paths import find, image_file
-
-
-def main() -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="config file of a model with detection and phrase heads")
-    parser.add_argument("--checkpoint", help="trained parts (default: `load_from` of the config)")
-    add_lmm_argument(parser)
-    parser.add_argument("--image", required=True, nargs="+", help="image files")
-    parser.add_argument("--instruction", required=True)
-    parser.add_argument("--out", default="work_dirs/infer", help="folder for NAME.png and NAME.json")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="least score of a detection")
-    parser.add_argument("--classes", nargs="+", help="what an open detection head is to find, any names")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--device")
-    args = parser.parse_args()
-
-    from tqdm import tqdm
-
-    from flmm_detseg.datasets.images import read_image
-    from flmm_detseg.inference import Instructor
-    from flmm_detseg.inference.instructor import result_files, result_names
-    from flmm_detseg.models import model_from_config
-    from flmm_detseg.utils.outputs import refuse_overwrite
-
-    names = result_names(args.image)
-    for name in names:  # before a model is loaded
-        for file in result_files(args.out, name):
-            refuse_overwrite(file, [*args.image, args.config, args.checkpoint])
-    for image in args.image:
-        read_image(image_file(image, "--image"), "--image")  # before the model, which may take minutes
-    model = model_from_config(
-        args.config, args.checkpoint, device=args.device, allow_other_lmm=args.allow_other_lmm
-    )
-    instructor = Instructor(model, score_threshold=args.score_threshold, classes=args.classes)
-    figures = []
-    for image, name in zip(tqdm(args.image, desc="images"), names, strict=True):
-        result = instructor.follow(find(image), args.instruction, max_new_tokens=args.max_new_tokens)
-        files = result.save(args.out, name)
-        figures.append({"image": image, "text": result.text, "regions": len(result.regions), **files})
-    return {"instruction": args.instruction, "results": figures}
-
+from flmm_detseg.commands import infer
+from flmm_detseg.utils.cli import run_as_tool
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_as_tool(infer)

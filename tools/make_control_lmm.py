@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from flmm_detseg.pretrain.tiny_llava import make_control_lmm
 from flmm_detseg.utils.cli import run_tool
 
 
@@ -14,6 +13,9 @@ def main() -> dict[str, object]:
     parser.add_argument("--out", required=True, help="folder of the control, hub layout")
     parser.add_argument("--seed", type=int, default=0, help="seed of the new language model")
     args = parser.parse_args()
+
+    from flmm_detseg.pretrain.tiny_llava import make_control_lmm
+
     return {"out": str(make_control_lmm(args.src, args.out, args.seed)), "seed": args.seed}
 
 

@@ -1,37 +1,7 @@
-"""Adds the LoRA of a checkpoint to the LMM's weights and stores the LMM in hub layout, for use without this package.
+"""The same as `flmm-detseg export lmm`: arguments, output, exit codes."""
 
-python tools/merge_lora.py configs/llava/detseg_lora.py --checkpoint FILE --out FOLDER [--dtype float32]
-"""
-
-from __future__ import annotations
-
-import argparse
-from typing import Any
-
-from flmm_detseg.utils.cli import add_lmm_argument, run_tool
-
-
-def main() -> dict[str, Any]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="config of a model whose LMM has LoRA")
-    parser.add_argument("--checkpoint", required=True, help="what training wrote")
-    add_lmm_argument(parser)
-    parser.add_argument("--out", required=True, help="folder to make")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="of the stored weights (default: the config's); where rounding would spoil the merge: float32",
-    )
-    args = parser.parse_args()
-
-    from flmm_detseg.models.merge import merge_checkpoint
-
-    return merge_checkpoint(
-        args.config, args.checkpoint, args.out, args.dtype, allow_other_lmm=args.allow_other_lmm
-    )
-
+from flmm_detseg.commands.export import lmm
+from flmm_detseg.utils.cli import run_as_tool
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_as_tool(lmm)

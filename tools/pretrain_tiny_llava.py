@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from flmm_detseg.pretrain.model_card import report_tiny_llava
-from flmm_detseg.pretrain.train_llava import LlavaTrainSettings, train_tiny_llava
+from flmm_detseg.pretrain.settings import LlavaTrainSettings
 from flmm_detseg.utils.cli import run_tool
 
 HELP = {
@@ -40,6 +39,10 @@ def main() -> dict[str, object]:
         "--history", default="", help="sentence for the card, such as what a resumed run was before"
     )
     args = vars(parser.parse_args())
+
+    from flmm_detseg.pretrain.model_card import report_tiny_llava
+    from flmm_detseg.pretrain.train_llava import train_tiny_llava
+
     history = args.pop("history")
     if not args.pop("report_only"):
         train_tiny_llava(LlavaTrainSettings(**args))

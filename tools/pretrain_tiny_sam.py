@@ -6,8 +6,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import fields
 
-from flmm_detseg.pretrain.sam_card import write_sam_card
-from flmm_detseg.pretrain.train_sam import SamTrainSettings, train_tiny_sam
+from flmm_detseg.pretrain.settings import SamTrainSettings
 from flmm_detseg.utils.cli import run_tool
 
 HELP = {
@@ -33,7 +32,12 @@ def main() -> dict[str, object]:
             parser.add_argument(
                 flag, type=type(field.default), default=field.default, help=HELP.get(field.name)
             )
-    figures = train_tiny_sam(SamTrainSettings(**vars(parser.parse_args())))
+    settings = SamTrainSettings(**vars(parser.parse_args()))
+
+    from flmm_detseg.pretrain.sam_card import write_sam_card
+    from flmm_detseg.pretrain.train_sam import train_tiny_sam
+
+    figures = train_tiny_sam(settings)
     write_sam_card(figures["settings"]["out_dir"], figures)
     return {key: figures[key] for key in ("minutes", "parameters", "iou", "random_iou")}
 

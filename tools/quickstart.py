@@ -7,11 +7,8 @@ minutes on two CPU cores.
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 
-from flmm_detseg.quickstart import quickstart
-from flmm_detseg.utils.cli import run_tool
+from flmm_detseg.utils.cli import run_tool, stop_children_at_sigterm
 
 
 def main() -> None:
@@ -22,8 +19,9 @@ def main() -> None:
         "--fast", action="store_true", help="a trial: few iterations and images, figures mean nothing"
     )
     arguments = parser.parse_args()
-    # As an exception, so that the child processes are stopped too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    stop_children_at_sigterm()
+    from flmm_detseg.quickstart import quickstart
+
     run_tool(lambda: quickstart(fast=arguments.fast))
 
 

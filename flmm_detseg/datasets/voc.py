@@ -18,9 +18,9 @@ from flmm_detseg.datasets.files import is_file, read_lines, require_dir
 from flmm_detseg.datasets.images import image_size
 from flmm_detseg.datasets.policy import ProblemLog, RecordError, as_record_error, record_error
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.utils.choices import DIFFICULT
 from flmm_detseg.utils.values import check_text, is_number, shown
 
-DIFFICULT = ("ignore", "keep", "drop")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp")
 _CLASS_FLAG = re.compile(r"\s+-?[01]$")
 _REMEDY = "Mend the file, or skip such files (policy='skip', --skip)."

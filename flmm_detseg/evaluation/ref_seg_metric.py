@@ -12,8 +12,8 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.evaluation.records import SWEEP_THRESHOLDS, ordered, phrase_records
 from flmm_detseg.registry import METRICS
 from flmm_detseg.structures import Prediction, Sample
+from flmm_detseg.utils.choices import EMPTY_CONVENTIONS
 
-EMPTY_CONVENTIONS = ("skip", "count_as_zero", "grefcoco")
 PRECISION_AT = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 

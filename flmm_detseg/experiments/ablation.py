@@ -9,7 +9,7 @@ from typing import Any
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.experiments.plan import read_plan
 from flmm_detseg.experiments.stages import run_plan
-from flmm_detseg.utils.paths import find
+from flmm_detseg.utils.configs import config_file
 from flmm_detseg.utils.whole_files import read_json, write_json, write_text
 
 _MIB = 2**20
@@ -45,7 +45,7 @@ def ablation_table(
     from mmengine.config import Config
 
     plan = read_plan(plan_file)
-    settings = Config.fromfile(find(plan_file))
+    settings = Config.fromfile(config_file(plan_file, "plan"))
     columns = list(columns or settings.get("columns", ()))
     outcome = run_plan(plan_file, work_dir, slots=slots, fresh=fresh, cfg_options=cfg_options)
     results = read_json(Path(outcome["results"]), "start the plan again, what is done is kept")

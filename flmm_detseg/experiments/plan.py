@@ -10,8 +10,9 @@ from typing import Any
 from mmengine.config import Config
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.utils.configs import config_file
 from flmm_detseg.utils.names import suggest
-from flmm_detseg.utils.paths import REPOSITORY, find, places
+from flmm_detseg.utils.scripts import is_script
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,7 @@ def read_plan(path: str | Path) -> Plan:
         ConfigError: No such file, it cannot be executed, a key is missing or unknown, a name is used twice or refers
             to nothing earlier; names the place.
     """
-    path = find(path)
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist ({places(path)})")
+    path = config_file(path, "plan")
     try:
         content = Config.fromfile(path).to_dict()
     except Exception as error:  # whatever the user's Python file raises is the message
@@ -154,7 +153,7 @@ def _check(plan: Plan, path: Path) -> None:
     earlier: list[str] = []
     for stage in plan.stages:
         for run in stage.runs:
-            if not find(run.config).is_file():
+            if not _is_config(run.config):
                 raise ConfigError(f"{path}: run {run.name}: config {run.config} does not exist")
             for source in run.init_from:
                 if source not in earlier and not source.endswith((".pth", ".pt")):
@@ -169,7 +168,15 @@ def _check(plan: Plan, path: Path) -> None:
                 raise ConfigError(
                     f"{path}: evaluation {item.name}: no run {run!r}{suggest(run, list(plan.runs))}"
                 )
-        if item.config is not None and not find(item.config).is_file():
+        if item.config is not None and not _is_config(item.config):
             raise ConfigError(f"{path}: evaluation {item.name}: config {item.config} does not exist")
-        if not (REPOSITORY / "tools" / item.tool).is_file():
+        if not is_script(item.tool):
             raise ConfigError(f"{path}: evaluation {item.name}: tools/{item.tool} does not exist")
+
+
+def _is_config(name: str) -> bool:
+    try:
+        config_file(name)
+    except ConfigError:
+        return False
+    return True

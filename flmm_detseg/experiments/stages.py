@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from typing import Any
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.experiments.plan import Evaluation, Plan, Run, read_plan
 from flmm_detseg.models.from_config import read_config
+from flmm_detseg.utils.configs import config_file
 from flmm_detseg.utils.lock import hold
-from flmm_detseg.utils.paths import REPOSITORY, find
+from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.process import Command, Progress, run_commands
 from flmm_detseg.utils.provenance import named_paths
+from flmm_detseg.utils.scripts import start_script
 from flmm_detseg.utils.whole_files import read_json, write_json
 
 DONE_FILE = "done.json"
@@ -120,7 +121,7 @@ def _training(
     key: str,
     cfg_options: tuple[str, ...],
 ) -> Command:
-    arguments = [str(find(run.config)), "--work-dir", str(folder / run.name)]
+    arguments = [str(config_file(run.config)), "--work-dir", str(folder / run.name)]
     options = [*run.cfg_options, *cfg_options]
     if run.init_from:
         files = [_checkpoint(source, figures) for source in run.init_from]
@@ -139,7 +140,7 @@ def _training(
     write_json(started, {"key": key})
     if options:
         arguments += ["--cfg-options", *options]
-    return Command(run.name, [sys.executable, str(REPOSITORY / "tools" / "train.py"), *arguments])
+    return Command(run.name, [*start_script("train.py"), *arguments])
 
 
 def _evaluation(
@@ -147,15 +148,15 @@ def _evaluation(
 ) -> Command:
     if item.run is None:
         assert item.config is not None, item.name
-        arguments = [str(find(item.config)), "--untrained"]
+        arguments = [str(config_file(item.config)), "--untrained"]
     else:
-        config = find(item.config or plan.runs[item.run].config)
+        config = config_file(item.config or plan.runs[item.run].config)
         arguments = [str(config), "--checkpoint", str(figures[item.run]["checkpoint"])]
     arguments += ["--work-dir", str(folder / "eval" / item.name), *item.arguments]
     if item.checkpoints:
         arguments.append("--cfg-options")
         arguments += [f"{key}={figures[run]['checkpoint']}" for key, run in item.checkpoints.items()]
-    return Command(item.name, [sys.executable, str(REPOSITORY / "tools" / item.tool), *arguments])
+    return Command(item.name, [*start_script(item.tool), *arguments])
 
 
 def _checkpoint(source: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
@@ -164,7 +165,7 @@ def _checkpoint(source: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _key(run: Run, figures: Mapping[str, Mapping[str, Any]], cfg_options: tuple[str, ...]) -> str:
     """What a run's result depends on, as far as files can tell."""
-    config = read_config(find(run.config))
+    config = read_config(run.config)
     digest = hashlib.sha256(config.pretty_text.encode())
     for path in sorted(named_paths(config.to_dict())):
         digest.update(_state(path).encode())

@@ -1,17 +1,21 @@
 """Heads: captured LMM states in, masks and boxes out. See docs/architecture.md, section Rooms."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from flmm_detseg.compat import install
+from flmm_detseg.utils.lazy import lazy_names
 
-install()  # before any module of this package imports mmdet or mmseg
-
-from flmm_detseg.heads.base import Head, head_of, require_head  # noqa: E402
-from flmm_detseg.heads.detection_head import DetectionHead  # noqa: E402
-from flmm_detseg.heads.language_head import LanguageHead  # noqa: E402
-from flmm_detseg.heads.neck import VisionNeck  # noqa: E402
-from flmm_detseg.heads.phrase_head import PhraseGroundingHead  # noqa: E402
-from flmm_detseg.heads.semantic_head import SemanticSegHead  # noqa: E402
-from flmm_detseg.heads.side_stream import PixelStem  # noqa: E402
-from flmm_detseg.heads.unet_head import UNetHead  # noqa: E402
+if TYPE_CHECKING:
+    from flmm_detseg.heads.base import Head, head_of, require_head
+    from flmm_detseg.heads.detection_head import DetectionHead
+    from flmm_detseg.heads.language_head import LanguageHead
+    from flmm_detseg.heads.neck import VisionNeck
+    from flmm_detseg.heads.phrase_head import PhraseGroundingHead
+    from flmm_detseg.heads.semantic_head import SemanticSegHead
+    from flmm_detseg.heads.side_stream import PixelStem
+    from flmm_detseg.heads.unet_head import UNetHead
 
 __all__ = [
     "DetectionHead",
@@ -25,3 +29,8 @@ __all__ = [
     "head_of",
     "require_head",
 ]
+
+# Before any module of this package imports mmdet or mmseg.
+install()
+
+__getattr__ = lazy_names(__name__)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flmm_detseg.utils.lazy import lazy_names
+
 __all__ = ["Grounder", "GroundingResult", "InstructionResult", "Instructor"]
 
 if TYPE_CHECKING:
@@ -12,18 +14,4 @@ if TYPE_CHECKING:
     from flmm_detseg.inference.result import GroundingResult
 
 
-def __getattr__(name: str) -> object:
-    """Imports on first use: the command line (its doctor above all) must start without torch."""
-    if name == "Grounder":
-        from flmm_detseg.inference.grounder import Grounder
-
-        return Grounder
-    if name == "GroundingResult":
-        from flmm_detseg.inference.result import GroundingResult
-
-        return GroundingResult
-    if name in ("InstructionResult", "Instructor"):
-        from flmm_detseg.inference import instructor
-
-        return getattr(instructor, name)
-    raise AttributeError(f"module 'flmm_detseg.inference' has no attribute {name!r}")
+__getattr__ = lazy_names(__name__)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import head_of
 from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phrases
 from flmm_detseg.inference.result import GroundingResult
-from flmm_detseg.models import GroundingLMM
-from flmm_detseg.models.from_config import model_from_config
 from flmm_detseg.structures import CaptureSpec, Generation, PatchGrid, Phrase, Prediction, Sample, Turn
+
+if TYPE_CHECKING:
+    from flmm_detseg.models import GroundingLMM
 
 Span: TypeAlias = tuple[int, int]
 
@@ -64,6 +65,9 @@ class Grounder:
             ConfigError: The config cannot be used.
             CheckpointError: No checkpoint, an unsafe or damaged one, or one of another model.
         """
+        # Here, because the heads' frameworks take seconds to import.
+        from flmm_detseg.models.from_config import model_from_config
+
         options = {"untrained": untrained, "device": device, "allow_other_lmm": allow_other_lmm}
         return cls(model_from_config(config, checkpoint, **options))
 

@@ -1,14 +1,21 @@
 """The assembly of LMM and heads, and the only place that builds parts from config."""
 
-from flmm_detseg.models.balancer import (
-    FixedWeighting,
-    GradNormWeighting,
-    TaskBalancer,
-    UncertaintyWeighting,
-)
-from flmm_detseg.models.checkpoint import load_checkpoint
-from flmm_detseg.models.from_config import model_from_config, read_config
-from flmm_detseg.models.grounding_lmm import GroundingLMM
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flmm_detseg.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from flmm_detseg.models.balancer import (
+        FixedWeighting,
+        GradNormWeighting,
+        TaskBalancer,
+        UncertaintyWeighting,
+    )
+    from flmm_detseg.models.checkpoint import load_checkpoint
+    from flmm_detseg.models.from_config import model_from_config, read_config
+    from flmm_detseg.models.grounding_lmm import GroundingLMM
 
 __all__ = [
     "FixedWeighting",
@@ -20,3 +27,5 @@ __all__ = [
     "model_from_config",
     "read_config",
 ]
+
+__getattr__ = lazy_names(__name__)

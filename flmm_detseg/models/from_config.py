@@ -12,20 +12,20 @@ from flmm_detseg.models.checkpoint import load_file
 from flmm_detseg.models.config_errors import explain_config_error, relative_import
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import MODELS
-from flmm_detseg.utils.paths import find, places
+from flmm_detseg.utils.configs import config_file
+from flmm_detseg.utils.whole_files import write_text
 
 
 def read_config(config: str | Path | Config) -> Config:
-    """Reads a config file; a ``Config`` is returned as it is.
+    """Reads a config file, named as :func:`~flmm_detseg.utils.configs.config_file` finds it; a ``Config`` is returned
+    as it is.
 
     Raises:
         ConfigError: No such file, it cannot be executed, or it has no ``model``; names the file.
     """
     if isinstance(config, Config):
         return config
-    path = find(config)
-    if not path.is_file():
-        raise ConfigError(f"config {path} does not exist ({places(path)})")
+    path = config_file(config)
     try:
         read = Config.fromfile(path)
     except Exception as error:  # whatever the user's Python file raises is the message
@@ -35,6 +35,25 @@ def read_config(config: str | Path | Config) -> Config:
     if "model" not in read:
         raise ConfigError(f"config {path} has no `model`")
     return read
+
+
+def dump_config(config: str | Path, out: Path) -> Path:
+    """Writes a config with all that it inherits into one file, which reads as equal from any folder.
+
+    Args:
+        config: As in :func:`read_config`.
+        out: File to write; its folder is made.
+
+    Raises:
+        ConfigError: The config cannot be read.
+    """
+    source = config_file(config)
+    read = read_config(source)
+    text = f"""# {source.name} of flmm_detseg with all that it inherits; `flmm-detseg copy-config` wrote it.
+{read.pretty_text}"""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_text(out, text)
+    return out
 
 
 def model_from_config(

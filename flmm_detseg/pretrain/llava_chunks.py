@@ -28,7 +28,8 @@ from flmm_detseg.datasets.tinyworld import (
     referring_expressions,
 )
 from flmm_detseg.pretrain.llava_frames import FRAME_KINDS, frame_turns, stream_frames
-from flmm_detseg.pretrain.tiny_llava import BOX_PROMPT, BOXED_CAPTION_PROMPT, CAPTION_PROMPT, TinyLlavaSizes
+from flmm_detseg.pretrain.settings import TinyLlavaSizes
+from flmm_detseg.pretrain.tiny_llava import BOX_PROMPT, BOXED_CAPTION_PROMPT, CAPTION_PROMPT
 
 QUESTION_KINDS = ("colour", "kind", "presence", "count", "position", "box", "comparison")
 TURN_KINDS = ("caption", "boxed_caption", "refer", "where", *QUESTION_KINDS, *FRAME_KINDS)

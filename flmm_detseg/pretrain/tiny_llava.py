@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 from flmm_detseg.errors import CheckpointError
+from flmm_detseg.pretrain.settings import TinyLlavaSizes
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PRINTABLE_ASCII = tuple(chr(code) for code in range(33, 127))
@@ -37,31 +37,6 @@ CHAT_TEMPLATE = (
     "{{ content['text'] + (eos_token if message['role'] == 'assistant' else ' ') }}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-
-
-@dataclass(frozen=True)
-class TinyLlavaSizes:
-    """Sizes of the tiny LLaVA.
-
-    Attributes:
-        image_size: Side of the square input, pixels.
-        patch_size: Side of a patch, pixels; ``(image_size / patch_size) ** 2`` image tokens.
-        vision_hidden: Width of the CLIP tower.
-        vision_layers: Layers of the tower that are *used*; one more is built, because LLaVA reads layer -2.
-        vision_heads: Attention heads of the tower.
-        text_hidden: Width of the Llama.
-        text_layers: Layers of the Llama.
-        text_heads: Attention heads per layer; ``text_layers * text_heads`` attention channels.
-    """
-
-    image_size: int = 112
-    patch_size: int = 8
-    vision_hidden: int = 128
-    vision_layers: int = 4
-    vision_heads: int = 4
-    text_hidden: int = 128
-    text_layers: int = 4
-    text_heads: int = 8
 
 
 def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:

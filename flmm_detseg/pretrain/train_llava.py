@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -30,69 +30,14 @@ from flmm_detseg.pretrain.eval_llava import evaluate, format_figures
 from flmm_detseg.pretrain.llava_chunks import cache_folder, prefix_ids, start_chunk_writer
 from flmm_detseg.pretrain.llava_data import PackedBatch, PackedStream
 from flmm_detseg.pretrain.llava_objective import Trainee
+from flmm_detseg.pretrain.settings import LlavaTrainSettings
 from flmm_detseg.pretrain.tiny_llava import (
-    TinyLlavaSizes,
     build_model,
     build_tokenizer,
     load_tiny_llava,
     save_hub_layout,
 )
 from flmm_detseg.utils.whole_files import dump_json, write_json
-
-
-@dataclass(frozen=True)
-class LlavaTrainSettings:
-    """Settings of one run.
-
-    Attributes:
-        out_dir: Hub-layout folder of the exports.
-        work_dir: State file, log and data cache.
-        minutes: Length of the whole run, warm-up included, evaluation excluded.
-        warmup_minutes: Minutes of patch-label warm-up at the start.
-        threads: Number of single-threaded processes.
-        seed: Seed of weights, data and order.
-        batch_size: Images per step over all processes.
-        muon_lr: Peak learning rate of the 2-D hidden weights (Muon).
-        adamw_lr: Peak learning rate of everything else (AdamW).
-        decay_start: Share of the run after which the learning rates fall to zero along a cosine.
-        label_weight: Weight of the patch labels after the warm-up, fading to zero at the end of the run.
-        ema: Decay per step of the averaged weights, which are the exported ones.
-        export_minutes: Minutes between exports.
-        num_chunks: Chunks of scenes in the cache.
-        chunk_size: Scenes per chunk.
-        eval_items: Questions of each kind at intermediate exports.
-        final_eval_items: Questions of each kind at the end.
-        stream_share: Share of the images that are frames of streams (screens with a clock and a score, cameras, slides,
-            chats) with questions about them; the rest are scenes.
-        resume: Continue from the state file of ``work_dir``.
-        start: Hub-layout folder whose weights a new run starts from (new optimizers, new patch-label head); empty
-            for random weights.
-        status_file: Text file that gets one line per export; empty for none.
-        sizes: Sizes of the model.
-    """
-
-    out_dir: str
-    work_dir: str
-    minutes: float
-    warmup_minutes: float = 12.0
-    threads: int = 2
-    seed: int = 0
-    batch_size: int = 16
-    muon_lr: float = 0.006
-    adamw_lr: float = 0.002
-    decay_start: float = 0.5
-    label_weight: float = 0.5
-    ema: float = 0.995
-    export_minutes: float = 15.0
-    num_chunks: int = 160
-    chunk_size: int = 250
-    eval_items: int = 100
-    final_eval_items: int = 300
-    stream_share: float = 0.0
-    resume: bool = False
-    start: str = ""
-    status_file: str = ""
-    sizes: TinyLlavaSizes = TinyLlavaSizes()
 
 
 def chunk_folder(settings: LlavaTrainSettings, tokenizer: PreTrainedTokenizerFast) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from flmm_detseg.errors import CheckpointError
 from flmm_detseg.ops.masks import mask_iou, resize_maps
+from flmm_detseg.pretrain.settings import SamTrainSettings
 from flmm_detseg.pretrain.tiny_sam import (
     PROMPT_KINDS,
     PromptedMasks,
@@ -25,43 +26,6 @@ from flmm_detseg.pretrain.tiny_sam import (
 from flmm_detseg.refiners import VARIANTS, SAMRefiner, build_sam, save_sam
 from flmm_detseg.refiners.sam_decoder import decode_masks
 from flmm_detseg.utils.whole_files import dump_json
-
-
-@dataclass(frozen=True)
-class SamTrainSettings:
-    """Settings of one run.
-
-    Attributes:
-        out_dir: Hub-layout folder of the result.
-        work_dir: State file and log.
-        steps: Optimizer steps.
-        batch_size: Scenes per step.
-        max_masks: Most masks per scene and step.
-        muon_lr: Peak learning rate of the transformers' matrices (Muon).
-        lr: Peak learning rate of everything else (AdamW). Both: linear warm-up, then a cosine to zero.
-        warmup_steps: Steps of the warm-up.
-        ema: Decay per step of the averaged weights, which are the stored ones.
-        seed: Seed of weights, scenes and prompts.
-        threads: Compute threads.
-        eval_scenes: Held-out scenes (split ``val``) of the evaluation.
-        save_every: Steps between state files.
-        resume: Continue from the state file of ``work_dir``.
-    """
-
-    out_dir: str
-    work_dir: str
-    steps: int = 1500
-    batch_size: int = 8
-    max_masks: int = 7
-    muon_lr: float = 0.01
-    lr: float = 2e-3
-    warmup_steps: int = 60
-    ema: float = 0.99
-    seed: int = 0
-    threads: int = 1
-    eval_scenes: int = 200
-    save_every: int = 100
-    resume: bool = False
 
 
 class SamTrainer:

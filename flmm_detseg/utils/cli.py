@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from flmm_detseg.errors import FlmmError
@@ -19,6 +21,25 @@ def add_lmm_argument(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="accept a checkpoint that was trained on another LMM than the config's",
     )
+
+
+def run_as_tool(command: ModuleType) -> None:
+    """Runs a module of :mod:`flmm_detseg.commands` as a script of its own, ``python tools/NAME.py``.
+
+    Args:
+        command: Has ``add_arguments`` and ``run``; its docstring is the description.
+    """
+    parser = argparse.ArgumentParser(
+        description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_arguments(parser)
+    arguments = parser.parse_args()
+    run_tool(lambda: command.run(arguments))
+
+
+def stop_children_at_sigterm() -> None:
+    """Makes an exception of SIGTERM, so that the child processes of a command are stopped with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def run_tool(main: Callable[[], Mapping[str, Any] | None]) -> None:

@@ -9,10 +9,11 @@ import pytest
 from mmengine.config import Config
 
 from flmm_detseg.errors import CheckpointError
-from flmm_detseg.experiments.plan import REPOSITORY, read_plan
+from flmm_detseg.experiments.plan import read_plan
 from flmm_detseg.lmms.weights.trained_layout import check_layout, layout_text
 from flmm_detseg.models.from_config import read_config
 from flmm_detseg.registry import MODELS, OPTIMIZERS
+from flmm_detseg.utils.paths import REPOSITORY
 
 LADDER = REPOSITORY / "configs" / "cache" / "tiny_ladder_stages.py"
 

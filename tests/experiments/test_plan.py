@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.experiments.plan import REPOSITORY, read_plan
+from flmm_detseg.experiments.plan import read_plan
+from flmm_detseg.utils.paths import REPOSITORY
 
 PLANS = sorted((REPOSITORY / "configs").rglob("*_stages*.py"))
 CONFIG = "configs/tiny/detseg_detection.py"

@@ -14,9 +14,9 @@ from PIL import Image
 from sam_parts import SIZES
 
 from flmm_detseg import Grounder, GroundingResult
+from flmm_detseg.commands import ground as command
 from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError
 from flmm_detseg.heads import PhraseGroundingHead, UNetHead
-from flmm_detseg.inference import command
 from flmm_detseg.lmms.lora.layers import lora_layers
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.refiners import SAMRefiner, build_sam
@@ -148,6 +148,8 @@ def test_question_on_the_command_line(monkeypatch, tmp_path):
     grounder = _grounder()
     monkeypatch.setattr(Grounder, "from_config", classmethod(lambda cls, *_, **__: grounder))
     monkeypatch.setattr(Grounder, "ask", partialmethod(Grounder.ask, max_new_tokens=12))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.py").touch()
     Image.fromarray(IMAGE).save(tmp_path / "image.png")
     arguments = _arguments("--question", QUESTION)
     arguments.image, arguments.out = str(tmp_path / "image.png"), tmp_path / "new" / "overlay.png"

@@ -4,34 +4,41 @@
 and ``world.write_world`` stores it in the real formats of the field.
 """
 
-from flmm_detseg.datasets.tinyworld.language import (
-    GroundedPhrase,
-    GroundedText,
-    ReferringExpression,
-    narrate,
-    referring_expressions,
-)
-from flmm_detseg.datasets.tinyworld.questions import (
-    QUESTION_KINDS,
-    Question,
-    format_box,
-    make_questions,
-    parse_box,
-)
-from flmm_detseg.datasets.tinyworld.render import make_scene
-from flmm_detseg.datasets.tinyworld.scene import (
-    COLOURS,
-    KINDS,
-    SIZES,
-    SPLITS,
-    STUFF,
-    TEXTURES,
-    TINYWORLD_VERSION,
-    Scene,
-    SceneObject,
-    StuffRegion,
-)
-from flmm_detseg.datasets.tinyworld.vocabulary import vocabulary
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flmm_detseg.utils.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from flmm_detseg.datasets.tinyworld.language import (
+        GroundedPhrase,
+        GroundedText,
+        ReferringExpression,
+        narrate,
+        referring_expressions,
+    )
+    from flmm_detseg.datasets.tinyworld.questions import (
+        QUESTION_KINDS,
+        Question,
+        format_box,
+        make_questions,
+        parse_box,
+    )
+    from flmm_detseg.datasets.tinyworld.render import make_scene
+    from flmm_detseg.datasets.tinyworld.scene import (
+        COLOURS,
+        KINDS,
+        SIZES,
+        SPLITS,
+        STUFF,
+        TEXTURES,
+        TINYWORLD_VERSION,
+        Scene,
+        SceneObject,
+        StuffRegion,
+    )
+    from flmm_detseg.datasets.tinyworld.vocabulary import vocabulary
 
 __all__ = [
     "COLOURS",
@@ -57,3 +64,5 @@ __all__ = [
     "referring_expressions",
     "vocabulary",
 ]
+
+__getattr__ = lazy_names(__name__)

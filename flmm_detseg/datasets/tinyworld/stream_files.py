@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from flmm_detseg.datasets.tinyworld.scene import scene_rng
 from flmm_detseg.datasets.tinyworld.stream_questions import pick_question
+from flmm_detseg.datasets.tinyworld.stream_spec import StreamSpec
 from flmm_detseg.datasets.tinyworld.streams import CLOCK_QUESTION, SCORE_QUESTION, StreamItem, make_stream
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.whole_files import new_folder
@@ -29,32 +30,6 @@ STREAM_FILE_KINDS = ("screen", "camera", "slides")
 _ENCODINGS = {"train": "mixed", "val": "png"}
 _TEXT_CATEGORIES = {CLOCK_QUESTION: "clock", SCORE_QUESTION: "score"}
 _CHOICE = 9
-
-
-@dataclass(frozen=True)
-class StreamSpec:
-    """What decides the files.
-
-    Attributes:
-        train_streams: Streams of every kind of the split train.
-        val_streams: Streams of every kind of the split val.
-        num_frames: Frames of a stream.
-        num_questions: Most questions about a frame of the split val.
-        seed: Of the world.
-        train_questions: The same of the split train.
-    """
-
-    train_streams: int = 300
-    val_streams: int = 14
-    num_frames: int = 10
-    num_questions: int = 3
-    seed: int = 0
-    train_questions: int = 6
-
-    def __post_init__(self) -> None:
-        small = [name for name, value in asdict(self).items() if name != "seed" and value < 1]
-        if small:
-            raise ConfigError(f"{', '.join(small)} must be at least 1")
 
 
 def write_streams(out: Path, spec: StreamSpec, progress: bool = True) -> dict[str, Any]:

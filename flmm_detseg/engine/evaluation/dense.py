@@ -30,9 +30,8 @@ from flmm_detseg.language import (
     score_detections,
 )
 from flmm_detseg.structures import CaptureSpec, Sample
+from flmm_detseg.utils.choices import BOX_SOURCES
 from flmm_detseg.utils.whole_files import dump_json, write_text
-
-BOX_SOURCES = ("head", "text")
 
 
 @dataclass(frozen=True)

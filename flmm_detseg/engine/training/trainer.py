@@ -29,6 +29,7 @@ from flmm_detseg.engine.training.start import LOCK, last_checkpoint, read_run_st
 from flmm_detseg.errors import CheckpointError, ConfigError, RunError
 from flmm_detseg.models.checkpoint import load_checkpoint, states_file
 from flmm_detseg.models.from_config import read_config
+from flmm_detseg.utils.configs import config_file
 from flmm_detseg.utils.lock import holding
 from flmm_detseg.utils.paths import find
 
@@ -81,7 +82,7 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
         RunError: No checkpoint came out, another training writes to the same folder, or loss, gradient or parameters
             became NaN or infinite.
     """
-    path = find(options.config)
+    path = config_file(options.config)
     config = read_config(path)
     work_dir = Path(options.work_dir or config.get("work_dir") or f"work_dirs/{path.stem}")
     if options.launcher == "none" or os.environ.get("RANK") == "0":  # elsewhere the loop sees to it

@@ -410,7 +410,9 @@ def test_data_sets_that_do_not_fit(folder, tmp_path):
         ("eval_forgetting", ["--no-kl", "--splits", "a"], AnswerOptions("c.py", kl=False, splits=("a",))),
     ],
 )
-def test_tools_hand_their_arguments_on(monkeypatch, capsys, tool, arguments, expected):
+def test_tools_hand_their_arguments_on(monkeypatch, capsys, tmp_path, tool, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    Path("c.py").touch()
     seen = []
 
     def evaluate(options: EvaluationOptions, task: Task) -> dict:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from flmm_detseg.cache import BackgroundCache, GivenRegions
+from flmm_detseg.commands.stream import _reads_boxes, read_requests
 from flmm_detseg.errors import DataError
-from flmm_detseg.inference.stream_command import _reads_boxes, read_requests
 from flmm_detseg.store.records import Match, PrefixKV
 
 ROOT = Path(__file__).resolve().parents[2]

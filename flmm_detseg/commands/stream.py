@@ -1,4 +1,10 @@
-"""The command line for a stream of images: `python tools/stream.py`."""
+"""Answers questions about a stream of images, computing no background twice (docs/background_cache.md).
+
+flmm-detseg stream CONFIG --checkpoint FILE --images FRAMES --question "what time is it ?"
+
+A line per request says what served it and how long that took; then come the cache's statistics. --compare asks
+everything again without the cache and fails when an answer differs.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +23,7 @@ from tqdm import tqdm
 
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.configs import config_file
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import find, places
 from flmm_detseg.utils.whole_files import dump_json
@@ -105,6 +112,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         FlmmError: Whatever the user can mend; :class:`RunError` when an answer differs (the figures are printed then).
     """
+    config_file(arguments.config)
     requests = read_requests(arguments.images, arguments.question, arguments.questions)
     if arguments.ground is not None:
         refuse_folder_of_inputs(arguments.ground, [request.image for request in requests])

@@ -1,4 +1,10 @@
-"""The command line for one's own images: `python tools/ground.py`, `flmm-detseg ground`."""
+"""Grounds phrases of a caption in your own image and draws them.
+
+flmm-detseg ground CONFIG --checkpoint FILE --image cat.jpg --caption "a cat on a mat" --phrase "a cat"
+--out o.png
+
+With --question "what is on the mat?" the model answers, and words of its answer are grounded.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +15,10 @@ from typing import Any
 
 from flmm_detseg.errors import DataError
 from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.configs import TINY_CONFIG, TINY_HEADS, config_file
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import image_file
 from flmm_detseg.utils.whole_files import write_json
-
-# What the quickstart trains, stored in the repository: knows the synthetic TinyWorld and nothing else.
-TINY_CONFIG = "configs/tiny/frozen_tiny_llava_refcoco_png.py"
-TINY_HEADS = "data/models/tiny_heads/heads.pth"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +79,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         refuse_folder_of_inputs(arguments.attention, [arguments.image])
     config, checkpoint = _model(arguments)
     file = image_file(arguments.image, "--image")
+    config_file(config)
     # Late, so that a wrong argument is told before torch is loaded.
     from flmm_detseg.datasets.images import read_image
     from flmm_detseg.inference.coco import CocoFile
@@ -131,7 +135,7 @@ def _model(arguments: argparse.Namespace) -> tuple[str, str | None]:
         return arguments.config, arguments.checkpoint
     if arguments.checkpoint is not None or arguments.untrained:
         raise DataError(
-            "--checkpoint and --untrained need the config of their model (python tools/ground.py CONFIG ...)"
+            "--checkpoint and --untrained need the config of their model (flmm-detseg ground CONFIG ...)"
         )
     print(
         "no config given: the repository's tiny model, which knows the pictures of TinyWorld and nothing else",

@@ -1,0 +1,42 @@
+"""Adds the LoRA of a checkpoint to the LMM's weights and stores the LMM in hub layout, for use without this package.
+
+flmm-detseg export lmm configs/llava/detseg_lora.py --checkpoint FILE --out FOLDER [--dtype float32]
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.configs import config_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of :func:`run`."""
+    parser.add_argument("config", help="config of a model whose LMM has LoRA")
+    parser.add_argument("--checkpoint", required=True, help="what training wrote")
+    add_lmm_argument(parser)
+    parser.add_argument("--out", required=True, help="folder to make")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of the stored weights (default: the config's); where rounding would spoil the merge: float32",
+    )
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Writes the folder.
+
+    Returns:
+        Figures for the last line.
+
+    Raises:
+        FlmmError: Whatever the user can mend.
+    """
+    config_file(args.config)
+    from flmm_detseg.models.merge import merge_checkpoint
+
+    return merge_checkpoint(
+        args.config, args.checkpoint, args.out, args.dtype, allow_other_lmm=args.allow_other_lmm
+    )

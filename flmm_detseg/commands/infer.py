@@ -1,0 +1,65 @@
+"""Follows a compound instruction about an image: text, boxes, masks, one overlay picture, one JSON (COCO RLE).
+
+flmm-detseg infer configs/tiny/detseg_stability.py --checkpoint FILE --image scene.png
+--instruction "detect the stars and segment the ring on the left" --out work_dirs/infer
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.configs import config_file
+from flmm_detseg.utils.paths import find, image_file
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the arguments of :func:`run`."""
+    parser.add_argument("config", help="config file of a model with detection and phrase heads")
+    parser.add_argument("--checkpoint", help="trained parts (default: `load_from` of the config)")
+    add_lmm_argument(parser)
+    parser.add_argument("--image", required=True, nargs="+", help="image files")
+    parser.add_argument("--instruction", required=True)
+    parser.add_argument("--out", default="work_dirs/infer", help="folder for NAME.png and NAME.json")
+    parser.add_argument("--score-threshold", type=float, default=0.3, help="least score of a detection")
+    parser.add_argument("--classes", nargs="+", help="what an open detection head is to find, any names")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--device")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Follows the instruction on every image.
+
+    Returns:
+        Figures for the last line: the instruction, and what was found and written per image.
+
+    Raises:
+        FlmmError: Whatever the user can mend.
+    """
+    files = [image_file(image, "--image") for image in args.image]
+    config_file(args.config)
+    from tqdm import tqdm
+
+    from flmm_detseg.datasets.images import read_image
+    from flmm_detseg.inference import Instructor
+    from flmm_detseg.inference.instructor import result_files, result_names
+    from flmm_detseg.models import model_from_config
+    from flmm_detseg.utils.outputs import refuse_overwrite
+
+    names = result_names(args.image)
+    for name in names:  # before a model is loaded
+        for file in result_files(args.out, name):
+            refuse_overwrite(file, [*args.image, args.config, args.checkpoint])
+    for file in files:
+        read_image(file, "--image")  # before the model, which may take minutes
+    model = model_from_config(
+        args.config, args.checkpoint, device=args.device, allow_other_lmm=args.allow_other_lmm
+    )
+    instructor = Instructor(model, score_threshold=args.score_threshold, classes=args.classes)
+    figures = []
+    for image, name in zip(tqdm(args.image, desc="images"), names, strict=True):
+        result = instructor.follow(find(image), args.instruction, max_new_tokens=args.max_new_tokens)
+        written = result.save(args.out, name)
+        figures.append({"image": image, "text": result.text, "regions": len(result.regions), **written})
+    return {"instruction": args.instruction, "results": figures}

@@ -1,0 +1,12 @@
+"""Values that options may take, for commands that name them without importing what acts on them."""
+
+from __future__ import annotations
+
+# What a referring expression without a pixel counts as.
+EMPTY_CONVENTIONS = ("skip", "count_as_zero", "grefcoco")
+# Who counts COCO's figures.
+COCO_BACKENDS = ("pycocotools", "faster")
+# Where the boxes of an evaluation come from: the detection head, or answers in words.
+BOX_SOURCES = ("head", "text")
+# What becomes of Pascal VOC's objects marked difficult.
+DIFFICULT = ("ignore", "keep", "drop")
