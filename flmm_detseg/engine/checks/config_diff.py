@@ -10,13 +10,14 @@ from typing import Any
 from mmengine.config import Config
 
 from flmm_detseg.models.from_config import read_config
+from flmm_detseg.utils.configs import config_file
 
 
 def base_files(path: str | Path) -> list[Path]:
     """Files that a lazy config imports under ``read_base()``, in order."""
-    path = Path(path)
+    path = config_file(path)
     found = []
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.With):
             for line in node.body:
                 assert isinstance(line, ast.ImportFrom), "mmengine allows nothing else here"
