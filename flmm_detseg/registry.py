@@ -1,9 +1,15 @@
 """Child registries of MMEngine's; the module must keep this name because MMEngine imports ``{scope}.registry``.
 
 Lazy configs name classes, so registration is not needed to build a config; it is there for string types and listing.
+A class that is built in several ways (``LlavaAdapter`` from ``pretrained`` or from ``config``) names them in
+``BUILDERS``; the arguments say which one is meant.
 """
 
 from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
 
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
@@ -15,7 +21,9 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
-from mmengine.registry import Registry
+from mmengine.registry import Registry, build_model_from_cfg
+
+from flmm_detseg.errors import ConfigError
 
 # Name it when building from a string type: a runner in the same process sets MMEngine's default scope to its own.
 SCOPE = "flmm_detseg"
@@ -24,6 +32,48 @@ SCOPE = "flmm_detseg"
 def _modules(room: str, *names: str) -> list[str]:
     """The modules of a room that register something: its package alone imports none of them."""
     return [f"{SCOPE}.{room}.{name}" for name in names]
+
+
+def way_to_build(kind: Any, arguments: Collection[str]) -> Any:
+    """What a ``type`` means together with the arguments beside it.
+
+    Args:
+        kind: Class, function or method.
+        arguments: Names of the arguments.
+
+    Returns:
+        Of a class with ``BUILDERS`` (names of class methods): the class itself where its own required arguments are
+        there, else the first of these methods whose required arguments are. Anything else as it is.
+
+    Raises:
+        ConfigError: No way takes these arguments; names what is needed.
+    """
+    names = getattr(kind, "BUILDERS", ()) if inspect.isclass(kind) else ()
+    if not names:
+        return kind
+    needed = {}
+    for way in (kind, *(getattr(kind, name) for name in names)):
+        needed[way] = [
+            name
+            for name, parameter in inspect.signature(way).parameters.items()
+            if parameter.default is parameter.empty
+        ]
+        if all(name in arguments for name in needed[way]):
+            return way
+    several = " or ".join(f"`{', '.join(missing)}`" for missing in list(needed.values())[1:])
+    raise ConfigError(f"{kind.__name__} needs {several}, given are: {', '.join(arguments) or 'none'}")
+
+
+def _build(cfg: Any, registry: Registry, default_args: Any = None) -> Any:
+    """MMEngine's own way to build a model, after :func:`way_to_build`."""
+    if isinstance(cfg, Mapping) and "type" in cfg:
+        kind = cfg["type"]
+        kind = registry.get(kind) if isinstance(kind, str) else kind
+        way = way_to_build(kind, [key for key in (*cfg, *(default_args or ())) if key != "type"])
+        if way is not kind:
+            cfg = cfg.copy()
+            cfg["type"] = way
+    return build_model_from_cfg(cfg, registry, default_args)
 
 
 _ENGINE = _modules(
@@ -40,6 +90,7 @@ _ENGINE = _modules(
 # LMM adapters, heads, refiners, the cache's parts and the assembled models.
 MODELS = Registry(
     "model",
+    build_func=_build,
     parent=MMENGINE_MODELS,
     scope=SCOPE,
     locations=[

@@ -19,6 +19,8 @@ from flmm_detseg.engine.xtuner_process import framework as mmengine_framework
 
 # What `xtuner train` asks for first, so that a failure there is seen (docs/robustness.md).
 framework = mmengine_framework
+# Where types that are given by name alone are looked for, before MMEngine's own.
+default_scope = "flmm_detseg"
 # Several processes on any machine; `--deepspeed` puts MMEngine's FlexibleRunner in its place.
 runner_type = GroundingRunner
 default_hooks = dict(

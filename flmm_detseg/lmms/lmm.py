@@ -88,6 +88,8 @@ class LMM(LMMAdapter):
             :mod:`flmm_detseg.lmms.weights.facts`), or ``gradient_checkpointing`` of an LMM that has no gradients.
     """
 
+    # What `dict(type="LlavaAdapter", pretrained=...)` means in a config, and with `config=...`.
+    BUILDERS: ClassVar[tuple[str, ...]] = ("from_pretrained", "from_config")
     family_class: ClassVar[type[Family]]
 
     def __init__(

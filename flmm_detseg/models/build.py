@@ -13,7 +13,7 @@ from torch import nn
 from flmm_detseg.datasets.class_names import named_classes
 from flmm_detseg.errors import ConfigError, FlmmError
 from flmm_detseg.lmms.base import LMMAdapter
-from flmm_detseg.registry import MODELS
+from flmm_detseg.registry import MODELS, way_to_build
 from flmm_detseg.utils.names import suggest
 
 # Arguments that follow from the LMM, wherever a part has an argument of that name.
@@ -75,6 +75,10 @@ def _build(
     if "type" not in arguments:
         raise ConfigError(f"`{where}` has no `type` (keys: {', '.join(map(str, arguments)) or 'none'})")
     factory = _resolve(arguments.pop("type"), where)
+    try:
+        factory = way_to_build(factory, list(arguments))
+    except ConfigError as error:
+        raise ConfigError(f"`{where}`: {error}") from None
     signature = inspect.signature(factory)
     for name, value in arguments.items():
         if isinstance(value, Mapping) and "type" in value:

@@ -9,12 +9,26 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.config.utils import ConfigParsingError
 
 _LAZY = (
     "what a config imports is only named there, not imported until it is used: it may stand as a value "
     "(`type=CLASS`), but a config cannot call it, index it or compute with it. Write the value itself (plain Python: "
     "numbers, texts, f-strings, comprehensions), or set it on the command line with --cfg-options"
 )
+
+_COPY = "take a copy of it in one file first, which both ways of inheriting read: `flmm-detseg copy-config NAME FOLDER`"
+_CHAIN = (
+    "a config that imports anything (those of this package do) is not inherited with `_base_ = [...]`, and one with "
+    "`_base_` is not inherited by such a config, nor may it import anything above that line. Inherit with "
+    "`with read_base():` and `from .NAME import *`; or " + _COPY
+)
+_BASE_IMPORT = (
+    "`with read_base():` finds configs by relative imports (`from .NAME import *`, `from ..FOLDER.NAME import *`), "
+    "which begin at the folder of the file that has them. For a config that lies elsewhere, " + _COPY
+)
+# Of MMEngine's errors about such an import.
+_BASE_NOT_FOUND = ("`with read_base(): = from", "should not be an independent package")
 
 
 def explain_config_error(error: Exception, path: Path) -> str:
@@ -32,6 +46,10 @@ def explain_config_error(error: Exception, path: Path) -> str:
     lazy = last is not None and Path(last.filename).name == "lazy.py" and not str(error)
     if lazy or "LazyObject" in str(error) or "LazyAttr" in str(error):
         return f"{where}{_LAZY}"
+    if "inheritance chain must match" in str(error):
+        return f"{where}{_CHAIN}"
+    if isinstance(error, ConfigParsingError) and any(text in str(error) for text in _BASE_NOT_FOUND):
+        return f"{where}{_BASE_IMPORT} (MMEngine says: {str(error).partition('!')[0]})"
     if not str(error):
         raised = "" if last is None else f" raised by {last.name} in {last.filename}, line {last.lineno}"
         return f"{where}{type(error).__name__}{raised}"

@@ -20,7 +20,7 @@ from flmm_detseg.lmms.weights.trained_layout import check_layout
 from flmm_detseg.models.checkpoint import IDENTITY, LAYOUT, check_tensors, read_checkpoint
 from flmm_detseg.models.from_config import read_config, without_start
 from flmm_detseg.models.grounding_lmm import GroundingLMM
-from flmm_detseg.registry import MODELS
+from flmm_detseg.registry import MODELS, way_to_build
 from flmm_detseg.utils.paths import find
 
 
@@ -37,9 +37,9 @@ def model_on_meta(config: Config, lmm_config: str | Path | None = None) -> Groun
     """
     model = copy.deepcopy(without_start(config.model).to_dict())
     where, lmm = "model.lmm", model["lmm"]
-    if _object(lmm["type"]) is CachedLMM:
+    if _object(lmm) is CachedLMM:
         where, lmm = "model.lmm.lmm", lmm["lmm"]
-    kind = _object(lmm["type"])
+    kind = _object(lmm)
     if not inspect.ismethod(kind) or kind.__name__ != "from_pretrained":
         raise ConfigError(
             f"`{where}.type` is no `from_pretrained`; cannot tell the LMM's sizes without building it"
@@ -88,11 +88,12 @@ def import_flmm_checkpoint(
     return {"out": str(out), "num_tensors": len(given), "num_parameters": count}
 
 
-def _object(kind: Any) -> Any:
-    """The class or function of a ``type``."""
-    if not isinstance(kind, str):
-        return kind
-    return get_object_from_string(kind) if "." in kind else MODELS.get(kind)
+def _object(part: Mapping[str, Any]) -> Any:
+    """What builds a part: the class, function or method that its ``type`` means."""
+    kind = part["type"]
+    if isinstance(kind, str):
+        kind = get_object_from_string(kind) if "." in kind else MODELS.get(kind)
+    return way_to_build(kind, [key for key in part if key != "type"])
 
 
 def _lmm_sizes(adapter: type, pretrained: str, lmm_config: str | Path | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -81,6 +81,9 @@ class SAMRefiner(nn.Module):
 
     Source: F-LMM, arXiv 2406.05821, section 3.3 (mask refiner); SAM, arXiv 2304.02643.
     """
+
+    # What `dict(type="SAMRefiner", checkpoint=...)` means in a config.
+    BUILDERS: ClassVar[tuple[str, ...]] = ("from_pretrained",)
 
     def __init__(
         self,

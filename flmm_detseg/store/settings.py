@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.registry import MODELS
 
 
 def _check(where: str, key: str, value: object, valid: bool, wanted: str) -> None:
@@ -14,6 +16,7 @@ def _check(where: str, key: str, value: object, valid: bool, wanted: str) -> Non
         raise ConfigError(f"{where}: `{key}` is {value!r}: give {wanted}")
 
 
+@MODELS.register_module()
 @dataclass(frozen=True)
 class ApproximateSettings:
     """Level L3: donors that are nearly equal. Off unless given.
@@ -52,6 +55,7 @@ class ApproximateSettings:
         )
 
 
+@MODELS.register_module()
 @dataclass(frozen=True)
 class CacheSettings:
     """All settings of :class:`~flmm_detseg.store.background_cache.BackgroundCache`.
@@ -120,6 +124,8 @@ class CacheSettings:
     def __post_init__(self) -> None:
         # A config may give a list.
         object.__setattr__(self, "levels", tuple(self.levels))
+        if isinstance(self.approximate, Mapping):
+            object.__setattr__(self, "approximate", MODELS.build(self.approximate))
         self._check_numbers()
         where = "CacheSettings"
         choices = ("second_sighting", "always")

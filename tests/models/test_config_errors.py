@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 from train_parts import ROOT
 
+from flmm_detseg.engine.checks.config_check import check_config
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.models import read_config
+from flmm_detseg.models.from_config import dump_config
+from flmm_detseg.registry import MODELS
 
 BASE = "from mmengine.config import read_base\nwith read_base():\n    from .frozen_tiny_llava_refcoco_png import *\n"
 LAZY = "a config cannot call it, index it or compute with it"
@@ -66,3 +70,63 @@ def test_plain_python_and_classes_stay_allowed(folder):
         "optim_wrapper.update(optimizer=dict(type=SGD, lr=0.1 * 2))\n"
     )
     assert read_config(path).optim_wrapper.optimizer.lr == 0.2
+
+
+_CLASSIC = '_base_ = ["{base}"]\nmodel = dict(lmm=dict(rows=dict(merge="max")))\n'
+_LAZY = """from mmengine.config import read_base
+
+with read_base():
+    from {base} import *
+
+model.update(lmm=dict(rows=dict(merge="max")))
+"""
+
+
+@pytest.fixture
+def copy_of_tiny(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return dump_config("configs/tiny/frozen_tiny_llava_refcoco_png.py", tmp_path / "mine" / "tiny_copy.py")
+
+
+@pytest.mark.parametrize(
+    "text", [_CLASSIC.format(base="mine/tiny_copy.py"), _LAZY.format(base=".mine.tiny_copy")]
+)
+def test_a_copied_config_is_inherited_in_both_ways(copy_of_tiny, text):
+    Path("child.py").write_text(text)
+    child = read_config("child.py")
+    assert child.model.lmm.rows == dict(merge="max")
+    assert child.model.lmm.pretrained == "data/models/tiny_llava"
+    check_config(child, "child.py")
+    assert MODELS.build(child.model).lmm.num_layers == 4
+
+
+def test_a_child_in_configs_reads_its_base():
+    assert read_config("configs/ablations/max_merge.py").model.lmm.rows == dict(merge="max")
+
+
+def test_parts_of_a_classic_child_are_given_by_name(copy_of_tiny):
+    Path("child.py").write_text(
+        '_base_ = ["mine/tiny_copy.py"]\n'
+        'model = dict(lmm=dict(_delete_=True, type="LlavaAdapter", pretrained="data/models/tiny_llava"),\n'
+        '             heads=dict(phrase=dict(mask_head=dict(type="UNetHead"), sam=dict(type="SAMRefiner"))))\n'
+        'custom_hooks = [dict(type="FrozenGuardHook")]\n'
+    )
+    child = read_config("child.py")
+    check_config(child, "child.py")
+    assert MODELS.build(child.model).heads["phrase"].sam is not None
+    assert child.default_scope == "flmm_detseg"
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (_CLASSIC.format(base=ROOT / "configs/tiny/detseg_joint.py"), "is not inherited with `_base_ = .*copy-config"),
+        ("from flmm_detseg.heads import UNetHead\n" + _CLASSIC.format(base="mine/tiny_copy.py"), "above that line"),
+        (_LAZY.format(base="..configs.tiny.detseg_joint"), "relative imports .*copy-config NAME FOLDER.*not found"),
+        (_LAZY.format(base="flmm_detseg.configs.tiny.detseg_joint"), "relative imports .*copy-config NAME FOLDER"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_inherited_says_how_else(copy_of_tiny, text, match):
+    Path("child.py").write_text(text)
+    with pytest.raises(ConfigError, match=match):
+        read_config("child.py")

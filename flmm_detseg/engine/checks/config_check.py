@@ -70,6 +70,10 @@ def check_config(config: Config, source: str, skip: Sequence[str] = ()) -> None:
                     )
         if "type" in node:
             kind = resolve(node["type"], f"{source}: `{where}.type`")
+            try:
+                kind = registries.way_to_build(kind, [key for key in node if key != "type"])
+            except ConfigError as error:
+                raise ConfigError(f"{source}: `{where}`: {error}") from None
             _check_usable(kind, node, f"{source}: `{where}`")
             known = argument_names(kind)
             for key in node:
