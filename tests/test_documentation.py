@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
 _COMMAND = re.compile(
-    r"(?:python|accelerate launch(?: --\S+ \d+)?) (tools/\w+\.py|benchmarks/\w+\.py)([^`\n#]*)"
+    r"(?:(?:python|accelerate launch(?: --\S+ \d+)?) (?=tools/|benchmarks/)|(?:\.venv/bin/|^|`)(?=flmm-detseg ))"
+    r"(tools/\w+\.py|benchmarks/\w+\.py|flmm-detseg)([^`\n#]*)",
+    re.MULTILINE,
 )
 
 
@@ -29,7 +31,9 @@ def commands() -> list[tuple[str, str, str]]:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for script, arguments in _COMMAND.findall(text):
             plain = re.sub(r"\[[^]]*\]|\.\.\.$", "", arguments.rstrip(" .,;)"))
-            if "--" in plain or plain.split() or script.endswith("quickstart.py"):
+            # In a sentence a command may stand without its arguments.
+            whole = "--" in plain or (plain.split() and script != "flmm-detseg")
+            if whole or script.endswith("quickstart.py"):
                 found.append((page.name, script, plain))
     return found
 
@@ -64,6 +68,8 @@ def test_a_documented_command_is_understood(
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     monkeypatch.setattr(sys, "argv", [script, *words])
+    if script == "flmm-detseg":
+        script = "flmm_detseg/cli.py"
     monkeypatch.syspath_prepend(str(ROOT / Path(script).parent))  # as Python does for a script
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
