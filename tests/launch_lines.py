@@ -50,7 +50,6 @@ NOT_RUN = {
     "make ": "makes an environment of its own or runs these very tests; `.ci/run` does",
     ".venv/bin/flmm-detseg doctor": "tests/test_doctor.py",
     ".venv/bin/flmm-detseg ground": "tests/test_first_mask.py",
-    ".venv/bin/flmm-detseg --help": "tests/test_cli.py",
     "flmm-detseg ground": "the same as tools/ground.py, which is run",
     "flmm-detseg train": "the same as tools/train.py, which is run; tests/test_cli.py",
     "flmm-detseg stages configs/tiny/": f"{_LONG}; tests/experiments/test_stages.py",

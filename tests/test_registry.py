@@ -102,6 +102,8 @@ def test_locations_are_the_modules_that_register():
                 if dot and place not in NOT_BY_TYPE:
                     holders.setdefault(place, set()).add(name)
     for place, modules in holders.items():
+        # lmms.all_families imports every family, whatever their number.
+        modules = {name for name in modules if ".lmms.families." not in name}
         assert modules <= set(getattr(registry, place)._locations), place
 
 
