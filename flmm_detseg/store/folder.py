@@ -56,7 +56,9 @@ def claim_folder(folder: Path) -> None:
             # Before anybody puts something there.
             _narrow(folder, 0o700)
             found = os.listdir(folder)
-        if _marked_key(folder) is None and (foreign := _foreign(folder)) is not None:
+        # Asked again at the end: another process may have marked the folder while it was looked through.
+        unmarked = _marked_key(folder) is None
+        if unmarked and (foreign := _foreign(folder)) is not None and _marked_key(folder) is None:
             raise ConfigError(
                 f"the cache folder {folder} holds {foreign!r}, which is no file of a cache: give a new or an empty "
                 f"folder as `folder`, for example {folder / 'background_cache'}"

@@ -260,6 +260,20 @@ def test_a_program_with_another_secret_is_refused(tmp_path, caplog, earlier):
     assert served(path, secret=SECRETS["first"]) == 2
 
 
+def test_a_folder_that_another_program_marks_meanwhile_is_a_cache(tmp_path, monkeypatch):
+    path, look = tmp_path / "cache", folder._foreign
+
+    def late(found):
+        # Between the two looks of the second program, the first one writes its marker.
+        monkeypatch.setattr(folder, "_foreign", look)
+        open_cache(folder=path).close()
+        return look(found) or folder._MARKER
+
+    monkeypatch.setattr(folder, "_foreign", late)
+    open_cache(folder=path).close()
+    assert (path / folder._MARKER).exists()
+
+
 @pytest.mark.case("security/cache_shared")
 def test_of_two_programs_that_come_at_once_one_secret_wins(tmp_path, monkeypatch):
     path, settle, others = tmp_path / "cache", folder._settle, []
