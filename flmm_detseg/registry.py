@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from mmengine import registry as engine
 from mmengine.registry import DATA_SAMPLERS as MMENGINE_DATA_SAMPLERS
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import FUNCTIONS as MMENGINE_FUNCTIONS
@@ -138,3 +139,23 @@ OPTIMIZERS = Registry("optimizer", parent=MMENGINE_OPTIMIZERS, scope=SCOPE, loca
 LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=SCOPE, locations=_ENGINE)
 RUNNERS = Registry("runner", parent=MMENGINE_RUNNERS, scope=SCOPE, locations=_ENGINE)
 STRATEGIES = Registry("strategy", parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=_ENGINE)
+
+# MMEngine asks a config's scope for these as well, and warns where there is nothing to ask.
+_NOTHING_OF_OURS = tuple(
+    Registry(root.name, parent=root, scope=SCOPE, locations=[])
+    for root in (
+        engine.EVALUATOR,
+        engine.INFERENCERS,
+        engine.LOG_PROCESSORS,
+        engine.MODEL_WRAPPERS,
+        engine.OPTIM_WRAPPERS,
+        engine.OPTIM_WRAPPER_CONSTRUCTORS,
+        engine.PARAM_SCHEDULERS,
+        engine.RUNNER_CONSTRUCTORS,
+        engine.TASK_UTILS,
+        engine.TRANSFORMS,
+        engine.VISBACKENDS,
+        engine.VISUALIZERS,
+        engine.WEIGHT_INITIALIZERS,
+    )
+)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.refiners import SAMRefiner
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
+
+if TYPE_CHECKING:
+    from flmm_detseg.refiners import SAMRefiner
 
 P = TypeVar("P")
 # One pass of the LMM with what a head captures, or what was kept of an answer.

@@ -97,7 +97,7 @@ def _check_names(added: Sequence[str]) -> None:
         if name in (*TASKS, *added[:place]):
             raise ConfigError(f"`gate_tasks`: {name!r} has a row already (rows: {', '.join(TASKS)})")
         # A parameter's name: without dots, and none of the container's own.
-        if not (isinstance(name, str) and name.isidentifier()) or hasattr(nn.ParameterDict, name):
+        if not (isinstance(name, str) and name.isidentifier()) or hasattr(nn.ParameterDict(), name):
             raise ConfigError(
                 f"`gate_tasks`: {name!r} cannot be the name of a parameter; take letters, digits and underscores, for "
                 "example 'reasoning'"

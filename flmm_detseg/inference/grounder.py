@@ -15,7 +15,6 @@ from PIL import Image
 
 from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.heads import head_of
 from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phrases
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.structures import CaptureSpec, Generation, PatchGrid, Phrase, Prediction, Sample, Turn
@@ -196,6 +195,10 @@ class Grounder:
         Raises:
             ConfigError: The model has no phrase head.
         """
+        from flmm_detseg.heads import (
+            head_of,  # looks for mmcv, which the API can do without until a model is there
+        )
+
         head = head_of(self.model.heads, "phrase")
         if head is None:
             raise ConfigError(

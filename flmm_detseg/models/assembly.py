@@ -124,3 +124,21 @@ def lend_sam(heads: Mapping[str, Head]) -> None:
     sam.keep_box_decoder()  # SAM as it was published makes masks of boxes
     for head in heads.values():
         head.borrow_sam(sam)
+
+
+def refuse_shared(
+    heads: Mapping[str, Head], parts: Mapping[str, nn.Module], head_lora: Mapping[str, Any]
+) -> None:
+    """Makes sure that LoRA on a head changes no part that other heads share.
+
+    Raises:
+        ConfigError: It would.
+    """
+    shared = {id(module): name for name, part in parts.items() for module in part.modules()}
+    for name in head_lora:
+        for module in heads[name].modules() if name in heads else ():
+            if isinstance(module, nn.Conv2d) and id(module) in shared:
+                raise ConfigError(
+                    f"`head_lora.{name}` would change the part {shared[id(module)]!r}, which heads share "
+                    "(`model.parts`); give the head a part of its own"
+                )

@@ -369,7 +369,14 @@ def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] 
     for file in files:
         checkpoint = read_checkpoint(file)
         check_lmm(model, checkpoint, str(file), start=True)
-        tensors = to_own_names(model, to_our_names(checkpoint.tensors), str(file))
+        theirs = to_our_names(checkpoint.tensors)
+        tensors = to_own_names(model, theirs, str(file))
+        for name in tensors.keys() - theirs.keys():
+            if name in found and not torch.equal(tensors[name], found[name]):
+                raise CheckpointError(
+                    f"{file} and an earlier file each hold a part that heads share here, and they differ ({name}); "
+                    "start from one of them, or do not share the part"
+                )
         tensors = _beside_lora(tensors, wanted)
         wrong = [name for name in tensors if name not in wanted and not name.endswith(_OPTIONAL_SUFFIX)]
         shapes = [

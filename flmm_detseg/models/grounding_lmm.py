@@ -26,6 +26,7 @@ from flmm_detseg.models.assembly import (
     freeze_parameters,
     give_class_embeddings,
     lend_sam,
+    refuse_shared,
 )
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_lmm
@@ -118,6 +119,7 @@ class GroundingLMM(BaseModel):
         if self.parts:
             save_once(self)
         if head_lora:
+            refuse_shared(self.heads, self.parts, head_lora)
             add_head_lora(self.heads, head_lora)
         self.lmm.freeze_unread(self.capture.vision_layers)
         if not train_lmm:

@@ -20,6 +20,8 @@ def lazy_names(package: str) -> Callable[[str], object]:
         __all__ = ["Name"]
         __getattr__ = lazy_names(__name__)
 
+    A name that its module has as well cannot be listed: once the module is imported, it stands under that name.
+
     Args:
         package: ``__name__`` of the package.
 
@@ -42,7 +44,7 @@ def lazy_names(package: str) -> Callable[[str], object]:
 
 def _homes(package: str) -> dict[str, str]:
     source = Path(sys.modules[package].__file__ or "").read_text(encoding="utf-8")
-    return {
+    homes = {
         alias.name: statement.module
         for node in ast.parse(source).body
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
@@ -50,3 +52,6 @@ def _homes(package: str) -> dict[str, str]:
         if isinstance(statement, ast.ImportFrom) and statement.module
         for alias in statement.names
     }
+    taken = [name for name, module in homes.items() if module.rpartition(".")[2] == name]
+    assert not taken, (package, taken)
+    return homes

@@ -67,6 +67,8 @@ def test_a_new_task_learns_its_own_row(name: str) -> None:
         (("two words",), "'two words' cannot be the name of a parameter"),
         (("a.b",), "cannot be the name"),
         (("items",), "cannot be the name"),
+        (("training",), "cannot be the name"),
+        (("_modules",), "cannot be the name"),
         ((3,), "cannot be the name"),
     ],
 )

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dataset_files import write_image
 from dense_parts import make_dense_case, make_neck
 from mmengine.structures import InstanceData
 from PIL import Image
@@ -286,14 +287,17 @@ def test_what_is_not_there_gives_no_region() -> None:
     assert result.overlay().shape[2] == 3
 
 
-def test_images_of_one_name_are_refused_before_a_result_is_overwritten(monkeypatch, capsys) -> None:
+def test_images_of_one_name_are_refused_before_a_result_is_overwritten(monkeypatch, capsys, tmp_path) -> None:
     assert result_names(["a/cat.jpg", "b/dog.jpg"]) == ["cat", "dog"]
-    words = "infer.py no_such_config.py --image a/cat.jpg b/cat.png --instruction find"
-    monkeypatch.setattr(sys, "argv", words.split())
+    images = [str(tmp_path / name) for name in ("a/cat.jpg", "b/cat.png")]
+    for image in images:
+        write_image(Path(image), 0)
+    config = "configs/tiny/detseg_joint.py"
+    monkeypatch.setattr(sys, "argv", ["infer.py", config, "--image", *images, "--instruction", "find"])
     with pytest.raises(SystemExit) as stopped:
         runpy.run_path(str(Path(__file__).parents[2] / "tools" / "infer.py"), run_name="__main__")
     assert stopped.value.code == 2
-    assert "a/cat.jpg and b/cat.png would both be written as cat.png" in capsys.readouterr().err
+    assert f"{images[0]} and {images[1]} would both be written as cat.png" in capsys.readouterr().err
 
 
 def test_a_missing_head_is_named() -> None:

@@ -131,9 +131,10 @@ def test_hidden_rows_are_those_of_the_own_thread():
         with torch.no_grad():
             decoder(inputs_embeds=embeds, use_cache=False)
 
-    with hidden_rows(decoder, positions) as alone:
+    layers = range(1, len(decoder.layers) + 1)
+    with hidden_rows(decoder, positions, layers) as alone:
         run(ours)
-    with hidden_rows(decoder, positions) as beside:
+    with hidden_rows(decoder, positions, layers) as beside:
         started(lambda: run(theirs)).join(60)
         run(ours)
         started(lambda: run(theirs)).join(60)

@@ -147,6 +147,24 @@ def test_two_parts_that_became_different_are_not_taken_for_one(tmp_path: Path) -
         load_file(shared(), save(both.trainable_state_dict(), tmp_path / "different.pth"))
 
 
+def test_two_files_that_hold_different_parts_are_not_taken_for_one(tmp_path: Path) -> None:
+    first, second = apart({"phrase": PHRASE}), apart({"phrase": PHRASE})
+    move(second)
+    files = [
+        save(model.trainable_state_dict(), tmp_path / f"{index}.pth")
+        for index, model in enumerate((first, second))
+    ]
+    with pytest.raises(CheckpointError, match=r"share here, and they differ \(parts\.sam\."):
+        shared({"phrase": PHRASE}, init_from=files)
+    shared({"phrase": PHRASE}, init_from=[files[1], files[1]])
+
+
+def test_lora_on_a_head_leaves_shared_parts_alone() -> None:
+    arguments = necks()
+    with pytest.raises(ConfigError, match="would change the part 'neck', which heads share"):
+        make_model(**arguments, head_lora={"segmentation": {"r": 2}})
+
+
 @pytest.mark.parametrize("order", [("detection", "phrase"), ("phrase", "detection")])
 def test_a_head_that_only_uses_a_sam_does_not_freeze_it_for_others(order: tuple[str, ...]) -> None:
     heads = {"phrase": PHRASE, "detection": DETECTION}

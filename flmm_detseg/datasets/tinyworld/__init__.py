@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+# Not on demand: its module has the same name, and would take its place.
+from flmm_detseg.datasets.tinyworld.vocabulary import vocabulary
 from flmm_detseg.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
         SceneObject,
         StuffRegion,
     )
-    from flmm_detseg.datasets.tinyworld.vocabulary import vocabulary
 
 __all__ = [
     "COLOURS",

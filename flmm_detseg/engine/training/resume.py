@@ -202,6 +202,11 @@ def _state(
     else:
         by_name = {names[place]: values for place, values in state.items()}
         state = {place: by_name[name] for place, name in enumerate(own) if name in by_name}
+        if homeless := [name for name in by_name if name not in own]:
+            runner.logger.warning(
+                f"{source}: the optimizer state of {len(homeless)} parameters ({homeless[0]}, ...) has no place in "
+                "this config and is left out; theirs begins anew if they go by another name now (`model.parts`)"
+            )
     for place, values in state.items():
         shape = parameters[place].shape if place < len(parameters) else None
         if not _fits(values, shape):
