@@ -22,7 +22,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
 from flmm_detseg.cache import CachedLMM
 from flmm_detseg.cache.regions.sources import NoRegions, Partitioner
-from flmm_detseg.datasets.tinyworld.vocabulary import vocabulary
+from flmm_detseg.datasets.tinyworld.word_list import vocabulary
 from flmm_detseg.errors import RunError
 from flmm_detseg.lmms import LlavaAdapter
 from flmm_detseg.pretrain.tiny_llava import build_tokenizer

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from flmm_detseg.datasets.tinyworld.streams import StreamItem, make_stream
-from flmm_detseg.datasets.tinyworld.vocabulary import vocabulary
+from flmm_detseg.datasets.tinyworld.word_list import vocabulary
 from flmm_detseg.lmms import LlavaProcessor
 from flmm_detseg.pretrain.tiny_llava import build_tokenizer
 from flmm_detseg.store.keys import cut_tiles

@@ -9,7 +9,7 @@ import pytest
 
 from flmm_detseg.datasets.tinyworld.stream_questions import frame_questions
 from flmm_detseg.datasets.tinyworld.streams import ENCODINGS, STREAM_KINDS, make_stream, reencode
-from flmm_detseg.datasets.tinyworld.vocabulary import COUNT_WORDS, vocabulary
+from flmm_detseg.datasets.tinyworld.word_list import COUNT_WORDS, vocabulary
 from flmm_detseg.errors import ConfigError
 
 FRAMES = 24

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-# Not on demand: its module has the same name, and would take its place.
-from flmm_detseg.datasets.tinyworld.vocabulary import vocabulary
 from flmm_detseg.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
         SceneObject,
         StuffRegion,
     )
+    from flmm_detseg.datasets.tinyworld.word_list import vocabulary
 
 __all__ = [
     "COLOURS",

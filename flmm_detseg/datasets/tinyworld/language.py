@@ -19,7 +19,7 @@ from flmm_detseg.datasets.tinyworld.relations import (
     possible,
 )
 from flmm_detseg.datasets.tinyworld.scene import Scene, SceneObject, scene_rng
-from flmm_detseg.datasets.tinyworld.vocabulary import COUNT_WORDS, PLURALS
+from flmm_detseg.datasets.tinyworld.word_list import COUNT_WORDS, PLURALS
 
 _REFER, _NARRATE = 1, 2
 _MAX_PER_KIND = 2

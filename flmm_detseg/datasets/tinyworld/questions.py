@@ -17,7 +17,7 @@ from flmm_detseg.datasets.tinyworld.relations import (
     relation_gap,
 )
 from flmm_detseg.datasets.tinyworld.scene import COLOURS, KINDS, Scene, SceneObject, scene_rng
-from flmm_detseg.datasets.tinyworld.vocabulary import COUNT_WORDS, PLURALS
+from flmm_detseg.datasets.tinyworld.word_list import COUNT_WORDS, PLURALS
 
 _ASK = 3
 _GRID = 1000

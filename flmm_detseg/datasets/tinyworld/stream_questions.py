@@ -13,7 +13,7 @@ import numpy as np
 from flmm_detseg.datasets.tinyworld.language import speak, unique_descriptions
 from flmm_detseg.datasets.tinyworld.relations import RELATION_MARGIN, RELATIONS, cell_of, relation_gap
 from flmm_detseg.datasets.tinyworld.scene import Scene, SceneObject
-from flmm_detseg.datasets.tinyworld.vocabulary import COUNT_WORDS, PLURALS
+from flmm_detseg.datasets.tinyworld.word_list import COUNT_WORDS, PLURALS
 
 QUESTION_GROUPS: tuple[str, ...] = ("objects", "background", "cross")
 # Share of an object's border that has to lie on one region for "what is behind it" to have one answer.
