@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel, ProcessorMixin
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.chat import ChatTemplate
@@ -62,8 +62,11 @@ class LMMFacts:
             decoder whose layers are all alike. A decoder that takes one mask although it has a window has the type "".
         axes: Of rotary positions.
         image_attention: ``"causal"``, or ``"both"``: tokens of one image see each other.
-        row_layers: Decoder layers whose attention is read unless a config names others; None: all. Layers with a
-            window do not see an image that lies far behind.
+        row_layers: Decoder layers whose attention is read unless a config names others; None: all that have rows.
+            Layers with a window do not see an image that lies far behind.
+        rowless_layers: Decoder layers without softmax attention (convolution, linear attention, state space). They
+            have no attention rows, and they read the tokens that lie before a token in its row whatever a mask says:
+            samples of such a model never share a row.
         lora_targets: Per part the linears of each preset, where they are called otherwise than in :data:`LEAVES`.
     """
 
@@ -77,6 +80,7 @@ class LMMFacts:
     axes: int = 1
     image_attention: str = "causal"
     row_layers: tuple[int, ...] | None = None
+    rowless_layers: tuple[int, ...] = ()
     lora_targets: Mapping[str, Mapping[str, tuple[str, ...] | None]] = field(default_factory=dict)
 
 
@@ -205,8 +209,13 @@ class Family(ABC):
     # The language model.
 
     def decoder(self, model: PreTrainedModel) -> nn.Module:
-        """The decoder of the language model, with ``layers`` and ``norm``."""
+        """The decoder of the language model, with ``layers``; its last state is normalised."""
         return model.model.language_model
+
+    def new_cache(self, model: PreTrainedModel) -> Cache:
+        """An empty cache of what the decoder keeps of one sequence (or, for plain keys and values, of several)."""
+        # Without the config: a cache for sliding windows would drop the image's keys.
+        return DynamicCache()
 
     def decoder_arguments(self, features: Sequence[Features], image_mask: Tensor) -> dict[str, Any]:
         """What the decoder gets beside embeddings, positions and mask.

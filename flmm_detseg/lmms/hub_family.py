@@ -141,7 +141,7 @@ class HubProcessor(LMMProcessor):
                 return_tensors="pt",
                 **self.family.processor_arguments,
             )
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:
             # Processors refuse images of extreme shapes in their own ways.
             raise DataError(f"images of {sizes} cannot be read by this LMM: {error}") from error
         offsets = [tuple(offset) for offset in outputs["offset_mapping"][0].tolist()]

@@ -74,7 +74,8 @@ class LMM(LMMAdapter):
         frozen: No parameter of the LMM gets a gradient, it stays in eval mode, :meth:`encode` runs without
             autograd. False leaves ``requires_grad`` as it is.
         share_prefix: Samples with equal images run behind one prefix: what their prompts begin with alike. Also with
-            a trainable LMM; the pass stays differentiable.
+            a trainable LMM; the pass stays differentiable. Not of an LMM with layers that read their neighbours in
+            the row (:attr:`LMMFacts.rowless_layers`): each of its samples runs alone.
         lora: LoRA groups, see :func:`~flmm_detseg.lmms.lora.groups.lora_groups`. The LMM's own weights are frozen
             then, whatever ``frozen`` says, and :meth:`encode` runs with autograd.
         gradient_checkpointing: Blocks of tower and language model keep their input only and are repeated in the
@@ -111,7 +112,7 @@ class LMM(LMMAdapter):
         self.facts = self.family.facts
         self.rows = RowSettings(merge, self.facts.row_layers if layers is None else layers, heads, attention)
         self.attention_layers, self.attention_heads = self.rows.resolve(
-            self.facts.num_layers, self.facts.num_heads
+            self.facts.num_layers, self.facts.num_heads, self.facts.rowless_layers
         )
         check_facts(self.family, model, processor)
         if processor is not None:
@@ -313,7 +314,13 @@ class LMM(LMMAdapter):
     ) -> PrefixDecoder:
         """The language model behind stored keys and values (or at the beginning), see :class:`PrefixDecoder`."""
         return PrefixDecoder(
-            self.decoder_module, self.unembed, keys, values, windows=self.facts.windows, axes=self.facts.axes
+            self.decoder_module,
+            self.unembed,
+            keys,
+            values,
+            windows=self.facts.windows,
+            axes=self.facts.axes,
+            cache=self.family.new_cache(self.model),
         )
 
     def freeze_unread(self, vision_layers: Sequence[int]) -> None:
@@ -458,7 +465,7 @@ class LMM(LMMAdapter):
         *,
         share: bool,
     ) -> Sequences:
-        batch = pack(inputs, owners if share else None)
+        batch = pack(inputs, owners if share and not self.facts.rowless_layers else None)
         rows = [seen[owners[members[0]]] for members in batch.groups]
         image_mask = batch.image_mask.to(self.device)
         embeds = self.words(batch.input_ids)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache
 
 from flmm_detseg.language import token_log_probs
 from flmm_detseg.lmms.capture.decoder_pass import Sequences, decoder_mask, run_decoder
@@ -46,6 +46,7 @@ class PrefixDecoder:
         values: As ``keys``.
         windows: See :class:`~flmm_detseg.lmms.family.LMMFacts`.
         axes: Of the rotary positions of generated tokens; all of them count on alike.
+        cache: An empty cache of the model's own kind; None for keys and values of every layer.
     """
 
     def __init__(
@@ -57,13 +58,13 @@ class PrefixDecoder:
         *,
         windows: Mapping[str, int | None] | None = None,
         axes: int = 1,
+        cache: Cache | None = None,
     ) -> None:
         self.language_model = language_model
         self.output_embeddings = output_embeddings
         self.windows = windows or {}
         self.axes = axes
-        # Without the config: a cache for sliding windows would drop the image's keys.
-        self._cache = DynamicCache()
+        self._cache = DynamicCache() if cache is None else cache
         self._length = 0
         if keys is not None and values is not None:
             device = next(language_model.parameters()).device

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from flmm_detseg.lmms.capture.packing import PhraseRows
 from flmm_detseg.ops.rows import take_tokens
@@ -25,7 +26,7 @@ def hidden_rows(
     Only of passes of this thread: others may use the model at the same time.
 
     Args:
-        language_model: A decoder of transformers with ``layers`` and ``norm``.
+        language_model: A decoder of transformers with ``layers``.
         positions: Wanted tokens, int64 ``[R, P]``.
         layers: Wanted layers, 1..L, ascending.
 
@@ -37,14 +38,14 @@ def hidden_rows(
     collected: list[Tensor] = []
     owner = get_ident()
 
-    def keep(_: nn.Module, __: tuple[Any, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+    def keep(_: nn.Module, __: tuple[Any, ...], output: Tensor | Sequence[Tensor] | ModelOutput) -> None:
         if get_ident() != owner:
             return
-        states = output[0] if isinstance(output, tuple) else output
+        states = output if isinstance(output, Tensor) else output[0]
         collected.append(states if states.requires_grad else take_tokens(states, positions))
 
     with ExitStack() as stack:
-        modules = (*language_model.layers[:-1], language_model.norm)
+        modules = (*language_model.layers[:-1], language_model)
         for module in (modules[layer - 1] for layer in layers):
             stack.callback(module.register_forward_hook(keep).remove)
         yield collected

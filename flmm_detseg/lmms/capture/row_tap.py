@@ -8,7 +8,7 @@ globals.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -71,19 +71,32 @@ class RowSettings:
             raise ConfigError(f"rows has unknown keys {unknown}; known: {known}")
         return cls(**settings)
 
-    def resolve(self, num_layers: int, num_heads: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def resolve(
+        self, num_layers: int, num_heads: int, rowless: Collection[int] = ()
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The chosen layers and heads of a language model.
 
+        Args:
+            num_layers: Decoder layers.
+            num_heads: Query heads of a layer.
+            rowless: Decoder layers without softmax attention.
+
         Raises:
-            ConfigError: An index is out of range.
+            ConfigError: An index is out of range, or a layer has no attention rows.
         """
         chosen = []
         for name, count in (("layers", num_layers), ("heads", num_heads)):
             indices = getattr(self, name)
-            indices = tuple(range(count)) if indices is None else indices
+            if indices is None:
+                indices = tuple(index for index in range(count) if name == "heads" or index not in rowless)
             if indices[-1] >= count:
                 raise ConfigError(f"rows `{name}` names {indices[-1]}; the language model has 0..{count - 1}")
             chosen.append(indices)
+        if without := sorted(set(chosen[0]).intersection(rowless)):
+            raise ConfigError(
+                f"rows `layers` names {without}; these layers of the language model have no softmax attention, so "
+                f"there are no rows to read. Layers with rows: {sorted(set(range(num_layers)) - set(rowless))}"
+            )
         return chosen[0], chosen[1]
 
 

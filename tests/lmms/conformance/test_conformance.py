@@ -51,7 +51,7 @@ def own_forward(lmm: LMM, item: LMMInputs, attention: str = "sdpa"):
     plain = deepcopy(lmm.model)
     plain.set_attn_implementation(attention)
     normed = []
-    lmm.family.decoder(plain).norm.register_forward_hook(lambda _, __, states: normed.append(states))
+    lmm.family.decoder(plain).register_forward_hook(lambda _, __, output: normed.append(output[0]))
     with torch.no_grad():
         output = plain(
             input_ids=item.input_ids[None],
@@ -114,7 +114,8 @@ def test_hidden_rows_of_chosen_layers(family):
 
 @torch.no_grad()
 def test_rows_are_those_of_eager_attention(family):
-    lmm = build(family, rows=dict(layers=range(build(family).num_layers)))
+    facts = build(family).facts
+    lmm = build(family, rows=dict(layers=sorted(set(range(facts.num_layers)) - set(facts.rowless_layers))))
     for item in [*(lmm.prepare(sample) for sample in samples()[:3]), *special_items(lmm).values()]:
         stack = lmm.encode([item], CaptureSpec(attention=True)).attention[0]
         theirs = torch.cat([layer[0] for layer in own_forward(lmm, item, "eager").attentions])
