@@ -117,8 +117,12 @@ class Family(ABC):
 
     Args:
         config: The model's.
+
+    Attributes:
+        one_at_a_time: Transformers' own pass of the tower changes the model while it runs, so that threads take turns.
     """
 
+    one_at_a_time: ClassVar[bool] = False
     model_class: ClassVar[type[PreTrainedModel]]
     config_class: ClassVar[type[PretrainedConfig]]
     template: ClassVar[ChatTemplate]

@@ -61,6 +61,10 @@ class HubFamily(Family):
         processor.tokenise(processor.prompt("a"), [np.full((64, 64, 3), 128, np.uint8)])
         return processor
 
+    def fit_image(self, processor: ProcessorMixin, image: Image.Image) -> Image.Image:
+        """An image as transformers' processor can read it; the same image, as a rule."""
+        return image
+
     @property
     @abstractmethod
     def pixel_shape(self) -> tuple[int, ...]:
@@ -104,7 +108,9 @@ class HubProcessor(LMMProcessor):
         self.hub = processor
         super().__init__(processor.tokenizer, image_token_id=family.config.image_token_id, settings=settings)
         written = " ".join([self.template.first, self.template.later, family.image_text])
-        words = {*_WORD.findall(written), self.template.turn_end}
+        words = {*_WORD.findall(written)}
+        if self.template.turn_end is not None:
+            words.add(self.template.turn_end)
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         if unknown := sorted(words - special):
             raise ConfigError(
@@ -135,7 +141,7 @@ class HubProcessor(LMMProcessor):
         sizes = [(image.shape[0], image.shape[1]) for image in images]
         try:
             outputs = self.hub(
-                images=[Image.fromarray(image) for image in images],
+                images=[self.family.fit_image(self.hub, Image.fromarray(image)) for image in images],
                 text=[text],
                 return_offsets_mapping=True,
                 return_tensors="pt",
@@ -176,9 +182,16 @@ class HubProcessor(LMMProcessor):
     def _view(self, image: np.ndarray, grid: PatchGrid) -> Tensor:
         """The view of the whole image that vision maps are about, normalised; float32 ``[3, H, W]``."""
         side = self.family.facts.vision.patch_size
-        rows, cols = grid.view_grid
-        resized = Image.fromarray(image).resize((cols * side, rows * side), Image.Resampling.BICUBIC)
+        height, width = (count * side for count in grid.view_grid)
+        top, left, bottom, right = (
+            round(fraction * length)
+            for fraction, length in zip(grid.view_fractions, (height, width, height, width), strict=True)
+        )
+        right, bottom = max(right, left + 1), max(bottom, top + 1)
+        resized = Image.fromarray(image).resize((right - left, bottom - top), Image.Resampling.BICUBIC)
         pixels = torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
         own = self.hub.image_processor
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (own.image_mean, own.image_std))
-        return (pixels - mean) / std
+        view = torch.zeros(3, height, width)
+        view[:, top:bottom, left:right] = (pixels - mean) / std
+        return view

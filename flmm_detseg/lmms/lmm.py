@@ -441,7 +441,8 @@ class LMM(LMMAdapter):
         check_vision_layers(layers, self.facts.vision.num_layers)
         firsts = sorted(set(owners))
         images = [self._on_device(image) for index in firsts for image in inputs[index].images]
-        with tower_states(self.family.tower_blocks(self.model), layers) as states:
+        turn = self.turn() if self.family.one_at_a_time else nullcontext()
+        with turn, tower_states(self.family.tower_blocks(self.model), layers) as states:
             features = self.family.features(self.model, images)
         tokens = self.family.project(self.model, features, images)
         maps = {layer: self.family.view_maps(states[layer], images) for layer in layers}
@@ -454,7 +455,10 @@ class LMM(LMMAdapter):
         return seen, [shown[owner] for owner in owners] if layers else None
 
     def _on_device(self, image: ImageInputs) -> ImageInputs:
-        further = {name: value.to(self.device) for name, value in image.further.items()}
+        further = {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for name, value in image.further.items()
+        }
         return replace(image, pixel_values=image.pixel_values.to(self.device, self.dtype), further=further)
 
     def _sequences(
@@ -558,7 +562,8 @@ class LMM(LMMAdapter):
         room = answer_room(item.next_position, self.position_limit, max_new_tokens, sample.record_id)
         input_ids = item.input_ids[None].to(self.device)
         # With several axes, transformers keeps what it counts positions by in the model, for one answer at a time.
-        with self._eval_mode(), self.turn() if self.facts.axes > 1 else nullcontext():
+        alone = self.family.one_at_a_time or self.facts.axes > 1
+        with self._eval_mode(), self.turn() if alone else nullcontext():
             output = self.model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),

@@ -143,10 +143,11 @@ def add_lora(adapter: Adaptable, groups: Sequence[LoRAGroup]) -> dict[str, tuple
     for group in groups:
         if group.name in adapter.lora_groups or group.name in targets:
             raise ConfigError(f"LoRA group {group.name!r} is there already; names must differ")
-        if group.kind == "conv_lora" and adapter.facts.vision.grid is None:
+        several = len(adapter.facts.parts["vision"]) > 1
+        if group.kind == "conv_lora" and (several or adapter.facts.vision.grid is None):
+            why = "this LMM has several towers" if several else "this LMM's follows the image"
             raise ConfigError(
-                f"LoRA group {group.name!r}: conv_lora needs one grid of patches, and this LMM's follows the image; "
-                "use kind='lora'"
+                f"LoRA group {group.name!r}: conv_lora needs one grid of patches, and {why}; use kind='lora'"
             )
         targets[group.name] = _find_linears(adapter, group)
     for group in groups:
@@ -251,7 +252,9 @@ def _linears(adapter: Adaptable, part: str) -> dict[str, str]:
             continue
         inside = any(name.startswith(f"{layer}.") for layer in adapted)
         if name in adapted or (isinstance(child, nn.Linear) and not inside):
-            found[name.removeprefix(path).removeprefix(".") or name.rpartition(".")[2]] = name
+            within = name.removeprefix(path).removeprefix(".") or name.rpartition(".")[2]
+            # Modules of two pieces of a part may be called alike.
+            found[name if within in found else within] = name
     return found
 
 

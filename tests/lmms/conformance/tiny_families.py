@@ -85,11 +85,11 @@ LLAMA = dict(
 
 
 def blind(lmm: LMM) -> None:
-    """Blocks of the tower no longer look at other patches."""
+    """Blocks of the towers no longer look at other patches."""
     targets = lmm.facts.lora_targets.get("vision", LEAVES)
     leaves = set(targets["attention"]) - set(targets["qkv"])
-    for block in lmm.family.tower_blocks(lmm.model):
-        for name, module in block.named_modules():
+    for path in lmm.facts.parts["vision"]:
+        for name, module in lmm.model.get_submodule(path).named_modules():
             if isinstance(module, nn.Linear) and name.rpartition(".")[2] in leaves:
                 nn.init.zeros_(module.weight)
                 if module.bias is not None:
