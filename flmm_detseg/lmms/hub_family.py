@@ -32,12 +32,14 @@ class HubFamily(Family):
         image_text: What stands for one image in the text that it is given.
         reserved: Words that the processor takes for something else than text.
         processor_arguments: Further arguments of its call.
+        nest_images: It wants a list of images for each text, not a list of all images.
     """
 
     processor_class: ClassVar[type[ProcessorMixin]]
     image_text: ClassVar[str]
     reserved: ClassVar[tuple[str, ...]] = ()
     processor_arguments: ClassVar[Mapping[str, Any]] = {}
+    nest_images: ClassVar[bool] = False
 
     def load_processor(self, pretrained: str, settings: ProcessorSettings) -> HubProcessor:
         """See :class:`Family`."""
@@ -139,9 +141,10 @@ class HubProcessor(LMMProcessor):
     def tokenise(self, text: str, images: Sequence[np.ndarray]) -> Tokens:
         """See :class:`LMMProcessor`."""
         sizes = [(image.shape[0], image.shape[1]) for image in images]
+        pictures = [self.family.fit_image(self.hub, Image.fromarray(image)) for image in images]
         try:
             outputs = self.hub(
-                images=[self.family.fit_image(self.hub, Image.fromarray(image)) for image in images],
+                images=[pictures] if self.family.nest_images else pictures,
                 text=[text],
                 return_offsets_mapping=True,
                 return_tensors="pt",

@@ -18,21 +18,23 @@ class GridLevel:
         newline_cols: Extra tokens at the end of each row that are no patch (LLaVA-NeXT: 1), dropped from maps.
         tiles: ``(rows, cols)`` of tiles that the map is put together from. Tokens come tile after tile, row by row
             inside of each; ``(1, 1)``: row by row. Not together with ``newline_cols``.
+        tail: Extra tokens behind the whole map that are no patch, dropped from maps.
     """
 
     rows: int
     cols: int
     newline_cols: int = 0
     tiles: tuple[int, int] = (1, 1)
+    tail: int = 0
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the map in the sequence, newline tokens included."""
-        return self.rows * (self.cols + self.newline_cols)
+        """Tokens of the map in the sequence, newline tokens and tail included."""
+        return self.rows * (self.cols + self.newline_cols) + self.tail
 
     def places(self) -> Tensor:
         """Place of each patch among the level's tokens, int64 ``[rows * cols]``, row by row over the whole map."""
-        order = torch.arange(self.num_tokens)
+        order = torch.arange(self.num_tokens - self.tail)
         if self.tiles == (1, 1):
             return order.view(self.rows, -1)[:, : self.cols].flatten()
         down, across = self.tiles
