@@ -14,6 +14,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def examine() -> list[Check]:
     checks += [_probe(name, core, probe, remedy) for name, core, probe, remedy in probes]
     for name, (folder, tool) in TINY_MODELS.items():
         remedy = f"restore {folder} of the repository with git, or train it: {tool}"
-        checks.append(_probe(name, False, lambda folder=folder: _weights(find(folder)), remedy))
+        checks.append(_probe(name, False, partial(_weights_of, folder), remedy))
     remedy = "restore data/models/tiny_heads with git, or train it: make quickstart"
     checks.append(_probe("tiny heads", False, _heads, remedy))
     return checks
@@ -388,6 +389,10 @@ def _heads() -> str:
     if file.stat().st_size < 1e5:
         raise AbsentError(f"{file} is no weights file (a pointer of git LFS?)")
     return f"{file}: {file.stat().st_size / 1e6:.1f} MB; `flmm-detseg ground` without a config uses them"
+
+
+def _weights_of(name: str) -> str:
+    return _weights(find(name))
 
 
 def _weights(folder: Path) -> str:

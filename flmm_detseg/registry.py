@@ -8,7 +8,7 @@ A class that is built in several ways (``LlavaAdapter`` from ``pretrained`` or f
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 from mmengine import registry as engine
@@ -67,7 +67,7 @@ def way_to_build(kind: Any, arguments: Collection[str]) -> Any:
 
 def _build(cfg: Any, registry: Registry, default_args: Any = None) -> Any:
     """MMEngine's own way to build a model, after :func:`way_to_build`."""
-    if isinstance(cfg, Mapping) and "type" in cfg:
+    if isinstance(cfg, dict) and "type" in cfg:
         kind = cfg["type"]
         kind = registry.get(kind) if isinstance(kind, str) else kind
         way = way_to_build(kind, [key for key in (*cfg, *(default_args or ())) if key != "type"])

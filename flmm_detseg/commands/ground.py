@@ -96,7 +96,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     phrases, keep_attention = arguments.phrase or None, arguments.attention is not None
     if arguments.question is not None:
-        result = grounder.ask(image, arguments.question, phrases, keep_attention=keep_attention)
+        result: Any = grounder.ask(image, arguments.question, phrases, keep_attention=keep_attention)
     else:
         caption = arguments.caption
         if caption is None:

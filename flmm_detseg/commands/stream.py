@@ -119,6 +119,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.prometheus is not None:
         refuse_overwrite(arguments.prometheus, [arguments.config, arguments.checkpoint, arguments.questions])
     # Late, so that a wrong argument is told before torch is loaded.
+    from flmm_detseg.cache.cached_lmm import CachedLMM
     from flmm_detseg.cache.own_tensors import format_part_reports, part_reports
     from flmm_detseg.engine.checks.config_check import parse_overrides
     from flmm_detseg.inference.stream_grounding import StreamGrounding
@@ -138,11 +139,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         allow_other_lmm=arguments.allow_other_lmm,
     )
     print("parts of the model that are not the stock LLaVA's:")
-    print(format_part_reports(part_reports(model.lmm)))
-    if any(request.boxes for request in requests) and not _reads_boxes(model.lmm.partitioner.source):
+    lmm = model.lmm
+    assert isinstance(lmm, CachedLMM)  # of a session
+    source: Any = lmm.partitioner.source
+    print(format_part_reports(part_reports(lmm)))
+    if any(request.boxes for request in requests) and not _reads_boxes(source):
         print(
             f"the `boxes` of {arguments.questions} are not used: groups come from "
-            f"{type(model.lmm.partitioner.source).__name__} (boxes need GivenRegions(kind='meta') in the config)"
+            f"{type(source).__name__} (boxes need GivenRegions(kind='meta') in the config)"
         )
     assert first.cache is not None
     sessions = _Sessions(first, arguments.static)

@@ -86,9 +86,11 @@ def install() -> bool:
     module = _StandIn(_NAME, "Stand-in of flmm_detseg.compat for mmcv's compiled operators.")
     # A spec without loader: mmcv's own check for compiled operators keeps answering no.
     module.__spec__ = ModuleSpec(_NAME, loader=None)
-    module.nms = nms
-    module.get_compiler_version = lambda: _NO_COMPILER
-    module.get_compiling_cuda_version = lambda: _NO_COMPILER
+    vars(module).update(
+        nms=nms,
+        get_compiler_version=lambda: _NO_COMPILER,
+        get_compiling_cuda_version=lambda: _NO_COMPILER,
+    )
     sys.modules[_NAME] = module
     return True
 

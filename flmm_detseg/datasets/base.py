@@ -186,12 +186,12 @@ class GroundingDataset(Dataset[Sample], ABC):
             self._last_image = None
         if not self.records:
             first = f" First problem: {self.problems[0]}" if self.problems else ""
-            error = DataError(
+            nothing = DataError(
                 f"{what}: no usable record ({len(self.problems)} skipped, "
                 f"{sum(map(len, self.dropped.values()))} dropped).{first}"
             )
-            error.problems = list(self.problems)
-            raise error
+            nothing.problems = list(self.problems)
+            raise nothing
 
 
 def join_sentences(sentences: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flmm_detseg.datasets.files import load_json, require_keys, require_list
 from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
@@ -28,6 +28,7 @@ from flmm_detseg.utils.values import (
     shown,
 )
 
+Id = TypeVar("Id", bound=int | float | str)
 REMEDY = "Mend the annotation, or use policy='skip' to leave what belongs to it out."
 
 
@@ -78,7 +79,7 @@ class CocoObject:
     entry: dict[str, Any]
 
 
-def id_key(value: int | str) -> int | str:
+def id_key(value: Id) -> int | Id:
     """An id in the form that ids are compared in: 42, 42.0 and "42" are one; "042" is a text."""
     if isinstance(value, str) and len(value) < 20 and value.removeprefix("-").isdecimal():
         return int(value) if str(int(value)) == value else value

@@ -202,7 +202,7 @@ class COCOInstancesDataset(GroundingDataset):
         if x1 <= x0 or y1 <= y0:
             self._log.drop("degenerate box", where)
             return
-        weight = 1.0
+        weight: Any = 1.0
         if item.entry.get("pseudo"):
             self._has_pseudo = True
             weight = item.entry.get("score")

@@ -146,7 +146,7 @@ class JointDataset(GroundingDataset):
         self.records = kept
 
     @property
-    def annotation_files(self) -> tuple[Path, ...]:
+    def annotation_files(self) -> tuple[Path, ...]:  # type: ignore[override]  # nobody sets it from outside
         """Annotation files of the reader and the answers."""
         files = self.answers.annotation_files if self.answers is not None else ()
         return (*self.dataset.annotation_files, *files)
@@ -264,6 +264,8 @@ class JointDataset(GroundingDataset):
 
     def _boxes(self, dense: DenseTargets, image_size: tuple[int, int]) -> tuple[BoxItem, ...]:
         classes = self.dataset.metainfo["classes"]
+        assert dense.boxes_xyxy is not None
+        assert dense.labels is not None
         kept = _written_objects(dense)
         boxes = quantise_boxes(dense.boxes_xyxy[kept], image_size).tolist()
         return tuple(BoxItem(classes[label], tuple(box)) for label, box in zip(dense.labels[kept], boxes))

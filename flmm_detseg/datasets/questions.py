@@ -138,15 +138,16 @@ class QuestionDataset(GroundingDataset):
             return (_LETTERS[given],)
         answers = given if isinstance(given, list) else [given]
         answers = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
+        texts = [answer for answer in answers if isinstance(answer, str)]
         # Of several people one may have said nothing (VizWiz); the metric counts him as one who agrees with nobody.
-        if not all(isinstance(answer, str) for answer in answers) or not any(map(str.strip, answers)):
+        if len(texts) < len(answers) or not any(map(str.strip, texts)):
             message = "no reference: `answers`, `answer` or `label` must be a text or a list of texts"
             raise FieldError(message, "missing key")
-        answers = [check_words(answer, "answer") for answer in answers]
-        if choices and any(answer.strip().upper() not in _LETTERS[: len(choices)] for answer in answers):
-            message = f"answer {shown(answers[0])} is not the letter of one of {len(choices)} choices"
+        texts = [check_words(text, "answer") for text in texts]
+        if choices and any(text.strip().upper() not in _LETTERS[: len(choices)] for text in texts):
+            message = f"answer {shown(texts[0])} is not the letter of one of {len(choices)} choices"
             raise FieldError(message)
-        return tuple(answers)
+        return tuple(texts)
 
     def _read(self, record: _Record) -> Sample:
         return Sample(

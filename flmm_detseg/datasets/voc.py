@@ -153,7 +153,8 @@ def write_coco(content: dict[str, Any], out: str) -> None:
 
 def _coco(files: Sequence[_File], classes: Sequence[str]) -> dict[str, Any]:
     category_id = {name: number for number, name in enumerate(classes, start=1)}
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for image_id, file in enumerate(files, start=1):
         height, width = file.size
         images.append({"id": image_id, "file_name": file.file_name, "height": height, "width": width})

@@ -50,7 +50,7 @@ def convert_vqav2(
         )
     questions = _entries(questions_file, "questions", ("question_id", "image_id", "question"))
     annotations = _entries(annotations_file, "annotations", ("question_id", "answers"))
-    by_id = {}
+    by_id: dict[int | str, dict[str, Any]] = {}
     for entry in annotations:
         number = _id(entry, "question_id", annotations_file)
         if by_id.setdefault(number, entry) is not entry:

@@ -147,5 +147,5 @@ def band_counts(found: np.ndarray, truth: np.ndarray, valid: np.ndarray, width: 
 
 
 def _dilate(mask: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    border = dict(borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    return cv2.dilate(mask.astype(np.uint8), kernel, **border).astype(bool)
+    grown = cv2.dilate(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return grown.astype(bool)

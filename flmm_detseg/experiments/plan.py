@@ -163,10 +163,10 @@ def _check(plan: Plan, path: Path) -> None:
                     )
         earlier += [run.name for run in stage.runs]
     for item in plan.evaluations:
-        for run in (*filter(None, [item.run]), *item.checkpoints.values()):
-            if run not in plan.runs:
+        for name in (*filter(None, [item.run]), *item.checkpoints.values()):
+            if name not in plan.runs:
                 raise ConfigError(
-                    f"{path}: evaluation {item.name}: no run {run!r}{suggest(run, list(plan.runs))}"
+                    f"{path}: evaluation {item.name}: no run {name!r}{suggest(name, list(plan.runs))}"
                 )
         if item.config is not None and not _is_config(item.config):
             raise ConfigError(f"{path}: evaluation {item.name}: config {item.config} does not exist")

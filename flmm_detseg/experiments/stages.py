@@ -66,9 +66,9 @@ def run_plan(
         commands, keys = [], {}
         for run in stage.runs:
             key = _key(run, figures, cfg_options)
-            done = None if fresh else _read_done(folder / run.name, key)
-            if done is not None:
-                figures[run.name] = done
+            earlier = None if fresh else _read_done(folder / run.name, key)
+            if earlier is not None:
+                figures[run.name] = earlier
                 continue
             keys[run.name] = key
             commands.append(_training(run, folder, figures, fresh, key, cfg_options))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 from torch import Tensor, nn
 
@@ -116,7 +116,7 @@ class Head(nn.Module, ABC, Generic[P]):
         """Gives the head another one's refiner, to be used as it is; a head that has its own, or no use, ignores it."""
 
 
-def head_of(heads: Mapping[str, Head], task: str) -> Head | None:
+def head_of(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head | None:
     """The head whose prediction is the result of a task; None where no head predicts for it.
 
     Args:
@@ -126,7 +126,7 @@ def head_of(heads: Mapping[str, Head], task: str) -> Head | None:
     Raises:
         ConfigError: Several do, and none has that name.
     """
-    found = {name: head for name, head in heads.items() if task in head.result_of}
+    found = {name: head for name, head in heads.items() if isinstance(head, Head) and task in head.result_of}
     if task in found or len(found) < 2:
         return found.get(task) or next(iter(found.values()), None)
     raise ConfigError(
@@ -134,7 +134,7 @@ def head_of(heads: Mapping[str, Head], task: str) -> Head | None:
     )
 
 
-def require_head(heads: Mapping[str, Head], task: str) -> Head:
+def require_head(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head:
     """As :func:`head_of`.
 
     Raises:

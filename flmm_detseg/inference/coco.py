@@ -10,7 +10,9 @@ import numpy as np
 class Grounded(Protocol):
     """A result, see :class:`~flmm_detseg.inference.result.GroundingResult`."""
 
-    image: np.ndarray
+    @property
+    def image(self) -> np.ndarray:
+        """RGB uint8 ``[H, W, 3]``."""
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Annotations of all its phrases."""

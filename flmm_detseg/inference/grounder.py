@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -67,8 +67,11 @@ class Grounder:
         # Here, because the heads' frameworks take seconds to import.
         from flmm_detseg.models.from_config import model_from_config
 
-        options = {"untrained": untrained, "device": device, "allow_other_lmm": allow_other_lmm}
-        return cls(model_from_config(config, checkpoint, **options))
+        return cls(
+            model_from_config(
+                config, checkpoint, untrained=untrained, device=device, allow_other_lmm=allow_other_lmm
+            )
+        )
 
     def ground(
         self,
@@ -107,10 +110,9 @@ class Grounder:
         if batch_size < 1:
             raise DataError(f"batch_size is {batch_size}, at least 1 is needed")
         single = isinstance(image, str | Path | Image.Image | np.ndarray)
-        if single:
-            samples = [_sample("image", image, caption, phrases, spans, prompt)]
-        else:
-            samples = self._samples(image, caption, phrases, spans, prompt)
+        # Of one image or of several: both look at what they are given.
+        texts: tuple[Any, ...] = (image, caption, phrases, spans, prompt)
+        samples = [_sample("image", *texts)] if single else self._samples(*texts)
         results: list[GroundingResult] = []
         for start in range(0, len(samples), batch_size):
             chunk = samples[start : start + batch_size]

@@ -255,7 +255,7 @@ class Instructor:
             found = self.model.detect([Sample("image", pixels, "", (), task="detection")])[0].cpu()
         masks: Sequence[Any] = found.masks.numpy() if "masks" in found else [None] * len(found)
         return [
-            Region("detect", names[int(label)], float(score), tuple(map(float, box)), mask)
+            Region("detect", names[int(label)], float(score), _corners(box), mask)
             for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, masks, strict=True)
             if float(score) >= self.score_threshold
         ]
@@ -274,8 +274,13 @@ class Instructor:
         mask = found.masks[0].numpy()
         if not mask.any():
             return []
-        box = tuple(map(float, found.boxes_xyxy[0]))
+        box = _corners(found.boxes_xyxy[0])
         return [Region(step.kind, step.text, float(found.scores[0]), box, mask)]
+
+
+def _corners(box: Tensor) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = map(float, box)
+    return x0, y0, x1, y1
 
 
 def result_names(images: Sequence[str | Path]) -> list[str]:

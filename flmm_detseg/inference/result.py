@@ -107,13 +107,12 @@ class GroundingResult:
         if self.attention is None:
             raise DataError("the attention was not kept: call ground(..., keep_attention=True)")
         mask = self.mask(index)
-        mask = mask if mask.any() else None
         return draw_attention_heads(
             self.image,
             self.attention[index],
             self.attention_layers,
             self.attention_heads,
-            mask,
+            mask if mask.any() else None,
             grid=self.grid,
             phrase=self.phrases[index],
             top=top,

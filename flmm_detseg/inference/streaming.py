@@ -143,8 +143,10 @@ class HeadRegions(RegionSource):
         threshold: float = 0.3,
         device: str | None = None,
     ) -> None:
-        built = isinstance(config, GroundingLMM)
-        self._model = config.eval() if built else model_from_config(config, checkpoint, device=device)
+        if isinstance(config, GroundingLMM):
+            self._model = config.eval()
+        else:
+            self._model = model_from_config(config, checkpoint, device=device)
         self._head = require_head(self._model.heads, "detection")
         self.threshold = threshold
 

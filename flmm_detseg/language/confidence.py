@@ -5,9 +5,9 @@ Text has no scores, but average precision needs them: a constant one makes it de
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from flmm_detseg.language.items import JointAnswer
 from flmm_detseg.language.parse import ParsedAnswer
 
 Reduce = Literal["mean", "product", "min"]
+_REDUCTIONS: dict[str, Callable[[np.ndarray], Any]] = {"mean": np.mean, "product": np.sum, "min": np.min}
 
 
 def token_log_probs(logits: Tensor, token_ids: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ def span_confidence(
         ConfigError: Unknown ``reduce``.
         DataError: Numbers of log-probabilities and offsets differ, or offsets do not rise.
     """
-    if reduce not in ("mean", "product", "min"):
+    if reduce not in _REDUCTIONS:
         raise ConfigError(f"reduce is {reduce!r}; use 'mean', 'product' or 'min'")
     offsets = np.asarray(token_offsets, dtype=np.int64).reshape(-1, 2)
     values = log_probs.detach().double().cpu().numpy()
@@ -77,8 +78,7 @@ def span_confidence(
         if not len(chosen):
             scores.append(None)
         else:
-            total = {"mean": chosen.mean, "product": chosen.sum, "min": chosen.min}[reduce]()
-            scores.append(float(np.exp(total)))
+            scores.append(float(np.exp(_REDUCTIONS[reduce](chosen))))
     return scores
 
 

@@ -139,7 +139,7 @@ def _canonical_boxes(
     entries.sort(key=raster)
     entries.sort(key=lambda entry: _area(entry[1].box), reverse=True)  # stable: ties stay in raster order
     seen: dict[str, list[Box]] = {}
-    kept = []
+    kept: list[tuple[int, BoxItem]] = []
     for entry in entries:
         same_label = seen.setdefault(entry[1].label.casefold(), [])
         if len(kept) < options.max_boxes and not is_repeated(entry[1].box, same_label):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sized
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ SCORE_PIXELS = 1 << 18
 PIECE_PIXELS = 1 << 20
 
 
-def pieces(masks: Sequence, size: tuple[int, int]) -> Iterator[slice]:
+def pieces(masks: Sized, size: tuple[int, int]) -> Iterator[slice]:
     """Cuts the K masks of an image so that those of a piece fit into a few megabytes at full size.
 
     Args:

@@ -96,7 +96,7 @@ def evaluate(state: Quickstart) -> None:
 
     def command(name: str, script: str, run: str, *arguments: str) -> Command:
         limit = ["--limit", "8"] if state.fast else []
-        where = ["--work-dir", WORK_DIR / "eval" / name]
+        where = ["--work-dir", str(WORK_DIR / "eval" / name)]
         checkpoint = ["--checkpoint", state.checkpoints[run]]
         return tool(name, script, config_path(run), *checkpoint, *where, *arguments, *limit)
 

@@ -111,5 +111,5 @@ class StaticStreams:
         while len(self._streams) > self._max:
             self._streams.popitem(last=False)
 
-    def __contains__(self, stream: tuple[str, str]) -> bool:
+    def __contains__(self, stream: tuple[str, str | None]) -> bool:
         return stream in self._streams

@@ -60,7 +60,7 @@ def text_bearing(tiles: np.ndarray, edge_step: int, edge_density: float) -> np.n
         # Not of the grey values: red on blue is as dark as blue on red.
         hard = (np.abs(np.diff(pixels, axis=axis)) >= edge_step).any(axis=1)
         edges += np.count_nonzero(hard, axis=(1, 2))
-    return edges >= edge_density * 2 * side * (side - 1)
+    return np.asarray(edges >= edge_density * 2 * side * (side - 1))
 
 
 def drawn(difference: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def drawn(difference: np.ndarray) -> np.ndarray:
             squares += np.einsum("ncij,ncij->nc", other, other) / 2
         # By chance noise reaches 1 / sqrt(pairs): small tiles have to be more alike.
         found |= (products / squares > max(least, _DEVIATIONS / math.sqrt(pairs))).any(axis=1)
-    return found
+    return np.asarray(found)
 
 
 def stale_tiles(shown: np.ndarray, stored: np.ndarray, settings: ApproximateSettings) -> np.ndarray | None:

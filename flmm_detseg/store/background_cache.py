@@ -19,7 +19,7 @@ from flmm_detseg.store.disk import DiskTier
 from flmm_detseg.store.folder import folder_secret
 from flmm_detseg.store.keys import KeyMaker, check_tiles, frozen_key, resolve_grid
 from flmm_detseg.store.matching import Matcher, Query, covers_enough
-from flmm_detseg.store.memory import Unit, num_bytes_of
+from flmm_detseg.store.memory import Level, Unit, num_bytes_of
 from flmm_detseg.store.records import BackgroundKey, Match, Namespace, PrefixKV
 from flmm_detseg.store.settings import CacheSettings
 from flmm_detseg.store.single_flight import Flight, SingleFlight
@@ -187,9 +187,11 @@ class BackgroundCache:
         """
         key = frozen_key(key)
         self._check_insert(key, namespace, features, prefix, prefix_key, saved_ms)
+        given: tuple[tuple[Level, Tensor | PrefixKV | None, str | None], ...]
+        given = (("L1", features, None), ("L2", prefix, prefix_key))
         values = [
             (level, value, name)
-            for level, value, name in (("L1", features, None), ("L2", prefix, prefix_key))
+            for level, value, name in given
             if value is not None and level in self.settings.levels
         ]
         if not values:
@@ -317,11 +319,11 @@ class BackgroundCache:
                 self._stats.set("bytes", name, tier.num_bytes)
                 self._stats.set("values", name, len(tier))
                 self._stats.set("in_flight", name, tier.num_pinned)
-        for name, tier in self._shelves.remote.items():
-            self._stats.set("errors", name, tier.num_errors)
-            if isinstance(tier, DiskTier):
-                self._stats.set("bytes", name, tier.num_bytes)
-                self._stats.set("evicted", name, tier.num_evicted)
+        for name, remote in self._shelves.remote.items():
+            self._stats.set("errors", name, remote.num_errors)
+            if isinstance(remote, DiskTier):
+                self._stats.set("bytes", name, remote.num_bytes)
+                self._stats.set("evicted", name, remote.num_evicted)
         if self.guard is not None:
             self._stats.set("approximate_enabled", "", float(self.guard.enabled))
             self._stats.set("approximate_error_bound", "", self.guard.error_bound)

@@ -253,7 +253,7 @@ class DiskTier:
             "INSERT OR REPLACE INTO state SELECT 'tick', 1 + CAST(COALESCE((SELECT value FROM state WHERE name = "
             "'tick'), (SELECT MAX(CAST(score AS REAL)) FROM units), 0) AS REAL)"
         )
-        return self._writer.execute("SELECT value FROM state WHERE name = 'tick'").fetchone()[0]
+        return float(self._writer.execute("SELECT value FROM state WHERE name = 'tick'").fetchone()[0])
 
     def _make_room(self, num_bytes: int, tenant: str) -> None:
         self._flush_uses()

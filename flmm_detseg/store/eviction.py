@@ -6,10 +6,13 @@ import heapq
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from mmengine.registry import Registry
 
 from flmm_detseg.errors import ConfigError
+
+Key = TypeVar("Key", bound=Hashable)
 
 EVICTION = Registry("eviction policy", scope="flmm_detseg")
 
@@ -61,7 +64,7 @@ def build_policy(name: str) -> EvictionPolicy:
     Raises:
         ConfigError: Unknown name.
     """
-    policy = EVICTION.module_dict.get(name)
+    policy: type[EvictionPolicy] | None = EVICTION.module_dict.get(name)
     if policy is None:
         raise ConfigError(f"eviction policy {name!r} is unknown, there are {sorted(EVICTION.module_dict)}")
     return policy()
@@ -76,7 +79,7 @@ class _Item:
     score: float = 0.0
 
 
-class EvictionQueue:
+class EvictionQueue(Generic[Key]):
     """Values in the order in which they would be evicted. Not thread-safe: its tier holds a lock.
 
     Args:
@@ -85,33 +88,33 @@ class EvictionQueue:
 
     def __init__(self, policy: EvictionPolicy) -> None:
         self._policy = policy
-        self._items: dict[Hashable, _Item] = {}
+        self._items: dict[Key, _Item] = {}
         # (score, tick, key); a tuple whose tick is not its item's any more is dead and dropped when it surfaces.
-        self._heap: list[tuple[float, int, Hashable]] = []
+        self._heap: list[tuple[float, int, Key]] = []
         self._clock = 0.0
         self._tick = 0
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __contains__(self, key: Hashable) -> bool:
+    def __contains__(self, key: Key) -> bool:
         return key in self._items
 
-    def add(self, key: Hashable, num_bytes: int, saved_ms: float) -> None:
+    def add(self, key: Key, num_bytes: int, saved_ms: float) -> None:
         """Takes a value in, or starts it anew."""
         self._items[key] = _Item(num_bytes, saved_ms, 0)
         self._rescore(key)
 
-    def touch(self, key: Hashable) -> None:
+    def touch(self, key: Key) -> None:
         """The value was used."""
         self._items[key].freq += 1
         self._rescore(key)
 
-    def remove(self, key: Hashable) -> None:
+    def remove(self, key: Key) -> None:
         """The value is gone, for whatever reason."""
         del self._items[key]
 
-    def evict(self, eligible: Callable[[Hashable], bool] = lambda key: True) -> Hashable | None:
+    def evict(self, eligible: Callable[[Key], bool] = lambda key: True) -> Key | None:
         """Removes and returns the eligible value that is worth least; None when there is none."""
         skipped, victim = [], None
         while self._heap and victim is None:
@@ -129,7 +132,7 @@ class EvictionQueue:
             heapq.heappush(self._heap, entry)
         return victim
 
-    def _rescore(self, key: Hashable) -> None:
+    def _rescore(self, key: Key) -> None:
         item = self._items[key]
         self._tick += 1
         item.order = self._tick

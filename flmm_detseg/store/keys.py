@@ -58,14 +58,14 @@ def flat_tiles(tiles: np.ndarray) -> np.ndarray:
     """``[N]`` bool: tiles of one colour (letterbox, plain wallpaper). ``tiles`` is ``[N, tile_bytes]`` uint8."""
     channels = 3 if tiles.shape[1] % 3 == 0 else 1
     pixels = tiles.reshape(len(tiles), -1, channels)
-    return (pixels == pixels[:, :1]).all(axis=(1, 2))
+    return np.asarray((pixels == pixels[:, :1]).all(axis=(1, 2)))
 
 
 def _mix(values: np.ndarray) -> np.ndarray:
     """Finalizer of splitmix64: spreads every input bit over the word."""
     values = (values ^ (values >> np.uint64(30))) * _MIX[0]
     values = (values ^ (values >> np.uint64(27))) * _MIX[1]
-    return values ^ (values >> np.uint64(31))
+    return np.asarray(values ^ (values >> np.uint64(31)))
 
 
 class KeyMaker:

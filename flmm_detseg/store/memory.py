@@ -108,7 +108,7 @@ class MemoryTier:
         self.name = name
         self.budget = budget
         self._tenant_budget = budget if tenant_budget is None else min(budget, tenant_budget)
-        self._queues: dict[Level, EvictionQueue] = {
+        self._queues: dict[Level, EvictionQueue[str]] = {
             "L2": EvictionQueue(policy),
             "L1": EvictionQueue(policy),
         }

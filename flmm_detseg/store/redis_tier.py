@@ -11,13 +11,16 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from flmm_detseg.errors import ConfigError, MissingDependencyError
 from flmm_detseg.store.keys import FORMAT, KeyMaker
 from flmm_detseg.store.serialise import StoredValue
 from flmm_detseg.store.tile_index import News, Record, pack_record, sign_record, unpack_record
+
+Answer = TypeVar("Answer")
 
 LOGGER = logging.getLogger(__name__)
 _LOG_LENGTH, _BATCH = 20_000, 1000
@@ -83,7 +86,8 @@ class RedisTier:
         known = self._known.get(name)
         if known is None:
             return None
-        return self._call(lambda: self._client.get(self._value(known[1][2], name)))
+        data: bytes | None = self._call(lambda: self._client.get(self._value(known[1][2], name)))
+        return data
 
     def touch(self, name: str) -> None:
         """Uses are not counted: the server has its own policy."""
@@ -109,16 +113,14 @@ class RedisTier:
         self._paused_until, done = 0.0, True
         for scope in {""} if scopes is None else scopes:
             message = {"clear": scope, "signature": self._maker.digest("clear", scope)}
-            added = self._call(
-                lambda message=message: self._client.xadd(
-                    self._log, message, maxlen=_LOG_LENGTH, approximate=True
-                )
+            added: bytes | None = self._call(
+                partial(self._client.xadd, self._log, message, maxlen=_LOG_LENGTH, approximate=True)
             )
             if added is not None:
                 self._own_clears.add(added.decode())
             # By their names, not by the log: values live on when their messages are trimmed.
             pattern = self._value(scope or "*", "*")
-            removed = self._call(lambda pattern=pattern: self._remove(pattern))
+            removed = self._call(partial(self._remove, pattern))
             done = done and added is not None and removed is not None
         return done
 
@@ -188,7 +190,7 @@ class RedisTier:
         """Closes the connections."""
         self._client.close()
 
-    def _call(self, call: Callable[[], Any]) -> Any:
+    def _call(self, call: Callable[[], Answer]) -> Answer | None:
         if self.paused:
             return None
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import defaultdict
 
 _PREFIX = "flmm_cache_"
 # name -> (type, label, what it counts)
@@ -32,7 +32,7 @@ class CacheStats:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._values: dict[str, Counter[str]] = {name: Counter() for name in _METRICS}
+        self._values: dict[str, defaultdict[str, float]] = {name: defaultdict(int) for name in _METRICS}
 
     def add(self, metric: str, label: str = "", amount: float = 1) -> None:
         """Counts up."""
@@ -59,9 +59,9 @@ class CacheStats:
         assert isinstance(requests, dict)
         total = sum(requests.values())
         lines = ["| metric | label | value |", "|---|---|---|"]
-        for name, (_, label, _) in _METRICS.items():
-            found = figures[name] if label else {"": figures[name]}
-            assert isinstance(found, dict)
+        for name in _METRICS:
+            figure = figures[name]
+            found = figure if isinstance(figure, dict) else {"": figure}
             lines += [f"| {name} | {key} | {_number(value)} |" for key, value in sorted(found.items())]
         if total:
             lines.append(f"| hit rate | all levels | {1 - requests.get('miss', 0) / total:.3f} |")

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +55,7 @@ class Shelves:
             raise ConfigError(f"the cache's device or pinned memory cannot be used: {error}") from error
         # Fast ones first.
         self.memory = {
-            name: MemoryTier(
-                name, budget, policy, settings.tenant_bytes, lambda unit, n=name: self._evicted(n, unit)
-            )
+            name: MemoryTier(name, budget, policy, settings.tenant_bytes, partial(self._evicted, name))
             for name, budget in budgets.items()
             if budget
         }

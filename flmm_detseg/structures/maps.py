@@ -87,7 +87,8 @@ class PackedMasks:
         flat = masks.reshape(len(masks), size[0] * size[1])
         if flat.device.type == "cpu":
             return cls(torch.from_numpy(np.packbits(flat.numpy(), axis=1)), size)
-        octets = F.pad(flat.to(torch.uint8), (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
+        octets = F.pad(flat.to(torch.uint8), (0, -flat.shape[1] % 8))
+        octets = octets.view(len(flat), octets.shape[1] // 8, 8)
         return cls((octets * octets.new_tensor(_BITS)).sum(-1, dtype=torch.uint8), size)
 
     def unpack(self, chosen: slice = slice(None)) -> Tensor:

@@ -48,4 +48,4 @@ class PatchPartition:
     @property
     def background_mask(self) -> np.ndarray:
         """``[N]`` bool, True on the background (without letterbox)."""
-        return self.group == BG
+        return np.asarray(self.group == BG)

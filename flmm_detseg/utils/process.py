@@ -109,11 +109,11 @@ class Progress:
             measured_s = max(0.0, expected * slower - elapsed_s) or None
         if measured_s is None:
             return "no estimate yet"
-        later = self._expected[self._step + 1 :]
-        if None in known or None in later:
+        steps = [seconds for seconds in self._expected if seconds is not None]
+        if len(steps) < len(self._expected):
             return f"about {_clock(measured_s)} left in this step"
-        slower = (sum(self._spent) + elapsed_s + measured_s) / sum(known)
-        return f"about {_clock(measured_s + slower * sum(later))} left in all"
+        slower = (sum(self._spent) + elapsed_s + measured_s) / sum(steps[: self._step + 1])
+        return f"about {_clock(measured_s + slower * sum(steps[self._step + 1 :]))} left in all"
 
     def _write(self, text: str, *, final: bool) -> None:
         if self._stream.isatty():

@@ -79,9 +79,8 @@ def is_number(value: Any) -> bool:
     """Whether a value is a finite number of a size that a coordinate can have; booleans and texts are not numbers."""
     if type(value) is float:
         return -LARGEST_NUMBER <= value <= LARGEST_NUMBER  # False for nan too
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return False
-    return bool(-LARGEST_NUMBER <= value <= LARGEST_NUMBER)
+    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return is_real and bool(-LARGEST_NUMBER <= value <= LARGEST_NUMBER)
 
 
 def number(value: Any, what: str, low: float = -math.inf, high: float = math.inf) -> float:
@@ -119,11 +118,12 @@ def integer(
         FieldError: It is none.
     """
     found: int | None = None
+    is_real = isinstance(value, numbers.Real)  # by name: type checkers know no arithmetic of Real
     if isinstance(value, bool):
         pass
     elif isinstance(value, numbers.Integral):
         found = int(value)
-    elif isinstance(value, numbers.Real):
+    elif is_real:
         found = int(value) if math.isfinite(value) and value == int(value) else None
     elif text and isinstance(value, str) and len(value) <= 20:
         digits = value.strip()

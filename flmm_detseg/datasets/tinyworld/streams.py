@@ -296,7 +296,7 @@ def _scroll_frames(
     for number in range(num_frames):
         offset = _SCROLL_STEP * number
         image = canvas[offset : offset + height].copy()
-        objects = []
+        objects: list[SceneObject] = []
         for placement in placements:
             x, y = placement.centre_xy
             if not _HEADER_ROWS + 10 <= y - offset <= height - 10:

@@ -26,9 +26,10 @@ def check_classes(model: nn.Module, dataset: Any) -> None:
     Raises:
         ConfigError: They differ; names head, data set and the first difference.
     """
+    heads: Any = model.heads
     for reader in _readers(dataset):
         tasks = {task for kind, task in _TASKS.items() if isinstance(reader, kind)}
-        for name, head in model.heads.items():
+        for name, head in heads.items():
             if head.class_names and tasks & head.tasks:
                 _compare(name, tuple(head.class_names), tuple(reader.classes), reader)
 

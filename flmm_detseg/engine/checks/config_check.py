@@ -148,7 +148,9 @@ def resolve(kind: Any, where: str) -> Any:
 
 def argument_names(factory: Any) -> list[str] | None:
     """Names a class or function takes as keywords; None where it takes any."""
-    makers = [base.__init__ for base in factory.__mro__] if inspect.isclass(factory) else [factory]
+    makers: list[Any] = [factory]
+    if inspect.isclass(factory):
+        makers = [base.__init__ for base in factory.__mro__]  # type: ignore[misc]  # each class's own, on purpose
     names: list[str] = []
     for maker in makers:
         parameters = inspect.signature(maker).parameters

@@ -81,7 +81,7 @@ class BoxTask(Task[BoxOptions]):
     ) -> list[list[dict[str, Any]]]:
         """What was found beside what is there, one entry per image."""
         if options.boxes == "head":
-            found = [(objects, {}) for objects in model.detect(samples)]
+            found: list[tuple[Any, dict[str, Any]]] = [(objects, {}) for objects in model.detect(samples)]
         else:
             classes = _classes(dataset, "classes")
             found = [_read_objects(model, sample, classes, options.max_new_tokens) for sample in samples]

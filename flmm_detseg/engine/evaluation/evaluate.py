@@ -330,7 +330,7 @@ def _run_calls(
     ):
         for step, batch in zip(steps, loader, strict=True):
             samples = iter(batch["samples"])
-            records = []
+            records: list[tuple[str, Any]] = []
             for call in step:
                 shown = list(islice(samples, len(call)))
                 facts = task.facts(model, shown, dataset, options)

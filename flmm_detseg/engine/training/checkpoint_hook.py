@@ -55,6 +55,8 @@ class GroundingCheckpointHook(CheckpointHook):
         save_optimizer: Store optimizer and schedules (needed to resume).
     """
 
+    best_ckpt_path: str | None
+
     def __init__(
         self,
         interval: int = -1,
@@ -86,7 +88,7 @@ class GroundingCheckpointHook(CheckpointHook):
         source = Path(runner._load_from) if runner._resume and runner._load_from is not None else None
         if source is not None and source.is_dir():
             model = unwrap(runner.model)
-            stored = read_file(states_file(source))
+            stored: Any = read_file(states_file(source))
             check_lmm(model, stored, str(source))
             check_tensors(model, load_checkpoint(source), str(source))
             check_order(runner.optim_wrapper.optimizer, stored, str(source))
@@ -131,10 +133,8 @@ class GroundingCheckpointHook(CheckpointHook):
         score = metrics[metric]
         if score is None or not self.is_better_than[metric](score, best):
             return
-        step, previous = (
-            runner.iter,
-            self.best_ckpt_path,
-        )  # the loop has counted the iteration before it validates
+        step = runner.iter  # the loop has counted the iteration before it validates
+        previous = self.best_ckpt_path
         name = f"best_{metric}_{self.filename_tmpl.format(step)}".replace("/", "_")
         self.best_ckpt_path = str(Path(self.out_dir) / name)
         runner.message_hub.update_info("best_score", score)

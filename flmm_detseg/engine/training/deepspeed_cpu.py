@@ -76,7 +76,7 @@ class GlooDeepSpeedStrategy(DeepSpeedStrategy):
             auto_scale_lr=auto_scale_lr,
         )
 
-    def _setup_distributed(  # type: ignore[override]
+    def _setup_distributed(
         self, launcher: str | None = None, backend: str = "gloo", timeout: int | None = None
     ) -> None:
         start_gloo()

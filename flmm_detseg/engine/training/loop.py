@@ -16,7 +16,13 @@ from xtuner.engine.runner import TrainLoop
 from flmm_detseg.datasets import EpochSampler, ImageMix, ImageSampler
 from flmm_detseg.engine.checks.config_check import check_config, check_machine
 from flmm_detseg.engine.training.finite_steps import FiniteSteps
-from flmm_detseg.engine.training.start import LOCK, batch_figures, prepare_start, uses_deepspeed
+from flmm_detseg.engine.training.start import (
+    LOCK,
+    batch_figures,
+    batch_sampler_of,
+    prepare_start,
+    uses_deepspeed,
+)
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import LOOPS
 from flmm_detseg.utils.lock import hold
@@ -138,7 +144,8 @@ def check_image_batches(loader: DataLoader) -> None:
     """
     if not isinstance(loader.dataset, ImageMix):
         return
-    sampler, size = loader.batch_sampler.sampler, loader.batch_sampler.batch_size
+    batches = batch_sampler_of(loader)
+    sampler, size = batches.sampler, batches.batch_size
     if not isinstance(sampler, ImageSampler):
         raise ConfigError(
             f"`train_dataloader.sampler` is a {type(sampler).__name__}, which tears the images of an ImageMix "
@@ -164,6 +171,7 @@ def endless(loader: DataLoader, start: int) -> Iterator[Any]:
     epoch, skipped = divmod(start, len(loader))
     while True:
         # Of the batch sampler: with one of our own, the loader's `sampler` is a stand-in that nothing reads.
-        loader.batch_sampler.sampler.set_epoch(epoch, start=skipped * loader.batch_sampler.batch_size)
+        batches = batch_sampler_of(loader)
+        batches.sampler.set_epoch(epoch, start=skipped * batches.batch_size)
         yield from loader
         epoch, skipped = epoch + 1, 0

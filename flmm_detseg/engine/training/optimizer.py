@@ -64,7 +64,7 @@ class GroupedAdamW(AdamW):
                 raise ConfigError("GroupedAdamW needs the parameters of a GroundingLMM: these have no names")
             members[max((key for key in groups if key in name), key=len, default=REST)].append(parameter)
         if empty := [key for key in groups if not members[key]]:
-            names = sorted({".".join(p.flmm_name.split(".")[:3]) for p in trainable})
+            names = sorted({".".join(getattr(p, "flmm_name", "").split(".")[:3]) for p in trainable})
             raise ConfigError(
                 f"`optimizer.groups`: {', '.join(empty)} match no trainable parameter (there are: "
                 f"{', '.join(names)})"
@@ -81,4 +81,4 @@ class GroupedAdamW(AdamW):
                         "weight_decay": weight_decay * settings.get("decay_mult", 1.0),
                     }
                 )
-        super().__init__(built, lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
+        super().__init__(built, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)

@@ -39,7 +39,8 @@ def parameter_names(optimizer: Any) -> list[str] | None:
     if groups is None:
         groups = [group["params"] for group in optimizer.param_groups]
     names = [getattr(parameter, "flmm_name", None) for group in groups for parameter in group]
-    return None if None in names else names
+    known = [name for name in names if name is not None]
+    return known if len(known) == len(names) else None
 
 
 def state_tensors(optimizer: Any) -> dict[str, Tensor]:

@@ -44,9 +44,14 @@ def batch_figures(runner: Runner | FlexibleRunner, loader: DataLoader) -> dict[s
         accumulation = getattr(runner.optim_wrapper, "_accumulative_counts", 1)
     return {
         "processes": get_world_size(),
-        "batch_size": loader.batch_sampler.batch_size,
+        "batch_size": batch_sampler_of(loader).batch_size,
         "accumulation": accumulation,
     }
+
+
+def batch_sampler_of(loader: DataLoader) -> Any:
+    """The loader's batch sampler: torch's, or one of our own with its ``sampler`` and ``batch_size``."""
+    return loader.batch_sampler
 
 
 def uses_deepspeed(runner: Runner | FlexibleRunner) -> bool:
@@ -56,9 +61,10 @@ def uses_deepspeed(runner: Runner | FlexibleRunner) -> bool:
 
 def unwrap(model: nn.Module) -> GroundingLMM:
     """The model inside DDP or a DeepSpeed engine."""
-    while is_model_wrapper(model) or not isinstance(model, GroundingLMM):
-        model = model.module if hasattr(model, "module") else model.model
-    return model
+    inner: Any = model
+    while is_model_wrapper(inner) or not isinstance(inner, GroundingLMM):
+        inner = inner.module if hasattr(inner, "module") else inner.model
+    return inner
 
 
 def prepare_start(runner: Runner | FlexibleRunner, loader: DataLoader, max_iters: int) -> None:
@@ -153,8 +159,8 @@ def _instead(work_dir: Path) -> str:
 
 def newest_checkpoint(work_dir: Path) -> Path | None:
     """The ``iter_N.pth`` of most iterations that a run can go on from; None where there is none."""
-    numbers = {path: re.fullmatch(r"iter_(\d+)\.pth", path.name) for path in work_dir.glob("iter_*.pth")}
-    for path in sorted((p for p, found in numbers.items() if found), key=lambda p: -int(numbers[p][1])):
+    files = [(re.fullmatch(r"iter_(\d+)\.pth", path.name), path) for path in work_dir.glob("iter_*.pth")]
+    for _, path in sorted(((-int(found[1]), path) for found, path in files if found)):
         with contextlib.suppress(CheckpointError):
             read_run_state(path)
             return path
