@@ -126,7 +126,8 @@ def head_of(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head | None
     Raises:
         ConfigError: Several do, and none has that name.
     """
-    found = {name: head for name, head in heads.items() if isinstance(head, Head) and task in head.result_of}
+    items: Iterable[tuple[str, Any]] = heads.items()  # a ModuleDict knows modules only
+    found: dict[str, Head] = {name: head for name, head in items if task in head.result_of}
     if task in found or len(found) < 2:
         return found.get(task) or next(iter(found.values()), None)
     raise ConfigError(
