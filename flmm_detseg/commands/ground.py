@@ -65,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Grounds the phrases, writes the files asked for.
 
+    Args:
+        arguments: As declared by :func:`add_arguments`.
+
     Returns:
         Figures for the last line: picture, caption, and per phrase score, box and area.
 

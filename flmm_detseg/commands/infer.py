@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Follows the instruction on every image.
 
+    Args:
+        args: As declared by :func:`add_arguments`.
+
     Returns:
         Figures for the last line: the instruction, and what was found and written per image.
 

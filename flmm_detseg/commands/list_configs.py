@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Prints the list.
 
+    Args:
+        args: As declared by :func:`add_arguments`.
+
     Returns:
         Figures for the last line: how many were listed.
 

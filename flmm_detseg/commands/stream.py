@@ -105,6 +105,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Answers the stream; prints a line per request, the loaded parts and the cache's statistics.
 
+    Args:
+        arguments: As declared by :func:`add_arguments`.
+
     Returns:
         Figures for the last line: requests, levels, hit rate, median milliseconds, and what ``--ground`` and
         ``--compare`` found.

@@ -107,6 +107,9 @@ class GroundingDataset(Dataset[Sample], ABC):
     def __getitem__(self, index: int) -> Sample:
         """Reads one record.
 
+        Args:
+            index: 0 to ``len(self) - 1``.
+
         Raises:
             DataError: Its image or masks turn out to be unusable. With ``policy="skip"`` this can only
                 happen when the dataset was built without ``verify_images``: leaving a record out here would

@@ -205,6 +205,9 @@ def _as_problem(name: str, record_id: str, error: DataError) -> Problem:
 def find_datasets(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Data sets in a config: of its data loaders and its ``*_eval`` dicts; mixes and wrappers give their members.
 
+    Args:
+        config: A loaded config, or a part of it.
+
     Yields:
         Dotted key and data set config; equal configs come once.
     """

@@ -321,6 +321,10 @@ def _empty_namesakes(categories: list[Any], annotations: Any) -> set[int]:
 def check_mask(segmentation: Any, size: tuple[int, int]) -> None:
     """Checks a segmentation as far as native code needs: polygons by their numbers, run lengths by decoding them.
 
+    Args:
+        segmentation: As in the file: polygons or RLE.
+        size: ``(H, W)`` of the image.
+
     Raises:
         ValueError: It cannot be decoded; says why.
     """

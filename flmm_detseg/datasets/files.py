@@ -98,6 +98,9 @@ def require_dir(path: str | Path, what: str) -> Path:
 def decode_text(data: bytes) -> str:
     """Decodes UTF-8, with or without a byte order mark (Windows tools write one).
 
+    Args:
+        data: Content of a file.
+
     Raises:
         FieldError: Another encoding; says where, and what to do.
     """
@@ -140,6 +143,9 @@ def read_lines(path: str | Path, what: str) -> list[str]:
 def parse_json(text: str) -> Any:
     """Decodes JSON. Integers of thousands of digits become infinite, so that the check of their field names them.
 
+    Args:
+        text: Content of a file.
+
     Raises:
         FieldError: Not JSON, or nested too deep.
     """
@@ -163,6 +169,9 @@ def _parse_int(digits: str) -> int | float:
 
 def parse_line(line: bytes) -> dict[str, Any]:
     """Decodes one line of a JSONL file.
+
+    Args:
+        line: With or without its line break.
 
     Raises:
         FieldError: Not UTF-8, not JSON, or not an object (kind ``"broken JSON"``).
@@ -222,6 +231,11 @@ def require_keys(value: Any, keys: tuple[str, ...], file: str | Path, record: st
 def require_list(value: Any, what: str, file: str | Path) -> list[Any]:
     """Checks that a decoded value is a list, and returns it.
 
+    Args:
+        value: What was decoded.
+        what: Its name, for the error.
+        file: Where it stands, for the error.
+
     Raises:
         DataError: It is not; names file and ``what`` was expected, e.g. ``"narratives"``.
     """
@@ -234,6 +248,10 @@ def require_list(value: Any, what: str, file: str | Path) -> list[Any]:
 
 def list_of(value: Any, what: str) -> list[Any]:
     """Checks that a field is a list, and returns it.
+
+    Args:
+        value: What was decoded.
+        what: The field, for the error.
 
     Raises:
         FieldError: It is not.
@@ -250,6 +268,10 @@ def optional_words(value: Any, what: str) -> str | None:
 
 def words_argument(value: str | None, what: str) -> str | None:
     """A reader's argument that goes to the language model with every record; None: not given.
+
+    Args:
+        value: As given in a config.
+        what: The argument's name, for the error.
 
     Raises:
         ConfigError: See :func:`~flmm_detseg.utils.values.check_words`.

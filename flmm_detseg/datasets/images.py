@@ -168,6 +168,10 @@ def _rgb(picture: Image.Image, file: str, record: str) -> np.ndarray:
 def image_size(path: str | Path, record: str = "") -> tuple[int, int]:
     """``(H, W)`` of an image as :func:`load_image` gives it, from its header only.
 
+    Args:
+        path: The image file.
+        record: Whose image it is, for the error.
+
     Raises:
         RecordError: As :func:`open_picture`.
     """
@@ -257,6 +261,12 @@ def _raw_forms(picture: Image.Image) -> list[str]:
 
 def check_image_size(image: np.ndarray, size: tuple[int, int], path: str | Path, record: str) -> None:
     """Checks that an image has the ``(H, W)`` its annotation file says.
+
+    Args:
+        image: ``[H, W, 3]``.
+        size: ``(H, W)`` as annotated.
+        path: The image file, for the error.
+        record: Whose image it is, for the error.
 
     Raises:
         DataError: It has not.

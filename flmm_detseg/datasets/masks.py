@@ -52,6 +52,9 @@ def check_polygons(polygons: Any) -> None:
     A polygon may leave the image, and is cut there. One that leaves it by a million pixels, or whose outlines are two
     million pixels long together, is a mistake.
 
+    Args:
+        polygons: As decoded from JSON.
+
     Raises:
         FieldError: Not a non-empty list of flat lists of at least three finite points, or as above.
     """

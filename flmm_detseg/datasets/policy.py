@@ -108,6 +108,9 @@ class ProblemLog:
     def handle(self, error: RecordError) -> None:
         """Raises or notes one problem.
 
+        Args:
+            error: What is wrong with a record.
+
         Raises:
             RecordError: Under the policy ``"raise"``.
         """

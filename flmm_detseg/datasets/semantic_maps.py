@@ -151,6 +151,9 @@ class SemanticMapsDataset(GroundingDataset):
 def semantic_classes(classes: Sequence[str] | str) -> tuple[str, ...]:
     """Class names of a list, or of the name of one (:func:`~flmm_detseg.datasets.class_names.named_classes`).
 
+    Args:
+        classes: Names in the order of the labels, or a well-known list's name.
+
     Raises:
         ConfigError: Unknown, empty, repeated, or more than label maps of 8 bits can hold.
     """

@@ -76,6 +76,9 @@ def read_stems(path: str) -> tuple[str, ...]:
     Lists of one class have 1, 0 or -1 behind the name; :func:`convert_voc` looks for the file to tell it from a name
     with blanks.
 
+    Args:
+        path: The list.
+
     Raises:
         DataError: The file is missing, or no UTF-8 text.
     """

@@ -69,6 +69,9 @@ def watch(arguments: list[str]) -> None:
 def check_gpu(deepspeed: bool) -> None:
     """Refuses XTuner's own DeepSpeed road on a machine without a GPU, where it would fail without words.
 
+    Args:
+        deepspeed: Whether DeepSpeed was asked for.
+
     Raises:
         ConfigError: There is none; says which command to use.
     """

@@ -270,6 +270,10 @@ class CocoTruth:
     def check(self, classes: Sequence[str], image_ids: Iterable[Any] = ()) -> None:
         """Compares classes and images with the file.
 
+        Args:
+            classes: Class names in the order of the labels.
+            image_ids: Images that were predicted.
+
         Raises:
             ConfigError: A class is not in it.
             DataError: An image is not in it.
@@ -290,6 +294,9 @@ def read_truth(annotation_file: str | Path) -> CocoTruth:
     pycocotools takes annotation 0 for "unmatched", sorts ids, and needs ``area`` and ``iscrowd``; so ids are given
     anew, a missing ``area`` is that of the mask in pixels, else of the box, and a missing ``iscrowd`` is 0: as the
     reader has it. ``segmentation: []`` is no mask. What can be used as it is stays as it is.
+
+    Args:
+        annotation_file: COCO JSON.
 
     Raises:
         DataError: The file or an entry is unusable; names it.

@@ -84,6 +84,9 @@ def read_plan(path: str | Path) -> Plan:
     ``runs=[...]`` the same evaluation is made of each, with ``config=...`` and no run it is made of an untrained model;
     ``checkpoints={KEY: RUN}`` puts checkpoints of further runs into its config.
 
+    Args:
+        path: The plan's file.
+
     Raises:
         ConfigError: No such file, it cannot be executed, a key is missing or unknown, a name is used twice or refers
             to nothing earlier; names the place.

@@ -51,6 +51,10 @@ class Head(nn.Module, ABC, Generic[P]):
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
         """Scalars; keys containing ``loss`` are summed into the objective, others are logged.
 
+        Args:
+            states: What :attr:`capture` asked for, one entry a sample.
+            batch: The samples with their targets and prepared inputs.
+
         Raises:
             DataError: A sample carries no target for this head.
         """
@@ -138,6 +142,10 @@ def head_of(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head | None
 def require_head(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head:
     """As :func:`head_of`.
 
+    Args:
+        heads: By name.
+        task: See :attr:`Sample.task`.
+
     Raises:
         ConfigError: No head, or several of them, predict for the task.
     """
@@ -149,6 +157,9 @@ def require_head(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head:
 
 def checked_names(names: Sequence[str]) -> tuple[str, ...]:
     """Class names of a head.
+
+    Args:
+        names: As given in a config.
 
     Raises:
         ConfigError: None, one that occurs twice, or the name of a list: only a config may use that.

@@ -171,6 +171,10 @@ class DetectionHead(Head[InstanceData]):
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
         """FCOS's losses.
 
+        Args:
+            states: With the neck's vision maps.
+            batch: Samples with boxes.
+
         Returns:
             ``loss_cls``, ``loss_bbox``, ``loss_centerness`` (each divided by the number of positive points), and
             the gate's figures.

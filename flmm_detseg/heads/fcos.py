@@ -183,6 +183,12 @@ class FrameFCOS(FCOSHead):
     ) -> dict[str, Tensor]:
         """Losses of a batch; first three arguments are what :meth:`forward` gives.
 
+        Args:
+            logits: Per level ``[B, classes, h, w]``.
+            distances: Per level ``[B, 4, h, w]``.
+            centreness: Per level ``[B, 1, h, w]``.
+            images: Targets per image.
+
         Returns:
             ``loss_cls``, ``loss_bbox``, ``loss_centerness``: sums over points, divided by the number of positives
             (at least 1).

@@ -69,6 +69,10 @@ class LanguageHead(Head[Tensor]):
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
         """Losses over all answer tokens of the batch.
 
+        Args:
+            states: With logits, and base logits where distillation is on.
+            batch: Samples with answers.
+
         Returns:
             ``loss_answer``, ``answer_accuracy`` (teacher-forced, logged), and ``loss_distill`` where it is on and
             the batch holds a task that is distilled; means by the tokens' weights (``LMMInputs.label_weights``).

@@ -64,11 +64,11 @@ class VisionNeck(nn.Module):
         gate: How layers are mixed, see :mod:`flmm_detseg.heads.gates`. ``"none"`` reads the last layer only.
         gate_temperature: See :class:`~flmm_detseg.heads.gates.GateSettings`.
         gate_initial_share: See :class:`~flmm_detseg.heads.gates.GateSettings`.
-        gate_tasks: Tasks that a gate of kind ``"task"`` or ``"dynamic"`` has rows for, beside those of
-            :data:`~flmm_detseg.heads.task_rows.TASKS`. Older checkpoints load: rows that they lack stay as they begin.
         project_channels: Every layer is normalised and projected (1x1, its own weights) to this many channels before
             the mixing; None mixes the maps as they are.
         side: Second stream, concatenated to the level whose stride is nearest to its own.
+        gate_tasks: Tasks that a gate of kind ``"task"`` or ``"dynamic"`` has rows for, beside those of
+            :data:`~flmm_detseg.heads.task_rows.TASKS`. Older checkpoints load: rows that they lack stay as they begin.
 
     Attributes:
         vision_layers: The layers that are read: all, or the last alone where the gate reads no other.

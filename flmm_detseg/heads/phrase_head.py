@@ -150,6 +150,10 @@ class PhraseGroundingHead(Head[Prediction]):
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
         """Losses on coarse and refined masks.
 
+        Args:
+            states: With attention, and hidden rows where the refiner takes text.
+            batch: Samples with one mask a phrase.
+
         Returns:
             ``loss_mask``, ``loss_dice``, ``accuracy``, ``aiou``, and the same with prefix ``sam_`` for
             refined masks.
@@ -232,6 +236,10 @@ class PhraseGroundingHead(Head[Prediction]):
     @torch.no_grad()
     def finish(self, readings: Sequence[PhraseReading], samples: Sequence[Sample]) -> list[Prediction]:
         """Second half of :meth:`predict`: refined masks, boxes and scores; one reading a sample, of all its phrases.
+
+        Args:
+            readings: Of the first half, one a sample.
+            samples: The samples, in the same order.
 
         Raises:
             RunError: Masks, boxes or scores hold NaN or infinities; names the sample.

@@ -143,6 +143,10 @@ class SemanticSegHead(Head[Tensor]):
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
         """Losses over the part of the frame that shows the image.
 
+        Args:
+            states: With the neck's vision maps.
+            batch: Samples with label maps.
+
         Returns:
             The parts in use (``loss_dice``, ``loss_lovasz``, ``loss_ce``, ``loss_boundary``), ``accuracy`` and the
             gate's figures.
@@ -173,6 +177,10 @@ class SemanticSegHead(Head[Tensor]):
 
     def targets(self, batch: GroundingBatch, map_size: tuple[int, int]) -> Tensor:
         """Semantic maps over the frame, uint8 ``[B, h, w]`` on the CPU; 255 outside the image.
+
+        Args:
+            batch: Samples with label maps.
+            map_size: ``(h, w)`` of the maps over the frame.
 
         Raises:
             DataError: As :meth:`loss`.

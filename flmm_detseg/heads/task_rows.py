@@ -47,6 +47,9 @@ class TaskRows(nn.Module):
     def forward(self, tasks: Sequence[str]) -> Tensor:
         """Rows ``[B, d]`` of B samples' tasks.
 
+        Args:
+            tasks: One a sample.
+
         Raises:
             ConfigError: A task has no row.
         """

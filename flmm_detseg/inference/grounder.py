@@ -28,6 +28,9 @@ Span: TypeAlias = tuple[int, int]
 class Grounder:
     """A grounding LMM with hands: image and caption in, masks and boxes of its phrases out.
 
+    Args:
+        model: A built model; put into eval mode.
+
     Example:
         >>> grounder = Grounder.from_config(
         ...     "configs/tiny/frozen_tiny_llava_refcoco_png.py", "work_dirs/quickstart/tiny/iter_1600.pth"

@@ -135,6 +135,9 @@ def parse_instruction(instruction: str) -> Instruction:
     and is small"). A question behind a verb ("count how many ...") is a question to the LMM, as is an instruction
     without a verb. Time grows with the length of the text, whatever stands in it.
 
+    Args:
+        instruction: One or more sentences.
+
     Raises:
         DataError: Nothing is asked for, or it is no text that can be read (half a character in it).
     """

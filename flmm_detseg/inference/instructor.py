@@ -110,6 +110,10 @@ class InstructionResult:
     def save(self, folder: str | Path, name: str = "result") -> Mapping[str, str]:
         """Writes ``NAME.png`` and ``NAME.json``, each whole or not at all; returns both paths.
 
+        Args:
+            folder: Made when it is missing.
+            name: Of the files, without suffix.
+
         Raises:
             ConfigError: A file of that name is there that is no earlier result, for example the photo itself.
             RunError: A score or box is NaN or infinite; nothing is written.
@@ -128,6 +132,10 @@ class InstructionResult:
 
 def result_files(folder: str | Path, name: str) -> tuple[Path, Path]:
     """Files that a result is written to, ``NAME.png`` and ``NAME.json``; an earlier result is replaced, nothing else.
+
+    Args:
+        folder: Where results go.
+        name: Of the files, without suffix.
 
     Raises:
         ConfigError: A file of that name is there and no result of ours.
@@ -285,6 +293,9 @@ def _corners(box: Tensor) -> tuple[float, float, float, float]:
 
 def result_names(images: Sequence[str | Path]) -> list[str]:
     """Names of the files that :meth:`InstructionResult.save` writes for images: their names without the suffix.
+
+    Args:
+        images: Image files.
 
     Raises:
         ConfigError: Two images would have the same result.

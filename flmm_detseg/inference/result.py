@@ -101,6 +101,10 @@ class GroundingResult:
         """Picture of the heads that carry phrase ``index``, ranked by IoU with its own predicted mask: how far a head
         agrees with the result, not how right it is.
 
+        Args:
+            index: Of the phrase.
+            top: How many heads are shown.
+
         Raises:
             DataError: The attention was not kept.
         """

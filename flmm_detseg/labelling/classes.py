@@ -83,6 +83,9 @@ class GroundTruth:
 def read_ground_truth(file: str) -> GroundTruth:
     """Reads a COCO file, by the rules of :class:`~flmm_detseg.datasets.coco_file.CocoFile`, and with integer ids.
 
+    Args:
+        file: COCO JSON.
+
     Raises:
         DataError: Missing, truncated, of another kind, or an entry is unusable; names file and entry.
     """
@@ -109,6 +112,9 @@ def read_ground_truth(file: str) -> GroundTruth:
 
 def read_categories(file: str) -> tuple[dict[str, Any], ...]:
     """Categories of a COCO file, in the order of their ids.
+
+    Args:
+        file: COCO JSON.
 
     Raises:
         DataError: Missing, or the categories are unusable.

@@ -131,6 +131,9 @@ class LMMAdapter(nn.Module, ABC):
     def prepare(self, sample: Sample) -> LMMInputs:
         """Tokenises the text, maps phrases to tokens and preprocesses the image (CPU, no gradient).
 
+        Args:
+            sample: Image, text and phrases.
+
         Raises:
             PhraseNotFoundError: A span lies outside the text.
             PhraseWithoutTokensError: A phrase has no token left.
@@ -212,6 +215,9 @@ class LMMAdapter(nn.Module, ABC):
     @abstractmethod
     def class_embeddings(self, names: Sequence[str]) -> Tensor:
         """Mean input embedding of each name's tokens, float32 ``[len(names), d]``, no gradient.
+
+        Args:
+            names: Class names, each of one or more words.
 
         Raises:
             ConfigError: A name is no text that can be read, or has no token.

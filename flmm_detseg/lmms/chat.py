@@ -52,6 +52,9 @@ TEMPLATES = {
 def find_template(name: str) -> ChatTemplate:
     """The template of a name.
 
+    Args:
+        name: As in a config.
+
     Raises:
         ConfigError: There is none.
     """

@@ -143,6 +143,9 @@ class LMMProcessor(ABC):
     def __call__(self, sample: Sample) -> LMMInputs:
         """Prepares one sample.
 
+        Args:
+            sample: Image, text and phrases.
+
         Raises:
             ConfigError: The sample is an answer to learn, and the tokenizer has no end token.
             DataError: An image is no RGB uint8 array, or prompt or text hold the image token or a token that ends a
@@ -254,6 +257,11 @@ class LMMProcessor(ABC):
 
 def check_spans(text: str, phrases: Sequence[Phrase], record_id: str) -> None:
     """Makes sure that phrases lie in their text.
+
+    Args:
+        text: What the phrases are of.
+        phrases: Their spans are character ranges of it.
+        record_id: Whose text it is, for the error.
 
     Raises:
         PhraseNotFoundError: A span lies outside the text, or is empty.

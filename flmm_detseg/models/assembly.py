@@ -69,6 +69,11 @@ def build_balancer(
 ) -> TaskBalancer | None:
     """The balancer, made for these heads.
 
+    Args:
+        balancer: Built one, its config, or None.
+        lmm: The adapter that the heads read.
+        heads: By name.
+
     Raises:
         ConfigError: It cannot be built.
     """
@@ -83,6 +88,11 @@ def checked_isolation(
     isolate: Mapping[str, Sequence[str]], heads: Mapping[str, Head], lmm: LMMAdapter
 ) -> dict[str, tuple[str, ...]]:
     """Which LoRA groups each head may change.
+
+    Args:
+        isolate: LoRA groups by head.
+        heads: By name.
+        lmm: Has the LoRA groups.
 
     Raises:
         ConfigError: A head or group that is not there.
@@ -101,6 +111,10 @@ def checked_isolation(
 def give_class_embeddings(heads: Mapping[str, Head], lmm: LMMAdapter) -> None:
     """Heads that find classes by their words get these from the LMM.
 
+    Args:
+        heads: By name; those that want class embeddings get them.
+        lmm: Gives them.
+
     Raises:
         ConfigError: A class name has no token.
     """
@@ -111,6 +125,9 @@ def give_class_embeddings(heads: Mapping[str, Head], lmm: LMMAdapter) -> None:
 
 def lend_sam(heads: Mapping[str, Head]) -> None:
     """One head's SAM also makes masks of other heads' boxes, as it is before any training or loading.
+
+    Args:
+        heads: By name.
 
     Raises:
         ConfigError: No head has one to lend.
@@ -130,6 +147,11 @@ def refuse_shared(
     heads: Mapping[str, Head], parts: Mapping[str, nn.Module], head_lora: Mapping[str, Any]
 ) -> None:
     """Makes sure that LoRA on a head changes no part that other heads share.
+
+    Args:
+        heads: By name.
+        parts: Shared parts by name.
+        head_lora: Settings of LoRA by head.
 
     Raises:
         ConfigError: It would.

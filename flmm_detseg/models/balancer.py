@@ -33,6 +33,9 @@ class Weighting(nn.Module):
     def setup(self, tasks: Sequence[str]) -> None:
         """Called once by the model with the names of its heads.
 
+        Args:
+            tasks: Names of the heads.
+
         Raises:
             ConfigError: A weight names no head, or is negative.
         """

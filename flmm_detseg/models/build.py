@@ -29,6 +29,9 @@ _DERIVED = {
 def build_lmm(config: Mapping[str, Any] | LMMAdapter) -> LMMAdapter:
     """Builds an LMM adapter; a built one is returned as it is.
 
+    Args:
+        config: Of an adapter, or the adapter.
+
     Raises:
         ConfigError: The config cannot be built, or builds something else.
     """

@@ -220,6 +220,9 @@ def _failures_named(path: Path) -> Iterator[None]:
 def states_file(path: Path) -> Path:
     """The file itself, or the one with the model states in a DeepSpeed folder.
 
+    Args:
+        path: Checkpoint file or folder.
+
     Raises:
         CheckpointError: The folder holds none, or several.
     """
@@ -291,6 +294,10 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
     """Refuses what a run left behind that went on after its loss was NaN.
 
+    Args:
+        tensors: By name.
+        source: Where they come from, for the error.
+
     Raises:
         CheckpointError: Tensors hold NaN or infinities; lists them.
     """
@@ -304,6 +311,11 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
 @torch.no_grad()
 def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: str) -> None:
     """Copies checked tensors into the model's trainable parameters and state buffers.
+
+    Args:
+        model: Changed in place.
+        state_dict: Checked by :func:`check_tensors`.
+        source: Where it comes from, for the error.
 
     Raises:
         CheckpointError: See :func:`check_tensors`; nothing is changed then.

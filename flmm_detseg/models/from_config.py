@@ -20,6 +20,9 @@ def read_config(config: str | Path | Config) -> Config:
     """Reads a config file, named as :func:`~flmm_detseg.utils.configs.config_file` finds it; a ``Config`` is returned
     as it is.
 
+    Args:
+        config: File, name or loaded config.
+
     Raises:
         ConfigError: No such file, it cannot be executed, or it has no ``model``; names the file.
     """

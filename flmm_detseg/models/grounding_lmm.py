@@ -195,6 +195,9 @@ class GroundingLMM(BaseModel):
         losses: of its samples), so that their mean over processes, and the gradient, is that of one process with the
         whole batch. Every trainable parameter gets a gradient, 0 where nothing of the batch reaches it.
 
+        Args:
+            samples: Of any tasks that the heads know.
+
         Returns:
             ``objective.loss_NAME``: terms, weighted by the balancer, to be summed. Without a graph: ``HEAD.NAME``,
             ``lmm.NAME`` and ``balancer.NAME``.
@@ -267,6 +270,9 @@ class GroundingLMM(BaseModel):
 
     def predict_tasks(self, samples: Sequence[Sample]) -> list[Prediction | InstanceData | Tensor]:
         """What validation measures, one per sample, in order: the predictions of the heads for the samples' tasks.
+
+        Args:
+            samples: Of any tasks that have a head.
 
         Raises:
             ConfigError: The model has no head for a sample's task, or the task has no prediction (answers).
@@ -352,6 +358,9 @@ class GroundingLMM(BaseModel):
     @torch.no_grad()
     def answer_kl(self, samples: list[Sample]) -> list[float]:
         """``KL(base || model)`` per sample: mean over the answer's tokens (``sample.text``, teacher-forced), nats.
+
+        Args:
+            samples: With answers in ``text``.
 
         Raises:
             ConfigError: The LMM as it was is gone.

@@ -80,6 +80,10 @@ class StatesChecker(TensorUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         """Returns :class:`Inert` for what DeepSpeed's states consist of.
 
+        Args:
+            module: As named in the pickle.
+            name: As named in the pickle.
+
         Raises:
             UnpicklingError: For anything else.
         """

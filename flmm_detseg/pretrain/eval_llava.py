@@ -51,6 +51,11 @@ def val_scene(seed: int, index: int, side: int) -> Scene:
 def collect_items(seed: int, items: int, side: int) -> tuple[list[Item], dict[int, Scene]]:
     """Draws ``items`` questions of every kind from consecutive validation scenes.
 
+    Args:
+        seed: Of TinyWorld.
+        items: Questions of each kind.
+        side: Of the square images, in pixels.
+
     Returns:
         The items, and the scenes they are about.
 
@@ -250,6 +255,11 @@ def evaluate(
 
 def constant_answer_accuracy(seed: int, items: int, side: int) -> dict[str, float]:
     """Accuracy of always giving a kind's most frequent answer, on the items of :func:`evaluate`.
+
+    Args:
+        seed: Of TinyWorld.
+        items: Questions of each kind.
+        side: Of the square images, in pixels.
 
     Returns:
         Accuracy per question kind (the most frequent answer is taken from the scored items themselves).

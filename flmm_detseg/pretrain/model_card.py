@@ -212,6 +212,11 @@ def write_llava_card(
 def report_tiny_llava(model_dir: str | Path, work_dir: str | Path, history: str = "") -> dict[str, object]:
     """Scores a finished run with its controls and writes the card (arguments as in :func:`write_llava_card`).
 
+    Args:
+        model_dir: The stored model; the card is written into it.
+        work_dir: Of the run.
+        history: What the card says of earlier runs.
+
     Raises:
         RunError: If ``work_dir`` holds no finished run.
     """

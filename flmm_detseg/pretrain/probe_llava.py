@@ -119,6 +119,13 @@ def groundability(
 
     The first half of the scenes fits the probe and chooses the thresholds, the second half is scored.
 
+    Args:
+        model: Its attention is read.
+        tokenizer: Of the model.
+        seed: Of TinyWorld.
+        source: Kind of text whose phrases are looked at.
+        num_scenes: Scenes to look at.
+
     Returns:
         ``best_head_iou`` (maps divided by their maximum) and ``probe_iou`` (logistic regression on
         log-attention).

@@ -215,6 +215,9 @@ def load_tiny_llava(
 ) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerFast]:
     """Loads a hub-layout folder in float32, ready to evaluate.
 
+    Args:
+        model_dir: As written by the training.
+
     Raises:
         CheckpointError: If the folder has no ``config.json`` or the weights do not fit it.
     """

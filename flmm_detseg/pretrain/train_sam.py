@@ -201,6 +201,9 @@ def evaluate_sam(refiner: SAMRefiner, seed: int, num_scenes: int) -> dict[str, f
 def train_tiny_sam(settings: SamTrainSettings) -> dict[str, object]:
     """Trains, evaluates and stores the tiny SAM.
 
+    Args:
+        settings: Of the run.
+
     Returns:
         Figures: settings, minutes of training, mean IoU per prompt kind (``iou``) and of random weights
         (``random_iou``).

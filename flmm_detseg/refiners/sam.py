@@ -175,6 +175,12 @@ class SAMRefiner(nn.Module):
     ) -> list[Tensor]:
         """Refines the masks of a batch; arguments as in :meth:`refine`.
 
+        Args:
+            images: uint8 RGB ``[H, W, 3]``, one a sample.
+            coarse_logits: Per sample ``[K, h, w]``.
+            text: Text prompts, one a sample.
+            image_keys: Samples with the same key share an encoding.
+
         Returns:
             Per sample float32 logits ``[K_i, H_i, W_i]``.
         """
@@ -260,6 +266,11 @@ class SAMRefiner(nn.Module):
         image_keys: Sequence[str | None] | None = None,
     ) -> list[Tensor]:
         """Masks of boxes at image size, see :meth:`maps_from_boxes`.
+
+        Args:
+            images: uint8 RGB ``[H, W, 3]``, one a sample.
+            boxes_xyxy: Per sample ``[K, 4]``, pixels of the original image.
+            image_keys: Samples with the same key share an encoding.
 
         Returns:
             Per sample float32 logits ``[N_i, H_i, W_i]``, no gradient.

@@ -128,6 +128,9 @@ def save_sam(model: Sam, sizes: SamSizes, folder: str | Path, dtype: torch.dtype
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads a flat file of tensors without running code from it.
 
+    Args:
+        path: Tensors as safetensors or as a torch file.
+
     Raises:
         CheckpointError: The file is absent, damaged, holds other objects than tensors, or would run code.
     """
@@ -148,6 +151,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def load_strictly(model: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
     """Loads weights that must fit key by key and shape by shape.
+
+    Args:
+        model: Changed in place.
+        weights: By name.
+        source: Where they come from, for the error.
 
     Raises:
         CheckpointError: Names missing and unexpected keys, wrong shapes, and tensors with NaN or infinities.

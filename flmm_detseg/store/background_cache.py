@@ -284,6 +284,9 @@ class BackgroundCache:
         Redis, drop their copies with their next request (within ``poll_s``). What stays: the disk tiers of machines
         that are off or cut off from Redis now, and what requests hold in their hands at this moment.
 
+        Args:
+            namespace: Tenant and fingerprints; None clears everything.
+
         Raises:
             RunError: The disk or Redis could not be cleared, so what is there will be served again; names them.
         """

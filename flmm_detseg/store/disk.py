@@ -148,6 +148,9 @@ class DiskTier:
     def clear(self, scopes: set[str] | None) -> bool:
         """Removes everything, or what lives under some scopes; other processes learn it with their next poll.
 
+        Args:
+            scopes: Hashes of tenant and vision fingerprint; None clears everything.
+
         Returns:
             False when the disk failed: something may be left.
         """

@@ -188,6 +188,10 @@ class IndexConnection:
 def announce_clear(index: IndexConnection, scope: str) -> int | None:
     """Tells other processes that a scope (``""``: everything) was cleared.
 
+    Args:
+        index: The shared index.
+        scope: Hash of tenant and vision fingerprint.
+
     Returns:
         Number of the message.
     """

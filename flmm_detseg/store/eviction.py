@@ -61,6 +61,9 @@ class LRU(EvictionPolicy):
 def build_policy(name: str) -> EvictionPolicy:
     """Builds a registered policy.
 
+    Args:
+        name: As registered.
+
     Raises:
         ConfigError: Unknown name.
     """

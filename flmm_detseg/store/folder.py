@@ -79,6 +79,9 @@ def claim_folder(folder: Path) -> None:
 def folder_secret(folder: Path) -> bytes:
     """The folder's own secret: made by the first process, the same for all that come after it.
 
+    Args:
+        folder: Of the cache.
+
     Raises:
         ConfigError: As :func:`claim_folder`; or the secret of a used folder is gone.
     """

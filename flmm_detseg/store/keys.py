@@ -44,6 +44,10 @@ def cut_tiles(image: np.ndarray, patch: int) -> np.ndarray:
 def resolve_grid(num_tiles: int, grid: tuple[int, int] | None) -> tuple[int, int]:
     """The given grid, or the square one.
 
+    Args:
+        num_tiles: Tiles of the image.
+        grid: ``(rows, cols)``.
+
     Raises:
         ConfigError: The grid does not have that many tiles, or none was given and the number is no square.
     """
@@ -178,6 +182,9 @@ def frozen_key(key: BackgroundKey) -> BackgroundKey:
 
 def check_tiles(tiles: np.ndarray) -> None:
     """Refuses what is no ``[N, tile_bytes]`` uint8.
+
+    Args:
+        tiles: The image's tiles.
 
     Raises:
         DataError: Another dtype or rank.

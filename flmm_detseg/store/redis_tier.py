@@ -106,6 +106,9 @@ class RedisTier:
     def clear(self, scopes: set[str] | None) -> bool:
         """Removes everything of this cache, or what lives under some scopes; other machines learn it.
 
+        Args:
+            scopes: Hashes of tenant and vision fingerprint; None clears everything.
+
         Returns:
             False when the server did not answer: something may be left.
         """

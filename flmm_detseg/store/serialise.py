@@ -80,6 +80,10 @@ def encode(maker: KeyMaker, stored: StoredValue) -> bytes:
 def decode(maker: KeyMaker, data: bytes) -> StoredValue:
     """Reads a value back.
 
+    Args:
+        maker: Checks the signature.
+        data: What :func:`encode` wrote.
+
     Raises:
         DataError: The bytes are damaged, cut off, forged, or of another format.
     """

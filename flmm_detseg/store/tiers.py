@@ -273,6 +273,9 @@ class Shelves:
     def clear(self, scope: str | None) -> None:
         """Removes all values, or those of one tenant and vision fingerprint; also those that wait to be written.
 
+        Args:
+            scope: Hash of tenant and vision fingerprint; None clears everything.
+
         Raises:
             RunError: A tier could not be cleared; nothing of it is left in memory.
         """

@@ -53,6 +53,9 @@ class CaptureSpec:
     def hidden_layers(self, num_layers: int) -> tuple[int, ...]:
         """:attr:`hidden` as layers of a language model with ``num_layers``, ascending.
 
+        Args:
+            num_layers: Decoder layers of the language model.
+
         Raises:
             ConfigError: It has no such layer.
         """

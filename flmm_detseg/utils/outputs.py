@@ -42,6 +42,10 @@ def refuse_overwrite(out: str | Path, inputs: Iterable[str | Path | None]) -> Pa
 def refuse_folder_of_inputs(folder: str | Path, inputs: Iterable[str | Path]) -> Path:
     """Refuses to write pictures of our own naming into a folder that pictures are read from.
 
+    Args:
+        folder: Where pictures are to go.
+        inputs: Files that are read.
+
     Returns:
         ``folder``.
 

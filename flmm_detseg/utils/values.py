@@ -44,6 +44,10 @@ _short.maxlist = _short.maxtuple = _short.maxdict = _short.maxset = _short.maxfr
 class FieldError(DataError):
     """A value that cannot be used.
 
+    Args:
+        message: What is wrong with which field.
+        kind: See below.
+
     Attributes:
         kind: Short name that reports count by, e.g. ``"bad text"``.
     """
@@ -138,6 +142,10 @@ def integer(
 def flag(value: Any, what: str) -> bool:
     """True or false, written as a boolean, 0 or 1. The text "0" is none: ``bool("0")`` would be true.
 
+    Args:
+        value: Anything a file gave.
+        what: The field, for the error.
+
     Raises:
         FieldError: It is none.
     """
@@ -149,6 +157,10 @@ def flag(value: Any, what: str) -> bool:
 def identifier(value: Any, what: str) -> int | str:
     """An id: an integer of 64 bits (also 7.0), or a text, which stays a text.
 
+    Args:
+        value: Anything a file gave.
+        what: The field, for the error.
+
     Raises:
         FieldError: It is neither.
     """
@@ -159,6 +171,11 @@ def identifier(value: Any, what: str) -> int | str:
 
 def picture_size(height: Any, width: Any, what: str = "size") -> tuple[int, int]:
     """``(H, W)`` of a picture: integers from 1 (texts of digits too), no more pixels than :func:`max_pixels`.
+
+    Args:
+        height: Anything a file gave.
+        width: Anything a file gave.
+        what: The field, for the error.
 
     Raises:
         FieldError: It is none.

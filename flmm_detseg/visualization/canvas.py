@@ -55,6 +55,9 @@ def text_width(text: str, size: int) -> int:
 def check_image(image: np.ndarray) -> np.ndarray:
     """Returns ``image`` when it is uint8 ``[H, W, 3]``.
 
+    Args:
+        image: RGB.
+
     Raises:
         ValueError: It is not; names shape and dtype.
     """

@@ -38,6 +38,10 @@ nav { font-size: .9rem; } nav a { margin-right: 1rem; color: #1864ab; }
 class Report:
     """Collects sections and writes them as one self-contained HTML page.
 
+    Args:
+        title: Heading of the page.
+        subtitle: A line below it.
+
     Example:
         >>> report = Report("Quickstart")
         >>> report.section("Numbers", "On the validation split.")

@@ -126,6 +126,10 @@ def pack_prompts(
 def phrase_places(inputs: Sequence[PartitionedInputs], packed: PackedPrompts) -> PhraseRows:
     """Phrase tokens of a packed batch; columns are patches in raster order.
 
+    Args:
+        inputs: The samples, in the order in which they were packed.
+        packed: Rows and places of their sequences.
+
     Raises:
         PhraseWithoutTokensError: A phrase has no token.
     """

@@ -60,6 +60,9 @@ class PreFusion:
     def build(self, lmm: LlavaAdapter) -> QuestionFusion:
         """The modules, in the LMM's dtype and on its device.
 
+        Args:
+            lmm: The LMM whose widths, layers and weights the modules start from.
+
         Raises:
             ConfigError: A size does not fit the LMM.
         """

@@ -88,6 +88,11 @@ def split_prompt(
 def with_text(layout: PromptLayout, part: PromptParts, item: LMMInputs) -> PromptParts:
     """The prompt of another sample about the same image, with the same groups.
 
+    Args:
+        layout: How prompts of the model are put together.
+        part: Prompt of the sample whose image and groups are kept.
+        item: Inputs of the other sample.
+
     Raises:
         DataError: It is too long.
     """

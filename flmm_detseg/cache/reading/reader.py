@@ -34,8 +34,16 @@ PROJECTORS = ("shared", "separate")
 class GroupReader(LMMAdapter):
     """An LMM whose images are read in isolated groups of patches, background first: one sample at a time.
 
-    :class:`~flmm_detseg.cache.cached_lmm.CachedLMM` adds batches, answers and training; its arguments are described
-    there.
+    :class:`~flmm_detseg.cache.cached_lmm.CachedLMM` adds batches, answers and training.
+
+    Args:
+        lmm: A LLaVA-1.5, or its config.
+        partitioner: Finds the objects of a sample, or its config.
+        positions: ``"packed"`` or ``"raster"``, see :class:`~flmm_detseg.cache.reading.layout.PromptLayout`.
+        letterbox: ``"background"`` or ``"drop"``: what becomes of patches that show padding.
+        projectors: ``"shared"`` or ``"separate"``: one for both groups, or one each.
+        prefusion: Settings of pre-fusion, or their config; None for none.
+        order: ``"background"`` puts it first; ``"image"`` leaves the sequence as it is.
 
     Attributes:
         tower: The vision tower, read in groups.
@@ -111,6 +119,9 @@ class GroupReader(LMMAdapter):
     def prepare(self, sample: Sample) -> PartitionedInputs:
         """See :class:`LMMAdapter`; also asks the partitioner.
 
+        Args:
+            sample: Image, text and phrases.
+
         Raises:
             DataError: The partitioner cannot read the sample.
         """
@@ -119,6 +130,9 @@ class GroupReader(LMMAdapter):
 
     def prepare_text(self, sample: Sample) -> LMMInputs:
         """Everything of :meth:`prepare` but the partition.
+
+        Args:
+            sample: Image, text and phrases.
 
         Raises:
             ConfigError: The adapter has no tokenizer.

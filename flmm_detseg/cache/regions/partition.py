@@ -12,6 +12,9 @@ from flmm_detseg.structures.partition import BG, OBJ, PAD, PatchPartition
 def patch_grid(grid: PatchGrid) -> tuple[int, int]:
     """``(rows, cols)`` of the one level of patches that cover the padded image.
 
+    Args:
+        grid: Geometry of the prepared image.
+
     Raises:
         ConfigError: Several levels or newline tokens (LLaVA-NeXT): patches of different sizes overlap there.
     """

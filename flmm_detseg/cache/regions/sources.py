@@ -143,11 +143,11 @@ class FrameDifference(RegionSource):
     Args:
         threshold: A pixel changed when a channel differs by more; 0 for lossless images.
         max_change: With a larger share of changed pixels the scene is a new one.
+        max_streams: Streams remembered. Beyond, the one asked for least recently is forgotten, of the tenant that has
+            most of them: a tenant with many streams pushes out its own.
         memory: Images (up to 254) for which a pixel stays object after the last one in which it changed; None: for the
             rest of the scene. Without an end, what crosses a fixed camera's view leaves no background behind it in
             time; with one, a clock's digits are background again when they stood still for so many images.
-        max_streams: Streams remembered. Beyond, the one asked for least recently is forgotten, of the tenant that has
-            most of them: a tenant with many streams pushes out its own.
 
     Raises:
         ConfigError: A number cannot be used.
@@ -345,6 +345,10 @@ class Partitioner:
 
     def __call__(self, sample: Sample, grid: PatchGrid) -> PatchPartition:
         """Groups of an image's patches.
+
+        Args:
+            sample: Its image, and what a region source reads beside it.
+            grid: Geometry of the prepared image.
 
         Raises:
             ConfigError: The source gave less than it says, and there is a policy that needs it.

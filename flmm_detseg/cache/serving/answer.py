@@ -98,6 +98,14 @@ def answer_stream(
 
     The pieces joined are the answer's text but for white space around it.
 
+    Args:
+        model: Reads the prompt in two groups.
+        sample: Image and question.
+        use: The cache and how to use it; None computes everything.
+        partition: Groups of the image's patches; None asks the model's partitioner.
+        capture: States to keep of the answer's tokens; None keeps none.
+        max_new_tokens: Longest answer.
+
     Raises:
         ConfigError: ``max_new_tokens`` is below 1.
     """

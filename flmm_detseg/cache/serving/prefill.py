@@ -237,6 +237,9 @@ class Request:
     def laid_out(self, match: Match) -> tuple[PartitionedInputs, PromptParts]:
         """The prompt, with the groups of a stored background.
 
+        Args:
+            match: The stored background.
+
         Raises:
             DataError: It is too long.
         """

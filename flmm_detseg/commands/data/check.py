@@ -64,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Reads the data; prints its figures itself, since they come before the error.
 
+    Args:
+        args: As declared by :func:`add_arguments`.
+
     Raises:
         DataError: There are problems.
     """

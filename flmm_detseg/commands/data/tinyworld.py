@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Does it.
 
+    Args:
+        args: As declared by :func:`add_arguments`.
+
     Returns:
         Figures for the last line.
 

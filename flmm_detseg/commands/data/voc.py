@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Does it.
 
+    Args:
+        args: As declared by :func:`add_arguments`.
+
     Returns:
         Figures for the last line.
 

@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Evaluates.
 
+    Args:
+        args: As declared by :func:`add_arguments`.
+
     Returns:
         Figures for the last line; None in every process but the first.
 

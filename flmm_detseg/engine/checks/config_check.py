@@ -100,6 +100,10 @@ def _check_usable(kind: Any, node: Mapping[str, Any], where: str) -> None:
 def check_machine(config: Config, source: str) -> None:
     """Checks that this machine can run the config's optimizer wrapper, before weights are read.
 
+    Args:
+        config: Of the run.
+        source: Where it comes from, for the error.
+
     Raises:
         ConfigError: Mixed precision without a GPU.
     """

@@ -24,6 +24,9 @@ _MAX_REMARKS = 20  # printed of each kind
 def datasets_of_config(path: str) -> dict[str, Mapping[str, Any]]:
     """Data sets of a config file, by dotted key.
 
+    Args:
+        path: Config file.
+
     Raises:
         ConfigError: It cannot be read, or has none.
     """

@@ -125,6 +125,12 @@ class ForgettingTask(_AnswerTask):
     ) -> list[list[dict[str, Any]]]:
         """Both answers side by side, one entry per question.
 
+        Args:
+            model: The adapted model; the untouched one is it without its adapters.
+            samples: Questions.
+            dataset: Where they come from.
+            options: Of the evaluation.
+
         Raises:
             ConfigError: The model was fully fine-tuned: there is nothing left to compare with.
         """

@@ -189,6 +189,11 @@ def evaluate_model(
 def build_datasets(config: Config, options: Options, task: Task[Options]) -> dict[str, EvaluationSet]:
     """Builds the data sets a config lists for a task, with the protocol that the options ask for.
 
+    Args:
+        config: Lists them under the task's key.
+        options: Splits, limits and protocol.
+        task: What is evaluated.
+
     Returns:
         By name.
 

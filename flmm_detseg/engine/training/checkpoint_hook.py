@@ -81,6 +81,9 @@ class GroundingCheckpointHook(CheckpointHook):
     def before_train(self, runner: Runner) -> None:
         """Checks what a resumed DeepSpeed folder gave: MMEngine's strategy shows it to no hook and loads it leniently.
 
+        Args:
+            runner: The run.
+
         Raises:
             CheckpointError: The LMM, its layout or the trainable tensors do not fit the model; lists what differs.
         """
@@ -102,6 +105,10 @@ class GroundingCheckpointHook(CheckpointHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Checks LMM, layout, names and shapes, and restores what :meth:`before_save_checkpoint` made plain.
+
+        Args:
+            runner: The run.
+            checkpoint: What was loaded; changed in place.
 
         Raises:
             CheckpointError: The LMM, its layout or the trainable tensors do not fit the model; lists what differs.

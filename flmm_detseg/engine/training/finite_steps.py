@@ -55,6 +55,9 @@ class FiniteSteps:
     def run(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """One ``train_step`` of the model on a batch.
 
+        Args:
+            batch: What the model's ``train_step`` takes.
+
         Returns:
             Figures to log; none where the batch leads to no step.
 

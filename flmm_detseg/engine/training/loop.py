@@ -103,6 +103,9 @@ class ResumableTrainLoop(TrainLoop):
     def run_iter(self, data_batch: Mapping[str, Any]) -> None:
         """One iteration; hooks see no figures of a step that was left out.
 
+        Args:
+            data_batch: What the model's ``train_step`` takes.
+
         Raises:
             RunError: See :class:`~flmm_detseg.engine.training.finite_steps.FiniteSteps`.
         """
@@ -137,6 +140,9 @@ class ResumableTrainLoop(TrainLoop):
 
 def check_image_batches(loader: DataLoader) -> None:
     """Batches of an :class:`~flmm_detseg.datasets.ImageMix` must not cut images in two: what it is for would be lost.
+
+    Args:
+        loader: Of the training data.
 
     Raises:
         ConfigError: Another sampler than :class:`~flmm_detseg.datasets.ImageSampler`, or a batch size that is no

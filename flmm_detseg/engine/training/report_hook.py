@@ -35,6 +35,9 @@ class ParameterReportHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """See the class; also compares the classes of heads and data.
 
+        Args:
+            runner: The run.
+
         Raises:
             ConfigError: They differ.
         """

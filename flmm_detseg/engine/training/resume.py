@@ -76,6 +76,11 @@ def take_order(model: GroundingLMM, content: Mapping[str, Any]) -> None:
 def check_order(optimizer: Any, content: Mapping[str, Any], source: str) -> None:
     """Compares the order of parameters with that of a DeepSpeed folder, which is read by place.
 
+    Args:
+        optimizer: Of the run.
+        content: What the folder's states file holds.
+        source: The folder, for the error.
+
     Raises:
         CheckpointError: They differ; names the first difference.
     """

@@ -125,6 +125,9 @@ def read_run_state(path: Path) -> Mapping[str, Any]:
 def last_checkpoint(work_dir: Path) -> Path | None:
     """The checkpoint a work folder's last run can go on from; None where no run saved any.
 
+    Args:
+        work_dir: Where the run writes.
+
     Raises:
         CheckpointError: The one that ``last_checkpoint`` names is gone, or it names none (a power cut).
     """

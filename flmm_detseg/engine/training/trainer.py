@@ -71,6 +71,9 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
     On a machine without a GPU, ``deepspeed`` runs on gloo: the strategy of
     :mod:`flmm_detseg.engine.training.deepspeed_cpu` takes the place of XTuner's.
 
+    Args:
+        options: Config, work folder, launcher and what to go on from.
+
     Returns:
         ``work_dir``, ``checkpoint``, ``iterations``, ``losses`` (last logged), ``lmm_sha256_before`` and
         ``lmm_sha256_after`` (of the frozen part, from ``FrozenGuardHook``; None without it), ``skipped_steps``,

@@ -182,6 +182,9 @@ def visible_rows(segments: Tensor) -> Tensor:
 def image_columns(item: LMMInputs) -> Tensor:
     """Sequence positions of the patches of the image that is looked at: level after level, each row by row.
 
+    Args:
+        item: A prepared sample.
+
     Returns:
         int64 ``[N]``.
     """

@@ -62,6 +62,9 @@ class RowSettings:
     def from_dict(cls, settings: dict[str, Any] | None) -> RowSettings:
         """Settings from a config.
 
+        Args:
+            settings: ``rows`` of a config; None takes the defaults.
+
         Raises:
             ConfigError: Names an unknown key or a value that cannot be used.
         """

@@ -176,6 +176,14 @@ def inject(
     PEFT's classes are built here, not by its injection: that one asks every optional kernel package it finds on the
     way (a broken bitsandbytes stops it), and rewrites ``requires_grad`` of the whole module.
 
+    Args:
+        module: Holds the targets; changed in place.
+        name: Of the group, PEFT's adapter name.
+        targets: Names of linears and convolutions in ``module``.
+        r: Rank.
+        alpha: Scale times rank.
+        dropout: Probability, on the input of the low-rank path.
+
     Raises:
         ConfigError: A number cannot be used.
     """
@@ -199,6 +207,9 @@ def inject(
 
 def compile_target(target: str) -> re.Pattern[str]:
     """A target's regular expression.
+
+    Args:
+        target: As in a config.
 
     Raises:
         ConfigError: It is none.

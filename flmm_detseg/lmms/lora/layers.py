@@ -99,6 +99,9 @@ def recompute_contexts(
 
     Use: ``gradient_checkpointing_enable({"use_reentrant": False, "context_fn": partial(recompute_contexts, model)})``.
 
+    Args:
+        module: Holds the LoRA layers.
+
     Returns:
         Contexts of the first forward (nothing to do) and of its repetition.
     """

@@ -58,6 +58,12 @@ class IsolatedTower:
     ) -> dict[int, Tensor]:
         """See :func:`isolated_states`.
 
+        Args:
+            pixel_values: ``[B, 3, S, S]``.
+            groups: int64 ``[B, N]``: the group of each patch.
+            num_groups: Groups of an image.
+            layers: Whose hidden states are wanted.
+
         Raises:
             ConfigError: The tower has no such hidden state.
         """
@@ -82,6 +88,10 @@ class IsolatedTower:
 
 def check_vision_layers(layers: Collection[int], last: int) -> None:
     """Makes sure that hidden states are there.
+
+    Args:
+        layers: As asked for.
+        last: Number of the tower's last layer.
 
     Raises:
         ConfigError: Names those that are not.

@@ -16,6 +16,9 @@ from flmm_detseg.lmms.weights.loading import check_folder, remote_code_hint
 def check_free(out: str | Path) -> Path:
     """Makes sure that nothing would be overwritten; returns the path.
 
+    Args:
+        out: Folder to be written.
+
     Raises:
         ConfigError: There is something at ``out``.
     """

@@ -29,6 +29,9 @@ _HARMLESS_KEYS = ("position_ids", "rotary_emb.inv_freq")
 def torch_dtype(name: str) -> torch.dtype:
     """The dtype of a name.
 
+    Args:
+        name: For example ``"bfloat16"``.
+
     Raises:
         ConfigError: Unknown name.
     """
@@ -39,6 +42,9 @@ def torch_dtype(name: str) -> torch.dtype:
 
 def check_folder(pretrained: str) -> str:
     """Checks that a model name is a folder in hub layout, or can be a hub name.
+
+    Args:
+        pretrained: Folder or hub name.
 
     Returns:
         The folder (see :func:`~flmm_detseg.utils.paths.find`), or the hub name.
@@ -63,6 +69,11 @@ def check_folder(pretrained: str) -> str:
 
 def load_model(family_class: type[Family], pretrained: str, dtype: torch.dtype) -> PreTrainedModel:
     """Loads a model from safetensors, strictly.
+
+    Args:
+        family_class: Says which class of transformers it is.
+        pretrained: Folder or hub name.
+        dtype: Of the weights.
 
     Raises:
         ConfigError: No such model, or one of another family.
@@ -115,6 +126,9 @@ def load_model(family_class: type[Family], pretrained: str, dtype: torch.dtype) 
 
 def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     """Loads a tokenizer.
+
+    Args:
+        pretrained: Folder or hub name.
 
     Raises:
         ConfigError: It is missing or cannot be read.
