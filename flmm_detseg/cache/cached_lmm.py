@@ -24,6 +24,7 @@ from flmm_detseg.cache.serving.answer import Answer, answer
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms import LMMAdapter
 from flmm_detseg.lmms.capture.decoder_pass import states_of
+from flmm_detseg.lmms.parts.added_tokens import is_added
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
 
@@ -89,7 +90,9 @@ class CachedLMM(GroupReader):
             for name, parameter in self.named_parameters()
             if name.startswith("model.") and (parameter.requires_grad or name in self.checkpoint_buffers)
         )
-        return not (self.merged or self.lmm.merged) and all(".lora_" in name for name in changed)
+        return not (self.merged or self.lmm.merged) and all(
+            ".lora_" in name or is_added(name) for name in changed
+        )
 
     @property
     def adapted(self) -> bool:
@@ -114,6 +117,7 @@ class CachedLMM(GroupReader):
             "order": layout.order,
             "projectors": "shared" if self.background_projector is None else "separate",
             **fused,
+            **(super().trained_layout or {}),
         }
 
     def _set_trainable(self, train: Sequence[str], train_layers: int) -> None:

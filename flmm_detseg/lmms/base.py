@@ -15,6 +15,7 @@ from flmm_detseg.lmms.lora.conv_lora import balance_losses
 from flmm_detseg.lmms.lora.groups import LoRAGroup
 from flmm_detseg.lmms.lora.layers import lora_gradients
 from flmm_detseg.lmms.lora.product import lora_product_penalty, merge_lora
+from flmm_detseg.lmms.parts.added_tokens import AddedTokens
 from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
 from flmm_detseg.lmms.turns import Turns, exclusive
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
@@ -32,6 +33,8 @@ class LMMAdapter(nn.Module, ABC):
         attention_heads: Indices of the heads of each of these layers in the attention stack, in channel order.
         frozen: No gradient flows through the LMM: :meth:`encode` runs without autograd.
         lora_groups: LoRA groups by name, see :func:`~flmm_detseg.lmms.lora.groups.add_lora`.
+        added_tokens: Tokens that the LMM did not have; None for none.
+        trains_base: The LMM's own weights are trained (full fine-tuning, or the tables of all tokens).
         merged: LoRA has become part of the weights: the LMM as it was is gone.
         checkpoint_buffers: Names of what :meth:`hold` took out of training.
     """
@@ -42,6 +45,8 @@ class LMMAdapter(nn.Module, ABC):
     attention_heads: tuple[int, ...]
     frozen: bool
     lora_groups: Mapping[str, LoRAGroup]
+    added_tokens: AddedTokens | None = None
+    trains_base: bool = False
     merged: bool = False
     checkpoint_buffers: tuple[str, ...] = ()
 
@@ -107,7 +112,7 @@ class LMMAdapter(nn.Module, ABC):
         Checkpoints record it, and are only loaded where it is the same. A part that is not there is None or 0, or has
         no fact.
         """
-        return None
+        return None if self.added_tokens is None else {"added_tokens": list(self.added_tokens.tokens)}
 
     @property
     def device(self) -> torch.device:
@@ -205,12 +210,13 @@ class LMMAdapter(nn.Module, ABC):
     def keeps_base(self) -> bool:
         """Whether the LMM as it was is still there in :meth:`base_mode` (not when fully fine-tuned, or merged)."""
         untouched = self.frozen and not (self.merged or self.checkpoint_buffers)
-        return untouched or bool(self.lora_groups)
+        beside = bool(self.lora_groups) or (self.added_tokens is not None and not self.merged)
+        return (untouched or beside) and not self.trains_base
 
     @property
     def adapted(self) -> bool:
         """Whether the LMM may answer otherwise than in :meth:`base_mode`."""
-        return bool(self.lora_groups) or not self.keeps_base
+        return bool(self.lora_groups) or self.added_tokens is not None or not self.keeps_base
 
     @abstractmethod
     def class_embeddings(self, names: Sequence[str]) -> Tensor:

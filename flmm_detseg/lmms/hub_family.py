@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -133,6 +134,13 @@ class HubProcessor(LMMProcessor):
     def image_text(self) -> str:
         """See :class:`LMMProcessor`."""
         return self.family.image_text
+
+    def add_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """See :class:`LMMProcessor`."""
+        ids = super().add_tokens(tokens)
+        self.hub = copy.copy(self.hub)
+        self.hub.tokenizer = self.tokenizer
+        return ids
 
     def positions(self, input_ids: Tensor, images: Sequence[ImageInputs]) -> Tensor | None:
         """See :class:`LMMProcessor`."""

@@ -39,6 +39,7 @@ from flmm_detseg.lmms.capture.tower import tower_states
 from flmm_detseg.lmms.family import Family, Features
 from flmm_detseg.lmms.lora.groups import add_lora, lora_groups
 from flmm_detseg.lmms.lora.layers import lora_off, recompute_contexts
+from flmm_detseg.lmms.parts.added_tokens import AddedTokens, added_tokens_off, grow
 from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower, check_vision_layers
 from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
 from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, ProcessorSettings
@@ -78,6 +79,10 @@ class LMM(LMMAdapter):
             the row (:attr:`LMMFacts.rowless_layers`): each of its samples runs alone.
         lora: LoRA groups, see :func:`~flmm_detseg.lmms.lora.groups.lora_groups`. The LMM's own weights are frozen
             then, whatever ``frozen`` says, and :meth:`encode` runs with autograd.
+        added_tokens: Tokens that the LMM does not have, such as ``["[SEG]"]``, see
+            :class:`~flmm_detseg.lmms.parts.added_tokens.AddedTokens`; a list of texts, or its fields. Their rows are
+            trained, also where the LMM is ``frozen``, so that :meth:`encode` runs with autograd. In
+            :meth:`base_mode` they have no logits.
         gradient_checkpointing: Blocks of tower and language model keep their input only and are repeated in the
             backward pass: less memory, about a third more time, the same gradients. Only in training mode.
 
@@ -105,6 +110,7 @@ class LMM(LMMAdapter):
         frozen: bool = True,
         share_prefix: bool = True,
         lora: Mapping[str, Mapping[str, Any]] | None = None,
+        added_tokens: Sequence[str] | Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -132,6 +138,8 @@ class LMM(LMMAdapter):
         self.lora_groups = {}
         if lora:
             add_lora(self, lora_groups(lora))
+        self.trains_base = not (frozen or lora)
+        self._add_tokens(AddedTokens.from_config(added_tokens))
         if gradient_checkpointing:
             self._checkpoint_gradients()
 
@@ -148,6 +156,7 @@ class LMM(LMMAdapter):
         frozen: bool = True,
         share_prefix: bool = True,
         lora: Mapping[str, Mapping[str, Any]] | None = None,
+        added_tokens: Sequence[str] | Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
     ) -> Self:
         """Builds the adapter from a folder in hub layout, or from a model name on the hub.
@@ -162,6 +171,7 @@ class LMM(LMMAdapter):
             frozen: See the class.
             share_prefix: See the class.
             lora: See the class, e.g. ``dict(vision=dict(r=8), llm=dict(target="all-linear"))``.
+            added_tokens: See the class.
             gradient_checkpointing: See the class.
 
         Raises:
@@ -186,6 +196,7 @@ class LMM(LMMAdapter):
             frozen=frozen,
             share_prefix=share_prefix,
             lora=lora,
+            added_tokens=added_tokens,
             gradient_checkpointing=gradient_checkpointing,
         )
 
@@ -203,6 +214,7 @@ class LMM(LMMAdapter):
         frozen: bool = True,
         share_prefix: bool = True,
         lora: Mapping[str, Mapping[str, Any]] | None = None,
+        added_tokens: Sequence[str] | Mapping[str, Any] | None = None,
         gradient_checkpointing: bool = False,
     ) -> Self:
         """Builds the adapter with random weights, on the default device (``with torch.device("meta")``:
@@ -220,6 +232,7 @@ class LMM(LMMAdapter):
             frozen: See the class.
             share_prefix: See the class.
             lora: See the class, e.g. ``dict(vision=dict(r=8), llm=dict(target="all-linear"))``.
+            added_tokens: See the class.
             gradient_checkpointing: See the class.
 
         Raises:
@@ -251,8 +264,23 @@ class LMM(LMMAdapter):
             frozen=frozen,
             share_prefix=share_prefix,
             lora=lora,
+            added_tokens=added_tokens,
             gradient_checkpointing=gradient_checkpointing,
         )
+
+    def _add_tokens(self, added: AddedTokens | None) -> None:
+        self.added_tokens = added
+        if added is None:
+            return
+        rows = self.model.get_input_embeddings().weight.shape[0]
+        if self.processor is None:
+            known, ids = rows, list(range(rows, rows + len(added.tokens)))
+        else:
+            known = len(self.processor.tokenizer)
+            ids = self.processor.add_tokens(added.tokens)
+        grow(self.model, added, ids, known)
+        self.frozen = False
+        self.trains_base |= added.train == "tables"
 
     def _checkpoint_gradients(self) -> None:
         if self.frozen:
@@ -612,7 +640,8 @@ class LMM(LMMAdapter):
     def base_mode(self) -> Iterator[None]:
         """See :class:`LMMAdapter`; the language model runs transformers' own sdpa function, in eval mode."""
         with self.turn(), self._text_attention("sdpa"), self._eval_mode(), lora_off(self.model):
-            yield
+            with added_tokens_off(self.model):
+                yield
 
     @torch.no_grad()
     def class_embeddings(self, names: Sequence[str]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import AddedToken, PreTrainedTokenizerBase
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError, PhraseWithoutTokensError
@@ -126,6 +127,24 @@ class LMMProcessor(ABC):
             token = self.tokenizer.added_tokens_decoder.get(token_id)
             if token is not None and token.special:
                 self._control_words[token.content] = None
+
+    def add_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """Gives the tokenizer further tokens, which are text (answers keep them); on a copy of it, others may use it.
+
+        Returns:
+            Their ids.
+
+        Raises:
+            ConfigError: It has such a token already.
+        """
+        tokenizer = copy.deepcopy(self.tokenizer)
+        if there := sorted(set(tokens) & set(tokenizer.get_vocab())):
+            raise ConfigError(
+                f"`added_tokens` names {there}, which the tokenizer has already; leave them out, or choose other texts"
+            )
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
+        self.tokenizer = tokenizer
+        return [int(token_id) for token_id in tokenizer.convert_tokens_to_ids(list(tokens))]
 
     @abstractmethod
     def tokenise(self, text: str, images: Sequence[np.ndarray]) -> Tokens:

@@ -21,6 +21,7 @@ from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.heads.task_rows import rows_since
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora.layers import lora_group_of
+from flmm_detseg.lmms.parts.added_tokens import is_added
 from flmm_detseg.lmms.weights.identity import check_identity, lmm_identity
 from flmm_detseg.lmms.weights.trained_layout import check_layout, layout_text
 from flmm_detseg.models.shared_parts import to_own_names
@@ -89,7 +90,7 @@ def fingerprint(lmm: nn.Module) -> str:
     frozen = [
         (name.replace(".base_layer.", "."), p.detach())
         for name, p in lmm.named_parameters()
-        if not p.requires_grad and not lora_group_of(name)
+        if not p.requires_grad and not lora_group_of(name) and not is_added(name)
     ]
     for name, tensor in sorted([*frozen, *lmm.named_buffers()], key=lambda item: item[0]):
         digest.update(name.encode())

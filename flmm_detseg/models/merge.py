@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.parts.added_tokens import settle
 from flmm_detseg.lmms.weights.export import check_free, save_hub_model
 from flmm_detseg.models.from_config import model_from_config, read_config
 
@@ -19,7 +20,7 @@ def merge_checkpoint(
     *,
     allow_other_lmm: bool = False,
 ) -> dict[str, Any]:
-    """Builds a config's model on the CPU, merges its LoRA and writes the LMM, without heads.
+    """Builds a config's model on the CPU, merges its LoRA and added tokens and writes the LMM, without heads.
 
     The result answers as the adapted LMM does, needs nothing of this package, and can be the ``pretrained`` of another
     config.
@@ -47,13 +48,17 @@ def merge_checkpoint(
         raise ConfigError(
             f"{config}: `model.lmm` names no `pretrained` whose tokenizer could be stored with it"
         )
-    if not lmm.get("lora"):
-        raise ConfigError(f"{config}: `model.lmm` has no `lora`; there is nothing to merge")
+    if not (lmm.get("lora") or lmm.get("added_tokens")):
+        raise ConfigError(
+            f"{config}: `model.lmm` has no `lora` and no `added_tokens`; there is nothing to merge"
+        )
     if dtype is not None:
         lmm.dtype = dtype
     model = model_from_config(read, checkpoint, device="cpu", allow_other_lmm=allow_other_lmm).lmm
     count = model.merge_lora()
-    save_hub_model(model.family, model.model, lmm.pretrained, out)
+    settle(model.model)
+    tokens = () if model.added_tokens is None else model.added_tokens.tokens
+    save_hub_model(model.family, model.model, lmm.pretrained, out, tokens)
     return {
         "out": str(out),
         "merged_layers": count,

@@ -76,6 +76,7 @@ class GroupReader(LMMAdapter):
         # In a tuple: submodules of it would have a second name.
         self._wrapped = (lmm,)
         self.model, self.facts, self.lora_groups = lmm.model, lmm.facts, lmm.lora_groups
+        self.added_tokens = lmm.added_tokens
         self.attention_layers, self.attention_heads = lmm.attention_layers, lmm.attention_heads
         self.feature_layer = self.tower.feature_layer
         self.partitioner = MODELS.build(partitioner) if isinstance(partitioner, Mapping) else partitioner

@@ -16,6 +16,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.family import LEAVES, LMMFacts
 from flmm_detseg.lmms.lora.conv_lora import ConvLoRADown
 from flmm_detseg.lmms.lora.layers import lora_group_of, lora_layers
+from flmm_detseg.lmms.parts.added_tokens import is_added
 from flmm_detseg.utils.names import suggest
 
 
@@ -162,7 +163,7 @@ def add_lora(adapter: Adaptable, groups: Sequence[LoRAGroup]) -> dict[str, tuple
         if group.kind == "conv_lora":
             _add_experts(adapter, group, targets[group.name])
     for name, parameter in adapter.model.named_parameters():
-        parameter.requires_grad_(lora_group_of(name) is not None)
+        parameter.requires_grad_(lora_group_of(name) is not None or is_added(name))
     adapter.lora_groups = {**adapter.lora_groups, **{group.name: group for group in groups}}
     adapter.frozen = False
     return {name: tuple(found) for name, found in targets.items()}

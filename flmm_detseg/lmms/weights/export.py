@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from transformers import AutoProcessor, PreTrainedModel
+from transformers import AddedToken, AutoProcessor, PreTrainedModel
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.family import Family
@@ -28,7 +29,9 @@ def check_free(out: str | Path) -> Path:
     return out
 
 
-def save_hub_model(family: Family, model: PreTrainedModel, pretrained: str, out: str | Path) -> Path:
+def save_hub_model(
+    family: Family, model: PreTrainedModel, pretrained: str, out: str | Path, added_tokens: Sequence[str] = ()
+) -> Path:
     """Writes config, weights (safetensors) and the processor of the model it came from; all or nothing.
 
     What transformers' processor needs and this package's does not (patch size, image side, tokens of the tower) is
@@ -39,6 +42,7 @@ def save_hub_model(family: Family, model: PreTrainedModel, pretrained: str, out:
         model: A plain model of transformers.
         pretrained: Folder or hub name whose tokenizer and image settings belong to it.
         out: Folder to make.
+        added_tokens: Texts that became tokens of the model, in the order of their ids.
 
     Raises:
         ConfigError: ``out`` exists, the processor cannot be read or would not fit the model, or transformers refuses
@@ -50,6 +54,9 @@ def save_hub_model(family: Family, model: PreTrainedModel, pretrained: str, out:
     except (KeyError, OSError, TypeError, ValueError) as error:
         raise ConfigError(f"{pretrained}: the processor cannot be read: {remote_code_hint(error)}") from error
     family.fit_processor(processor, pretrained)
+    processor.tokenizer.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token in added_tokens]
+    )
     staging = out.with_name(out.name + ".part")
     shutil.rmtree(staging, ignore_errors=True)
     try:

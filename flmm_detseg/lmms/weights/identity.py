@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from flmm_detseg.errors import CheckpointError
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora.layers import lora_group_of
+from flmm_detseg.lmms.parts.added_tokens import is_added
 from flmm_detseg.utils.whole_files import dump_json
 
 _SAMPLES = 8
@@ -112,7 +113,7 @@ def _weights(lmm: LMMAdapter) -> dict[str, tuple[str, nn.Parameter]]:
     named = {
         name.replace(".base_layer.", "."): weight
         for name, weight in lmm.model.named_parameters()
-        if not lora_group_of(name) and not weight.is_meta and weight.numel()
+        if not lora_group_of(name) and not is_added(name) and not weight.is_meta and weight.numel()
     }
     return {_key(name): (name, named[name]) for name in sorted(named)}
 

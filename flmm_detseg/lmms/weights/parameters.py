@@ -11,6 +11,7 @@ from torch import nn
 
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora.layers import lora_group_of
+from flmm_detseg.lmms.parts.added_tokens import is_added
 
 _GIB = 2**30
 
@@ -21,7 +22,8 @@ class GroupParameters:
 
     Attributes:
         name: ``"lmm.vision"``, ``"lmm.llm"``, ``"lmm.projector"``, ``"lmm.other"`` for the LMM's own weights,
-            ``"lora.GROUP"``, ``"heads.NAME"``, ``"parts.NAME"``, or the first part of the name for everything else.
+            ``"lmm.added_tokens"``, ``"lora.GROUP"``, ``"heads.NAME"``, ``"parts.NAME"``, or the first part of the
+            name for everything else.
         total: Number of values.
         trainable: Those with ``requires_grad``.
         share: ``trainable`` as a share of all trainable values of the model, in [0, 1].
@@ -190,6 +192,8 @@ def _group_name(name: str, parts: dict[str, str]) -> str:
     group = lora_group_of(name)
     if group is not None:
         return f"lora.{group}"
+    if is_added(name):
+        return "lmm.added_tokens"
     for prefix, part in parts.items():
         if name.startswith(prefix):
             return part

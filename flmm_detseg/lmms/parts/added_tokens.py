@@ -1,0 +1,252 @@
+"""Tokens added to a language model: rows of their own beside its tables, which stay as they are.
+
+A table that is made larger would be trained as a whole, and the untouched model would answer over more tokens than it
+had. Here the new rows are parameters of their own, called ``....added_rows``, and without them
+(:func:`added_tokens_off`) the tables give what they gave, bit for bit.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.utils.values import FieldError, check_text
+
+_TRAIN = ("rows", "tables")
+# Rows that the initial value is taken from, evenly spread; all of a small table.
+_SAMPLED = 4096
+# Of the columns' standard deviation: enough that two tokens are not the same one.
+_NOISE = 0.02
+
+
+@dataclass(frozen=True)
+class AddedTokens:
+    """Config of tokens that are added to an LMM.
+
+    Attributes:
+        tokens: Their texts, such as ``("[SEG]",)``.
+        train: ``"rows"``: only their rows are trained, beside LoRA where there is some; ``"tables"``: the input and
+            output tables of all tokens too (the LMM as it was is gone then).
+
+    Raises:
+        ConfigError: A text that cannot be a token, one twice, or an unknown ``train``.
+    """
+
+    tokens: tuple[str, ...]
+    train: str = "rows"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tokens, str) or not isinstance(self.tokens, Sequence) or not self.tokens:
+            raise ConfigError(
+                f"`added_tokens` names {self.tokens!r}; a list of texts is needed, such as ['[SEG]']"
+            )
+        object.__setattr__(self, "tokens", tuple(self.tokens))
+        for token in self.tokens:
+            try:
+                check_text(token, "added token")
+            except FieldError as error:
+                raise ConfigError(str(error)) from error
+            if not token or any(character.isspace() for character in token):
+                raise ConfigError(
+                    f"added token {token!r}: a text without white space is needed, such as '[SEG]'"
+                )
+        if len(set(self.tokens)) < len(self.tokens):
+            raise ConfigError(f"`added_tokens` names a token twice: {list(self.tokens)}")
+        if self.train not in _TRAIN:
+            raise ConfigError(f"`added_tokens` has train={self.train!r}; choose one of {', '.join(_TRAIN)}")
+
+    @classmethod
+    def from_config(cls, config: Sequence[str] | Mapping[str, Any] | None) -> AddedTokens | None:
+        """From a list of texts, or from a dict of this class's fields; None or an empty list: no tokens."""
+        if not config:
+            return None
+        if not isinstance(config, Mapping):
+            return cls(config)  # type: ignore[arg-type]
+        known = [item.name for item in fields(cls)]
+        if unknown := sorted(set(config) - set(known)):
+            raise ConfigError(f"`added_tokens` has unknown keys {unknown}; known: {known}")
+        if "tokens" not in config:
+            raise ConfigError("`added_tokens` has no `tokens`")
+        return cls(**config)
+
+
+def is_added(parameter_name: str) -> bool:
+    """Whether a parameter, by its full name, holds rows of added tokens."""
+    return parameter_name.rpartition(".")[2] == "added_rows"
+
+
+class GrownEmbedding(nn.Module):
+    """An input table with further rows.
+
+    Args:
+        base: The model's own table; becomes ``base_layer``.
+        ids: Of the added tokens, behind the table or (where it has rows to spare) within it.
+        rows: float32 ``[n, d]``, their initial rows. While the tokens are off, they are read as these.
+    """
+
+    def __init__(self, base: nn.Embedding, ids: Sequence[int], rows: Tensor) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.ids = tuple(ids)
+        self.added_rows = nn.Parameter(rows.clone())
+        self.register_buffer("initial_rows", rows.clone(), persistent=False)
+        self.active = True
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The model's own table."""
+        return self.base_layer.weight
+
+    def scaled_rows(self) -> Tensor:
+        """The rows as the table hands them out, ``[n, d]`` in its dtype; some models scale it."""
+        rows = (self.added_rows if self.active else self.initial_rows).to(self.weight.dtype)
+        scale = getattr(self.base_layer, "embed_scale", None)
+        if scale is None:
+            return rows
+        return rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Args: int64 ``[...]``. Returns ``[..., d]``."""
+        known = torch.tensor(self.ids, device=input_ids.device)
+        matches = input_ids[..., None] == known
+        added = matches.any(-1)
+        embeds = self.base_layer(input_ids.masked_fill(added, 0))
+        # Without a graph to the rows: a batch without added tokens must not pay for one through the whole decoder.
+        if not added.is_meta and not added.any():
+            return embeds
+        return torch.where(added[..., None], self.scaled_rows()[matches.int().argmax(-1)], embeds)
+
+
+class GrownUnembedding(nn.Module):
+    """An output table with further rows; without them it gives what it gave.
+
+    Args:
+        base: From states to logits; becomes ``base_layer``.
+        ids: See :class:`GrownEmbedding`.
+        rows: float32 ``[n, d]``, their initial rows; or the input table whose rows these are (tied tables).
+    """
+
+    def __init__(self, base: nn.Linear, ids: Sequence[int], rows: Tensor | GrownEmbedding) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.ids = tuple(ids)
+        # In a tuple: a module of another one is no module of this one.
+        self._tied = (rows,) if isinstance(rows, GrownEmbedding) else ()
+        if isinstance(rows, Tensor):
+            self.added_rows = nn.Parameter(rows.clone())
+        self.active = True
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The model's own table."""
+        return self.base_layer.weight
+
+    @property
+    def rows(self) -> nn.Parameter:
+        """float32 ``[n, d]``."""
+        return self._tied[0].added_rows if self._tied else self.added_rows
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Args: ``[..., d]``. Returns ``[..., V]``, V with the added tokens unless they are off."""
+        logits = self.base_layer(states)
+        if not self.active:
+            return logits
+        added = nn.functional.linear(states, self.rows.to(states.dtype))
+        missing = max(self.ids) + 1 - logits.shape[-1]
+        if missing > 0:
+            logits = nn.functional.pad(logits, (0, missing), value=-torch.inf)
+        places = torch.tensor(self.ids, device=logits.device)
+        return logits.index_copy(-1, places, added.to(logits.dtype))
+
+
+def grow(model: PreTrainedModel, settings: AddedTokens, ids: Sequence[int], known: int) -> None:
+    """Gives a model rows for added tokens, in place; what else is trained stays as it is.
+
+    Each row begins as the mean of the table plus a little noise, which depends on the token's text alone.
+
+    Args:
+        model: The transformers model.
+        settings: The tokens, and what is trained.
+        ids: Their ids.
+        known: Tokens that the tokenizer had before: rows of the table beyond are nobody's.
+    """
+    table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = head.weight is table.weight
+    embedding = GrownEmbedding(table, ids, _initial_rows(table.weight, settings.tokens, known))
+    model.set_input_embeddings(embedding)
+    rows = embedding if tied else _initial_rows(head.weight, settings.tokens, known)
+    model.set_output_embeddings(GrownUnembedding(head, ids, rows))
+    if settings.train == "tables":
+        table.weight.requires_grad_(True)
+        head.weight.requires_grad_(True)
+
+
+@torch.no_grad()
+def _initial_rows(table: Tensor, tokens: Sequence[str], known: int) -> Tensor:
+    """float32 ``[n, d]``."""
+    if table.is_meta:
+        return torch.empty(len(tokens), table.shape[1], device="meta")
+    seen = table[:known]
+    sample = seen[:: max(1, len(seen) // _SAMPLED)].float()
+    rows = []
+    for token in tokens:
+        generator = torch.Generator().manual_seed(zlib.crc32(token.encode()))
+        noise = torch.randn(table.shape[1], generator=generator).to(table.device)
+        rows.append(sample.mean(0) + _NOISE * sample.std(0) * noise)
+    return torch.stack(rows)
+
+
+def grown_tables(model: nn.Module) -> list[GrownEmbedding | GrownUnembedding]:
+    """The tables with added tokens of a model; empty where it has none."""
+    return [child for child in model.modules() if isinstance(child, GrownEmbedding | GrownUnembedding)]
+
+
+@contextmanager
+def added_tokens_off(model: nn.Module) -> Iterator[None]:
+    """Context in which a model's tables are its own, without logits of added tokens. May be nested; for one thread."""
+    tables = grown_tables(model)
+    before = [table.active for table in tables]
+    try:
+        for table in tables:
+            table.active = False
+        yield
+    finally:
+        for table, active in zip(tables, before, strict=True):
+            table.active = active
+
+
+@torch.no_grad()
+def settle(model: PreTrainedModel) -> None:
+    """Makes added rows part of the model's own tables, for good: an ordinary model with a larger vocabulary."""
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, GrownEmbedding) or not isinstance(head, GrownUnembedding):
+        return
+    size = max(max(embedding.ids) + 1, embedding.weight.shape[0])
+    for table, rows in ((embedding, embedding.added_rows), (head, head.rows)):
+        base = table.base_layer
+        weight = base.weight.new_zeros(size, base.weight.shape[1])
+        weight[: len(base.weight)] = base.weight
+        weight[list(table.ids)] = rows.to(weight)
+        if table is head and head._tied:
+            base.weight = embedding.base_layer.weight
+        else:
+            base.weight = nn.Parameter(weight, requires_grad=False)
+        if getattr(base, "bias", None) is not None:
+            base.bias = nn.Parameter(
+                nn.functional.pad(base.bias, (0, size - len(base.bias))), requires_grad=False
+            )
+        for name in ("num_embeddings", "out_features"):
+            if hasattr(base, name):
+                setattr(base, name, size)
+    model.set_input_embeddings(embedding.base_layer)
+    model.set_output_embeddings(head.base_layer)
+    model.config.get_text_config().vocab_size = size
+    model.vocab_size = size
