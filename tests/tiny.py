@@ -103,6 +103,7 @@ def tiny_llava(
     num_kv_heads: int = 4,
     hidden_size: int = 32,
     lora: dict | None = None,
+    added_tokens: list[str] | None = None,
     gradient_checkpointing: bool = False,
     seed: int = 0,
 ) -> LlavaAdapter:
@@ -119,6 +120,7 @@ def tiny_llava(
             prompt_template=prompt_template,
             dtype=dtype,
             lora=lora,
+            added_tokens=added_tokens,
             gradient_checkpointing=gradient_checkpointing,
         )
 
