@@ -12,7 +12,7 @@ help:
 	@echo "make quickstart  environment, data, training, evaluation, pictures: work_dirs/quickstart/report.html"
 	@echo "make test        the test suite"
 	@echo "make test-long   what takes long: many processes, large corpora, trials of killed runs; a skip is a failure"
-	@echo "make lint        ruff and import contracts"
+	@echo "make lint        ruff, import contracts, types (mypy), docstrings (pydoclint): what the hooks of pre-commit run too"
 	@echo "make install     only the environment in $(VENV)"
 	@echo "make benchmark   speed and memory ratios (docs/benchmarks.md)"
 	@echo "make clean       removes $(VENV) and work_dirs"
@@ -47,6 +47,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/pydoclint --quiet flmm_detseg
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -72,6 +72,7 @@ def _short(kind: str) -> str:
     return kind.removesuffix(".from_pretrained").rpartition(".")[2]
 
 
+@pytest.mark.slow
 def test_every_name_resolves_and_a_whole_recipe_builds_by_names(run_python, monkeypatch):
     from flmm_detseg.models import read_config
 

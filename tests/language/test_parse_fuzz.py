@@ -3,6 +3,7 @@
 import random
 import time
 
+import pytest
 from language_answers import random_answer
 
 from flmm_detseg.language import parse_answer, serialise
@@ -85,6 +86,7 @@ def kept(items, spans, text, untouched):
     ]
 
 
+@pytest.mark.slow
 def test_damaged_answers():
     generator = random.Random(0)
     written = [serialise(random_answer(generator)) for _ in range(400)]
