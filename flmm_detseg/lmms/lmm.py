@@ -14,9 +14,10 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.base import LMMAdapter
-from flmm_detseg.lmms.capture.answer_text import answered, phrase_inputs, text_and_offsets
+from flmm_detseg.lmms.capture.answer_text import phrase_inputs
 from flmm_detseg.lmms.capture.decoder import AnswerRows, PrefixDecoder
 from flmm_detseg.lmms.capture.decoder_pass import Captured, Sequences, image_blocks, read, states_of
+from flmm_detseg.lmms.capture.greedy_answer import GreedyAnswer
 from flmm_detseg.lmms.capture.packing import (
     PhraseRows,
     distinct_images,
@@ -32,7 +33,6 @@ from flmm_detseg.lmms.capture.token_rules import (
     answer_room,
     end_ids,
     greedy_config,
-    token_rules,
     warn_if_cut,
 )
 from flmm_detseg.lmms.capture.tower import tower_states
@@ -434,20 +434,42 @@ class LMM(LMMAdapter):
             merge=self.rows.merge,
         )
 
-    def answer_rows(self, columns: Tensor, capture: CaptureSpec) -> AnswerRows:
-        """What is kept of each generated token.
+    def greedy_answer(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        question: LMMInputs,
+        columns: Tensor,
+        capture: CaptureSpec,
+        next_position: int,
+        max_new_tokens: int,
+    ) -> GreedyAnswer:
+        """An answer to come, after a prompt that the caller runs.
 
         Args:
-            columns: Places of the patches, int64 ``[N]``.
-            capture: What to keep.
+            tokenizer: From tokens to text.
+            question: Image and prompt.
+            columns: Places of the patches in the sequence that runs, int64 ``[N]``.
+            capture: What to keep of each token.
+            next_position: Rotary position of the first token.
+            max_new_tokens: Longest answer.
 
         Raises:
-            ConfigError: The language model has no layer whose hidden rows are to be kept.
+            ConfigError: ``max_new_tokens`` is below 1, or the language model has no layer whose hidden rows are to be
+                kept.
+            DataError: The prompt leaves no room for an answer.
         """
         one = torch.zeros(1, 1, dtype=torch.int64)
         query = PhraseRows(one, one, columns[None], 1, [(0, slice(0, 1), slice(0, 1))], [one[0]])
-        layers = capture.hidden_layers(self.num_layers)
-        return AnswerRows((lambda: self.tap(query)) if capture.attention else None, layers)
+        make_tap = (lambda: self.tap(query)) if capture.attention else None
+        return GreedyAnswer(
+            self.model,
+            tokenizer,
+            question,
+            AnswerRows(make_tap, capture.hidden_layers(self.num_layers)),
+            next_position,
+            self.position_limit,
+            max_new_tokens,
+        )
 
     def see(
         self, inputs: Sequence[LMMInputs], owners: Sequence[int], layers: tuple[int, ...]
@@ -522,50 +544,29 @@ class LMM(LMMAdapter):
         """See :class:`LMMAdapter`. The rows come from the row tap whatever ``attention`` says: eager blocks would
         answer in other bits.
         """
-        if max_new_tokens < 1:
-            raise ConfigError(f"`max_new_tokens` is {max_new_tokens}; an answer needs at least 1")
         processor = self._processor()
         question = processor.question(sample)
-        ends, position = self.end_ids, question.next_position
-        room = answer_room(position, self.position_limit, max_new_tokens, sample.record_id)
+        answer = self.greedy_answer(
+            processor.tokenizer,
+            question,
+            image_columns(question),
+            capture,
+            question.next_position,
+            max_new_tokens,
+        )
         with self._eval_mode(), self._text_attention(ROW_TAP):
             seen, vision = self.see([question], [0], capture.vision_layers)
             sequence = self._sequences([question], [0], seen, share=False)
             positions = sequence.positions
             if positions is None:
-                positions = torch.arange(position)
+                positions = torch.arange(question.next_position)
             decoder = self.prefix_decoder()
             last = decoder.feed(
                 sequence.embeds, positions, blocks=sequence.blocks, arguments=sequence.arguments
             )
-            rows = self.answer_rows(image_columns(question), capture)
-            tokens = list(
-                decoder.decode(
-                    last[:, -1:],
-                    position,
-                    end_ids=ends,
-                    max_new_tokens=room,
-                    rows=rows if capture.attention or capture.hidden else None,
-                    rules=token_rules(self.model, processor.tokenizer, question.input_ids, room),
-                )
-            )
-        token_ids = torch.tensor([token.token_id for token in tokens])
-        warn_if_cut(len(tokens), tokens[-1].token_id, ends, room, max_new_tokens)
-        text, offsets = text_and_offsets(
-            token_ids.tolist(), lambda ids: processor.tokenizer.decode(ids, skip_special_tokens=True)
-        )
-        attention, hidden = rows.stacked()
-        return Generation(
-            text=text,
-            token_ids=token_ids,
-            token_offsets=offsets,
-            log_probs=torch.stack([token.log_prob for token in tokens]),
-            inputs=answered(question, token_ids),
-            attention=attention,
-            hidden=hidden,
-            hidden_layers=rows.hidden_layers,
-            vision=None if vision is None else vision[0],
-        )
+            for _ in answer.run(decoder, last[:, -1:]):
+                pass
+        return answer.generation(None if vision is None else vision[0])
 
     def states_of_phrases(self, generation: Generation, phrases: Sequence[Phrase]) -> LMMStates:
         """See :class:`LMMAdapter`."""

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from flmm_detseg.cache.reading.layout import only_sent
 from flmm_detseg.cache.reading.reader import GroupReader
 from flmm_detseg.cache.serving.prefill import CacheUse, Prefill, Stopwatch, prefill
-from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.capture.answer_text import answered, text_and_offsets
-from flmm_detseg.lmms.capture.decoder import AnswerRows, DecodedToken
-from flmm_detseg.lmms.capture.token_rules import answer_room, token_rules, warn_if_cut
+from flmm_detseg.lmms.capture.decoder import DecodedToken
+from flmm_detseg.lmms.capture.greedy_answer import GreedyAnswer
+from flmm_detseg.lmms.capture.token_rules import check_max_new_tokens
 from flmm_detseg.structures import CaptureSpec, Generation, Sample
 from flmm_detseg.structures.partition import PatchPartition
 
@@ -109,47 +107,39 @@ def answer_stream(
     Raises:
         ConfigError: ``max_new_tokens`` is below 1.
     """
-    if max_new_tokens < 1:
-        raise ConfigError(f"`max_new_tokens` is {max_new_tokens}; an answer needs at least 1")
+    check_max_new_tokens(max_new_tokens)
     watch = Stopwatch(model.device)
     done = prefill(model, sample, watch, use, partition)
-    rows = None
-    if capture is not None:
-        rows = model.lmm.answer_rows(done.parts.plan.columns.clamp(min=0), capture)
-    text = _Text(model)
-    log_probs: list[Tensor] = []
-    ends, position = model.lmm.end_ids, int(done.parts.plan.position_ids[-1]) + 1
-    room = answer_room(position, model.position_limit, max_new_tokens, sample.record_id)
-    tokens = done.decoder.decode(
-        done.last_state,
-        position,
-        end_ids=ends,
-        max_new_tokens=room,
-        rows=rows,
-        rules=token_rules(model.model, model.processor.tokenizer, done.item.input_ids, room),
+    plan, spec = done.parts.plan, capture or CaptureSpec()
+    position = int(plan.position_ids[-1]) + 1
+    columns = plan.columns.clamp(min=0)
+    run = model.lmm.greedy_answer(
+        model.processor.tokenizer, done.item, columns, spec, position, max_new_tokens
     )
+    text = _Text(run)
     try:
-        for token in _by_turns(model, tokens):
-            if not log_probs:
+        for _ in _by_turns(model, run.run(done.decoder, done.last_state)):
+            if len(run.tokens) == 1:
                 watch.milliseconds["first_token"] = watch.since_start()
-            log_probs.append(token.log_prob)
-            if piece := text.add(token.token_id):
+            if piece := text.settled():
                 yield piece
         if piece := text.rest():
             yield piece
     except GeneratorExit:
         # Whoever stops reading early has read an answer, too.
-        _shadow(model, sample, done, use, text.token_ids)
+        _shadow(model, sample, done, use, run.token_ids)
         raise
     watch.milliseconds["total"] = watch.since_start()
-    warn_if_cut(len(text.token_ids), text.token_ids[-1], ends, room, max_new_tokens)
-    _shadow(model, sample, done, use, text.token_ids)
+    _shadow(model, sample, done, use, run.token_ids)
     generation = None
-    if rows is not None and capture is not None:
-        generation = _generation(model, done, text, torch.stack(log_probs), rows, capture)
+    if capture is not None:
+        layers = spec.vision_layers
+        generation = run.generation(model.vision_states(done.item, layers) if layers else None)
+        if generation.attention is not None:
+            generation = replace(generation, attention=only_sent(generation.attention, plan))
     return Answer(
-        text=text.decode(text.token_ids).strip(),
-        token_ids=tuple(text.token_ids),
+        text=run.text.strip(),
+        token_ids=tuple(run.token_ids),
         level=done.level,
         partition=done.item.partition,
         entry_id=done.entry_id,
@@ -171,27 +161,20 @@ def _by_turns(model: GroupReader, tokens: Iterator[DecodedToken]) -> Iterator[De
 
 
 class _Text:
-    """Tokens becoming text; a character of several tokens is held back until it is whole."""
+    """The text of an answer in pieces; a character of several tokens is held back until it is whole."""
 
-    def __init__(self, model: GroupReader) -> None:
-        assert model.processor is not None
-        self._tokenizer = model.processor.tokenizer
+    def __init__(self, run: GreedyAnswer) -> None:
+        self._run = run
         self._told = ""
-        self.token_ids: list[int] = []
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of tokens, special ones left out."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
-
-    def add(self, token_id: int) -> str:
-        """Takes a token; returns what is new and settled."""
-        self.token_ids.append(token_id)
-        found = self.decode(self.token_ids)
+    def settled(self) -> str:
+        """What is new and settled."""
+        found = self._run.text
         return "" if found.endswith("\ufffd") else self._further(found)
 
     def rest(self) -> str:
         """What was held back."""
-        return self._further(self.decode(self.token_ids))
+        return self._further(self._run.text)
 
     def _further(self, found: str) -> str:
         if not found.startswith(self._told):
@@ -199,27 +182,6 @@ class _Text:
         piece = found[len(self._told) :]
         self._told = found
         return piece
-
-
-def _generation(
-    model: GroupReader, done: Prefill, text: _Text, log_probs: Tensor, rows: AnswerRows, capture: CaptureSpec
-) -> Generation:
-    """The answer with its rows; attention columns are patches in raster order."""
-    final, offsets = text_and_offsets(text.token_ids, lambda ids: text.decode(list(ids)))
-    token_ids = torch.tensor(text.token_ids)
-    attention, hidden = rows.stacked()
-    layers = capture.vision_layers
-    return Generation(
-        text=final,
-        token_ids=token_ids,
-        token_offsets=offsets,
-        log_probs=log_probs,
-        inputs=answered(done.item, token_ids),
-        attention=None if attention is None else only_sent(attention, done.parts.plan),
-        hidden=hidden,
-        hidden_layers=rows.hidden_layers,
-        vision=model.vision_states(done.item, layers) if layers else None,
-    )
 
 
 def _shadow(

@@ -199,6 +199,11 @@ class AnswerRows:
         self.attention: list[Tensor] = []
         self.hidden: list[Tensor] = []
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anything is kept."""
+        return self.make_tap is not None or bool(self.hidden_layers)
+
     def stacked(self) -> tuple[Tensor | None, Tensor | None]:
         """``[C, A, N]`` and ``[n, A, d]``, None for what was not kept."""
         return (

@@ -207,6 +207,16 @@ def _set_fields(config: GenerationConfig) -> dict[str, Any]:
     return {name: value for name, value in found.items() if value != getattr(default, name, None)}
 
 
+def check_max_new_tokens(max_new_tokens: int) -> None:
+    """Makes sure that an answer may have a token.
+
+    Raises:
+        ConfigError: It may not.
+    """
+    if max_new_tokens < 1:
+        raise ConfigError(f"`max_new_tokens` is {max_new_tokens}; an answer needs at least 1")
+
+
 def answer_room(next_position: int, limit: int | None, max_new_tokens: int, record_id: str) -> int:
     """Tokens that an answer may have: what was asked for, within the positions the language model knows.
 
@@ -217,8 +227,10 @@ def answer_room(next_position: int, limit: int | None, max_new_tokens: int, reco
         record_id: Named in errors.
 
     Raises:
+        ConfigError: ``max_new_tokens`` is below 1.
         DataError: The prompt leaves no room.
     """
+    check_max_new_tokens(max_new_tokens)
     if limit is None or next_position + max_new_tokens <= limit:
         return max_new_tokens
     if next_position >= limit:

@@ -13,10 +13,9 @@ from tokenizers import decoders
 from transformers import GenerationConfig
 
 from flmm_detseg.cache import BackgroundCache, CacheSettings, StreamSession
-from flmm_detseg.cache.serving import answer as answering
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms import LlavaAdapter
-from flmm_detseg.lmms.capture import token_rules
+from flmm_detseg.lmms.capture import greedy_answer, token_rules
 from flmm_detseg.structures import CaptureSpec
 
 NUM_TOKENS = 10
@@ -187,7 +186,7 @@ def test_answers_of_the_cache_obey_too(monkeypatch):
     assert ask().token_ids == tokens[:3]
     monkeypatch.setattr(config, "stop_strings", None)
     seen = []
-    monkeypatch.setattr(answering, "answer_room", lambda *given: seen.append(given) or 4)
+    monkeypatch.setattr(greedy_answer, "answer_room", lambda *given: seen.append(given) or 4)
     assert ask().token_ids == tokens[:4]
     assert seen[0][1:3] == (model.position_limit, NUM_TOKENS) == (1024, NUM_TOKENS)
 
