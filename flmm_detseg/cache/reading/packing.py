@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from flmm_detseg.cache.reading.layout import PromptLayout
 from flmm_detseg.cache.reading.prompt_parts import PartitionedInputs, PromptParts, image_span, with_text
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.capture.decoder_pass import Sequences
-from flmm_detseg.lmms.capture.packing import PhraseRows, distinct_images, phrase_rows, visible_rows
+from flmm_detseg.lmms.capture.packing import PhraseRows, SharedRow, distinct_images, lay_out, phrase_rows
 
 
 @dataclass(frozen=True)
@@ -90,37 +91,35 @@ def pack_prompts(
     Raises:
         DataError: A prompt alone is too long.
     """
-    rows, segments = [], []
-    token_index: list[Tensor] = [torch.empty(0)] * len(inputs)
+    shared, rows = [], []
     for head, members in zip(heads, groups, strict=True):
-        start = end = head.plan.prompt_length
-        places, owner = [head.plan.position_ids[:start]], [torch.zeros(start, dtype=torch.int64)]
-        image_size = len(head.background) + len(head.objects)
-        fusion, texts, questions = [head.fusion_positions[:image_size]], [], []
+        start = head.plan.prompt_length
+        parts = [with_text(layout, head, inputs[member]) for member in members]
         image = torch.cat([torch.arange(len(head.system_ids)), head.plan.columns.clamp(min=0)])
-        for number, member in enumerate(members, start=1):
-            part = with_text(layout, head, inputs[member])
-            size = len(part.text_ids)
-            token_index[member] = torch.cat([image, end + torch.arange(size)])
-            places.append(part.plan.position_ids[start:])
-            texts.append(part.text_ids)
-            fusion.append(part.fusion_positions[image_size:])
-            questions += [(end - start + first, end - start + last) for first, last in part.questions]
-            owner.append(torch.full((size,), number))
-            end += size
+        rests = [part.plan.position_ids[None, start:] for part in parts]
+        shared.append(SharedRow(image, head.plan.position_ids[None, :start], rests))
+        # Where each text begins among the texts.
+        begins = [0, *accumulate(len(part.text_ids) for part in parts)]
+        image_size = len(head.background) + len(head.objects)
+        fusion = [part.fusion_positions[image_size:] for part in parts]
         rows.append(
             replace(
                 head,
-                text_ids=torch.cat(texts),
-                plan=replace(head.plan, position_ids=torch.cat(places)),
-                questions=tuple(questions),
-                fusion_positions=torch.cat(fusion),
+                text_ids=torch.cat([part.text_ids for part in parts]),
+                questions=tuple(
+                    (begin + first, begin + last)
+                    for begin, part in zip(begins, parts)
+                    for first, last in part.questions
+                ),
+                fusion_positions=torch.cat([head.fusion_positions[:image_size], *fusion]),
             )
         )
-        segments.append(torch.cat(owner))
-    shared = any(len(members) > 1 for members in groups)
-    visible = visible_rows(pad_sequence(segments, batch_first=True, padding_value=-1)) if shared else None
-    return PackedPrompts(rows, [list(members) for members in groups], token_index, visible)
+    found = lay_out(shared, groups)
+    rows = [
+        replace(row, plan=replace(row.plan, position_ids=positions[0]))
+        for row, positions in zip(rows, found.positions, strict=True)
+    ]
+    return PackedPrompts(rows, [list(members) for members in groups], found.token_index, found.visible)
 
 
 def phrase_places(inputs: Sequence[PartitionedInputs], packed: PackedPrompts) -> PhraseRows:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from flmm_detseg.errors import PhraseWithoutTokensError
@@ -111,50 +112,97 @@ def pack(inputs: Sequence[LMMInputs], owners: Sequence[int] | None) -> PackedBat
         key = (index, b"") if owners is None else (owners[index], head)
         groups.setdefault(key, []).append(index)
 
-    ids, images, positions, segments = [], [], [], []
-    token_index: list[Tensor] = [torch.empty(0)] * len(inputs)
-    for members in groups.values():
-        start = end = _common_length([inputs[member] for member in members])
-        pieces = [inputs[members[0]].input_ids[:start]]
-        places, owner_of_token = (
-            [_positions(inputs[members[0]])[:, :start]],
-            [torch.zeros(start, dtype=torch.int64)],
-        )
-        for number, member in enumerate(members, start=1):
-            suffix = inputs[member].input_ids[start:]
-            pieces.append(suffix)
-            places.append(_positions(inputs[member])[:, start:])
-            owner_of_token.append(torch.full((len(suffix),), number))
-            token_index[member] = torch.cat([torch.arange(start), end + torch.arange(len(suffix))])
-            end += len(suffix)
-        ids.append(torch.cat(pieces))
-        positions.append(torch.cat(places, dim=1))
-        segments.append(torch.cat(owner_of_token))
-        image_mask = torch.zeros(end, dtype=torch.bool)
-        image_mask[:start] = inputs[members[0]].image_mask[:start]
-        images.append(image_mask)
-
-    shared = any(len(members) > 1 for members in groups.values())
+    members = list(groups.values())
+    starts = [_common_length([inputs[member] for member in row]) for row in members]
+    rows = lay_out(
+        [
+            SharedRow(
+                torch.arange(start),
+                _positions(inputs[row[0]])[:, :start],
+                [_positions(inputs[member])[:, start:] for member in row],
+            )
+            for row, start in zip(members, starts, strict=True)
+        ],
+        members,
+    )
+    ids, images = [], []
+    for row, start in zip(members, starts, strict=True):
+        rests = [inputs[member].input_ids[start:] for member in row]
+        ids.append(torch.cat([inputs[row[0]].input_ids[:start], *rests]))
+        images.append(pad(inputs[row[0]].image_mask[:start], (0, sum(map(len, rests)))))
     own = any(item.position_ids is not None for item in inputs)
     return PackedBatch(
         input_ids=pad_sequence(ids, batch_first=True),
         image_mask=pad_sequence(images, batch_first=True),
-        groups=list(groups.values()),
-        token_index=token_index,
-        position_ids=_padded_positions(positions) if shared or own else None,
-        visible=visible_rows(pad_sequence(segments, batch_first=True, padding_value=-1)) if shared else None,
+        groups=members,
+        token_index=rows.token_index,
+        position_ids=rows.padded_positions() if own or rows.visible is not None else None,
+        visible=rows.visible,
     )
+
+
+@dataclass(frozen=True)
+class SharedRow:
+    """What the samples of one row share, and how each goes on.
+
+    Attributes:
+        index: Place in the row of each token that all samples begin with, int64 ``[S]``.
+        positions: Rotary positions of what the row begins with, int64 ``[A, P]``.
+        rests: Per sample the rotary positions of its further tokens, int64 ``[A, n]``.
+    """
+
+    index: Tensor
+    positions: Tensor
+    rests: list[Tensor]
+
+
+@dataclass(frozen=True)
+class RowLayout:
+    """Where everything of a packed batch is (CPU tensors).
+
+    Attributes:
+        positions: Per row the rotary positions, int64 ``[A, T_r]``.
+        token_index: Per sample the place of each of its tokens in its row, int64 ``[T_i]``.
+        visible: bool ``[R, 1, T, T]``, True where a query (third axis) may look; None for plain causal attention.
+    """
+
+    positions: list[Tensor]
+    token_index: list[Tensor]
+    visible: Tensor | None
+
+    def padded_positions(self) -> Tensor:
+        """Positions padded with 0: int64 ``[R, T]``, or ``[A, R, T]`` with several axes."""
+        padded = pad_sequence([row.T for row in self.positions], batch_first=True).permute(2, 0, 1)
+        return padded[0] if len(padded) == 1 else padded
+
+
+def lay_out(rows: Sequence[SharedRow], members: Sequence[Sequence[int]]) -> RowLayout:
+    """Lays rows out: what is shared, then one rest after the other, each of which sees the shared part and itself.
+
+    Args:
+        rows: What is in them.
+        members: Per row the samples in it, as in ``rests``.
+    """
+    token_index: list[Tensor] = [torch.empty(0)] * sum(map(len, members))
+    positions, segments = [], []
+    for row, samples in zip(rows, members, strict=True):
+        end = row.positions.shape[1]
+        owner = [torch.zeros(end, dtype=torch.int64)]
+        for number, (sample, rest) in enumerate(zip(samples, row.rests, strict=True), start=1):
+            size = rest.shape[1]
+            token_index[sample] = torch.cat([row.index, end + torch.arange(size)])
+            owner.append(torch.full((size,), number))
+            end += size
+        positions.append(torch.cat([row.positions, *row.rests], dim=1))
+        segments.append(torch.cat(owner))
+    shared = any(len(samples) > 1 for samples in members)
+    visible = visible_rows(pad_sequence(segments, batch_first=True, padding_value=-1)) if shared else None
+    return RowLayout(positions, token_index, visible)
 
 
 def _positions(item: LMMInputs) -> Tensor:
     """Rotary positions, int64 ``[A, T]``."""
     return torch.arange(len(item.input_ids))[None] if item.position_ids is None else item.position_ids
-
-
-def _padded_positions(rows: Sequence[Tensor]) -> Tensor:
-    """Positions ``[A, T_r]`` of rows, padded with 0: ``[R, T]``, or ``[A, R, T]`` with several axes."""
-    padded = pad_sequence([row.T for row in rows], batch_first=True).permute(2, 0, 1)
-    return padded[0] if len(padded) == 1 else padded
 
 
 def _common_length(members: Sequence[LMMInputs]) -> int:
