@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmcv.ops import batched_nms
@@ -133,7 +134,7 @@ class DetectionHead(Head[InstanceData]):
     def other_classes(self, embeddings: Tensor, class_names: Sequence[str]) -> Iterator[None]:
         """See :class:`Head`."""
         names, fcos = self.class_names, self.fcos
-        before = fcos.conv_cls.embeddings if self.wants_class_embeddings else None
+        before: Any = fcos.conv_cls.embeddings if self.wants_class_embeddings else None
         self.set_class_embeddings(embeddings, class_names)
         try:
             yield
@@ -182,13 +183,13 @@ class DetectionHead(Head[InstanceData]):
         Raises:
             DataError: A sample has no boxes, or labels outside the classes.
         """
-        outputs = self.fcos(self.neck(states, batch))
-        device = outputs[0][0].device
+        logits, distances, centreness = self.fcos(self.neck(states, batch))
+        device = logits[0].device
         objects = [
             self._objects(sample, frame, device)
             for sample, frame in zip(batch.samples, self.neck.frames(batch))
         ]
-        result = self.fcos.losses(*outputs, objects)
+        result = self.fcos.losses(logits, distances, centreness, objects)
         result.update(
             {name: torch.tensor(value, device=device) for name, value in self.neck.statistics().items()}
         )
@@ -208,10 +209,13 @@ class DetectionHead(Head[InstanceData]):
         """
         frames = self.neck.frames(batch)
         outputs = self.fcos(self.neck(states, batch))
+        logits, distances, centreness = outputs
         ids = [sample.record_id for sample in batch.samples]
         require_finite("detection head's outputs", ids, (maps for levels in outputs for maps in levels))
         candidates = self.fcos.candidates(
-            *outputs,
+            logits,
+            distances,
+            centreness,
             frame_sizes=[frame.size for frame in frames],
             score_threshold=self.score_threshold,
             per_level=self.candidates_per_level,

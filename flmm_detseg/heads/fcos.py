@@ -193,7 +193,7 @@ class FrameFCOS(FCOSHead):
             ``loss_cls``, ``loss_bbox``, ``loss_centerness``: sums over points, divided by the number of positives
             (at least 1).
         """
-        map_sizes = [tuple(maps.shape[-2:]) for maps in logits]
+        map_sizes = [(maps.shape[-2], maps.shape[-1]) for maps in logits]
         assignment = self.assign(map_sizes, images)
         count = max(1, len(assignment.positive))
         flat_logits, flat_distances, flat_centreness = map(_flatten, (logits, distances, centreness))

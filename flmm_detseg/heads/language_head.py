@@ -80,6 +80,8 @@ class LanguageHead(Head[Tensor]):
         Raises:
             DataError: A sample has no answer.
         """
+        assert states.logits is not None  # `capture` asks for them
+        assert states.logits_start is not None
         logits, labels, weights = [], [], []
         for index, inputs in enumerate(batch.inputs):
             rows, targets, weight = answer_rows(states.logits[index], states.logits_start[index], inputs)
@@ -97,6 +99,7 @@ class LanguageHead(Head[Tensor]):
         }
         chosen = [i for i, sample in enumerate(batch.samples) if sample.task in self.distill_tasks]
         if self.distill_weight > 0 and chosen:
+            assert states.base_logits is not None
             base = [
                 answer_rows(states.base_logits[i], states.logits_start[i], batch.inputs[i])[0] for i in chosen
             ]
@@ -109,6 +112,8 @@ class LanguageHead(Head[Tensor]):
 
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
         """Per sample the most likely token at each answer position (teacher-forced), int64 ``[A]``."""
+        assert states.logits is not None  # `capture` asks for them
+        assert states.logits_start is not None
         return [
             answer_rows(states.logits[i], states.logits_start[i], inputs)[0].argmax(-1)
             for i, inputs in enumerate(batch.inputs)

@@ -147,7 +147,7 @@ class VisionNeck(nn.Module):
                 f"images of a batch have patch grids of {sorted(sizes)}; this head reads one grid a batch: use "
                 "batch_size=1, or an LMM whose tower sees a fixed square"
             )
-        dtype = self.levels[0][-2].weight.dtype
+        dtype = next(self.levels.parameters()).dtype
         layers = [
             torch.stack([maps[layer] for maps in states.vision]).to(dtype) for layer in self.vision_layers
         ]
@@ -166,7 +166,8 @@ class VisionNeck(nn.Module):
 
     def map_sizes(self, frame: Frame) -> list[tuple[int, int]]:
         """``(h, w)`` of each level's map over a frame."""
-        return [tuple(math.ceil(side / stride) for side in frame.size) for stride in self.strides]
+        height, width = frame.size
+        return [(math.ceil(height / stride), math.ceil(width / stride)) for stride in self.strides]
 
     def frames(self, batch: GroundingBatch) -> list[Frame]:
         """The frame of every sample."""

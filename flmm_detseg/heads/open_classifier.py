@@ -26,6 +26,8 @@ class OpenClassifier(nn.Module):
     Source: GLIP, arXiv 2112.03857 (classification as alignment); F-VLM, arXiv 2209.15639 (cosine, temperature).
     """
 
+    embeddings: Tensor
+
     def __init__(
         self, in_channels: int, text_channels: int, channels: int = 256, prior: float = 0.01
     ) -> None:

@@ -52,13 +52,13 @@ class PhraseReading(NamedTuple):
     def join(cls, parts: Sequence[PhraseReading], coarse_logits: Tensor) -> PhraseReading:
         """Phrases of one sample that were read in parts; ``coarse_logits`` of all of them lie in one block already."""
         text = attention = None
-        if parts[0].text is not None:
+        if prompts := [part.text for part in parts if part.text is not None]:
             counts = [0, *(len(part.coarse_logits) for part in parts)]
             offsets = torch.tensor(counts).cumsum(0).tolist()
-            ids = [part.text.phrase_ids + offset for part, offset in zip(parts, offsets)]
-            text = TextPrompt(torch.cat([part.text.tokens for part in parts]), torch.cat(ids))
-        if parts[0].attention is not None:
-            attention = torch.cat([part.attention for part in parts])
+            ids = [prompt.phrase_ids + offset for prompt, offset in zip(prompts, offsets)]
+            text = TextPrompt(torch.cat([prompt.tokens for prompt in prompts]), torch.cat(ids))
+        if stacks := [part.attention for part in parts if part.attention is not None]:
+            attention = torch.cat(stacks)
         return cls(coarse_logits, text, attention)
 
 
@@ -124,7 +124,7 @@ class PhraseGroundingHead(Head[Prediction]):
         self.target_resolution = target_resolution
         self.keep_attention = keep_attention
         self.mask_loss = MaskLoss(loss_mask_weight, loss_dice_weight)
-        if self.uses_text:
+        if sam is not None and sam.use_text:
             if text_dim != sam.prompt_dim:
                 raise ConfigError(
                     f"text_dim={text_dim}, but the SAM model's prompts have {sam.prompt_dim} channels"
@@ -161,10 +161,13 @@ class PhraseGroundingHead(Head[Prediction]):
         Raises:
             DataError: A sample has no masks, or not one per phrase.
         """
+        assert states.attention is not None  # `capture` asks for it
         coarse = self.coarse_logits(states.attention, batch)
         result = self.mask_loss(coarse, self._targets(batch, coarse))
         if self.sam is not None:
-            refined = self._refine(coarse, states.hidden, batch.samples)
+            images = [sample.image for sample in batch.samples]
+            keys = [sample.image_id for sample in batch.samples]
+            refined = self.sam(images, coarse, self._prompts(states), keys)
             figures = self.mask_loss(refined, self._targets(batch, refined))
             result.update({f"sam_{name}": value for name, value in figures.items()})
         return result
@@ -215,6 +218,7 @@ class PhraseGroundingHead(Head[Prediction]):
             coarse[phrases] = part.coarse_logits
             parts.append(part._replace(coarse_logits=coarse[phrases]))
             give_back_memory()
+        assert coarse is not None  # a sample without phrases is not read in parts
         return PhraseReading.join(parts, coarse)
 
     @torch.no_grad()
@@ -228,10 +232,16 @@ class PhraseGroundingHead(Head[Prediction]):
             batch: Gives the geometry.
             keep_attention: Keep the attention stacks too.
         """
+        assert states.attention is not None  # `capture` asks for it
+        nothing = [None] * len(batch)
         coarse = self.coarse_logits(states.attention, batch)
-        text = [self.text_prompt(rows) for rows in states.hidden] if self.uses_text else [None] * len(batch)
-        stacks = states.attention if keep_attention else [None] * len(batch)
-        return [PhraseReading(*values) for values in zip(coarse, text, stacks, strict=True)]
+        rows = zip(
+            coarse,
+            self._prompts(states) or nothing,
+            states.attention if keep_attention else nothing,
+            strict=True,
+        )
+        return [PhraseReading(*values) for values in rows]
 
     @torch.no_grad()
     def finish(self, readings: Sequence[PhraseReading], samples: Sequence[Sample]) -> list[Prediction]:
@@ -249,7 +259,9 @@ class PhraseGroundingHead(Head[Prediction]):
             refined = self.sam.refine(
                 [sample.image for sample in samples],
                 [reading.coarse_logits for reading in readings],
-                [reading.text for reading in readings] if self.uses_text else None,
+                [reading.text for reading in readings if reading.text is not None]
+                if self.uses_text
+                else None,
                 [sample.image_id for sample in samples],
                 phrases_per_call=self.phrases_per_call,
             )
@@ -283,12 +295,12 @@ class PhraseGroundingHead(Head[Prediction]):
             mixture = torch.einsum("l,lpd->pd", weights, hidden.states.float())
         return TextPrompt(self.text_proj(mixture.to(self.text_proj.weight.dtype)), hidden.phrase_ids)
 
-    def _refine(
-        self, coarse: Sequence[Tensor], hidden: Sequence[HiddenRows] | None, samples: Sequence[Sample]
-    ) -> list[Tensor]:
-        text = [self.text_prompt(rows) for rows in hidden] if self.uses_text else None
-        images = [sample.image for sample in samples]
-        return self.sam(images, coarse, text, [sample.image_id for sample in samples])
+    def _prompts(self, states: LMMStates) -> list[TextPrompt] | None:
+        """Text prompts of every sample; None where the refiner takes none."""
+        if not self.uses_text:
+            return None
+        assert states.hidden is not None  # `capture` asks for them
+        return [self.text_prompt(rows) for rows in states.hidden]
 
     def _targets(self, batch: GroundingBatch, logits: Sequence[Tensor]) -> list[Tensor]:
         """Target masks at the size of the predictions, bool, on their device."""
@@ -302,7 +314,7 @@ class PhraseGroundingHead(Head[Prediction]):
             masks = torch.from_numpy(sample.masks).to(maps.device)
             if self.target_resolution == "processor":
                 masks = resize_masks(masks, inputs.grid.resized_size)
-            targets.append(resize_masks(masks, tuple(maps.shape[-2:])))
+            targets.append(resize_masks(masks, (maps.shape[-2], maps.shape[-1])))
         return targets
 
 
@@ -331,5 +343,5 @@ def _prediction(sample: Sample, reading: PhraseReading, refined: LogitMaps | Non
 
 
 def _crop(maps: Tensor, grid: PatchGrid) -> Tensor:
-    rows, cols = grid.crop_window(tuple(maps.shape[-2:]))
+    rows, cols = grid.crop_window((maps.shape[-2], maps.shape[-1]))
     return maps[:, rows, cols]

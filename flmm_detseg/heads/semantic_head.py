@@ -155,8 +155,8 @@ class SemanticSegHead(Head[Tensor]):
             DataError: A sample has no semantic map, one of another size, or a label that is no class.
         """
         logits = self.logits(states, batch)
-        frame_size = self.neck.frames(batch)[0].size
-        size = tuple(math.ceil(side / self.loss_stride) for side in frame_size)
+        height, width = self.neck.frames(batch)[0].size
+        size = (math.ceil(height / self.loss_stride), math.ceil(width / self.loss_stride))
         if size != tuple(logits.shape[-2:]):
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         result = self.seg_loss(logits, self.targets(batch, size).to(logits.device))

@@ -51,8 +51,9 @@ class PixelStem(SideStream):
         Returns:
             ``[B, C_s, ceil(S / stride), ceil(S / stride)]``, dtype of the weights.
         """
-        views = [item.images[0].view for item in batch.inputs]
-        if any(view is None for view in views):
+        given = [item.images[0].view for item in batch.inputs]
+        views = [view for view in given if view is not None]
+        if len(views) < len(given):
             raise ConfigError("this LMM's processor gives no view of the whole image; leave `side` out")
-        weight = self.stem[0].weight
+        weight = next(self.stem.parameters())
         return self.stem(torch.stack(views).to(weight.device, weight.dtype))

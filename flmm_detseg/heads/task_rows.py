@@ -55,7 +55,7 @@ class TaskRows(nn.Module):
         """
         for task in tasks:
             self.require(task)
-        rows = self.weight
+        rows: Tensor = self.weight
         if self.added:
             rows = torch.cat([rows, torch.stack(list(self.added.values()))])
         index = torch.tensor([self.tasks.index(task) for task in tasks], device=rows.device)

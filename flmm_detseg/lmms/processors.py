@@ -131,6 +131,9 @@ class LMMProcessor(ABC):
     def add_tokens(self, tokens: Sequence[str]) -> list[int]:
         """Gives the tokenizer further tokens, which are text (answers keep them); on a copy of it, others may use it.
 
+        Args:
+            tokens: Their texts.
+
         Returns:
             Their ids.
 
