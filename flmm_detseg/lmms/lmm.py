@@ -453,6 +453,9 @@ class LMM(LMMAdapter):
             next_position: Rotary position of the first token.
             max_new_tokens: Longest answer.
 
+        Returns:
+            Nothing is chosen yet: its ``run`` does.
+
         Raises:
             ConfigError: ``max_new_tokens`` is below 1, or the language model has no layer whose hidden rows are to be
                 kept.

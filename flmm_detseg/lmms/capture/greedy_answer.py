@@ -67,6 +67,9 @@ class GreedyAnswer:
         Args:
             decoder: After the prompt.
             last_state: Last hidden state of the prompt, ``[1, 1, d]``.
+
+        Yields:
+            Each token; all of them are in :attr:`tokens` afterwards.
         """
         ends, room = end_ids(self._model), self._room
         for token in decoder.decode(
@@ -87,6 +90,9 @@ class GreedyAnswer:
         Args:
             vision: Maps of the image's vision states, by layer, float ``[D, rows, cols]``; None where none were asked
                 for.
+
+        Returns:
+            Text, tokens with their log-probabilities, and what was captured of them.
         """
         text, offsets = text_and_offsets(self.token_ids, self._decode)
         token_ids = torch.tensor(self.token_ids)

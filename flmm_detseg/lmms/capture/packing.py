@@ -182,6 +182,9 @@ def lay_out(rows: Sequence[SharedRow], members: Sequence[Sequence[int]]) -> RowL
     Args:
         rows: What is in them.
         members: Per row the samples in it, as in ``rests``.
+
+    Returns:
+        Positions, place of every sample's tokens, and what sees what (None where nothing is shared).
     """
     token_index: list[Tensor] = [torch.empty(0)] * sum(map(len, members))
     positions, segments = [], []

@@ -210,6 +210,9 @@ def _set_fields(config: GenerationConfig) -> dict[str, Any]:
 def check_max_new_tokens(max_new_tokens: int) -> None:
     """Makes sure that an answer may have a token.
 
+    Args:
+        max_new_tokens: As asked for.
+
     Raises:
         ConfigError: It may not.
     """
