@@ -16,7 +16,9 @@ from flmm_detseg.utils.configs import config_file
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
     parser.add_argument("config", help="name of a shipped config, or a config file")
-    parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="default: the current folder")
+    parser.add_argument(
+        "to", nargs="?", type=Path, default=Path(), help="folder, or a file that ends in .py; default: here"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -32,9 +34,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         ConfigError: No such config, it cannot be read, or a file of that name is there.
     """
     source = config_file(args.config)
-    out = args.folder / source.name
+    out = args.to if args.to.suffix == ".py" else args.to / source.name
     if out.exists():
-        raise ConfigError(f"{out} exists; name another folder (flmm-detseg copy-config CONFIG FOLDER)")
+        raise ConfigError(
+            f"{out} exists; name another folder or file (flmm-detseg copy-config CONFIG FOLDER)"
+        )
     from flmm_detseg.models.from_config import dump_config
 
     return {"config": str(source), "out": str(dump_config(source, out))}

@@ -75,14 +75,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend.
     """
     spans = _check(arguments)
-    for out in (arguments.out, arguments.coco):
-        if out is not None:
-            refuse_overwrite(out, [arguments.image, arguments.config, arguments.checkpoint])
     if arguments.attention is not None:
         refuse_folder_of_inputs(arguments.attention, [arguments.image])
     config, checkpoint = _model(arguments)
     file = image_file(arguments.image, "--image")
-    config_file(config)
+    read = [arguments.image, config_file(config), checkpoint]
+    for out in (arguments.out, arguments.coco):
+        if out is not None:
+            refuse_overwrite(out, read)
     # Late, so that a wrong argument is told before torch is loaded.
     from flmm_detseg.datasets.images import read_image
     from flmm_detseg.inference.coco import CocoFile

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend.
     """
     files = [image_file(image, "--image") for image in args.image]
-    config_file(args.config)
+    config = config_file(args.config)
     from tqdm import tqdm
 
     from flmm_detseg.datasets.images import read_image
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     names = result_names(args.image)
     for name in names:  # before a model is loaded
         for file in result_files(args.out, name):
-            refuse_overwrite(file, [*args.image, args.config, args.checkpoint])
+            refuse_overwrite(file, [*args.image, config, args.checkpoint])
     for file in files:
         read_image(file, "--image")  # before the model, which may take minutes
     model = model_from_config(

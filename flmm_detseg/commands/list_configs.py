@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.utils.configs import shipped_configs
+from flmm_detseg.utils.configs import is_plan, shipped_configs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,4 +40,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _first_line(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    text = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+    return f"[plan of several runs] {text}" if is_plan(path) else text

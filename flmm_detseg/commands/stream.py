@@ -115,12 +115,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         FlmmError: Whatever the user can mend; :class:`RunError` when an answer differs (the figures are printed then).
     """
-    config_file(arguments.config)
+    config = config_file(arguments.config)
     requests = read_requests(arguments.images, arguments.question, arguments.questions)
     if arguments.ground is not None:
         refuse_folder_of_inputs(arguments.ground, [request.image for request in requests])
     if arguments.prometheus is not None:
-        refuse_overwrite(arguments.prometheus, [arguments.config, arguments.checkpoint, arguments.questions])
+        refuse_overwrite(arguments.prometheus, [config, arguments.checkpoint, arguments.questions])
     # Late, so that a wrong argument is told before torch is loaded.
     from flmm_detseg.cache.cached_lmm import CachedLMM
     from flmm_detseg.cache.own_tensors import format_part_reports, part_reports

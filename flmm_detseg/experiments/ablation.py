@@ -9,7 +9,7 @@ from typing import Any
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.experiments.plan import read_plan
 from flmm_detseg.experiments.stages import run_plan
-from flmm_detseg.utils.configs import config_file
+from flmm_detseg.utils.configs import config_file, config_name
 from flmm_detseg.utils.whole_files import read_json, write_json, write_text
 
 _MIB = 2**20
@@ -73,7 +73,7 @@ def ablation_table(
     ]
     folder = Path(outcome["results"]).parent
     table = folder / "table.md"
-    write_text(table, markdown(rows, settings.get("title", Path(plan_file).stem), str(plan_file)))
+    write_text(table, markdown(rows, settings.get("title", config_name(plan_file)), str(plan_file)))
     write_json(folder / "table.json", rows)
     # After the table is written: hours of training are not to be lost to a misspelt column.
     if missing := [column for column in columns if column not in known]:

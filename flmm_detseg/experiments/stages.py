@@ -12,7 +12,7 @@ from typing import Any
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.experiments.plan import Evaluation, Plan, Run, read_plan
 from flmm_detseg.models.from_config import read_config
-from flmm_detseg.utils.configs import config_file
+from flmm_detseg.utils.configs import config_file, config_name
 from flmm_detseg.utils.lock import hold
 from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.process import Command, Progress, run_commands
@@ -52,7 +52,7 @@ def run_plan(
         RunError: A run failed; names it and its log.
     """
     plan = read_plan(plan_file)
-    folder = Path(work_dir or f"work_dirs/{Path(plan_file).stem}")
+    folder = Path(work_dir or f"work_dirs/{config_name(plan_file)}")
     if any(character.isspace() or character in "[](),'\"" for character in str(folder.resolve())):
         raise ConfigError(
             f"the work folder {str(folder.resolve())!r} has a blank, bracket, comma or quote in its path, which "

@@ -127,7 +127,8 @@ def _resolve(kind: Any, where: str) -> Any:
     found = MODELS.get(kind)
     if found is None:
         raise ConfigError(
-            f"`{where}.type` is {kind!r}, which is not registered{suggest(kind, _names(MODELS))}"
+            f"`{where}.type` is {kind!r}, which is not registered{suggest(kind, _names(MODELS))} "
+            "(flmm_detseg.registry.MODELS lists them)"
         )
     return found
 

@@ -12,6 +12,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.models.checkpoint import fingerprint, lmm_meta, read_checkpoint, read_file, states_file
 from flmm_detseg.models.from_config import model_from_config
 from flmm_detseg.models.grounding_lmm import GroundingLMM
+from flmm_detseg.utils.configs import config_name
 from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.provenance import file_hash
 from flmm_detseg.utils.whole_files import put_in_place
@@ -45,7 +46,7 @@ def export_heads(
     model = model_from_config(config, checkpoint, device="cpu", allow_other_lmm=allow_other_lmm)
     source = find(checkpoint)
     proven = read_checkpoint(source).identity is not None or _same_lmm(source, model)
-    meta = {"config": Path(config).stem, "checkpoint_sha256": file_hash(source)}
+    meta = {"config": config_name(config), "checkpoint_sha256": file_hash(source)}
     if proven and not allow_other_lmm:
         meta |= lmm_meta(model.lmm)
     tensors = {name: value.clone() for name, value in model.trainable_state_dict().items()}

@@ -35,6 +35,8 @@ def read_config(config: str | Path | Config) -> Config:
         raise ConfigError(f"config {path} cannot be read: {explain_config_error(error, path)}") from error
     if misplaced := relative_import(read):
         raise ConfigError(f"config {path} cannot be used: {misplaced}")
+    if "model" not in read and "stages" in read:
+        raise ConfigError(f"{path} is a plan of several runs, no config (`flmm-detseg stages` runs it)")
     if "model" not in read:
         raise ConfigError(f"config {path} has no `model`")
     return read

@@ -6,7 +6,7 @@ import pytest
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils import paths
-from flmm_detseg.utils.configs import config_file, shipped_configs
+from flmm_detseg.utils.configs import config_file, config_name, shipped_configs
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "configs" / "tiny" / "detseg_joint.py"
@@ -25,13 +25,30 @@ def test_a_config_has_a_name_in_every_folder(name, elsewhere):
     assert config_file(name) == TINY
 
 
-def test_the_current_folder_comes_first(elsewhere):
+def test_the_current_folder_comes_first(elsewhere, capsys):
     own = Path("configs/tiny/detseg_joint.py")
     own.parent.mkdir(parents=True)
     own.touch()
     assert config_file("detseg_joint") == config_file(str(own)) == own
     Path("configs/mine.py").touch()
     assert config_file("mine") == Path("configs/mine.py")
+    said = capsys.readouterr().err.splitlines()
+    assert said == [f"config detseg_joint: {own}, not {TINY}, which has that name as well"]
+
+
+def test_a_file_is_a_config_by_its_ending(elsewhere):
+    """A folder's own files do not stand for configs that are called alike."""
+    Path("detseg_joint").touch()
+    assert config_file("detseg_joint") == TINY
+    Path("detseg_joint.py").touch()
+    assert config_file("detseg_joint.py") == Path("detseg_joint.py")
+    Path("notes.txt").touch()
+    assert config_file("notes.txt") == Path("notes.txt")
+
+
+def test_dots_are_kept_in_the_name_of_results():
+    assert config_name("llava/llava1.5_a") == config_name("configs/llava/llava1.5_a.py") == "llava1.5_a"
+    assert config_name("llava1.5_b") != config_name("llava1.5_a")
 
 
 def test_an_installed_package_has_copies(elsewhere, monkeypatch):

@@ -31,9 +31,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         FlmmError: Whatever the user can mend.
     """
-    config_file(args.config)
+    config = config_file(args.config)
     from flmm_detseg.models.shapes import import_flmm_checkpoint
     from flmm_detseg.utils.outputs import refuse_overwrite
 
-    refuse_overwrite(args.out, [args.source, args.config, args.lmm_config])
+    refuse_overwrite(args.out, [args.source, config, args.lmm_config])
     return import_flmm_checkpoint(args.source, args.config, args.out, args.lmm_config)

@@ -19,6 +19,7 @@ from flmm_detseg.evaluation import answer_record, forgetting_figures, forgetting
 from flmm_detseg.evaluation.forgetting import summarise
 from flmm_detseg.evaluation.vqa import VQA_METRICS
 from flmm_detseg.structures import Sample
+from flmm_detseg.utils.configs import config_name
 from flmm_detseg.utils.whole_files import dump_json, write_text
 
 
@@ -106,7 +107,7 @@ class VQATask(_AnswerTask):
                 "prompt": record["question"],
                 "text": record["answer"],
                 "answer_id": digest[:22],
-                "model_id": Path(options.config).stem,
+                "model_id": config_name(options.config),
                 "metadata": {"score": record["score"]},
             }
             lines.append(dump_json(line) + "\n")

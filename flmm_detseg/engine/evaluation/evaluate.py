@@ -40,6 +40,7 @@ from flmm_detseg.evaluation.results import (
 )
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.registry import DATASETS, SCOPE
+from flmm_detseg.utils.configs import config_file, config_name
 from flmm_detseg.utils.lock import holding
 from flmm_detseg.utils.outputs import refuse_overwrite
 from flmm_detseg.utils.paths import find, places
@@ -91,7 +92,8 @@ def evaluate(options: Options, task: Task[Options]) -> dict[str, Any] | None:
     if options.out is not None:
         read = [str(file) for item in datasets.values() for file in item.dataset.annotation_files]
         refuse_overwrite(
-            options.out, [options.config, checkpoint, getattr(options, "annotation_file", None), *read]
+            options.out,
+            [config_file(options.config), checkpoint, getattr(options, "annotation_file", None), *read],
         )
     torch.manual_seed(0)  # untrained heads must be the same in every process and run
     model = model_from_config(
@@ -134,7 +136,7 @@ def evaluate_model(
         provenance: Facts to put into the results file.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
-    work_dir = Path(options.work_dir or Path("work_dirs") / Path(options.config).stem / "eval")
+    work_dir = Path(options.work_dir or Path("work_dirs") / config_name(options.config) / "eval")
     started, code, installed = time.time(), source_hash(), versions()
     with _cpu_threads(options.num_threads):
         weights = weights_hash(model)
