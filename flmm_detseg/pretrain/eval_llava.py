@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -142,8 +143,11 @@ def box_iou(first: Sequence[float], second: Sequence[float]) -> float:
 
 def answer_box_iou(given: str, wanted: str, side: int) -> float:
     """IoU of two written boxes; 0 when the given text is no box."""
-    box = parse_box(given, (side, side))
-    return 0.0 if box is None else box_iou(box, parse_box(wanted, (side, side)))
+    box, target = parse_box(given, (side, side)), parse_box(wanted, (side, side))
+    if box is None:
+        return 0.0
+    assert target is not None  # our own text
+    return box_iou(box, target)
 
 
 def normalise_answer(text: str) -> str:
@@ -155,7 +159,7 @@ def pair_mentions(text: str) -> set[tuple[str, str]]:
     """(colour, kind) pairs a caption mentions: a colour and a kind within the next two words."""
     words = text.replace(".", " ").replace(",", " ").split()
     singular = {f"{kind}{ending}": kind for kind in KINDS for ending in ("", "s", "es")}
-    pairs = set()
+    pairs: set[tuple[str, str]] = set()
     for position, word in enumerate(words):
         if word in COLOURS:
             kinds = [singular[other] for other in words[position + 1 : position + 3] if other in singular]
@@ -272,7 +276,7 @@ def constant_answer_accuracy(seed: int, items: int, side: int) -> dict[str, floa
     return {kind: round(Counter(given).most_common(1)[0][1] / items, 4) for kind, given in answers.items()}
 
 
-def format_figures(figures: dict[str, object]) -> str:
+def format_figures(figures: Mapping[str, Any]) -> str:
     """One line for people: step, minutes, mean and every kind."""
     accuracies = {**figures["accuracy"], **figures.get("frames", {})}
     kinds = " ".join(f"{kind} {value:.2f}" for kind, value in accuracies.items())

@@ -170,7 +170,7 @@ def build_chunk(
         (scene, scene_turns(scene, seed * 1_000_003 + start + place)) for place, scene in enumerate(scenes)
     ]
     for frame in stream_frames(seed, start, num_frames, side):
-        shown.append((frame.scene, frame_turns(frame, start + len(shown))))
+        shown.append((frame.scene, list(frame_turns(frame, start + len(shown)))))
     for owner, (scene, turns) in enumerate(shown):
         images.append(scene.image)
         labels.append(patch_labels(scene, sizes.patch_size))

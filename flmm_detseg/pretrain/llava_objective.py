@@ -162,7 +162,8 @@ def packed_layer(
     if text_only:
         hidden = hidden[:, prefix:]
     else:
-        image = (values[:, :, :prefix] for values in (query, key, value))
-        mixed = torch.cat([F.scaled_dot_product_attention(*image, is_causal=True), mixed], dim=2)
+        query, key, value = (values[:, :, :prefix] for values in (query, key, value))
+        image = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mixed = torch.cat([image, mixed], dim=2)
     hidden = hidden + attention.o_proj(mixed.transpose(1, 2).flatten(2))
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden))

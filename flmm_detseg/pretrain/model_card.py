@@ -6,6 +6,7 @@ import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -161,7 +162,7 @@ One seed; no claim beyond TinyWorld.
 
 
 def write_llava_card(
-    model_dir: str | Path, run: Mapping[str, object], scores: Mapping[str, dict], history: str = ""
+    model_dir: str | Path, run: Mapping[str, Any], scores: Mapping[str, dict], history: str = ""
 ) -> Path:
     """Writes ``README.md`` (the model card) and ``figures.json`` beside the weights.
 

@@ -47,7 +47,8 @@ def chunk_folder(settings: LlavaTrainSettings, tokenizer: PreTrainedTokenizerFas
 
 def build_optimizers(trainee: Trainee, settings: LlavaTrainSettings) -> list[torch.optim.Optimizer]:
     """Muon for the 2-D hidden weights, AdamW for embeddings, head, norms, biases and the patch-label head."""
-    hidden, other = [], []
+    hidden: list[nn.Parameter] = []
+    other: list[nn.Parameter] = []
     for name, parameter in trainee.named_parameters():
         if not parameter.requires_grad:
             continue

@@ -107,7 +107,8 @@ class SamTrainer:
 def build_optimizers(model: nn.Module, settings: SamTrainSettings) -> list[torch.optim.Optimizer]:
     """Muon for the transformers' matrices, AdamW for tables, convolutions, norms and biases."""
     linear = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (matrices if name in linear else others).append(parameter)
     muon = torch.optim.Muon(matrices, lr=settings.muon_lr, weight_decay=0.05)
