@@ -18,4 +18,4 @@ if TYPE_CHECKING:
 
 
 # On first use, so that `import flmm_detseg` (configs, the help of commands) costs nothing.
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

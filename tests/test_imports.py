@@ -43,5 +43,14 @@ def test_a_package_has_the_names_that_it_lists(name):
     assert listed == set(package.__all__) - {"__version__"}
     for entry in listed:
         assert getattr(package, entry) is not None
+        assert entry in dir(package)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         package.nothing  # noqa: B018
+
+
+def test_a_package_finds_its_modules(run_python):
+    code = """
+import flmm_detseg.heads
+print(flmm_detseg.heads.gates.__name__, flmm_detseg.inference.__name__)
+"""
+    assert run_python(code).stdout.splitlines()[-1] == "flmm_detseg.heads.gates flmm_detseg.inference"

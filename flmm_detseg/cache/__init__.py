@@ -57,4 +57,4 @@ __all__ = [
     "save_own",
 ]
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

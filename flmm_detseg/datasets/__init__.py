@@ -46,4 +46,4 @@ __all__ = [
     "collate_samples",
 ]
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -37,4 +37,4 @@ __all__ = [
     "VisualizationHook",
 ]
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -38,4 +38,4 @@ __all__ = [
     "vqa_figures",
 ]
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

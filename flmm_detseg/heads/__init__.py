@@ -33,4 +33,4 @@ __all__ = [
 # Before any module of this package imports mmdet or mmseg.
 install()
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

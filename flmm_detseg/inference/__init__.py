@@ -14,4 +14,4 @@ if TYPE_CHECKING:
     from flmm_detseg.inference.result import GroundingResult
 
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

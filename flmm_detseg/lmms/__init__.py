@@ -39,4 +39,4 @@ __all__ = [
     "recompute_contexts",
 ]
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -28,4 +28,4 @@ __all__ = [
     "read_config",
 ]
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

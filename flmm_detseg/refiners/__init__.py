@@ -12,4 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["VARIANTS", "MaskPrompt", "SAMRefiner", "SamSizes", "TextPrompt", "build_sam", "save_sam"]
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Literal, Self
@@ -44,7 +44,8 @@ class CaptureSpec:
     def __post_init__(self) -> None:
         if self.hidden == "all":
             return
-        if isinstance(self.hidden, (bool, str)) or not all(_is_layer(layer) for layer in self.hidden):
+        listed = isinstance(self.hidden, Iterable) and not isinstance(self.hidden, str)
+        if not listed or not all(_is_layer(layer) for layer in self.hidden):
             raise ConfigError(
                 f"`hidden` is {self.hidden!r}; give decoder layers, counted from 1, or 'all', or () for none"
             )

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import ast
-import importlib
+import functools
+import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 
-def lazy_names(package: str) -> Callable[[str], object]:
-    """A package's ``__getattr__``: the names that its ``__init__.py`` imports under ``if TYPE_CHECKING:``.
+def lazy_names(package: str) -> tuple[Callable[[str], object], Callable[[], list[str]]]:
+    """A package's ``__getattr__`` and ``__dir__``: the names that its ``__init__.py`` imports for type checkers only.
 
-    That block is what type checkers, editors and the import contracts read, and so the one place where names and their
-    modules are listed::
+    Its block ``if TYPE_CHECKING:`` is what these, editors and the import contracts read, and so the one place where
+    names and their modules are listed::
 
         if TYPE_CHECKING:
             from package.module import Name
         __all__ = ["Name"]
-        __getattr__ = lazy_names(__name__)
+        __getattr__, __dir__ = lazy_names(__name__)
 
     A name that its module has as well cannot be listed: once the module is imported, it stands under that name.
 
@@ -26,20 +27,27 @@ def lazy_names(package: str) -> Callable[[str], object]:
         package: ``__name__`` of the package.
 
     Returns:
-        A function from a name to its object. It raises ``AttributeError`` for a name that is not listed, as Python
-        wants it, and whatever the import of a listed one raises.
+        A function from a name to its object, and one that lists the names. The first finds the package's own modules,
+        too; it raises ``AttributeError`` for anything else, as Python wants it, and whatever an import raises.
     """
-    homes: dict[str, str] = {}
+
+    @functools.cache
+    def homes() -> dict[str, str]:
+        return _homes(package)
 
     def get(name: str) -> object:
-        if not homes:
-            homes.update(_homes(package))
-        if name not in homes:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        # Looked up every time: what a test puts in the place of a name is seen, and gone afterwards.
-        return getattr(importlib.import_module(homes[name]), name)
+        if name in homes():
+            # Looked up every time: what a test puts in the place of a name is seen, and gone afterwards.
+            return getattr(importlib.import_module(homes()[name]), name)
+        module = f"{package}.{name}"
+        if not name.startswith("_") and importlib.util.find_spec(module) is not None:
+            return importlib.import_module(module)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
-    return get
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *homes()})
+
+    return get, names
 
 
 def _homes(package: str) -> dict[str, str]:

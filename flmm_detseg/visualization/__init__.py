@@ -26,4 +26,4 @@ __all__ = [
     "read_scalars",
 ]
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)

@@ -21,7 +21,7 @@ def test_hidden_layers_of_a_union_are_those_of_both() -> None:
     assert CaptureSpec(hidden=[3]) == CaptureSpec(hidden=(3,)), "configs make lists"
 
 
-@pytest.mark.parametrize("wrong", [True, False, "first", (0,), (-1,), (1.5,), (True,)])
+@pytest.mark.parametrize("wrong", [None, 3, True, False, "first", (0,), (-1,), (1.5,), (True,)])
 def test_hidden_layers_that_cannot_be(wrong) -> None:
     with pytest.raises(ConfigError, match="counted from 1, or 'all'"):
         CaptureSpec(hidden=wrong)

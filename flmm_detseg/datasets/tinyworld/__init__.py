@@ -65,4 +65,4 @@ __all__ = [
     "vocabulary",
 ]
 
-__getattr__ = lazy_names(__name__)
+__getattr__, __dir__ = lazy_names(__name__)
