@@ -96,6 +96,7 @@ MODELS = Registry(
     scope=SCOPE,
     locations=[
         *_modules("lmms", "all_families"),
+        *_modules("lmms.added", "own_projector", "region_tokens"),
         *_modules("heads", "detection_head", "language_head", "neck", "phrase_head", "semantic_head"),
         *_modules("heads", "side_stream", "unet_head"),
         *_modules("refiners", "sam"),

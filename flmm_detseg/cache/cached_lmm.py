@@ -23,8 +23,8 @@ from flmm_detseg.cache.regions.sources import Partitioner
 from flmm_detseg.cache.serving.answer import Answer, answer
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms import LMMAdapter
+from flmm_detseg.lmms.added.added_tokens import is_added
 from flmm_detseg.lmms.capture.decoder_pass import states_of
-from flmm_detseg.lmms.parts.added_tokens import is_added
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
 

@@ -10,12 +10,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from flmm_detseg.lmms.added.added_tokens import AddedTokens
 from flmm_detseg.lmms.family import LMMFacts
 from flmm_detseg.lmms.lora.conv_lora import balance_losses
 from flmm_detseg.lmms.lora.groups import LoRAGroup
 from flmm_detseg.lmms.lora.layers import lora_gradients
 from flmm_detseg.lmms.lora.product import lora_product_penalty, merge_lora
-from flmm_detseg.lmms.parts.added_tokens import AddedTokens
 from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
 from flmm_detseg.lmms.turns import Turns, exclusive
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
@@ -49,6 +49,11 @@ class LMMAdapter(nn.Module, ABC):
     trains_base: bool = False
     merged: bool = False
     checkpoint_buffers: tuple[str, ...] = ()
+
+    @property
+    def added_parts(self) -> Mapping[str, nn.Module]:
+        """Modules added to the LMM by name, see :class:`~flmm_detseg.lmms.added.lmm_part.LMMPart`."""
+        return {}
 
     @property
     def num_layers(self) -> int:
@@ -112,7 +117,10 @@ class LMMAdapter(nn.Module, ABC):
         Checkpoints record it, and are only loaded where it is the same. A part that is not there is None or 0, or has
         no fact.
         """
-        return None if self.added_tokens is None else {"added_tokens": list(self.added_tokens.tokens)}
+        layout: dict[str, Any] = {name: part.layout for name, part in self.added_parts.items()}
+        if self.added_tokens is not None:
+            layout["added_tokens"] = list(self.added_tokens.tokens)
+        return layout or None
 
     @property
     def device(self) -> torch.device:
@@ -210,13 +218,15 @@ class LMMAdapter(nn.Module, ABC):
     def keeps_base(self) -> bool:
         """Whether the LMM as it was is still there in :meth:`base_mode` (not when fully fine-tuned, or merged)."""
         untouched = self.frozen and not (self.merged or self.checkpoint_buffers)
-        beside = bool(self.lora_groups) or (self.added_tokens is not None and not self.merged)
+        added = self.added_tokens is not None or len(self.added_parts) > 0
+        beside = bool(self.lora_groups) or (added and not self.merged)
         return (untouched or beside) and not self.trains_base
 
     @property
     def adapted(self) -> bool:
         """Whether the LMM may answer otherwise than in :meth:`base_mode`."""
-        return bool(self.lora_groups) or self.added_tokens is not None or not self.keeps_base
+        added = self.added_tokens is not None or len(self.added_parts) > 0
+        return bool(self.lora_groups) or added or not self.keeps_base
 
     @abstractmethod
     def class_embeddings(self, names: Sequence[str]) -> Tensor:

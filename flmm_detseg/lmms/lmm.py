@@ -6,19 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.lmms.added.added_tokens import AddedTokens, added_tokens_off, grow
+from flmm_detseg.lmms.added.lmm_part import SlotFiller, build_parts, parts_off
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.capture.answer_text import phrase_inputs
 from flmm_detseg.lmms.capture.decoder import AnswerRows, PrefixDecoder
 from flmm_detseg.lmms.capture.decoder_pass import Captured, Sequences, image_blocks, read, states_of
 from flmm_detseg.lmms.capture.greedy_answer import GreedyAnswer
 from flmm_detseg.lmms.capture.packing import (
+    PackedBatch,
     PhraseRows,
     distinct_images,
     image_columns,
@@ -39,7 +42,6 @@ from flmm_detseg.lmms.capture.tower import tower_states
 from flmm_detseg.lmms.family import Family, Features
 from flmm_detseg.lmms.lora.groups import add_lora, lora_groups
 from flmm_detseg.lmms.lora.layers import lora_off, recompute_contexts
-from flmm_detseg.lmms.parts.added_tokens import AddedTokens, added_tokens_off, grow
 from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower, check_vision_layers
 from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
 from flmm_detseg.lmms.processors import DESCRIPTION_PROMPT, LMMProcessor, ProcessorSettings
@@ -57,6 +59,20 @@ from flmm_detseg.structures import (
     Sample,
 )
 from flmm_detseg.utils.values import FieldError, check_text
+
+
+class Seen(NamedTuple):
+    """What became of the images of a sample.
+
+    Attributes:
+        tokens: Of all of them, ``[num_tokens, d]``.
+        features: Per image.
+        maps: Per image its vision maps ``[D, rows, cols]`` by layer.
+    """
+
+    tokens: Tensor
+    features: list[Features]
+    maps: list[dict[int, Tensor]]
 
 
 class LMM(LMMAdapter):
@@ -80,9 +96,12 @@ class LMM(LMMAdapter):
         lora: LoRA groups, see :func:`~flmm_detseg.lmms.lora.groups.lora_groups`. The LMM's own weights are frozen
             then, whatever ``frozen`` says, and :meth:`encode` runs with autograd.
         added_tokens: Tokens that the LMM does not have, such as ``["[SEG]"]``, see
-            :class:`~flmm_detseg.lmms.parts.added_tokens.AddedTokens`; a list of texts, or its fields. Their rows are
+            :class:`~flmm_detseg.lmms.added.added_tokens.AddedTokens`; a list of texts, or its fields. Their rows are
             trained, also where the LMM is ``frozen``, so that :meth:`encode` runs with autograd. In
             :meth:`base_mode` they have no logits.
+        parts: Modules added to the LMM by name, each ``dict(type=..., ...)``: one that fills places of the prompt with
+            regions (``RegionTokens``), or replaces the projector (``OwnProjector``). Trained like added tokens, off in
+            :meth:`base_mode`, saved as ``parts.NAME``.
         gradient_checkpointing: Blocks of tower and language model keep their input only and are repeated in the
             backward pass: less memory, about a third more time, the same gradients. Only in training mode.
 
@@ -111,6 +130,7 @@ class LMM(LMMAdapter):
         share_prefix: bool = True,
         lora: Mapping[str, Mapping[str, Any]] | None = None,
         added_tokens: Sequence[str] | Mapping[str, Any] | None = None,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
@@ -140,6 +160,7 @@ class LMM(LMMAdapter):
             add_lora(self, lora_groups(lora))
         self.trains_base = not (frozen or lora)
         self._add_tokens(AddedTokens.from_config(added_tokens))
+        self._add_parts(parts)
         if gradient_checkpointing:
             self._checkpoint_gradients()
 
@@ -157,6 +178,7 @@ class LMM(LMMAdapter):
         share_prefix: bool = True,
         lora: Mapping[str, Mapping[str, Any]] | None = None,
         added_tokens: Sequence[str] | Mapping[str, Any] | None = None,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
         gradient_checkpointing: bool = False,
     ) -> Self:
         """Builds the adapter from a folder in hub layout, or from a model name on the hub.
@@ -172,6 +194,7 @@ class LMM(LMMAdapter):
             share_prefix: See the class.
             lora: See the class, e.g. ``dict(vision=dict(r=8), llm=dict(target="all-linear"))``.
             added_tokens: See the class.
+            parts: See the class.
             gradient_checkpointing: See the class.
 
         Raises:
@@ -197,6 +220,7 @@ class LMM(LMMAdapter):
             share_prefix=share_prefix,
             lora=lora,
             added_tokens=added_tokens,
+            parts=parts,
             gradient_checkpointing=gradient_checkpointing,
         )
 
@@ -215,6 +239,7 @@ class LMM(LMMAdapter):
         share_prefix: bool = True,
         lora: Mapping[str, Mapping[str, Any]] | None = None,
         added_tokens: Sequence[str] | Mapping[str, Any] | None = None,
+        parts: Mapping[str, Mapping[str, Any]] | None = None,
         gradient_checkpointing: bool = False,
     ) -> Self:
         """Builds the adapter with random weights, on the default device (``with torch.device("meta")``:
@@ -233,6 +258,7 @@ class LMM(LMMAdapter):
             share_prefix: See the class.
             lora: See the class, e.g. ``dict(vision=dict(r=8), llm=dict(target="all-linear"))``.
             added_tokens: See the class.
+            parts: See the class.
             gradient_checkpointing: See the class.
 
         Raises:
@@ -265,6 +291,7 @@ class LMM(LMMAdapter):
             share_prefix=share_prefix,
             lora=lora,
             added_tokens=added_tokens,
+            parts=parts,
             gradient_checkpointing=gradient_checkpointing,
         )
 
@@ -281,6 +308,27 @@ class LMM(LMMAdapter):
         grow(self.model, added, ids, known)
         self.frozen = False
         self.trains_base |= added.train == "tables"
+
+    def _add_parts(self, config: Mapping[str, Mapping[str, Any]] | None) -> None:
+        found = build_parts(config, self.model, self.facts)
+        self._slot_id: int | None = None
+        if not found:
+            return
+        self.parts = found
+        self.frozen = False
+        if (filler := self._filler) is not None and self.processor is not None:
+            there = filler.token in self.processor.tokenizer.get_vocab()
+            ids = [] if there else self.processor.add_tokens([filler.token])
+            self._slot_id = ids[0] if ids else self.processor.tokenizer.convert_tokens_to_ids(filler.token)
+
+    @property
+    def added_parts(self) -> Mapping[str, nn.Module]:
+        """See :class:`LMMAdapter`."""
+        return dict(self.parts.items()) if hasattr(self, "parts") else {}
+
+    @property
+    def _filler(self) -> SlotFiller | None:
+        return next((part for part in self.added_parts.values() if isinstance(part, SlotFiller)), None)
 
     def _checkpoint_gradients(self) -> None:
         if self.frozen:
@@ -366,8 +414,42 @@ class LMM(LMMAdapter):
     # One pass.
 
     def prepare(self, sample: Sample) -> LMMInputs:
-        """See :class:`LMMAdapter`."""
-        return self._processor()(sample)
+        """See :class:`LMMAdapter`.
+
+        Raises:
+            ConfigError: The sample has regions, and no part reads them.
+            DataError: As many regions as places for them are needed, each within its image.
+        """
+        return self._with_regions(self._processor()(sample), sample)
+
+    def _question(self, sample: Sample) -> LMMInputs:
+        return self._with_regions(self._processor().question(sample), sample)
+
+    def _with_regions(self, item: LMMInputs, sample: Sample) -> LMMInputs:
+        filler = self._filler
+        if filler is None:
+            if sample.regions:
+                raise ConfigError(
+                    f"{sample.record_id} points at regions, and this LMM has no part that reads them; add one: "
+                    "lmm=dict(..., parts=dict(regions=dict(type='RegionTokens')))"
+                )
+            return item
+        slots = (item.input_ids == self._slot_id).nonzero().flatten()
+        if len(slots) != len(sample.regions):
+            raise DataError(
+                f"{sample.record_id}: {len(slots)} times {filler.token} in the text, but {len(sample.regions)} "
+                "regions; each region needs its place, in order"
+            )
+        if not sample.regions:
+            return item
+        sizes = [image.shape[:2] for image in (sample.image, *sample.more_images)]
+        for index, region in enumerate(sample.regions):
+            try:
+                region.check(sizes)
+            except DataError as error:
+                raise DataError(f"{sample.record_id}, region {index}: {error}") from error
+        regions = tuple((region, region.weights(item.images[region.image].grid)) for region in sample.regions)
+        return replace(item, regions=regions, slots=slots)
 
     def _processor(self) -> LMMProcessor:
         if self.processor is None:
@@ -476,7 +558,7 @@ class LMM(LMMAdapter):
 
     def see(
         self, inputs: Sequence[LMMInputs], owners: Sequence[int], layers: tuple[int, ...]
-    ) -> tuple[dict[int, tuple[Tensor, list[Features]]], list[dict[int, Tensor]] | None]:
+    ) -> tuple[dict[int, Seen], list[dict[int, Tensor]] | None]:
         """Runs tower and projector.
 
         Args:
@@ -485,27 +567,64 @@ class LMM(LMMAdapter):
             layers: Hidden states of the tower that are wanted.
 
         Returns:
-            Per sample with images of its own their tokens ``[num_tokens, d]`` and features; per sample the wanted
-            maps, None where none are.
+            Per sample with images of its own what became of them; per sample the wanted maps, None where none are.
 
         Raises:
             ConfigError: The tower has no such hidden state.
         """
         check_vision_layers(layers, self.facts.vision.num_layers)
+        filler = self._region_reader(inputs)
+        wanted = tuple(sorted({*layers, *(filler.layers if filler else ())}))
         firsts = sorted(set(owners))
         images = [self._on_device(image) for index in firsts for image in inputs[index].images]
         turn = self.turn() if self.family.one_at_a_time else nullcontext()
-        with turn, tower_states(self.family.tower_blocks(self.model), layers) as states:
+        with turn, tower_states(self.family.tower_blocks(self.model), wanted) as states:
             features = self.family.features(self.model, images)
         tokens = self.family.project(self.model, features, images)
-        maps = {layer: self.family.view_maps(states[layer], images) for layer in layers}
+        maps = {layer: self.family.view_maps(states[layer], images) for layer in wanted}
         seen, shown, start = {}, {}, 0
         for index in firsts:
             end = start + len(inputs[index].images)
-            seen[index] = torch.cat(list(tokens[start:end])), features[start:end]
+            own = [{layer: maps[layer][place] for layer in wanted} for place in range(start, end)]
+            seen[index] = Seen(torch.cat(list(tokens[start:end])), features[start:end], own)
             shown[index] = {layer: maps[layer][start] for layer in layers}
             start = end
         return seen, [shown[owner] for owner in owners] if layers else None
+
+    def _region_reader(self, inputs: Sequence[LMMInputs]) -> SlotFiller | None:
+        """The part that reads the regions of these samples; None where they have none.
+
+        Raises:
+            ConfigError: They have, and the parts are off.
+        """
+        pointing = next((item for item in inputs if item.regions), None)
+        if pointing is None:
+            return None
+        filler = self._filler
+        if filler is None or not filler.active:
+            raise ConfigError(
+                f"{pointing.record_id} points at regions, which the untouched LMM cannot read (base mode): leave "
+                "distillation off for such samples, and answer them in the retention mode 'always'"
+            )
+        return filler
+
+    def _fill(
+        self, embeds: Tensor, batch: PackedBatch, inputs: Sequence[LMMInputs], rows: Sequence[Seen]
+    ) -> Tensor:
+        """Puts regions into their places."""
+        filler = self._region_reader(inputs)
+        if filler is None:
+            return embeds
+        maps, regions, places = [], [], torch.zeros(embeds.shape[:2], dtype=torch.bool)
+        for row, (members, seen) in enumerate(zip(batch.groups, rows, strict=True)):
+            for member in members:
+                item = inputs[member]
+                if item.regions:
+                    places[row, batch.token_index[member][item.slots]] = True
+                maps += [seen.maps[region.image] for region, _ in item.regions]
+                regions += [(region, weights.to(self.device)) for region, weights in item.regions]
+        found = filler.fill(maps, regions)
+        return embeds.masked_scatter(places.to(self.device)[..., None], found.to(embeds))
 
     def _on_device(self, image: ImageInputs) -> ImageInputs:
         further = {
@@ -518,16 +637,22 @@ class LMM(LMMAdapter):
         self,
         inputs: Sequence[LMMInputs],
         owners: Sequence[int],
-        seen: Mapping[int, tuple[Tensor, list[Features]]],
+        seen: Mapping[int, Seen],
         *,
         share: bool,
     ) -> Sequences:
         batch = pack(inputs, owners if share and not self.facts.rowless_layers else None)
         rows = [seen[owners[members[0]]] for members in batch.groups]
         image_mask = batch.image_mask.to(self.device)
-        embeds = self.words(batch.input_ids)
-        embeds = embeds.masked_scatter(image_mask[..., None], torch.cat([row[0] for row in rows]).to(embeds))
-        features = [found for row in rows for found in row[1]]
+        words = batch.input_ids
+        if self._slot_id is not None:
+            words = words.masked_fill(words == self._slot_id, 0)  # no word: the tables may not have it
+        embeds = self.words(words)
+        embeds = embeds.masked_scatter(
+            image_mask[..., None], torch.cat([row.tokens for row in rows]).to(embeds)
+        )
+        embeds = self._fill(embeds, batch, inputs, rows)
+        features = [found for row in rows for found in row.features]
         return Sequences(
             embeds,
             positions=batch.position_ids,
@@ -548,7 +673,7 @@ class LMM(LMMAdapter):
         answer in other bits.
         """
         processor = self._processor()
-        question = processor.question(sample)
+        question = self._question(sample)
         answer = self.greedy_answer(
             processor.tokenizer,
             question,
@@ -590,7 +715,10 @@ class LMM(LMMAdapter):
     def generate(self, sample: Sample, *, max_new_tokens: int = 128) -> str:
         """See :class:`LMMAdapter`."""
         processor = self._processor()
-        item = processor.question(sample)
+        item = self._question(sample)
+        if item.regions:
+            # Transformers' own loop reads words only.
+            return self.generate_with_states(sample, CaptureSpec(), max_new_tokens=max_new_tokens).text
         room = answer_room(item.next_position, self.position_limit, max_new_tokens, sample.record_id)
         input_ids = item.input_ids[None].to(self.device)
         # With several axes, transformers keeps what it counts positions by in the model, for one answer at a time.
@@ -644,7 +772,7 @@ class LMM(LMMAdapter):
     def base_mode(self) -> Iterator[None]:
         """See :class:`LMMAdapter`; the language model runs transformers' own sdpa function, in eval mode."""
         with self.turn(), self._text_attention("sdpa"), self._eval_mode(), lora_off(self.model):
-            with added_tokens_off(self.model):
+            with added_tokens_off(self.model), parts_off(self.added_parts):
                 yield
 
     @torch.no_grad()

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.heads.task_rows import rows_since
+from flmm_detseg.lmms.added.added_tokens import is_added
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora.layers import lora_group_of
-from flmm_detseg.lmms.parts.added_tokens import is_added
 from flmm_detseg.lmms.weights.identity import check_identity, lmm_identity
 from flmm_detseg.lmms.weights.trained_layout import check_layout, layout_text
 from flmm_detseg.models.shared_parts import to_own_names

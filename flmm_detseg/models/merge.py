@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.parts.added_tokens import settle
+from flmm_detseg.lmms.added.added_tokens import settle
 from flmm_detseg.lmms.weights.export import check_free, save_hub_model
 from flmm_detseg.models.from_config import model_from_config, read_config
 
@@ -48,15 +48,17 @@ def merge_checkpoint(
         raise ConfigError(
             f"{config}: `model.lmm` names no `pretrained` whose tokenizer could be stored with it"
         )
-    if not (lmm.get("lora") or lmm.get("added_tokens")):
+    if not any(lmm.get(name) for name in ("lora", "added_tokens", "parts")):
         raise ConfigError(
-            f"{config}: `model.lmm` has no `lora` and no `added_tokens`; there is nothing to merge"
+            f"{config}: `model.lmm` has no `lora`, no `added_tokens` and no `parts`; there is nothing to merge"
         )
     if dtype is not None:
         lmm.dtype = dtype
     model = model_from_config(read, checkpoint, device="cpu", allow_other_lmm=allow_other_lmm).lmm
     count = model.merge_lora()
     settle(model.model)
+    for part in model.added_parts.values():
+        part.settle(model.model)
     tokens = () if model.added_tokens is None else model.added_tokens.tokens
     save_hub_model(model.family, model.model, lmm.pretrained, out, tokens)
     return {

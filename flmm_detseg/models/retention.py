@@ -60,8 +60,10 @@ class Retention:
             )
 
     def plain(self, sample: Sample) -> bool:
-        """Whether a question goes to the LMM as it was; instructions for boxes or masks (task ``joint``) never do."""
-        return self.mode != "always" and sample.task != "joint"
+        """Whether a question goes to the LMM as it was; instructions for boxes or masks (task ``joint``), and questions
+        that point at regions, never do.
+        """
+        return self.mode != "always" and sample.task != "joint" and not sample.regions
 
     def answering(self, sample: Sample) -> AbstractContextManager[None]:
         """The mode of the LMM in which it answers a question."""

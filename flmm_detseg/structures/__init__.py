@@ -4,6 +4,7 @@ from flmm_detseg.structures.generation import Generation
 from flmm_detseg.structures.grid import GridLevel, PatchGrid
 from flmm_detseg.structures.maps import LogitMaps, PackedMasks
 from flmm_detseg.structures.partition import PatchPartition
+from flmm_detseg.structures.regions import Region
 from flmm_detseg.structures.sample import ANSWER_TASKS, DenseTargets, Phrase, Sample, Turn
 from flmm_detseg.structures.states import (
     CaptureSpec,
@@ -32,6 +33,7 @@ __all__ = [
     "PatchPartition",
     "Phrase",
     "Prediction",
+    "Region",
     "Sample",
     "Turn",
 ]

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from flmm_detseg.structures.regions import Region
+
 
 @dataclass(frozen=True)
 class Phrase:
@@ -79,6 +81,8 @@ class Sample:
             sections of a joint answer); empty where every token counts alike.
         turns: Earlier turns of the conversation, before ``prompt``; the images stand in front of the first one.
         more_images: Further images of the prompt, as ``image``, behind it. Phrases are grounded in ``image``.
+        regions: Regions that the text points at, in the order of their places in it (``<region>``, or what the LMM's
+            part is set to).
         meta: Further facts a metric or a report wants (plain containers only), e.g. ``{"sentence_id": 7}``.
     """
 
@@ -94,6 +98,7 @@ class Sample:
     sections: tuple[tuple[int, int], ...] = ()
     turns: tuple[Turn, ...] = ()
     more_images: tuple[np.ndarray, ...] = ()
+    regions: tuple[Region, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
     @property

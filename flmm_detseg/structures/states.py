@@ -13,6 +13,7 @@ from torch import Tensor
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures.grid import PatchGrid
 from flmm_detseg.structures.maps import LogitMaps, PackedMasks
+from flmm_detseg.structures.regions import Region
 from flmm_detseg.structures.sample import Sample
 
 
@@ -135,6 +136,9 @@ class LMMInputs:
         label_weights: float32 ``[T]``, weight of each label in the language loss (see :attr:`Sample.sections`);
             None for 1.
         position_ids: int64 ``[A, T]``, rotary positions by axis; None: one axis, 0..T-1.
+        regions: Regions in the order of their places in the sequence, each with its share of the cells of its image's
+            vision maps (float32 ``[rows, cols]``, sum 1).
+        slots: int64 ``[n]``: places of these regions in the sequence, all of them behind the images.
     """
 
     input_ids: Tensor
@@ -146,6 +150,8 @@ class LMMInputs:
     record_id: str
     label_weights: Tensor | None = None
     position_ids: Tensor | None = None
+    regions: tuple[tuple[Region, Tensor], ...] = ()
+    slots: Tensor | None = None
 
     @property
     def grid(self) -> PatchGrid:

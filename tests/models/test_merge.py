@@ -90,7 +90,9 @@ def test_what_cannot_be_merged_is_refused_before_anything_is_written(adapted, tm
     assert "exists already" in error
     assert [path.name for path in full.iterdir()] == ["keep.txt"]
     frozen = write_config(tmp_path)
-    with pytest.raises(ConfigError, match="has no `lora` and no `added_tokens`; there is nothing to merge"):
+    with pytest.raises(
+        ConfigError, match="has no `lora`, no `added_tokens` and no `parts`; there is nothing"
+    ):
         merge_checkpoint(frozen, checkpoint, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     unnamed = Config(dict(model=dict(lmm=dict(type="tiny.tiny_llava"))))

@@ -248,8 +248,13 @@ def _check_readable(lmm: LMMAdapter) -> IsolatedTower:
     """The tower of an LMM that can be read in groups.
 
     Raises:
-        ConfigError: Another family, a sliding window, or Conv-LoRA in the vision tower.
+        ConfigError: Another family, added parts, a sliding window, or Conv-LoRA in the vision tower.
     """
+    if lmm.added_parts:
+        raise ConfigError(
+            f"the background cache does not read an LMM with added parts ({', '.join(lmm.added_parts)}): leave "
+            "`lmm.parts` out, or use the LMM without the cache"
+        )
     tower = lmm.grouped_tower() if isinstance(lmm, LMM) else None
     if tower is None:
         raise ConfigError(

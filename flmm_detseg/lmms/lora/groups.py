@@ -13,10 +13,10 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.added.added_tokens import is_added
 from flmm_detseg.lmms.family import LEAVES, LMMFacts
 from flmm_detseg.lmms.lora.conv_lora import ConvLoRADown
 from flmm_detseg.lmms.lora.layers import lora_group_of, lora_layers
-from flmm_detseg.lmms.parts.added_tokens import is_added
 from flmm_detseg.utils.names import suggest
 
 
@@ -151,6 +151,11 @@ def add_lora(adapter: Adaptable, groups: Sequence[LoRAGroup]) -> dict[str, tuple
                 f"LoRA group {group.name!r}: conv_lora needs one grid of patches, and {why}; use kind='lora'"
             )
         targets[group.name] = _find_linears(adapter, group)
+        if unread := [name for name in targets[group.name] if ".base_layer" in name and ".lora_" not in name]:
+            raise ConfigError(
+                f"LoRA group {group.name!r} reaches {unread[0]}, in whose place a part of `lmm.parts` computes: it "
+                "would never be read. Leave the group out, or the part"
+            )
     for group in groups:
         inject(
             adapter.model,

@@ -19,9 +19,9 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError
+from flmm_detseg.lmms.added.added_tokens import is_added
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora.layers import lora_group_of
-from flmm_detseg.lmms.parts.added_tokens import is_added
 from flmm_detseg.utils.whole_files import dump_json
 
 _SAMPLES = 8

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from flmm_detseg.lmms.added.added_tokens import is_added
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora.layers import lora_group_of
-from flmm_detseg.lmms.parts.added_tokens import is_added
 
 _GIB = 2**30
 
@@ -22,8 +22,8 @@ class GroupParameters:
 
     Attributes:
         name: ``"lmm.vision"``, ``"lmm.llm"``, ``"lmm.projector"``, ``"lmm.other"`` for the LMM's own weights,
-            ``"lmm.added_tokens"``, ``"lora.GROUP"``, ``"heads.NAME"``, ``"parts.NAME"``, or the first part of the
-            name for everything else.
+            ``"lmm.added_tokens"``, ``"lmm.parts.NAME"``, ``"lora.GROUP"``, ``"heads.NAME"``, ``"parts.NAME"``, or
+            the first part of the name for everything else.
         total: Number of values.
         trainable: Those with ``requires_grad``.
         share: ``trainable`` as a share of all trainable values of the model, in [0, 1].
@@ -185,6 +185,7 @@ def _lmm_parts(model: nn.Module) -> dict[str, str]:
             for part, paths in child.part_prefixes.items():
                 parts |= {f"{root}model.{path}.": f"lmm.{part}" for path in paths}
             parts[f"{root}model."] = "lmm.other"
+            parts |= {f"{root}parts.{part}.": f"lmm.parts.{part}" for part in child.added_parts}
     return dict(sorted(parts.items(), key=lambda item: -len(item[0])))
 
 

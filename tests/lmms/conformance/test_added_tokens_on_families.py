@@ -11,8 +11,8 @@ from same_states import EVERYTHING
 from test_conformance import samples
 from tiny_families import FAMILIES, LLAMA, build
 
+from flmm_detseg.lmms.added.added_tokens import grown_tables, is_added, settle
 from flmm_detseg.lmms.lmm import LMM
-from flmm_detseg.lmms.parts.added_tokens import grown_tables, is_added, settle
 from flmm_detseg.structures import CaptureSpec, Phrase
 
 TOKENS = ("[SEG]", "[REJ]")

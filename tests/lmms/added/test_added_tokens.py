@@ -15,7 +15,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.lmms import LlavaAdapter
-from flmm_detseg.lmms.parts.added_tokens import AddedTokens, grown_tables, is_added
+from flmm_detseg.lmms.added.added_tokens import AddedTokens, grown_tables, is_added
 from flmm_detseg.lmms.weights.identity import lmm_identity
 from flmm_detseg.lmms.weights.parameters import parameter_report
 from flmm_detseg.models.checkpoint import lmm_meta

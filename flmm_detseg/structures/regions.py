@@ -1,0 +1,147 @@
+"""Regions of an image that a user points at: a point, a box or a mask."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from flmm_detseg.errors import DataError
+from flmm_detseg.structures.grid import PatchGrid
+
+
+@dataclass(frozen=True)
+class Region:
+    """A region of one image, in its original pixels; one of the three is given.
+
+    Attributes:
+        point_xy: ``(x, y)``.
+        box_xyxy: ``(x0, y0, x1, y1)``, half-open.
+        mask: bool ``[H, W]``.
+        image: Which image of the prompt it lies in: 0 is :attr:`Sample.image`, 1 the first of ``more_images``.
+
+    Raises:
+        DataError: None or several are given, or one that is no point, box or mask.
+    """
+
+    point_xy: tuple[float, float] | None = None
+    box_xyxy: tuple[float, float, float, float] | None = None
+    mask: np.ndarray | None = None
+    image: int = 0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("point_xy", "box_xyxy", "mask") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise DataError(
+                f"a region is a point, a box or a mask; given: {', '.join(given) or 'none of point_xy, box_xyxy, mask'}"
+            )
+        if isinstance(self.image, bool) or not isinstance(self.image, int) or self.image < 0:
+            raise DataError(
+                f"a region's `image` is {self.image!r}; a number of the prompt's images is needed: 0, 1, ..."
+            )
+        for name, count in (("point_xy", 2), ("box_xyxy", 4)):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _numbers(values, name, count))
+        if self.box_xyxy is not None:
+            x0, y0, x1, y1 = self.box_xyxy
+            if not (x0 < x1 and y0 < y1):
+                raise DataError(
+                    f"a region's box is {self.box_xyxy}; (x0, y0, x1, y1) with x0 < x1 and y0 < y1 is needed"
+                )
+        if self.mask is not None and (
+            not isinstance(self.mask, np.ndarray) or self.mask.ndim != 2 or self.mask.dtype != np.bool_
+        ):
+            kind = (
+                f"{self.mask.dtype} {self.mask.shape}"
+                if isinstance(self.mask, np.ndarray)
+                else type(self.mask)
+            )
+            raise DataError(f"a region's mask is {kind}; a bool array (H, W) is needed")
+
+    def check(self, sizes: list[tuple[int, int]]) -> None:
+        """Makes sure that it lies in one of these images.
+
+        Args:
+            sizes: Original ``(H, W)`` of the prompt's images.
+
+        Raises:
+            DataError: There is no such image, or nothing of the region lies in it.
+        """
+        if self.image >= len(sizes):
+            raise DataError(
+                f"a region names image {self.image}, the prompt has {len(sizes)} (0 is the first)"
+            )
+        height, width = sizes[self.image]
+        where = f"image {self.image} of {height} x {width} pixels (H x W)"
+        if self.mask is not None:
+            if self.mask.shape != (height, width):
+                raise DataError(
+                    f"a region's mask is {self.mask.shape}, of {where}; it must have the image's size"
+                )
+            if not self.mask.any():
+                raise DataError(f"a region's mask, of {where}, is empty")
+            return
+        x0, y0, x1, y1 = self.box_xyxy or (*self.point_xy, *self.point_xy)
+        if self.point_xy is not None and not (0 <= x0 <= width and 0 <= y0 <= height):
+            raise DataError(f"a region's point {self.point_xy} lies outside of {where}")
+        if self.box_xyxy is not None and (x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height):
+            raise DataError(f"a region's box {self.box_xyxy} lies outside of {where}")
+
+    def weights(self, grid: PatchGrid) -> Tensor:
+        """How much of the region lies in each cell of the vision maps.
+
+        Args:
+            grid: Geometry of its image, which :meth:`check` saw.
+
+        Returns:
+            float32 ``[rows, cols]`` of :attr:`PatchGrid.view_grid`, sum 1.
+        """
+        (rows, cols), (height, width) = grid.view_grid, grid.image_size
+        y0, x0, y1, x1 = grid.view_fractions
+        if self.mask is not None:
+            down, across = _cells(rows, y0, y1, height), _cells(cols, x0, x1, width)
+            pixels = torch.from_numpy(self.mask).double()
+            found = _overlap(down, torch.arange(height)) @ pixels @ _overlap(across, torch.arange(width)).T
+        else:
+            left, top, right, bottom = self.box_xyxy or _around(self.point_xy, (height, width))
+            found = torch.outer(
+                _part(_cells(rows, y0, y1, height), max(top, 0), min(bottom, height)),
+                _part(_cells(cols, x0, x1, width), max(left, 0), min(right, width)),
+            )
+        return (found / found.sum()).float()
+
+
+def _numbers(values: object, name: str, count: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)  # type: ignore[attr-defined]
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
+    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
+        raise DataError(f"a region's `{name}` is {values!r}; {count} finite numbers are needed")
+    return numbers
+
+
+def _around(point_xy: tuple[float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The pixel that a point lies in."""
+    x, y = min(math.floor(point_xy[0]), size[1] - 1), min(math.floor(point_xy[1]), size[0] - 1)
+    return x, y, x + 1, y + 1
+
+
+def _cells(count: int, start: float, end: float, length: int) -> Tensor:
+    """Borders of the cells of one axis in pixels of the image, float64 ``[count + 1]``; outside of it is padding."""
+    borders = torch.arange(count + 1, dtype=torch.float64) / count
+    return (borders - start) / (end - start) * length
+
+
+def _part(borders: Tensor, low: float, high: float) -> Tensor:
+    """How much of ``low`` to ``high`` lies in each cell, float64 ``[count]``."""
+    return (borders[1:].clamp(max=high) - borders[:-1].clamp(min=low)).clamp(min=0)
+
+
+def _overlap(borders: Tensor, pixels: Tensor) -> Tensor:
+    """How much of each pixel lies in each cell, float64 ``[count, pixels]``."""
+    ends = torch.minimum(borders[1:, None], pixels[None] + 1.0)
+    return (ends - torch.maximum(borders[:-1, None], pixels[None].double())).clamp(min=0)

@@ -1,0 +1,140 @@
+"""Modules added to every family: regions as tokens, a projector of its own, and the untouched model without them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from same_states import EVERYTHING, assert_same
+from test_conformance import gathered, samples
+from tiny_families import FAMILIES, build
+
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.lmms.added.lmm_part import parts_off
+from flmm_detseg.structures import CaptureSpec, Region
+
+pytestmark = pytest.mark.parametrize("family", FAMILIES)
+PARTS = dict(regions=dict(type="RegionTokens", layers=(-1, 1)), projector=dict(type="OwnProjector"))
+LOGITS = CaptureSpec(logits=True)
+
+
+def with_parts(family: str, **arguments):
+    lmm = build(family, parts=PARTS, **arguments)
+    reference = build(family)
+    weights = dict(reference.model.named_parameters())
+    with torch.no_grad():
+        for name, weight in lmm.model.named_parameters():
+            weight.copy_(weights[name.replace(".base_layer.", ".")])
+        for copied, own in zip(lmm.parts["projector"].copies, projectors(lmm), strict=True):
+            copied.load_state_dict(own.state_dict())
+    return lmm.eval(), reference
+
+
+def projectors(lmm):
+    return [lmm.model.get_submodule(f"{path}.base_layer") for path in lmm.parts["projector"]._paths]
+
+
+def pointing():
+    """Four samples about two images; the same words point at different regions."""
+    given = samples()
+    size = given[0].image_size
+    mask = np.zeros(size, bool)
+    mask[10:60, 20:90] = True
+    regions = [
+        (Region(box_xyxy=(5, 5, 60, 70)), Region(point_xy=(80.0, 100.0))),
+        (Region(mask=mask), Region(box_xyxy=(50, 90, 110, 150))),
+    ]
+    first = [
+        replace(
+            sample,
+            prompt="is <region> left of <region> ?",
+            regions=pair,
+            image_id="shared",
+            image=given[0].image,
+        )
+        for sample, pair in zip(given[:2], regions)
+    ]
+    other = replace(given[3], prompt="what is <region> ?", regions=(Region(box_xyxy=(0, 0, 30, 40)),))
+    return [*first, other, given[2]]
+
+
+@torch.no_grad()
+def test_in_base_mode_it_is_the_untouched_model_bit_for_bit(family):
+    lmm, reference = with_parts(family)
+    for weight in lmm.parts.parameters():
+        weight.add_(0.3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    items = [lmm.prepare(sample) for sample in samples()[:2]]
+    expected, adapted = reference.encode(items, EVERYTHING), lmm.encode(items, EVERYTHING)
+    with lmm.base_mode():
+        inside = lmm.encode(items, EVERYTHING)
+        answer = lmm.generate(samples()[0], max_new_tokens=5)
+    assert answer == reference.generate(samples()[0], max_new_tokens=5)
+    for ours, theirs, other in zip(inside.logits, expected.logits, adapted.logits, strict=True):
+        assert torch.equal(ours, theirs)
+        assert not torch.equal(ours, other)
+    for ours, theirs in zip(inside.attention, expected.attention, strict=True):
+        assert torch.equal(ours, theirs)
+    assert lmm.keeps_base
+    assert lmm.adapted
+
+
+@torch.no_grad()
+def test_an_own_projector_begins_as_the_models(family):
+    lmm, reference = with_parts(family)
+    items = [lmm.prepare(sample) for sample in samples()[:2]]
+    assert_same(lmm.encode(items, EVERYTHING), reference.encode(items, EVERYTHING))
+    assert lmm.generate(samples()[0], max_new_tokens=5) == reference.generate(samples()[0], max_new_tokens=5)
+
+
+@torch.no_grad()
+def test_a_batch_that_points_is_its_samples_one_by_one(family):
+    lmm, _ = with_parts(family)
+    given = pointing()
+    items = [lmm.prepare(sample) for sample in given]
+    alone = gathered([lmm.encode([item], EVERYTHING) for item in items])
+    assert_same(lmm.encode(items, EVERYTHING, [sample.image_id for sample in given]), alone)
+    assert_same(lmm.encode(items, EVERYTHING), alone)
+    # The regions matter: the same words about other regions are read otherwise.
+    swapped = replace(given[0], regions=given[0].regions[::-1])
+    (other,) = lmm.encode([lmm.prepare(swapped)], LOGITS).logits
+    assert (other - alone.logits[0]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_answers_about_regions_are_those_of_teacher_forcing(family):
+    lmm, _ = with_parts(family)
+    sample = replace(pointing()[0], more_images=(samples()[3].image,))
+    sample = replace(sample, regions=(sample.regions[0], Region(box_xyxy=(0, 0, 30, 40), image=1)))
+    generation = lmm.generate_with_states(sample, EVERYTHING, max_new_tokens=4)
+    assert generation.text == lmm.generate(sample, max_new_tokens=4)
+    (logits,) = lmm.encode([generation.inputs], LOGITS).logits
+    tokens = generation.token_ids
+    expected = logits[-len(tokens) - 1 : -1].log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(generation.log_probs, expected, rtol=1e-4, atol=2e-5)
+
+
+def test_gradients_reach_every_tensor_of_the_parts_and_no_other(family):
+    lmm, _ = with_parts(family)
+    lmm.train()
+    lmm.encode([lmm.prepare(pointing()[0])], LOGITS).logits[0].log_softmax(-1)[:, -20:].sum().backward()
+    for name, weight in lmm.named_parameters():
+        assert weight.requires_grad == name.startswith("parts."), name
+        assert (weight.grad is not None) == weight.requires_grad, name
+    assert all(weight.grad.abs().sum() > 0 for weight in lmm.parts["regions"].parameters())
+
+
+def test_regions_and_places_agree_or_are_refused(family):
+    lmm, reference = with_parts(family)
+    sample = pointing()[0]
+    with pytest.raises(DataError, match="2 times <region> in the text, but 1 regions"):
+        lmm.prepare(replace(sample, regions=sample.regions[:1]))
+    with pytest.raises(DataError, match="region 1: .*image 3"):
+        lmm.prepare(replace(sample, regions=(sample.regions[0], Region(point_xy=(1, 1), image=3))))
+    with pytest.raises(ConfigError, match="no part that reads them"):
+        reference.prepare(sample)
+    with lmm.base_mode(), pytest.raises(ConfigError, match="untouched LMM cannot read"):
+        lmm.encode([lmm.prepare(sample)], LOGITS)
+    with parts_off(lmm.added_parts):
+        lmm.encode([lmm.prepare(samples()[0])], LOGITS)
