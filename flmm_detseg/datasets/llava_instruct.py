@@ -12,9 +12,10 @@ import numpy as np
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import existing_file, load_json, require_dir, require_keys, require_list
 from flmm_detseg.datasets.image_ids import ImageIds, read_images
+from flmm_detseg.datasets.region_fields import read_regions
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
-from flmm_detseg.structures import Sample
+from flmm_detseg.structures import Region, Sample
 from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.values import FieldError, check_text, check_words, printable, shown
 
@@ -31,6 +32,7 @@ class _Record:
     questions: tuple[str, ...]
     answers: tuple[str, ...]
     turn: int | None  # None: drawn per epoch
+    regions: tuple[tuple[Region, ...], ...]  # of each question
 
 
 @DATASETS.register_module()
@@ -39,6 +41,8 @@ class LLaVAInstructDataset(GroundingDataset):
 
     Samples have ``task="vqa"``, the question as ``prompt`` and the answer as ``text``. Each turn stands alone: earlier
     turns are not part of the prompt. The ``<image>`` placeholder is removed (every family's adapter puts its own).
+    A question may say what it points at, ``"regions": [[x, y] | [x0, y0, x1, y1], ...]`` beside its ``"value"``, in
+    pixels of the image: as many as it has places for them (``<region>``), in order.
     Conversations without an image are dropped and counted (``dropped["no image"]``).
 
     Args:
@@ -110,10 +114,13 @@ class LLaVAInstructDataset(GroundingDataset):
                     self._log.drop("excluded image", stem)
                     continue
                 questions, answers = self._read_turns(entry["conversations"])
+                regions = tuple(read_regions(turn.get("regions")) for turn in entry["conversations"][::2])
                 if image not in found:
                     found[image] = existing_file(self.image_dir, image, "image")
                 for suffix, turn in self._choices(len(questions)):
-                    records.append(_Record(stem + suffix, number, found[image], questions, answers, turn))
+                    records.append(
+                        _Record(stem + suffix, number, found[image], questions, answers, turn, regions)
+                    )
                 number += 1
         return records
 
@@ -172,6 +179,7 @@ class LLaVAInstructDataset(GroundingDataset):
             prompt=record.questions[turn],
             image_id=str(record.path),
             task="vqa",
+            regions=record.regions[turn],
             meta={"turn": turn},
         )
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import existing_file, parse_line, require_dir, require_file, words_argument
+from flmm_detseg.datasets.region_fields import read_regions
 from flmm_detseg.registry import DATASETS
-from flmm_detseg.structures import Sample
+from flmm_detseg.structures import Region, Sample
 from flmm_detseg.utils.values import FieldError, check_text, check_words, identifier, is_number, shown
 
 _LETTERS = "ABCDEFGHIJ"
@@ -25,6 +26,7 @@ class _Record:
     choices: tuple[str, ...]
     kind: str | None
     stream: dict[str, Any]
+    regions: tuple[Region, ...]
 
 
 @DATASETS.register_module()
@@ -40,6 +42,9 @@ class QuestionDataset(GroundingDataset):
     Frames of a stream may say more: ``"session"``, its name, and ``"boxes"``, ``[[x0, y0, x1, y1], ...]`` in the
     image's pixels (half-open), what is object rather than background in them. They go to ``meta["session"]`` and
     ``meta["objects_xyxy"]``, where the background cache looks for them.
+
+    ``"regions"``, ``[[x, y] | [x0, y0, x1, y1], ...]`` in the image's pixels, are what the question points at: as many
+    as it has places for them (``<region>``), in order; for LMMs with a part that reads them.
 
     Args:
         file: JSONL file.
@@ -118,6 +123,7 @@ class QuestionDataset(GroundingDataset):
             choices=tuple(choices),
             kind=None if entry.get("category") is None else str(identifier(entry["category"], "category")),
             stream=self._read_stream(entry),
+            regions=read_regions(entry.get("regions")),
         )
 
     def _read_stream(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -158,6 +164,7 @@ class QuestionDataset(GroundingDataset):
             prompt=record.text,
             image_id=str(record.path),
             task="vqa",
+            regions=record.regions,
             meta={
                 "question_id": record.question_id,
                 "references": list(record.references),

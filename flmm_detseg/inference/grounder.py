@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -17,12 +18,22 @@ from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phrases
 from flmm_detseg.inference.result import GroundingResult
-from flmm_detseg.structures import CaptureSpec, Generation, PatchGrid, Phrase, Prediction, Sample, Turn
+from flmm_detseg.structures import (
+    CaptureSpec,
+    Generation,
+    PatchGrid,
+    Phrase,
+    Prediction,
+    Region,
+    Sample,
+    Turn,
+)
 
 if TYPE_CHECKING:
     from flmm_detseg.models import GroundingLMM
 
 Span: TypeAlias = tuple[int, int]
+RegionLike: TypeAlias = Region | Sequence[float] | np.ndarray
 
 
 class Grounder:
@@ -131,22 +142,28 @@ class Grounder:
         *,
         turns: Sequence[tuple[str, str]] = (),
         more_images: Sequence[ImageLike] = (),
+        regions: Sequence[RegionLike] = (),
         max_new_tokens: int = 128,
     ) -> str:
-        """The LMM's own answer (greedy): grounding has not changed it.
+        """The LMM's own answer (greedy): grounding has not changed it. With ``regions``, which the LMM cannot read by
+        itself, that of the LMM with its part for them.
 
         Args:
             image: As in :meth:`ground`.
             question: Free text; None asks for a description, in the words of the config.
             turns: Earlier questions and their answers, in order.
             more_images: Further images of the conversation; all of them stand before its first question.
+            regions: What the question points at, in the order of its places for them (``<region>``): points ``(x, y)``,
+                boxes ``(x0, y0, x1, y1)`` or bool masks ``[H, W]`` in pixels of ``image``; a
+                :class:`~flmm_detseg.structures.Region` may name another image. For LMMs that have a part for them.
             max_new_tokens: Longest answer.
 
         Raises:
             DataError: An image cannot be read, or a turn is no pair of texts.
         """
-        sample = _question(read_image(image, "image"), question, turns, more_images)
-        with torch.inference_mode(), self.model.lmm.base_mode():
+        sample = _question(read_image(image, "image"), question, turns, more_images, regions)
+        own = nullcontext() if sample.regions else self.model.lmm.base_mode()
+        with torch.inference_mode(), own:
             return self.model.lmm.generate(sample, max_new_tokens=max_new_tokens)
 
     def ask(
@@ -158,6 +175,7 @@ class Grounder:
         spans: Sequence[Span | Sequence[Span]] | None = None,
         turns: Sequence[tuple[str, str]] = (),
         more_images: Sequence[ImageLike] = (),
+        regions: Sequence[RegionLike] = (),
         keep_attention: bool = False,
         max_new_tokens: int = 128,
     ) -> GroundingResult:
@@ -176,6 +194,7 @@ class Grounder:
             spans: Instead of phrases: character ranges of the answer, as in :meth:`ground`.
             turns: As in :meth:`answer`.
             more_images: As in :meth:`answer`; masks are those of ``image``.
+            regions: As in :meth:`answer`.
             keep_attention: As in :meth:`ground`.
             max_new_tokens: Longest answer.
 
@@ -188,7 +207,7 @@ class Grounder:
                 empty.
         """
         pixels = read_image(image, "image")
-        sample = _question(pixels, question, turns, more_images)
+        sample = _question(pixels, question, turns, more_images, regions)
         with torch.inference_mode():
             generation = self.model.answer_with_states(sample, max_new_tokens=max_new_tokens)
         return self.ground_answer(pixels, generation, phrases, spans=spans, keep_attention=keep_attention)
@@ -304,6 +323,7 @@ def _question(
     question: str | None,
     turns: Sequence[tuple[str, str]],
     more_images: Sequence[ImageLike],
+    regions: Sequence[RegionLike],
 ) -> Sample:
     earlier = []
     for index, turn in enumerate(turns):
@@ -311,7 +331,17 @@ def _question(
             raise DataError(f"turn {index} is {turn!r:.80}; a pair (question, answer) is needed")
         earlier.append(Turn(*turn))
     further = tuple(read_image(image, f"further image {index}") for index, image in enumerate(more_images))
-    return Sample("question", pixels, "", (), prompt=question, turns=tuple(earlier), more_images=further)
+    pointed = tuple(Region.of(region) for region in regions)
+    return Sample(
+        "question",
+        pixels,
+        "",
+        (),
+        prompt=question,
+        turns=tuple(earlier),
+        more_images=further,
+        regions=pointed,
+    )
 
 
 def _sample(

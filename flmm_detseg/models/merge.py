@@ -55,7 +55,7 @@ def merge_checkpoint(
     if dtype is not None:
         lmm.dtype = dtype
     model = model_from_config(read, checkpoint, device="cpu", allow_other_lmm=allow_other_lmm).lmm
-    count = model.merge_lora()
+    count = model.merge_lora() if model.lora_groups else 0
     settle(model.model)
     for part in model.added_parts.values():
         part.settle(model.model)

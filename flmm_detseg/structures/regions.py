@@ -61,6 +61,29 @@ class Region:
             )
             raise DataError(f"a region's mask is {kind}; a bool array (H, W) is needed")
 
+    @classmethod
+    def of(cls, value: object, image: int = 0) -> Region:
+        """A region from what a caller or a file gives: a region, ``(x, y)``, ``(x0, y0, x1, y1)`` or a bool mask.
+
+        Raises:
+            DataError: It is none of these.
+        """
+        if isinstance(value, Region):
+            return value
+        if isinstance(value, np.ndarray) and value.ndim == 2:
+            return cls(mask=value, image=image)
+        if isinstance(value, list | tuple | np.ndarray) and len(value) in (2, 4):
+            if any(isinstance(number, str | bool) for number in value):
+                raise DataError(f"a region is {value!r:.80}; numbers are needed")
+            return (
+                cls(point_xy=tuple(value), image=image)
+                if len(value) == 2
+                else cls(box_xyxy=tuple(value), image=image)
+            )
+        raise DataError(
+            f"a region is {value!r:.80}; (x, y), (x0, y0, x1, y1) or a bool mask (H, W) of its image is needed"
+        )
+
     def check(self, sizes: list[tuple[int, int]]) -> None:
         """Makes sure that it lies in one of these images.
 

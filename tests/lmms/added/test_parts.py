@@ -1,0 +1,177 @@
+"""Parts of an LMM: config, checkpoints, export, and where they are refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from tiny import make_sample, tiny_llava, tiny_llava_config, tiny_tokenizer
+from transformers import LlavaForConditionalGeneration
+
+from flmm_detseg import Grounder
+from flmm_detseg.cache import CachedLMM
+from flmm_detseg.cache.regions.sources import GivenRegions, Partitioner
+from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
+from flmm_detseg.datasets.questions import QuestionDataset
+from flmm_detseg.errors import CheckpointError, ConfigError, DataError
+from flmm_detseg.lmms import LlavaAdapter
+from flmm_detseg.lmms.weights.parameters import parameter_report
+from flmm_detseg.models.checkpoint import lmm_meta
+from flmm_detseg.models.from_config import model_from_config
+from flmm_detseg.models.merge import merge_checkpoint
+from flmm_detseg.structures import CaptureSpec, Region
+
+ROOT = Path(__file__).resolve().parents[3]
+PRETRAINED = str(ROOT / "data" / "models" / "tiny_llava")
+LOGITS = CaptureSpec(logits=True)
+REGIONS = dict(regions=dict(type="RegionTokens", layers=[-1]))
+PROJECTOR = dict(projector=dict(type="OwnProjector"))
+
+
+def write_config(folder: Path, **lmm) -> Path:
+    folder.mkdir(exist_ok=True)
+    settings = dict(type="LlavaAdapter", pretrained=PRETRAINED, **lmm)
+    heads = dict(language=dict(type="LanguageHead"))
+    Config(dict(model=dict(type="GroundingLMM", lmm=settings, heads=heads))).dump(folder / "config.py")
+    return folder / "config.py"
+
+
+def asking(index: int = 0):
+    sample = make_sample(index)
+    return replace(
+        sample, prompt="what is <region> ?", phrases=(), masks=None, task="vqa",
+        regions=(Region(box_xyxy=(2, 3, 30, 20)),),
+    )  # fmt: skip
+
+
+def moved(model) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+
+
+def test_parts_are_trained_saved_under_their_names_and_loaded(tmp_path):
+    config = write_config(tmp_path / "a", parts={**REGIONS, **PROJECTOR})
+    model = model_from_config(config, untrained=True, device="cpu").train()
+    losses = model([asking(0), asking(1)], mode="loss")
+    sum(value for name, value in losses.items() if name.startswith("objective.")).backward()
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    assert all(name.startswith(("lmm.parts.regions.", "lmm.parts.projector.copies.")) for name in trained)
+    assert all(weight.grad.abs().sum() > 0 for weight in trained.values())
+    moved(model)
+    file = tmp_path / "iter_1.pth"
+    torch.save({"state_dict": model.trainable_state_dict(), "meta": lmm_meta(model.lmm)}, file)
+    assert set(model.trainable_state_dict()) == set(trained)
+    again = model_from_config(config, file, device="cpu").eval()
+    model.eval()
+    item = model.lmm.prepare(asking())
+    with torch.no_grad():
+        assert torch.equal(
+            model.lmm.encode([item], LOGITS).logits[0], again.lmm.encode([item], LOGITS).logits[0]
+        )
+    groups = {group.name for group in parameter_report(model).groups if group.trainable}
+    assert groups == {"lmm.parts.regions", "lmm.parts.projector"}
+    other = write_config(
+        tmp_path / "b", parts={**PROJECTOR, "regions": dict(type="RegionTokens", layers=[1])}
+    )
+    with pytest.raises(CheckpointError, match=r"regions.layers \[\d\] \(model: \[1\]\)"):
+        model_from_config(other, file, device="cpu")
+
+
+@torch.no_grad()
+def test_an_own_projector_is_exported_in_the_models_place(tmp_path):
+    config = write_config(tmp_path / "a", parts=PROJECTOR)
+    model = model_from_config(config, untrained=True, device="cpu").eval()
+    moved(model)
+    torch.save({"state_dict": model.trainable_state_dict()}, tmp_path / "iter_1.pth")
+    merge_checkpoint(config, tmp_path / "iter_1.pth", tmp_path / "merged")
+    plain = LlavaForConditionalGeneration.from_pretrained(tmp_path / "merged").eval()
+    item = model.lmm.prepare(make_sample(0))
+    theirs = plain(
+        input_ids=item.input_ids[None],
+        attention_mask=torch.ones(1, len(item.input_ids), dtype=torch.int64),
+        **model.lmm.own_inputs(item),
+    ).logits[0]
+    ours = model.lmm.encode([item], LOGITS)
+    torch.testing.assert_close(ours.logits[0], theirs[ours.logits_start[0] :], rtol=1e-4, atol=1e-4)
+    regions = write_config(tmp_path / "b", parts=REGIONS)
+    model = model_from_config(regions, untrained=True, device="cpu")
+    torch.save({"state_dict": model.trainable_state_dict()}, tmp_path / "iter_2.pth")
+    with pytest.raises(ConfigError, match="RegionTokens cannot be exported"):
+        merge_checkpoint(regions, tmp_path / "iter_2.pth", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("lmm", "message"),
+    [
+        (dict(parts=dict(regions=dict(type="RegionTokens", layers=[99]))), "99"),
+        (dict(parts=dict(regions=dict(type="RegionTokens", layers=[]))), "`layers` is empty"),
+        (dict(parts=dict(regions=dict(type="RegionTokens", token="a b"))), "white space"),
+        (dict(parts=dict(head=dict(type="LanguageHead"))), "no part of an LMM"),
+        (dict(parts=dict(a=dict(type="RegionTokens"), b=dict(type="RegionTokens"))), "several parts"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(lmm, message):
+    with pytest.raises(ConfigError, match=message):
+        LlavaAdapter.from_config(tiny_llava_config(), tokenizer=tiny_tokenizer(), **lmm)
+
+
+def test_lora_of_a_projector_that_is_not_read_is_refused():
+    from flmm_detseg.lmms import add_lora, lora_groups
+
+    lmm = LlavaAdapter.from_config(tiny_llava_config(), tokenizer=tiny_tokenizer(), parts=PROJECTOR)
+    with pytest.raises(ConfigError, match="would never be read"):
+        add_lora(lmm, lora_groups(dict(projector=dict(r=2))))
+
+
+def test_the_cache_refuses_them():
+    lmm = LlavaAdapter.from_config(tiny_llava_config(), tokenizer=tiny_tokenizer(), parts=PROJECTOR)
+    with pytest.raises(ConfigError, match=r"added parts \(projector\)"):
+        CachedLMM(lmm, Partitioner(GivenRegions("meta")))
+
+
+def test_questions_about_regions_from_the_api(tmp_path):
+    config = write_config(tmp_path / "a", parts=REGIONS)
+    model = model_from_config(config, untrained=True, device="cpu").eval()
+    moved(model)
+    grounder, image = Grounder(model), make_sample(0).image
+    boxes = [(2, 3, 30, 20), (20, 10, 40, 30)]
+    answer = grounder.answer(image, "is <region> left of <region> ?", regions=boxes, max_new_tokens=4)
+    sample = replace(asking(), prompt="is <region> left of <region> ?", regions=tuple(map(Region.of, boxes)))
+    assert answer == model.lmm.generate(sample, max_new_tokens=4)
+    plain = grounder.answer(image, "what is it ?", max_new_tokens=4)
+    with model.lmm.base_mode():
+        assert plain == model.lmm.generate(replace(make_sample(0), prompt="what is it ?"), max_new_tokens=4)
+    with pytest.raises(DataError, match="1 regions"):
+        grounder.answer(image, "what ?", regions=boxes[:1])
+    with pytest.raises(ConfigError, match="no part that reads them"):
+        tiny_llava().prepare(sample)
+
+
+def test_questions_about_regions_from_files(tmp_path):
+    image = ROOT / "data" / "models" / "tiny_heads" / "scene.png"
+    (tmp_path / "scene.png").write_bytes(image.read_bytes())
+    line = dict(question_id=1, image="scene.png", text="what is <region> ?", answer="a ring")
+    for regions in ([[1, 2, 9, 12]], [[3.5, 4]]):
+        (tmp_path / "q.jsonl").write_text(json.dumps({**line, "regions": regions}))
+        (sample,) = QuestionDataset(str(tmp_path / "q.jsonl"), str(tmp_path))
+        assert sample.regions == (Region.of(regions[0]),)
+        turns = [
+            {"from": "human", "value": "<image>what is <region> ?", "regions": regions},
+            {"from": "gpt", "value": "a ring"},
+        ]
+        (tmp_path / "c.json").write_text(json.dumps([dict(id=1, image="scene.png", conversations=turns)]))
+        (sample,) = LLaVAInstructDataset(str(tmp_path / "c.json"), str(tmp_path))
+        assert sample.regions == (Region.of(regions[0]),)
+    for wrong in ("all", [[1, 2, 3]], [["1", "2"]], [None], 5):
+        (tmp_path / "q.jsonl").write_text(json.dumps({**line, "regions": wrong}))
+        with pytest.raises(DataError, match="regions"):
+            QuestionDataset(str(tmp_path / "q.jsonl"), str(tmp_path))

@@ -1,0 +1,105 @@
+"""Regions: what is one, where it lies in the cells of the vision maps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from flmm_detseg.errors import DataError
+from flmm_detseg.structures import GridLevel, PatchGrid, Region
+
+# A wide image in the middle of a square, and one that fills its view.
+PADDED = PatchGrid((40, 70), (40, 70), 15, 0, (70, 70), (GridLevel(7, 7),))
+WHOLE = PatchGrid((33, 57), (60, 60), 0, 0, (60, 60), (GridLevel(4, 5),))
+
+
+def by_hand(mask: np.ndarray, grid: PatchGrid) -> torch.Tensor:
+    """Every pixel cut into 40 x 40 pieces, each counted in the cell it falls into."""
+    fine, (rows, cols) = 40, grid.view_grid
+    y0, x0, y1, x1 = grid.view_fractions
+    found = torch.zeros(rows, cols)
+    for y, x in zip(*mask.nonzero()):
+        inside = (np.arange(fine) + 0.5) / fine
+        row = ((y + inside) / mask.shape[0] * (y1 - y0) + y0) * rows
+        col = ((x + inside) / mask.shape[1] * (x1 - x0) + x0) * cols
+        found += torch.outer(
+            torch.bincount(torch.tensor(row).int(), minlength=rows).float(),
+            torch.bincount(torch.tensor(col).int(), minlength=cols).float(),
+        )
+    return found / found.sum()
+
+
+@pytest.mark.parametrize("grid", [PADDED, WHOLE], ids=["padded", "whole"])
+def test_cells_count_as_far_as_the_region_covers_them(grid):
+    height, width = grid.image_size
+    mask = np.zeros((height, width), bool)
+    mask[5:20, 9:30] = True
+    mask[19:27, 12:14] = True
+    torch.testing.assert_close(Region(mask=mask).weights(grid), by_hand(mask, grid), rtol=0, atol=2e-3)
+    box = np.zeros((height, width), bool)
+    box[3:17, 8:41] = True
+    as_box, as_mask = Region(box_xyxy=(8, 3, 41, 17)).weights(grid), Region(mask=box).weights(grid)
+    torch.testing.assert_close(as_box, as_mask)
+    torch.testing.assert_close(as_box, by_hand(box, grid), rtol=0, atol=2e-3)
+    # What lies outside of the image is cut off.
+    torch.testing.assert_close(
+        Region(box_xyxy=(-50, -3, width + 9, height)).weights(grid),
+        Region(box_xyxy=(0, 0, width, height)).weights(grid),
+    )
+
+
+def test_a_point_lies_in_one_cell_and_axes_are_not_swapped():
+    grid = PatchGrid((40, 80), (40, 80), 0, 0, (40, 80), (GridLevel(4, 8),))
+    weights = Region(point_xy=(75.0, 12.0)).weights(grid)
+    assert weights.nonzero().tolist() == [[1, 7]]
+    assert float(weights[1, 7]) == 1
+    assert Region(point_xy=(80, 40)).weights(grid).nonzero().tolist() == [[3, 7]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "given: none"),
+        (dict(point_xy=(1, 2), box_xyxy=(0, 0, 1, 1)), "given: point_xy, box_xyxy"),
+        (dict(box_xyxy=(5, 0, 5, 9)), "x0 < x1"),
+        (dict(box_xyxy=(0, 0, 1)), "4 finite numbers"),
+        (dict(point_xy=(float("nan"), 0)), "2 finite numbers"),
+        (dict(point_xy=(10**400, 0)), "2 finite numbers"),
+        (dict(mask=np.ones((3, 3))), "float64"),
+        (dict(mask=np.ones(3, bool)), "bool array"),
+        (dict(point_xy=(1, 1), image=-1), "number of an image"),
+        (dict(point_xy=(1, 1), image=True), "number of an image"),
+    ],
+    ids=str,
+)
+def test_what_is_no_region_is_refused(arguments, message):
+    with pytest.raises(DataError, match=message):
+        Region(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("region", "message"),
+    [
+        (Region(point_xy=(1, 1), image=2), "names image 2, the prompt has 1"),
+        (Region(point_xy=(71, 1)), "outside"),
+        (Region(box_xyxy=(70, 0, 80, 9)), "outside"),
+        (Region(mask=np.ones((70, 40), bool)), "the image's size"),
+        (Region(mask=np.zeros((40, 70), bool)), "empty"),
+    ],
+    ids=str,
+)
+def test_regions_lie_in_their_image(region, message):
+    with pytest.raises(DataError, match=message):
+        region.check([(40, 70)])
+
+
+def test_what_people_give():
+    assert Region.of((3, 4)) == Region(point_xy=(3.0, 4.0))
+    assert Region.of([1, 2, 3, 4], image=1) == Region(box_xyxy=(1.0, 2.0, 3.0, 4.0), image=1)
+    assert Region.of(np.array([1, 2])).point_xy == (1.0, 2.0)
+    mask = np.ones((2, 4), bool)
+    assert Region.of(mask).mask is mask
+    for wrong in ("a box", (1, 2, 3), ("1", "2"), None, np.ones((2, 2, 2), bool)):
+        with pytest.raises(DataError, match="a region"):
+            Region.of(wrong)
