@@ -15,6 +15,9 @@ def read_regions(value: Any) -> tuple[Region, ...]:
     Args:
         value: None, or ``[[x, y] | [x0, y0, x1, y1], ...]`` in pixels of the image.
 
+    Returns:
+        The regions, of the sample's first image.
+
     Raises:
         FieldError: It is something else.
     """

@@ -414,12 +414,7 @@ class LMM(LMMAdapter):
     # One pass.
 
     def prepare(self, sample: Sample) -> LMMInputs:
-        """See :class:`LMMAdapter`.
-
-        Raises:
-            ConfigError: The sample has regions, and no part reads them.
-            DataError: As many regions as places for them are needed, each within its image.
-        """
+        """See :class:`LMMAdapter`; regions need a part that reads them, and a place in the text each."""
         return self._with_regions(self._processor()(sample), sample)
 
     def _question(self, sample: Sample) -> LMMInputs:

@@ -63,7 +63,14 @@ class Region:
 
     @classmethod
     def of(cls, value: object, image: int = 0) -> Region:
-        """A region from what a caller or a file gives: a region, ``(x, y)``, ``(x0, y0, x1, y1)`` or a bool mask.
+        """A region from what a caller or a file gives.
+
+        Args:
+            value: A region, ``(x, y)``, ``(x0, y0, x1, y1)`` or a bool mask ``[H, W]``.
+            image: See the class; a region has its own.
+
+        Returns:
+            The region.
 
         Raises:
             DataError: It is none of these.
@@ -107,11 +114,14 @@ class Region:
             if not self.mask.any():
                 raise DataError(f"a region's mask, of {where}, is empty")
             return
-        x0, y0, x1, y1 = self.box_xyxy or (*self.point_xy, *self.point_xy)
-        if self.point_xy is not None and not (0 <= x0 <= width and 0 <= y0 <= height):
-            raise DataError(f"a region's point {self.point_xy} lies outside of {where}")
-        if self.box_xyxy is not None and (x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height):
-            raise DataError(f"a region's box {self.box_xyxy} lies outside of {where}")
+        if self.point_xy is not None:
+            x, y = self.point_xy
+            if not (0 <= x <= width and 0 <= y <= height):
+                raise DataError(f"a region's point {self.point_xy} lies outside of {where}")
+        if self.box_xyxy is not None:
+            x0, y0, x1, y1 = self.box_xyxy
+            if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
+                raise DataError(f"a region's box {self.box_xyxy} lies outside of {where}")
 
     def weights(self, grid: PatchGrid) -> Tensor:
         """How much of the region lies in each cell of the vision maps.
@@ -129,7 +139,7 @@ class Region:
             pixels = torch.from_numpy(self.mask).double()
             found = _overlap(down, torch.arange(height)) @ pixels @ _overlap(across, torch.arange(width)).T
         else:
-            left, top, right, bottom = self.box_xyxy or _around(self.point_xy, (height, width))
+            left, top, right, bottom = self.box_xyxy or _around(self.point_xy or (0.0, 0.0), (height, width))
             found = torch.outer(
                 _part(_cells(rows, y0, y1, height), max(top, 0), min(bottom, height)),
                 _part(_cells(cols, x0, x1, width), max(left, 0), min(right, width)),

@@ -68,8 +68,8 @@ def test_a_point_lies_in_one_cell_and_axes_are_not_swapped():
         (dict(point_xy=(10**400, 0)), "2 finite numbers"),
         (dict(mask=np.ones((3, 3))), "float64"),
         (dict(mask=np.ones(3, bool)), "bool array"),
-        (dict(point_xy=(1, 1), image=-1), "number of an image"),
-        (dict(point_xy=(1, 1), image=True), "number of an image"),
+        (dict(point_xy=(1, 1), image=-1), "number of"),
+        (dict(point_xy=(1, 1), image=True), "number of"),
     ],
     ids=str,
 )

@@ -31,6 +31,10 @@ class LMMPart(nn.Module, ABC):
     def attach(self, model: PreTrainedModel, facts: LMMFacts) -> None:
         """Makes its tensors, and takes its place in the model.
 
+        Args:
+            model: The transformers model; may be on the meta device.
+            facts: Of it.
+
         Raises:
             ConfigError: It does not fit this model.
         """
@@ -42,6 +46,9 @@ class LMMPart(nn.Module, ABC):
 
     def settle(self, model: PreTrainedModel) -> None:
         """Becomes part of the model, for good, so that other programs can read it.
+
+        Args:
+            model: The one it is attached to.
 
         Raises:
             ConfigError: Other programs have no place for it.
@@ -84,6 +91,9 @@ def build_parts(
         config: By name, each with its ``type``.
         model: The transformers model.
         facts: Of it.
+
+    Returns:
+        The parts by name, trainable; empty for no config.
 
     Raises:
         ConfigError: No such part, or it does not fit.
