@@ -227,7 +227,8 @@ class SAMRefiner(nn.Module):
                     self.make_prompt(logits, sizes[index], lowest[index])
                     for (index, _), logits in zip(call, coarse)
                 ]
-                words = None if text is None else [_text_of(text[index], part) for index, part in call]
+                given = text if self.use_text else None
+                words = None if given is None else [_text_of(given[index], part) for index, part in call]
                 lengths = [len(logits) for logits in coarse]
                 rows = torch.tensor([image_index[index] for index, _ in call], device=embeddings.device)
                 sparse, sparse_mask, dense = self._encode_prompts(prompts, words, sum(lengths))
