@@ -104,6 +104,7 @@ def tiny_llava(
     hidden_size: int = 32,
     lora: dict | None = None,
     added_tokens: list[str] | None = None,
+    parts: dict | None = None,
     gradient_checkpointing: bool = False,
     seed: int = 0,
 ) -> LlavaAdapter:
@@ -121,6 +122,7 @@ def tiny_llava(
             dtype=dtype,
             lora=lora,
             added_tokens=added_tokens,
+            parts=parts,
             gradient_checkpointing=gradient_checkpointing,
         )
 

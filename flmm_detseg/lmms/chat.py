@@ -42,6 +42,15 @@ class ChatTemplate:
         return text
 
 
+# The form of ChatML, which several families have; what stands before it or between images is theirs.
+CHATML = ChatTemplate(
+    first="<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n",
+    later="\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
+    answer_lead="",
+    turn_end="<|im_end|>",
+    image_join="",
+)
+
 # Templates that a config names by `prompt_template`; other families bring their own.
 TEMPLATES = {
     "vicuna": ChatTemplate("USER: {image}\n{prompt} ASSISTANT:", "USER: {prompt} ASSISTANT:"),

@@ -15,6 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms.added.added_tokens import AddedTokens, added_tokens_off, grow
 from flmm_detseg.lmms.added.lmm_part import SlotFiller, build_parts, parts_off
+from flmm_detseg.lmms.added.own_projector import OwnProjector
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.capture.answer_text import phrase_inputs
 from flmm_detseg.lmms.capture.decoder import AnswerRows, PrefixDecoder
@@ -311,6 +312,12 @@ class LMM(LMMAdapter):
 
     def _add_parts(self, config: Mapping[str, Mapping[str, Any]] | None) -> None:
         found = build_parts(config, self.model, self.facts)
+        adapted = [name for name, group in self.lora_groups.items() if group.part == "projector"]
+        if adapted and any(isinstance(part, OwnProjector) for part in found.values()):
+            raise ConfigError(
+                f"LoRA group {adapted[0]!r} adapts the projector, in whose place OwnProjector is trained as a whole; "
+                "leave one of them out"
+            )
         self._slot_id: int | None = None
         if not found:
             return

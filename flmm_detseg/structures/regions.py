@@ -79,7 +79,9 @@ class Region:
             return value
         if isinstance(value, np.ndarray) and value.ndim == 2:
             return cls(mask=value, image=image)
-        if isinstance(value, list | tuple | np.ndarray) and len(value) in (2, 4):
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        if isinstance(value, list | tuple) and len(value) in (2, 4):
             if any(isinstance(number, str | bool) for number in value):
                 raise DataError(f"a region is {value!r:.80}; numbers are needed")
             return (

@@ -100,6 +100,6 @@ def test_what_people_give():
     assert Region.of(np.array([1, 2])).point_xy == (1.0, 2.0)
     mask = np.ones((2, 4), bool)
     assert Region.of(mask).mask is mask
-    for wrong in ("a box", (1, 2, 3), ("1", "2"), None, np.ones((2, 2, 2), bool)):
+    for wrong in ("a box", (1, 2, 3), ("1", "2"), None, np.ones((2, 2, 2), bool), np.array(5)):
         with pytest.raises(DataError, match="a region"):
             Region.of(wrong)

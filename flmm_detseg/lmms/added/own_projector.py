@@ -57,13 +57,10 @@ class OwnProjector(LMMPart):
         """See :class:`LMMPart`."""
         for path in facts.parts["projector"]:
             module = model.get_submodule(path)
-            # A list of modules is never called itself.
-            inner = (
-                [f"{path}.{name}" for name, _ in module.named_children()]
-                if isinstance(module, nn.ModuleList)
-                else [path]
-            )
-            self._paths.extend(inner)
+            if isinstance(module, nn.ModuleList):  # never called itself
+                self._paths.extend(f"{path}.{name}" for name, _ in module.named_children())
+            else:
+                self._paths.append(path)
         if not self._paths:
             raise ConfigError("OwnProjector: this LMM names no projector")
         for index, path in enumerate(self._paths):

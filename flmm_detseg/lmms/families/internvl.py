@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from transformers import (
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.chat import ChatTemplate
+from flmm_detseg.lmms.chat import CHATML
 from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts, decoder_windows
 from flmm_detseg.lmms.hub_family import HubFamily
 from flmm_detseg.lmms.lmm import LMM
@@ -38,12 +39,7 @@ class InternVL(HubFamily):
     processor_class = InternVLProcessor
     image_text = "<IMG_CONTEXT>"
     reserved = ("<placeholder>", "<video>", "<img>", "</img>")
-    template = ChatTemplate(
-        first="<|im_start|>user\n{image}\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
-        later="\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
-        answer_lead="",
-        turn_end="<|im_end|>",
-    )
+    template = replace(CHATML, first=CHATML.first.replace("{image}", "{image}\n"), image_join="\n")
 
     @property
     def facts(self) -> LMMFacts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers import (
 )
 from transformers.models.lfm2.modeling_lfm2 import Lfm2HybridConvCache
 
-from flmm_detseg.lmms.chat import ChatTemplate
+from flmm_detseg.lmms.chat import CHATML
 from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts
 from flmm_detseg.lmms.hub_family import HubFamily
 from flmm_detseg.lmms.lmm import LMM
@@ -41,13 +42,7 @@ class Lfm2Vl(HubFamily):
     processor_class = Lfm2VlProcessor
     image_text = "<image>"
     reserved = ("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>")
-    template = ChatTemplate(
-        first="<|startoftext|><|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n",
-        later="\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
-        answer_lead="",
-        turn_end="<|im_end|>",
-        image_join="",
-    )
+    template = replace(CHATML, first=f"<|startoftext|>{CHATML.first}")
 
     @property
     def facts(self) -> LMMFacts:

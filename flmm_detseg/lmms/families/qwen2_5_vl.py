@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
-from flmm_detseg.lmms.chat import ChatTemplate
+from flmm_detseg.lmms.chat import CHATML
 from flmm_detseg.lmms.family import Features
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.qwen_family import QwenFamily
@@ -30,13 +31,8 @@ class Qwen2_5VL(QwenFamily):  # noqa: N801 (the model's own name)
     model_class = Qwen2_5_VLForConditionalGeneration
     config_class = Qwen2_5_VLConfig
     processor_class = Qwen2_5_VLProcessor
-    template = ChatTemplate(
-        first="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
-        "<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n",
-        later="\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
-        answer_lead="",
-        turn_end="<|im_end|>",
-        image_join="",
+    template = replace(
+        CHATML, first=f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{CHATML.first}"
     )
 
     def features(self, model: PreTrainedModel, images: Sequence[ImageInputs]) -> list[Features]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
-from flmm_detseg.lmms.chat import ChatTemplate
+from flmm_detseg.lmms.chat import CHATML
 from flmm_detseg.lmms.family import Features
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.qwen_family import QwenFamily
@@ -26,13 +26,7 @@ class Qwen3VL(QwenFamily):
     model_class = Qwen3VLForConditionalGeneration
     config_class = Qwen3VLConfig
     processor_class = Qwen3VLProcessor
-    template = ChatTemplate(
-        first="<|im_start|>user\n{image}{prompt}<|im_end|>\n<|im_start|>assistant\n",
-        later="\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n",
-        answer_lead="",
-        turn_end="<|im_end|>",
-        image_join="",
-    )
+    template = CHATML
     projectors = ("model.visual.merger", "model.visual.deepstack_merger_list")
 
     def features(self, model: PreTrainedModel, images: Sequence[ImageInputs]) -> list[Features]:

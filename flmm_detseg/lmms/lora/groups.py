@@ -26,6 +26,7 @@ class Adaptable(Protocol):
     model: nn.Module
     facts: LMMFacts
     frozen: bool
+    trains_base: bool
     lora_groups: Mapping[str, LoRAGroup]
 
 
@@ -170,7 +171,7 @@ def add_lora(adapter: Adaptable, groups: Sequence[LoRAGroup]) -> dict[str, tuple
     for name, parameter in adapter.model.named_parameters():
         parameter.requires_grad_(lora_group_of(name) is not None or is_added(name))
     adapter.lora_groups = {**adapter.lora_groups, **{group.name: group for group in groups}}
-    adapter.frozen = False
+    adapter.frozen = adapter.trains_base = False
     return {name: tuple(found) for name, found in targets.items()}
 
 

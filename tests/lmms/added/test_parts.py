@@ -18,7 +18,7 @@ from flmm_detseg.cache.regions.sources import GivenRegions, Partitioner
 from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
 from flmm_detseg.datasets.questions import QuestionDataset
 from flmm_detseg.errors import CheckpointError, ConfigError, DataError
-from flmm_detseg.lmms import LlavaAdapter
+from flmm_detseg.lmms import LlavaAdapter, add_lora, lora_groups
 from flmm_detseg.lmms.weights.parameters import parameter_report
 from flmm_detseg.models.checkpoint import lmm_meta
 from flmm_detseg.models.from_config import model_from_config
@@ -125,11 +125,18 @@ def test_what_does_not_fit_is_refused(lmm, message):
 
 
 def test_lora_of_a_projector_that_is_not_read_is_refused():
-    from flmm_detseg.lmms import add_lora, lora_groups
-
     lmm = LlavaAdapter.from_config(tiny_llava_config(), tokenizer=tiny_tokenizer(), parts=PROJECTOR)
     with pytest.raises(ConfigError, match="would never be read"):
         add_lora(lmm, lora_groups(dict(projector=dict(r=2))))
+    with pytest.raises(ConfigError, match="leave one of them out"):
+        tiny_llava(lora=dict(projector=dict(r=2)), parts=PROJECTOR)
+
+
+def test_lora_that_comes_later_keeps_the_base():
+    lmm = tiny_llava(frozen=False)
+    assert not lmm.keeps_base
+    add_lora(lmm, lora_groups(dict(llm=dict(r=2))))
+    assert lmm.keeps_base
 
 
 def test_the_cache_refuses_them():

@@ -1,9 +1,9 @@
 """Qwen2.5-VL."""
 
-from tiny_families import LLAMA, tokenizer
+from tiny_families import LLAMA
+from tiny_qwen3_vl import qwen_words
 from transformers import (
     Qwen2_5_VLProcessor,
-    Qwen2TokenizerFast,
     Qwen2VLImageProcessorFast,
     Qwen2VLVideoProcessor,
 )
@@ -11,26 +11,10 @@ from transformers import (
 from flmm_detseg.lmms.families.qwen2_5_vl import Qwen2_5VLAdapter
 from flmm_detseg.lmms.lmm import LMM
 
-SPECIAL = [
-    "<|image_pad|>",
-    "<|video_pad|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|im_start|>",
-    "<|im_end|>",
-]
-
 
 def build(**arguments) -> LMM:
     """Windows of 2 x 2 tokens; the second of three tower blocks sees the whole image."""
-    words = tokenizer(
-        Qwen2TokenizerFast,
-        SPECIAL,
-        image_token="<|image_pad|>",
-        video_token="<|video_pad|>",
-        vision_start_token="<|vision_start|>",
-        vision_end_token="<|vision_end|>",
-    )
+    words = qwen_words()
     images = Qwen2VLImageProcessorFast(
         patch_size=16, size={"shortest_edge": 64 * 64, "longest_edge": 320 * 320}
     )

@@ -21,9 +21,9 @@ SPECIAL = [
 ]
 
 
-def build(**arguments) -> LMM:
-    """Three tower blocks, the first two feed DeepStack."""
-    words = tokenizer(
+def qwen_words() -> Qwen2TokenizerFast:
+    """Words of the Qwen-VL families."""
+    return tokenizer(
         Qwen2TokenizerFast,
         SPECIAL,
         image_token="<|image_pad|>",
@@ -31,6 +31,11 @@ def build(**arguments) -> LMM:
         vision_start_token="<|vision_start|>",
         vision_end_token="<|vision_end|>",
     )
+
+
+def build(**arguments) -> LMM:
+    """Three tower blocks, the first two feed DeepStack."""
+    words = qwen_words()
     images = Qwen2VLImageProcessorFast(
         patch_size=16, size={"shortest_edge": 64 * 64, "longest_edge": 320 * 320}
     )
