@@ -175,6 +175,15 @@ def test_every_question_can_be_asked_of_the_tiny_and_the_7b_recipe(question):
     assert changes(question) == changes(f"{question}_7b")
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in RECIPES if p.stem.startswith("frozen_") and "tiny" not in p.stem], ids=name_of
+)
+def test_f_lmms_recipe_of_an_lmm_says_the_lmm_and_nothing_else(path):
+    changed = diff_to_base(path)
+    assert changed
+    assert all(key.startswith("model.lmm.") for key in changed), changed
+
+
 def test_the_control_differs_from_the_tiny_recipe_in_the_lmm_folder_only():
     changed = diff_to_base(ROOT / "tiny" / "frozen_tiny_llava_refcoco_png_control.py")
     assert changed == {"model.lmm.pretrained": ("data/models/tiny_llava", "work_dirs/quickstart/control_lmm")}

@@ -3,12 +3,7 @@
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.refcoco_png import *
-    from .._base_.default_runtime import *
     from .._base_.models.deepseek_vl_7b import lmm
-    from .._base_.models.unet_sam_l import phrase_grounding
-    from .._base_.schedules.adamw_8ep import *
+    from .._base_.recipes.refcoco_png import *
 
-from flmm_detseg.models import GroundingLMM
-
-model = dict(type=GroundingLMM, lmm=lmm, heads=dict(phrase=phrase_grounding))
+model.update(lmm=lmm)

@@ -3,26 +3,12 @@
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.coco_ade_vqa import semseg_eval, segmentation_train
+    from .._base_.datasets.coco_ade_vqa import segmentation_train, semseg_eval
     from .._base_.datasets.ade_val import *
-    from .._base_.default_runtime import *
     from .._base_.models.coco_ade_heads import segmentation
-    from .._base_.models.llava15_7b import lmm
-    from .._base_.schedules.adamw_detseg import *
+    from .._base_.recipes.one_head_7b import *
 
-from flmm_detseg.datasets import EpochSampler, collate_samples
-from flmm_detseg.models import GroundingLMM
-
-model = dict(type=GroundingLMM, lmm=lmm, heads=dict(segmentation=segmentation), init_from=[], new_parts=[])
-# There is no LoRA yet, so there is no group for it.
-optim_wrapper["optimizer"]["groups"] = {}
+model.update(heads=dict(segmentation=segmentation))
+train_dataloader.update(dataset=segmentation_train)
 param_scheduler[1].update(end=20000)
-train_cfg.update(max_iters=20000, val_interval=5000)
-train_dataloader = dict(
-    batch_size=8,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type=EpochSampler, shuffle=True),
-    collate_fn=dict(type=collate_samples),
-    dataset=segmentation_train,
-)
+train_cfg.update(max_iters=20000)

@@ -5,36 +5,23 @@ from mmengine.dataset import DefaultSampler
 from flmm_detseg.datasets import ConcatMix, EpochSampler, PNGDataset, RefCOCODataset, collate_samples
 from flmm_detseg.evaluation import RefSegMetric
 
-refcoco_train = dict(
+_refcoco = dict(
     type=RefCOCODataset,
     refs_file="data/refcoco/refs(unc).p",
     instances_file="data/refcoco/instances.json",
     image_dir="data/coco/train2014",
-    split="train",
-    sentences="random",
-    layout="concat",
-    name="refcoco",
+    sentences="first",
+    layout="split",
 )
-refcoco_plus_train = dict(
-    type=RefCOCODataset,
-    refs_file="data/refcoco+/refs(unc).p",
-    instances_file="data/refcoco+/instances.json",
-    image_dir="data/coco/train2014",
-    split="train",
-    sentences="random",
-    layout="concat",
-    name="refcoco+",
+_refcoco_plus = dict(
+    _refcoco, refs_file="data/refcoco+/refs(unc).p", instances_file="data/refcoco+/instances.json"
 )
-refcocog_train = dict(
-    type=RefCOCODataset,
-    refs_file="data/refcocog/refs(umd).p",
-    instances_file="data/refcocog/instances.json",
-    image_dir="data/coco/train2014",
-    split="train",
-    sentences="random",
-    layout="concat",
-    name="refcocog",
+_refcocog = dict(
+    _refcoco, refs_file="data/refcocog/refs(umd).p", instances_file="data/refcocog/instances.json"
 )
+refcoco_train = dict(_refcoco, split="train", sentences="random", layout="concat", name="refcoco")
+refcoco_plus_train = dict(_refcoco_plus, split="train", sentences="random", layout="concat", name="refcoco+")
+refcocog_train = dict(_refcocog, split="train", sentences="random", layout="concat", name="refcocog")
 png_train = dict(
     type=PNGDataset,
     narratives_file="data/coco/annotations/png_coco_train2017.json",
@@ -51,30 +38,6 @@ train_dataloader = dict(
     dataset=dict(type=ConcatMix, datasets=[png_train, refcoco_train, refcoco_plus_train, refcocog_train]),
 )
 
-_refcoco = dict(
-    type=RefCOCODataset,
-    refs_file="data/refcoco/refs(unc).p",
-    instances_file="data/refcoco/instances.json",
-    image_dir="data/coco/train2014",
-    sentences="first",
-    layout="split",
-)
-_refcoco_plus = dict(
-    type=RefCOCODataset,
-    refs_file="data/refcoco+/refs(unc).p",
-    instances_file="data/refcoco+/instances.json",
-    image_dir="data/coco/train2014",
-    sentences="first",
-    layout="split",
-)
-_refcocog = dict(
-    type=RefCOCODataset,
-    refs_file="data/refcocog/refs(umd).p",
-    instances_file="data/refcocog/instances.json",
-    image_dir="data/coco/train2014",
-    sentences="first",
-    layout="split",
-)
 refcoco_eval = dict(
     refcoco_val=dict(**_refcoco, split="val", name="refcoco"),
     refcoco_testA=dict(**_refcoco, split="testA", name="refcoco"),
@@ -102,15 +65,6 @@ val_dataloader = dict(
     persistent_workers=True,
     sampler=dict(type=DefaultSampler, shuffle=False),
     collate_fn=dict(type=collate_samples),
-    dataset=dict(
-        type=RefCOCODataset,
-        refs_file="data/refcoco/refs(unc).p",
-        instances_file="data/refcoco/instances.json",
-        image_dir="data/coco/train2014",
-        split="val",
-        sentences="first",
-        layout="concat",
-        name="refcoco",
-    ),
+    dataset=dict(_refcoco, split="val", layout="concat", name="refcoco"),
 )
 val_evaluator = dict(type=RefSegMetric)

@@ -5,27 +5,18 @@ from mmengine.dataset import DefaultSampler
 from flmm_detseg.datasets import EpochSampler, PNGDataset, RefCOCODataset, WeightedMix, collate_samples
 from flmm_detseg.evaluation import RefSegMetric
 
-refcoco_train = dict(
+_refcoco = dict(
     type=RefCOCODataset,
     refs_file="data/tinyworld/refcoco/refs(unc).p",
     instances_file="data/tinyworld/refcoco/instances.json",
     image_dir="data/tinyworld/coco",
-    split="train",
-    sentences="random",
-    layout="concat",
+    sentences="first",
+    layout="split",
     name="refcoco",
 )
+refcoco_train = dict(_refcoco, split="train", sentences="random", layout="concat")
 # One expression a text as well, as it is evaluated.
-refcoco_split_train = dict(
-    type=RefCOCODataset,
-    refs_file="data/tinyworld/refcoco/refs(unc).p",
-    instances_file="data/tinyworld/refcoco/instances.json",
-    image_dir="data/tinyworld/coco",
-    split="train",
-    sentences="random",
-    layout="split",
-    name="refcoco_split",
-)
+refcoco_split_train = dict(refcoco_train, layout="split", name="refcoco_split")
 png_train = dict(
     type=PNGDataset,
     narratives_file="data/tinyworld/coco/annotations/png_coco_train2017.json",
@@ -44,15 +35,6 @@ train_dataloader = dict(
     ),
 )
 
-_refcoco = dict(
-    type=RefCOCODataset,
-    refs_file="data/tinyworld/refcoco/refs(unc).p",
-    instances_file="data/tinyworld/refcoco/instances.json",
-    image_dir="data/tinyworld/coco",
-    sentences="first",
-    layout="split",
-    name="refcoco",
-)
 refcoco_eval = dict(
     refcoco_val=dict(**_refcoco, split="val"),
     refcoco_testA=dict(**_refcoco, split="testA"),
@@ -74,15 +56,6 @@ val_dataloader = dict(
     num_workers=0,
     sampler=dict(type=DefaultSampler, shuffle=False),
     collate_fn=dict(type=collate_samples),
-    dataset=dict(
-        type=RefCOCODataset,
-        refs_file="data/tinyworld/refcoco/refs(unc).p",
-        instances_file="data/tinyworld/refcoco/instances.json",
-        image_dir="data/tinyworld/coco",
-        split="val",
-        sentences="first",
-        layout="concat",
-        name="refcoco",
-    ),
+    dataset=dict(_refcoco, split="val", layout="concat"),
 )
 val_evaluator = dict(type=RefSegMetric)

@@ -10,7 +10,8 @@ from flmm_detseg.cache import CachedLMM, CacheSettings, GivenRegions, Partitione
 lmm = dict(
     type=CachedLMM,
     lmm=stock_lmm,
-    # Boxes by lot where the data have none, so that every partition is read. Serving names a source of its own.
+    # Frames of streams know what changes in them; elsewhere boxes by lot, so that every partition is read.
+    # Serving names a source of its own.
     partitioner=dict(
         type=Partitioner,
         source=dict(type=GivenRegions, kind="meta", otherwise=dict(type=RandomRegions)),
