@@ -1,4 +1,4 @@
-"""Backgrounds whose right values can be told from their pixels: whatever a cache serves can be checked."""
+"""Backgrounds whose right values follow from their pixels, so that every value a cache serves can be checked."""
 
 from __future__ import annotations
 

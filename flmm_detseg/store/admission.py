@@ -79,7 +79,7 @@ class RateLimit:
         self._state: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def allows(self, tenant: str) -> bool:
-        """Takes a token, if there is one."""
+        """Takes one token of the bucket, if there is one."""
         if self._per_s is None:
             return True
         burst, now = max(1.0, 2 * self._per_s), time.monotonic()
@@ -94,7 +94,7 @@ class RateLimit:
 
 
 class StaticStreams:
-    """Streams declared static. With every request they are declared again: one that lives is never forgotten for long.
+    """Streams declared static. Every request declares its stream again, so a stream in use is never forgotten for long.
 
     Args:
         max_streams: Streams remembered; the one declared least recently is forgotten.

@@ -1,4 +1,4 @@
-"""Level L3: when is a nearly equal donor acceptable, and does it keep its promise?"""
+"""Level L3: when may a nearly equal background be used, and how often are its answers wrong?"""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from scipy.stats import beta
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.store.settings import ApproximateSettings
 
-# Correlation of a tile's differences with those one and two pixels away from which they are no noise.
+# Differences that correlate more than this with those one and two pixels away are not noise.
 _ALIKE_NEXT, _ALIKE_AFTER = 0.4, 0.2
 _DEVIATIONS = 4.0
-# Share of a tile's pixels that noise changes at least.
+# Noise changes at least this share of a tile's pixels.
 _FEW = 0.25
 
 
@@ -40,12 +40,12 @@ def clopper_pearson(failures: int, trials: int, confidence: float) -> tuple[floa
 
 
 def text_bearing(tiles: np.ndarray, edge_step: int, edge_density: float) -> np.ndarray:
-    """Tiles that may carry text: many hard edges, in whatever colour.
+    """Tiles that may contain text: many hard edges, in whatever colour.
 
     Args:
         tiles: ``[n, p * p * 3]`` uint8, square RGB tiles.
         edge_step: Difference of neighbouring values of a channel that counts as an edge.
-        edge_density: Share of neighbouring pairs from which a tile is text-bearing.
+        edge_density: Least share of such pairs among the neighbouring pairs of a text-bearing tile.
 
     Returns:
         ``[n]`` bool.
@@ -64,7 +64,7 @@ def text_bearing(tiles: np.ndarray, edge_step: int, edge_density: float) -> np.n
 
 
 def drawn(difference: np.ndarray) -> np.ndarray:
-    """Tiles whose differences form something, as strokes do, rather than noise or an even shift.
+    """Tiles whose differences form a shape, as strokes do, rather than noise or an even shift.
 
     Noise is everywhere: a tile most of whose pixels differ alike, and a few otherwise, has something drawn on it.
     Strokes are wider than a pixel or longer than two: neighbours, and pixels two apart, differ alike. Noise of a sensor
@@ -105,17 +105,17 @@ def drawn(difference: np.ndarray) -> np.ndarray:
 
 
 def stale_tiles(shown: np.ndarray, stored: np.ndarray, settings: ApproximateSettings) -> np.ndarray | None:
-    """Compares a background with a donor.
+    """Compares an image with a stored background.
 
     Args:
-        shown: ``[n, tile_bytes]`` uint8, the image's tiles under the donor's mask.
-        stored: The donor's.
+        shown: ``[n, tile_bytes]`` uint8, the image's tiles under the stored background's mask.
+        stored: The stored background's.
         settings: Tolerances.
 
     Returns:
         Positions (in ``0..n-1``) of tiles that differ by more than ``tau``, or that became brighter or darker unlike
-        the rest; None when the donor is refused: too many of them, a tile that may carry text (in either image)
-        differs at all, or a tile's differences form something. A changed digit is small in pixels, total in meaning.
+        the rest; None when the stored background is refused: too many of them, a tile that may contain text (in either
+        image) differs at all, or a tile's differences form a shape. A changed digit is few pixels, but another meaning.
 
     Raises:
         ConfigError: The tiles are not square RGB.
@@ -127,7 +127,7 @@ def stale_tiles(shown: np.ndarray, stored: np.ndarray, settings: ApproximateSett
     large = np.abs(difference).max(axis=1) > settings.tau
     means = np.zeros((len(stored), 3))
     means[changed] = _square(difference).mean(axis=(2, 3))
-    # What covers a tile evenly has no edge in it: only other tiles tell.
+    # An even change of a tile has no edge in it: only comparison with the other tiles shows it.
     uneven = np.abs(means - np.median(means, axis=0)).max(axis=1) > settings.tau / 2
     stale = np.union1d(np.flatnonzero(uneven), changed[large])
     if len(stale) > settings.share * len(stored):
@@ -152,11 +152,11 @@ def _square(tiles: np.ndarray) -> np.ndarray:
 
 
 class ApproximateGuard:
-    """Counts how often approximate answers differ from full ones, and ends it. Thread-safe.
+    """Counts how often approximate answers differ from full ones; switches L3 off when too often. Thread-safe.
 
     Args:
         settings: Rates and limits.
-        seed: Of the choice of shadow runs.
+        seed: Of the random choice of spot checks.
     """
 
     def __init__(self, settings: ApproximateSettings, seed: int | None = None) -> None:
@@ -170,19 +170,19 @@ class ApproximateGuard:
         self.enabled = True
 
     def allows(self, entry_id: str) -> bool:
-        """Whether this entry may be a donor: L3 is on and the entry has not been caught."""
+        """Whether this entry may be used: L3 is on and the entry has not failed too many spot checks."""
         with self._lock:
             return self.enabled and entry_id not in self._barred
 
-    def shadow(self, entry_id: str, agrees: Callable[[], bool]) -> bool | None:
-        """Now and then computes an approximate answer in full as well.
+    def spot_check(self, entry_id: str, agrees: Callable[[], bool]) -> bool | None:
+        """Computes a random share of approximate answers in full as well.
 
         Args:
-            entry_id: The donor.
-            agrees: Does the full run and says whether its answer is the same.
+            entry_id: The matched entry.
+            agrees: Does the full run; returns whether its answer is the same.
 
         Returns:
-            What ``agrees`` said; None when this hit was not chosen.
+            What ``agrees`` returned; None when this hit was not chosen.
         """
         with self._lock:
             if self._random.random() >= self._settings.shadow_rate:
@@ -192,7 +192,7 @@ class ApproximateGuard:
         return agreed
 
     def record(self, entry_id: str, agreed: bool) -> None:
-        """Takes note of one comparison."""
+        """Counts one comparison."""
         with self._lock:
             entry = self._entries.setdefault(entry_id, [0, 0])
             self._entries.move_to_end(entry_id)

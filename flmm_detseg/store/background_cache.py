@@ -24,15 +24,15 @@ from flmm_detseg.store.records import BackgroundKey, Match, Namespace, PrefixKV
 from flmm_detseg.store.settings import CacheSettings
 from flmm_detseg.store.single_flight import Flight, SingleFlight
 from flmm_detseg.store.stats import CacheStats
-from flmm_detseg.store.tiers import Shelves
+from flmm_detseg.store.tiers import TieredStore
 from flmm_detseg.store.tile_index import Record, SessionHistory, make_record, pack_record
 
 
 class BackgroundCache:
     """Backgrounds of images with their vision features (L1) and prefix keys and values (L2). Thread-safe.
 
-    Tensors are copied when they come in, and handed out as they are: nobody writes to them. A background that somebody
-    wrote to nevertheless is noticed and dropped. Nothing that fails in a store (full disk, damaged file, server away)
+    Tensors are copied when they are stored, and handed out without a copy: do not write to them. A background that was
+    written to nevertheless is noticed and dropped. Nothing that fails in a store (full disk, damaged file, server away)
     reaches the caller: it is a miss.
 
     Args:
@@ -52,17 +52,17 @@ class BackgroundCache:
         else:
             secret = secrets.token_bytes(32)
         self._maker = KeyMaker(secret)
-        self._shelves = Shelves(self.settings, self._maker, self._stats)
+        self._tiers = TieredStore(self.settings, self._maker, self._stats)
         self._history = SessionHistory(self.settings.session_depth)
         self._ghosts = GhostList(self.settings.ghost_images)
-        # Per thread: within a flight an image is matched for the second time, which is no second sighting.
+        # Per thread: within a flight an image is matched again, which must not count as a second sighting.
         self._matched = threading.local()
         self._static = StaticStreams()
         self._rates = RateLimit(self.settings.tenant_inserts_per_s)
         approximate = self.settings.approximate
         self.guard = None if approximate is None else ApproximateGuard(approximate)
-        self._matcher = Matcher(self._shelves, self._history, self.settings, self.guard)
-        disk = self._shelves.remote.get("disk")
+        self._matcher = Matcher(self._tiers, self._history, self.settings, self.guard)
+        disk = self._tiers.remote.get("disk")
         leases = disk if isinstance(disk, DiskTier) else None
         self._flights = SingleFlight(
             None if leases is None else lambda name: leases.acquire(name, self.settings.lease_s),
@@ -108,7 +108,7 @@ class BackgroundCache:
     ) -> Match | None:
         """Looks for a stored background that this image shows; no network runs for it.
 
-        A request may look twice; :meth:`count` is told once what served it.
+        A request may call this twice; it calls :meth:`count` once, with what served it.
 
         Order: the session's last backgrounds; votes of tile hashes; the approximate level when it is on. Stored pixels
         decide. Among several, one whose prefix is stored wins, then the one with the most live tiles.
@@ -120,8 +120,8 @@ class BackgroundCache:
             prefix_key: Prompt prefix (system tokens, separators, layout, positions); None: L2 is of no use.
             grid: ``(rows, cols)``; None means square.
             live: ``[N]`` bool, False on letterbox tiles; None: all are live.
-            max_stale: Tiles of a nearly equal donor that can be sent again at most; None: any number.
-            exact: No nearly equal donor, whatever the settings.
+            max_stale: Changed tiles of a nearly equal background that can be recomputed at most; None: any number.
+            exact: No nearly equal background, whatever the settings.
 
         Raises:
             DataError: Shapes or dtypes do not fit.
@@ -132,9 +132,9 @@ class BackgroundCache:
         bucket = self._maker.bucket(namespace, resolve_grid(len(tiles), grid), tiles.shape[1])
         live = _live_tiles(live, len(tiles))
         query = Query(tiles, namespace, bucket, session, prefix_key, live, max_stale, self._maker)
-        self._shelves.poll()
+        self._tiers.poll()
         found = self._matcher.exact(query) or (None if exact else self._matcher.approximate(query))
-        with self._shelves.lock:
+        with self._tiers.lock:
             if found is None:
                 if not getattr(self._matched, "already", False):
                     self._ghosts.push_image(bucket, query.hashes)
@@ -206,19 +206,19 @@ class BackgroundCache:
                 record.bucket, record.scope, key, num_bytes_of(value) + key.pixels.nbytes + key.mask.nbytes,
                 float(saved_ms.get(level, 0.0)), value,
             )  # fmt: skip
-            if self._shelves.store(record, unit):
+            if self._tiers.store(record, unit):
                 stored = True
                 self._stats.add("inserts", level)
             else:
                 self._stats.add("refused", "budget")
         if stored:
-            with self._shelves.lock:
+            with self._tiers.lock:
                 self._history.push(record.bucket, session, key.entry_id)
         return stored
 
     def declare_static(self, session: str, namespace: Namespace) -> None:
         """This stream repeats its background (fixed camera, kiosk): it is stored at first sight."""
-        with self._shelves.lock:
+        with self._tiers.lock:
             self._static.add((self._maker.scope(namespace), session))
 
     def would_store(
@@ -229,7 +229,7 @@ class BackgroundCache:
         session: str | None = None,
         live: np.ndarray | None = None,
     ) -> bool:
-        """Whether :meth:`insert` would take this background now: nobody needs to wait for what is not stored.
+        """Whether :meth:`insert` would take this background now: no request has to wait for what is not stored.
 
         Args:
             key: See :meth:`insert`.
@@ -239,13 +239,13 @@ class BackgroundCache:
         """
         bucket = self._maker.bucket(namespace, key.grid, key.pixels.shape[1])
         hashes = self._maker.tile_hashes(key.pixels, key.indices)
-        fresh = make_record(key, bucket, self._maker.scope(namespace), hashes)
-        with self._shelves.lock:
-            if self._shelves.index.get(bucket, key.entry_id) is not None:
+        candidate = make_record(key, bucket, self._maker.scope(namespace), hashes)
+        with self._tiers.lock:
+            if self._tiers.index.get(bucket, key.entry_id) is not None:
                 return True
             if self._unworthy(key, _live_tiles(live, len(key.mask))) is not None:
                 return False
-            return self._is_static(fresh.scope, session) or self._ghosts.knows(fresh, hashes)
+            return self._is_static(candidate.scope, session) or self._ghosts.knows(candidate, hashes)
 
     @contextmanager
     def single_flight(self, name: str) -> Iterator[Flight]:
@@ -260,7 +260,7 @@ class BackgroundCache:
         """
         with self._flights.enter(name) as flight:
             # Another process may have stored it after this one matched and before it came here.
-            leader = flight.leader and not self._shelves.poll(now=True)
+            leader = flight.leader and not self._tiers.poll(now=True)
             self._stats.add("flights", "led" if leader else "waited")
             self._matched.already = True
             try:
@@ -268,11 +268,11 @@ class BackgroundCache:
             finally:
                 self._matched.already = False
 
-    def shadow(self, match: Match, agrees: Callable[[], bool]) -> bool | None:
-        """Checks an approximate match now and then; see :meth:`ApproximateGuard.shadow`. None for exact ones."""
+    def spot_check(self, match: Match, agrees: Callable[[], bool]) -> bool | None:
+        """Checks an approximate match at random; see :meth:`ApproximateGuard.spot_check`. None for exact ones."""
         if match.level == "exact" or self.guard is None:
             return None
-        agreed = self.guard.shadow(match.key.entry_id, agrees)
+        agreed = self.guard.spot_check(match.key.entry_id, agrees)
         if agreed is not None:
             self._stats.add("shadow", "agreed" if agreed else "disagreed")
         return agreed
@@ -282,7 +282,7 @@ class BackgroundCache:
 
         What waits to be written goes, too. Other processes on the folder, and other machines that run on the same
         Redis, drop their copies with their next request (within ``poll_s``). What stays: the disk tiers of machines
-        that are off or cut off from Redis now, and what requests hold in their hands at this moment.
+        that are off or cut off from Redis now, and what running requests use.
 
         Args:
             namespace: Tenant and fingerprints; None clears everything.
@@ -290,15 +290,15 @@ class BackgroundCache:
         Raises:
             RunError: The disk or Redis could not be cleared, so what is there will be served again; names them.
         """
-        self._shelves.clear(None if namespace is None else self._maker.scope(namespace))
+        self._tiers.clear(None if namespace is None else self._maker.scope(namespace))
 
     def flush(self) -> None:
         """Waits until everything that was inserted is written (only with ``write_behind``)."""
-        self._shelves.flush()
+        self._tiers.flush()
 
     def close(self) -> None:
         """Writes what waits, then closes files and connections."""
-        self._shelves.close()
+        self._tiers.close()
 
     def stats(self) -> dict[str, float | dict[str, float]]:
         """Numbers by metric: hits by level, milliseconds saved, bytes by tier, refusals by reason, ..."""
@@ -316,13 +316,13 @@ class BackgroundCache:
         return self._stats.prometheus()
 
     def _measure(self) -> None:
-        with self._shelves.lock:
-            self._stats.set("backgrounds", "", len(self._shelves.index))
-            for name, tier in self._shelves.memory.items():
+        with self._tiers.lock:
+            self._stats.set("backgrounds", "", len(self._tiers.index))
+            for name, tier in self._tiers.memory.items():
                 self._stats.set("bytes", name, tier.num_bytes)
                 self._stats.set("values", name, len(tier))
                 self._stats.set("in_flight", name, tier.num_pinned)
-        for name, remote in self._shelves.remote.items():
+        for name, remote in self._tiers.remote.items():
             self._stats.set("errors", name, remote.num_errors)
             if isinstance(remote, DiskTier):
                 self._stats.set("bytes", name, remote.num_bytes)
@@ -359,19 +359,19 @@ class BackgroundCache:
         """The record to store values under; None when the background is not to be stored."""
         bucket = self._maker.bucket(namespace, key.grid, key.pixels.shape[1])
         hashes = self._maker.tile_hashes(key.pixels, key.indices)
-        fresh = make_record(key, bucket, self._maker.scope(namespace), hashes)
-        with self._shelves.lock:
-            record = self._shelves.index.get(bucket, key.entry_id)
-            if record is not None and record.pixels is None and pack_record(record) != pack_record(fresh):
+        candidate = make_record(key, bucket, self._maker.scope(namespace), hashes)
+        with self._tiers.lock:
+            record = self._tiers.index.get(bucket, key.entry_id)
+            if record is not None and record.pixels is None and pack_record(record) != pack_record(candidate):
                 damaged = record
             else:
                 damaged = None
         if damaged is not None:
             # Its pixels were never seen here: the image's own mask is right, what a store says of it is not.
-            self._shelves.discard(damaged)
+            self._tiers.discard(damaged)
             self._stats.add("dropped", "corrupt")
-        with self._shelves.lock:
-            record = self._shelves.index.get(bucket, key.entry_id)
+        with self._tiers.lock:
+            record = self._tiers.index.get(bucket, key.entry_id)
             refused = None
             if record is not None and record.pixels is not None:
                 if not np.array_equal(record.pixels, key.pixels):
@@ -379,18 +379,18 @@ class BackgroundCache:
                     refused = "collision"
             elif (refused := self._unworthy(key, live)) is None and record is None:
                 # A damaged record shows that the background was seen before.
-                seen = damaged is not None or self._is_static(fresh.scope, session)
-                if not seen and not self._ghosts.admits(fresh, hashes):
+                seen = damaged is not None or self._is_static(candidate.scope, session)
+                if not seen and not self._ghosts.admits(candidate, hashes):
                     refused = "first_sighting"
             if refused is None and not self._rates.allows(namespace.tenant):
                 refused = "rate"
         if refused is not None:
             self._stats.add("refused", refused)
             return None
-        return record or fresh
+        return record or candidate
 
     def _unworthy(self, key: BackgroundKey, live: np.ndarray) -> str | None:
-        """Why this background would never serve, or serve too little."""
+        """Why this background would never be used, or save too little; None when it is worth storing."""
         if np.count_nonzero(key.mask & live) < self.settings.min_tiles:
             return "small"
         return None if covers_enough(key.mask, live, self.settings.max_object_share) else "objects"

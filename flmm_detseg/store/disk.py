@@ -1,8 +1,8 @@
 """Values on disk: one file each, an SQLite index beside them; survives kill -9, full disks and several processes.
 
 Order of a write: temporary file -> fsync -> rename -> fsync of the folder -> row. A file without a row, or a row
-without its file, is what a crash can leave; both are dropped at the next start. Writers take turns (``flock``),
-readers never wait. Not for network file systems: SQLite's write-ahead log and ``flock`` need one machine.
+without its file, is what a crash can leave; both are dropped at the next start. One process writes at a time
+(``flock``), readers never wait. Not for network file systems: SQLite's write-ahead log and ``flock`` need one machine.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class DiskTier:
                     _sync_folder(self._files)
                     self._insert_row(stored, record, len(data))
                 except (OSError, sqlite3.Error):
-                    # A full disk may still take the removal; what stays behind is an orphan of the next start.
+                    # A full disk may still allow the removal; what is left is an orphan, removed at the next start.
                     temporary.unlink(missing_ok=True)
                     path.unlink(missing_ok=True)
                     raise
@@ -130,7 +130,7 @@ class DiskTier:
             return None
 
     def touch(self, name: str) -> None:
-        """Counts a use, also one that memory served; written down with the next write."""
+        """Counts a use, also one that memory served; stored with the next write."""
         with self._used_lock:
             # Last use last.
             self._used[name] = self._used.pop(name, 0) + 1
@@ -142,7 +142,7 @@ class DiskTier:
 
     @property
     def paused(self) -> bool:
-        """Whether the disk failed just now."""
+        """Whether the disk failed a short while ago."""
         return time.monotonic() < self._paused_until
 
     def clear(self, scopes: set[str] | None) -> bool:
@@ -155,12 +155,12 @@ class DiskTier:
             False when the disk failed: something may be left.
         """
         with self._guarded("clear", self._writer), self._exclusive():
-            # First the message: who reads it later knows that what it stored before is not wanted.
+            # First the message: a process that reads it later knows that what it stored before must go.
             self._announce(scopes)
             for name, scope in self._writer.execute("SELECT name, scope FROM units").fetchall():
                 if scopes is None or scope in scopes:
                     self._remove(self._writer, name)
-            # Once more: who read the first one may have read rows behind it that were still there.
+            # Once more: a process that read the first message may have read rows after it that still existed.
             self._announce(scopes)
             return True
         return False
@@ -189,7 +189,7 @@ class DiskTier:
         return True
 
     def renew(self, name: str, ttl_s: float) -> None:
-        """Lets the lease last for longer: its computation still goes on."""
+        """Extends the lease: its computation still runs."""
         with self._guarded("lease", self._requests), self._mutex:
             query = "UPDATE leases SET expires = ? WHERE name = ? AND owner = ?"
             self._requests.execute(query, (time.monotonic() + ttl_s, name, self._owner))
@@ -251,7 +251,7 @@ class DiskTier:
 
     def _tick(self) -> float:
         """Numbers uses in their order. Not the time of day: after the clock went back, what is new would look old."""
-        # The first one is behind those of versions that wrote the time.
+        # The first number is larger than those of versions that wrote the time.
         self._writer.execute(
             "INSERT OR REPLACE INTO state SELECT 'tick', 1 + CAST(COALESCE((SELECT value FROM state WHERE name = "
             "'tick'), (SELECT MAX(CAST(score AS REAL)) FROM units), 0) AS REAL)"
@@ -260,13 +260,13 @@ class DiskTier:
 
     def _make_room(self, num_bytes: int, tenant: str) -> None:
         self._flush_uses()
-        held = _sum(self._writer, "WHERE tenant = ?", tenant)
-        self._evict(held + num_bytes - self._tenant_budget, tenant)
+        used = _sum(self._writer, "WHERE tenant = ?", tenant)
+        self._evict(used + num_bytes - self._tenant_budget, tenant)
         self._evict(_sum(self._writer, "") + num_bytes - self._budget, None)
 
     def _evict(self, wanted: int, tenant: str | None) -> None:
         while wanted > 0:
-            # "L2" sorts behind "L1", so L2 is first here. The casts: a damaged number must not end a request.
+            # "L2" sorts after "L1", so L2 is first here. The casts: a damaged number must not end a request.
             row = self._writer.execute(
                 "SELECT name, CAST(bytes AS INTEGER), CAST(score AS REAL) FROM units WHERE tenant = ? OR ? IS NULL "
                 "ORDER BY level DESC, score LIMIT 1",

@@ -163,13 +163,13 @@ class IndexConnection:
         # SQLite would make it readable for all; its log files get the same rights.
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
         db = sqlite3.connect(self.path, timeout=2.0, isolation_level=None, check_same_thread=False)
-        # A flipped byte must not make a whole query fail: what is no text has no valid signature either.
+        # A flipped byte must not make a whole query fail: bytes that are no text have no valid signature either.
         db.text_factory = lambda data: data.decode("utf-8", "replace")
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             if not self._maintains:
-                # Only where nobody writes for long: leases fill the log, too.
+                # Only on connections that write little: leases fill the log, too.
                 db.execute(f"PRAGMA wal_autocheckpoint = {_LARGE_LOG}")
             elif db.execute("PRAGMA quick_check(1)").fetchone() != ("ok",):
                 raise UnusableIndexError("the index is damaged")
@@ -220,7 +220,7 @@ class IndexReader:
         self._known: dict[str, tuple[str, str]] = {}
 
     def skip_clears(self) -> None:
-        """What was cleared before this process came is of no interest to it."""
+        """Skips what was cleared before this process started."""
         (self._last_clear,) = self._index.execute("SELECT COALESCE(MAX(seq), 0) FROM clears").fetchone()
         self._path = self._index.path
 
@@ -245,7 +245,7 @@ class IndexReader:
             self._read_rows(news)
             self._read_gone(news)
         except (OSError, sqlite3.Error):
-            # Nobody is told what was read: it is read again.
+            # Nothing of what was read was handed out: it is read again.
             self._last_clear, self._last_row = last
             raise
         return news

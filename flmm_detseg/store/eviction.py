@@ -1,4 +1,4 @@
-"""Who has to go when a budget is full: saved milliseconds per byte (GDSF), and LRU as the baseline to beat."""
+"""Eviction: which values to drop when a budget is full. Saved milliseconds per byte (GDSF), and LRU as baseline."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class EvictionQueue(Generic[Key]):
         return key in self._items
 
     def add(self, key: Key, num_bytes: int, saved_ms: float) -> None:
-        """Takes a value in, or starts it anew."""
+        """Adds a value, or resets its counts."""
         self._items[key] = _Item(num_bytes, saved_ms, 0)
         self._rescore(key)
 
@@ -114,7 +114,7 @@ class EvictionQueue(Generic[Key]):
         self._rescore(key)
 
     def remove(self, key: Key) -> None:
-        """The value is gone, for whatever reason."""
+        """Forgets a value that was removed, for whatever reason."""
         del self._items[key]
 
     def evict(self, eligible: Callable[[Key], bool] = lambda key: True) -> Key | None:

@@ -1,6 +1,6 @@
 """The folder of a cache on disk: whose it is, what in it is the cache's own, and its secret.
 
-Nothing in a folder is used, changed or removed before this is known: files of a user are none of the cache's, and who
+Nothing in a folder is used, changed or removed before this is known: a user's files must not be touched, and whoever
 may write to the folder could forge what is served from it.
 """
 
@@ -98,9 +98,9 @@ def folder_secret(folder: Path) -> bytes:
                     f"give `secret` if it was set before, or delete {folder} (everything is computed again)"
                 )
             path.unlink(missing_ok=True)
-            fresh = folder / f"secret.{uuid.uuid4().hex}"
-            _write(fresh, secrets.token_bytes(32))
-            _settle(fresh, path)
+            draft = folder / f"secret.{uuid.uuid4().hex}"
+            _write(draft, secrets.token_bytes(32))
+            _settle(draft, path)
         return path.read_bytes()
     except OSError as error:
         raise unusable_folder(folder, error) from error
@@ -128,9 +128,9 @@ def mark_folder(folder: Path, maker: KeyMaker) -> None:
                 path = folder / _MARKER
                 if path.exists():
                     path.unlink()
-                fresh = folder / f"{_MARKER}.{uuid.uuid4().hex}"
-                _write(fresh, f"{_SIGNATURE}\n{_OURS}{key}\n".encode())
-                _settle(fresh, path)
+                draft = folder / f"{_MARKER}.{uuid.uuid4().hex}"
+                _write(draft, f"{_SIGNATURE}\n{_OURS}{key}\n".encode())
+                _settle(draft, path)
                 known = _marked_key(folder)
     except OSError as error:
         raise unusable_folder(folder, error) from error
@@ -141,14 +141,14 @@ def mark_folder(folder: Path, maker: KeyMaker) -> None:
         )
 
 
-def _settle(fresh: Path, path: Path) -> None:
-    """Gives a written file its name, unless another process was first: nobody ever sees half a file."""
+def _settle(draft: Path, path: Path) -> None:
+    """Gives a written file its name, unless another process was first: no process ever sees half a file."""
     try:
-        os.link(fresh, path)
+        os.link(draft, path)
     except FileExistsError:
         pass
     finally:
-        fresh.unlink()
+        draft.unlink()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -94,7 +94,7 @@ class KeyMaker:
         return np.frombuffer(stream, dtype="<u8").astype(np.uint64)
 
     def digest(self, *parts: bytes | str | memoryview) -> str:
-        """Keyed hash of a list of parts (32 hex digits); parts are told apart by their lengths."""
+        """Keyed hash of a list of parts (32 hex digits); lengths keep neighbouring parts apart."""
         state = hashlib.blake2b(key=self._secret, digest_size=16)
         for part in (FORMAT, *parts):
             data = part.encode() if isinstance(part, str) else part

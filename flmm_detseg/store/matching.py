@@ -13,11 +13,11 @@ from flmm_detseg.store.approximate import ApproximateGuard, stale_tiles
 from flmm_detseg.store.keys import KeyMaker
 from flmm_detseg.store.records import BackgroundKey, Match, Namespace, PrefixKV
 from flmm_detseg.store.settings import CacheSettings
-from flmm_detseg.store.tiers import Shelves
+from flmm_detseg.store.tiers import TieredStore
 from flmm_detseg.store.tile_index import Record, SessionHistory
 
-# Donors that the approximate level compares at most.
-_MAX_DONORS = 64
+# Stored backgrounds that the approximate level compares at most.
+_MAX_COMPARED = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +31,7 @@ class Query:
         session: Stream that it belongs to.
         prefix_key: Prompt prefix of interest.
         live: ``[N]`` bool, False on letterbox tiles.
-        max_stale: Tiles that can be sent again at most; None: any number.
+        max_stale: Changed tiles that can be recomputed at most; None: any number.
         maker: Names and hashes.
     """
 
@@ -68,10 +68,10 @@ def covers_enough(mask: np.ndarray, live: np.ndarray, max_object_share: float) -
 
 
 class Matcher:
-    """Finds donors on the shelves.
+    """Finds stored backgrounds that an image shows.
 
     Args:
-        shelves: Index and tiers.
+        tiers: Index and tiers.
         history: Last backgrounds of every stream.
         settings: See :class:`CacheSettings`.
         guard: Of the approximate level; None: the level is off.
@@ -79,18 +79,18 @@ class Matcher:
 
     def __init__(
         self,
-        shelves: Shelves,
+        tiers: TieredStore,
         history: SessionHistory,
         settings: CacheSettings,
         guard: ApproximateGuard | None,
     ) -> None:
-        self._shelves, self._history, self._settings = shelves, history, settings
+        self._tiers, self._history, self._settings = tiers, history, settings
         self._guard = guard
 
     def exact(self, query: Query) -> Match | None:
         """The session's last backgrounds, then the votes of tile hashes; stored pixels decide."""
-        index = self._shelves.index
-        with self._shelves.lock:
+        index = self._tiers.index
+        with self._tiers.lock:
             recent = [
                 index.get(query.bucket, name) for name in self._history.recent(query.bucket, query.session)
             ]
@@ -98,14 +98,14 @@ class Matcher:
         if found is not None:
             return found
         hashes = query.hashes
-        with self._shelves.lock:
+        with self._tiers.lock:
             proposals = index.proposals(query.bucket, hashes)
         return self._first_exact([record for record in proposals.records() if record not in recent], query)
 
     def _first_exact(self, records: list[Record], query: Query) -> Match | None:
         nothing = np.zeros(0, np.int64)
         for record in self._ranked(records, query):
-            pixels = self._shelves.pixels(record, query.names(record), query.tiles)
+            pixels = self._tiers.pixels(record, query.names(record), query.tiles)
             if pixels is None or not np.array_equal(query.tiles[record.indices], pixels):
                 continue
             if (found := self._serve(record, pixels, nothing, query, "exact")) is not None:
@@ -113,7 +113,7 @@ class Matcher:
         return None
 
     def approximate(self, query: Query) -> Match | None:
-        """A donor that is nearly equal, when that level is on."""
+        """A stored background that is nearly equal, when that level is on."""
         settings, guard = self._settings.approximate, self._guard
         if settings is None or guard is None or not guard.enabled:
             return None
@@ -121,9 +121,9 @@ class Matcher:
         def suits(record: Record) -> bool:
             return record.pixels is not None and guard.allows(record.entry_id)
 
-        with self._shelves.lock:
-            donors = self._shelves.index.latest(query.bucket, _MAX_DONORS, suits)
-        for record in self._ranked(donors, query):
+        with self._tiers.lock:
+            candidates = self._tiers.index.latest(query.bucket, _MAX_COMPARED, suits)
+        for record in self._ranked(candidates, query):
             pixels = record.pixels
             if pixels is None:
                 continue
@@ -136,7 +136,7 @@ class Matcher:
         return None
 
     def _ranked(self, records: list[Record], query: Query) -> list[Record]:
-        """Donors that leave little enough to compute, the best first."""
+        """Records that leave little enough to compute, the best first."""
         ranked: list[tuple[bool, int, Record]] = []
         for record in records:
             if not covers_enough(record.mask, query.live, self._settings.max_object_share):
@@ -158,12 +158,12 @@ class Matcher:
     ) -> Match | None:
         """Hands the stored values out; None when they are gone."""
         *prefix_name, features_name = query.names(record)
-        l2 = self._shelves.use(record, prefix_name[0], pixels) if prefix_name else None
-        # A prefix needs no features: they are handed out when they are at hand, which is no use of them.
+        l2 = self._tiers.use(record, prefix_name[0], pixels) if prefix_name else None
+        # A prefix needs no features: they are handed out when they are in memory, which does not count as a use.
         if l2 is None:
-            l1 = self._shelves.use(record, features_name, pixels)
+            l1 = self._tiers.use(record, features_name, pixels)
         else:
-            l1 = self._shelves.peek(features_name, pixels)
+            l1 = self._tiers.peek(features_name, pixels)
         served = l2 or l1
         if served is None:
             return None
@@ -171,4 +171,4 @@ class Matcher:
         features = l1.value if l1 is not None and isinstance(l1.value, Tensor) else None
         key = BackgroundKey(record.mask, pixels, record.entry_id, record.grid)
         match = Match(key, level, stale, features, prefix, served.saved_ms)
-        return self._shelves.hold(match, [unit for unit in (l1, l2) if unit is not None])
+        return self._tiers.pin(match, [unit for unit in (l1, l2) if unit is not None])

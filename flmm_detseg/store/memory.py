@@ -19,7 +19,7 @@ Level = Literal["L1", "L2"]
 def copy_tensor(tensor: Tensor, device: str, pin: bool = False) -> Tensor:
     """A contiguous copy that shares no memory and has no gradient.
 
-    Made outside inference mode, where tensors do not count who writes to them.
+    Made outside inference mode, in which tensors have no version counter that shows a write.
     """
     with torch.inference_mode(False), torch.no_grad():
         copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pin)
@@ -79,14 +79,14 @@ class Unit:
 
     @property
     def intact(self) -> bool:
-        """False when somebody wrote into a tensor that was handed out."""
+        """False when a tensor that was handed out has been written to."""
         return self._versions == self._count_writes()
 
 
 class MemoryTier:
     """Units under one budget. Not thread-safe: the cache holds a lock.
 
-    A unit that is in flight (pinned) is no victim: dropping it would free nothing, since the request holds its tensors.
+    A unit that is in flight (pinned) is not evicted: dropping it would free nothing, since a request uses its tensors.
     L2 is evicted before L1: it is hundreds of times larger, and L1 outlives changes of the prompt.
 
     Args:
@@ -94,7 +94,7 @@ class MemoryTier:
         budget: Bytes.
         policy: Order of eviction within a level.
         tenant_budget: Bytes one tenant may hold here; its own units make room. None: no limit.
-        on_evict: Called with each unit that had to go.
+        on_evict: Called with each evicted unit.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class MemoryTier:
         return True
 
     def remove(self, name: str) -> Unit | None:
-        """Takes a unit out; requests that hold its tensors keep them."""
+        """Removes a unit; requests that use its tensors keep them."""
         unit = self._units.pop(name, None)
         if unit is not None:
             self._queues[unit.level].remove(name)
@@ -190,10 +190,10 @@ class MemoryTier:
         def eligible(name: str) -> bool:
             return name not in self._pins and (tenant is None or self._units[name].tenant == tenant)
 
-        held = self.num_bytes if tenant is None else self.bytes_by_tenant[tenant]
+        evictable = self.num_bytes if tenant is None else self.bytes_by_tenant[tenant]
         pinned = [self._units[name] for name in self._pins if name in self._units]
-        held -= sum(unit.num_bytes for unit in pinned if tenant is None or unit.tenant == tenant)
-        if held < wanted:
+        evictable -= sum(unit.num_bytes for unit in pinned if tenant is None or unit.tenant == tenant)
+        if evictable < wanted:
             return False
         for queue in self._queues.values():
             while wanted > 0 and (name := queue.evict(eligible)) is not None:

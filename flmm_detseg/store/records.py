@@ -1,4 +1,4 @@
-"""What the parts of the store hand to each other: plain frozen records, no behaviour."""
+"""Records that the modules of the store pass to each other: frozen, without behaviour."""
 
 from __future__ import annotations
 
@@ -71,8 +71,8 @@ class Match:
     Attributes:
         key: The stored background (its mask says which patches need not be computed).
         level: Whether every tile is equal, or only nearly every one (level L3).
-        stale: Raster indices (int64, ascending) of mask tiles whose pixels differ; empty when exact. They have
-            to be sent again as fresh object tokens.
+        stale: Raster indices (int64, ascending) of mask tiles whose pixels differ (changed tiles); empty when exact.
+            They must be recomputed as object tokens.
         features: ``[n, D]`` vision features in raster order (L1), None when they are not stored any more.
         prefix: Keys and values of the prefix (L2), None when not stored for this prefix.
         saved_ms: Milliseconds that serving it saves, as measured when it was stored.

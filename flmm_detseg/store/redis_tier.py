@@ -28,7 +28,7 @@ _TIMEOUT_S, _PAUSE_S = 0.5, 5.0
 
 
 class RedisTier:
-    """Values behind a URL. A server that is slow or away costs one timeout, then nothing for a while.
+    """Values on a server. A slow or unreachable server costs one timeout, then it is left out for a while.
 
     Caches with another secret may use the same server: their values and messages have other names.
 
@@ -60,7 +60,7 @@ class RedisTier:
         self._ttl_s, self._maker = ttl_s, maker
         self._prefix = f"{FORMAT}:{maker.digest('redis')[:12]}"
         self._last: str | None = None
-        # What this process was told, in the order of expiry: when (monotonic clock); bucket, entry and scope.
+        # What this process has read, in the order of expiry: when (monotonic clock); bucket, entry and scope.
         self._known: OrderedDict[str, tuple[float, tuple[str, str, str]]] = OrderedDict()
         self._known_lock = threading.Lock()
         self._own_clears: set[str] = set()
@@ -100,7 +100,7 @@ class RedisTier:
 
     @property
     def paused(self) -> bool:
-        """Whether the server did not answer just now."""
+        """Whether the server did not answer a short while ago."""
         return time.monotonic() < self._paused_until
 
     def clear(self, scopes: set[str] | None) -> bool:
@@ -147,7 +147,7 @@ class RedisTier:
             if not rows:
                 break
         if first:
-            # What was cleared before this process came is no news.
+            # What was cleared before this process started does not matter to it.
             news.cleared = []
         for record, name in news.records:
             self._learn(name, record)

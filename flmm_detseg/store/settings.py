@@ -19,16 +19,16 @@ def _check(where: str, key: str, value: object, valid: bool, wanted: str) -> Non
 @MODELS.register_module()
 @dataclass(frozen=True)
 class ApproximateSettings:
-    """Level L3: donors that are nearly equal. Off unless given.
+    """Level L3: stored backgrounds that are nearly equal. Off unless given.
 
     Attributes:
         tau: Largest difference of a byte at which a tile still counts as equal.
-        share: Largest share of mask tiles that may differ by more (they are sent again as fresh tokens).
+        share: Largest share of mask tiles that may differ by more (they are recomputed).
         edge_step: Difference of neighbouring grey values that counts as an edge.
-        edge_density: Share of edges from which a tile may carry text; such a tile must be equal to the byte. One
+        edge_density: Share of edges from which a tile may contain text; such a tile must be equal to the byte. One
             stroke of a 14 pixel tile is 0.08, the dots of a colon are 0.04.
-        shadow_rate: Share of L3 hits that are computed in full as well.
-        max_disagreement: L3 is switched off when disagreements are more frequent than this beyond doubt.
+        shadow_rate: Share of L3 hits that are computed in full as well (spot checks, chosen at random).
+        max_disagreement: L3 is switched off when the lower bound of the rate of disagreement exceeds this.
         confidence: Of the Clopper-Pearson bounds.
     """
 

@@ -14,7 +14,7 @@ _POLL_S, _MAX_NAMES = 0.02, 1024
 
 @dataclass(frozen=True)
 class Flight:
-    """How a computation was entered.
+    """Whether the caller computes the value itself.
 
     Attributes:
         leader: True: compute the value and insert it. False: another one did; match again, and compute only when
@@ -39,7 +39,7 @@ class SingleFlight:
         acquire: Takes a lease over processes: ``name -> bool``; None: there is one process.
         release: Gives it back.
         timeout_s: Longest wait; after it the waiting one computes for itself.
-        renew: Lets a lease last, called for as long as the computation goes on; None: leases do not run out.
+        renew: Extends a lease; called while the computation runs. None: leases do not run out.
         renew_s: Seconds between two calls of it.
     """
 

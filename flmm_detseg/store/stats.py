@@ -18,10 +18,10 @@ _METRICS = {
     "errors": ("counter", "tier", "Failures of a tier that requests did not notice"),
     "flights": ("counter", "role", "Computations led, and computations waited for"),
     "shadow": ("counter", "result", "Approximate answers compared with full ones"),
-    "bytes": ("gauge", "tier", "Bytes held"),
-    "values": ("gauge", "tier", "Values held"),
+    "bytes": ("gauge", "tier", "Bytes stored"),
+    "values": ("gauge", "tier", "Values stored"),
     "backgrounds": ("gauge", "", "Backgrounds known"),
-    "in_flight": ("gauge", "tier", "Values that requests hold at the moment"),
+    "in_flight": ("gauge", "tier", "Values that requests use at the moment"),
     "approximate_enabled": ("gauge", "", "1 while level L3 is on"),
     "approximate_error_bound": ("gauge", "", "Upper Clopper-Pearson bound of L3's disagreement"),
 }
@@ -89,5 +89,5 @@ def _number(value: float) -> str:
 
 
 def _exact(value: float) -> str:
-    """Of a counter nothing may be rounded away: its rate would stand still, then jump."""
+    """Counters are not rounded: their rate would stand still, then jump."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))

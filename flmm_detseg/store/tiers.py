@@ -31,7 +31,7 @@ LOGGER = logging.getLogger(__name__)
 _Epoch = tuple[int, int]
 
 
-class Shelves:
+class TieredStore:
     """Memory tiers (device, host) in front of remote ones (disk, Redis). Thread-safe.
 
     Args:
@@ -80,10 +80,10 @@ class Shelves:
         self._unfinished: set[str | None] = set()
         self._poll_lock = threading.Lock()
 
-    # Looking.
+    # Reading.
 
     def poll(self, now: bool = False) -> bool:
-        """Learns what other processes and machines stored, unless it just did; True when there was something new."""
+        """Reads what other processes and machines stored, at most once per ``poll_s``; True when there was news."""
         if not self.remote or (not now and time.monotonic() < self._next_poll):
             return False
         if not self._poll_lock.acquire(blocking=now):
@@ -153,27 +153,27 @@ class Shelves:
             found = [unit for tier in self.memory.values() if (unit := tier.peek(name)) is not None]
         return next((unit for unit in found if unit.intact and _shows(unit, pixels)), None)
 
-    def hold(self, match: Match, units: list[Unit]) -> Match:
+    def pin(self, match: Match, units: list[Unit]) -> Match:
         """Keeps units from being evicted for as long as the match is alive; their tensors live on in any case."""
-        held: list[tuple[MemoryTier, str]] = []
+        pinned: list[tuple[MemoryTier, str]] = []
         with self.lock:
             for unit in units:
                 for tier in self.memory.values():
                     if unit.name in tier:
                         tier.pin(unit.name)
-                        held.append((tier, unit.name))
+                        pinned.append((tier, unit.name))
 
         def release() -> None:
-            for tier, name in held:
+            for tier, name in pinned:
                 tier.release(name)
 
         weakref.finalize(match, release).atexit = False
         return match
 
-    # Coming and going.
+    # Writing and removing.
 
     def store(self, record: Record, unit: Unit) -> bool:
-        """Writes a value into every tier that takes it (L2 to disk only when wanted, never to Redis)."""
+        """Writes a value into every tier that accepts it (L2 to disk only with ``disk_prefix``, never to Redis)."""
         epoch = self._epoch(record.scope)
         stored = self._put_memory(record, unit, epoch)
         if not self._places(unit):
@@ -224,7 +224,7 @@ class Shelves:
                     break
             if not tier.put(value, record, data):
                 continue
-            # What another process cleared while this was written is not to outlive that.
+            # What another process cleared while this was written must be removed, too.
             self.poll(now=True)
             with self.lock:
                 wanted = epoch == self._epoch(record.scope)
@@ -236,7 +236,7 @@ class Shelves:
         return stored
 
     def attach(self, record: Record, place: str, name: str) -> bool:
-        """Notes that a unit of a background is in a place; True when that was not known."""
+        """Records that a unit of a background is in a tier; True when that was not known."""
         with self.lock:
             known = self.index.get(record.bucket, record.entry_id)
             if known is None:
@@ -250,7 +250,7 @@ class Shelves:
             return new
 
     def forget(self, bucket: str, entry_id: str, place: str, name: str) -> None:
-        """Notes that a unit is not in a place any more; a background without any is forgotten."""
+        """Records that a unit is no longer in a tier; a background without any is forgotten."""
         with self.lock:
             record = self.index.get(bucket, entry_id)
             if record is None:

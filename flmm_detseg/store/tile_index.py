@@ -153,7 +153,7 @@ class TileIndex:
     """Votes of tile hashes for stored backgrounds, per bucket. Not thread-safe: the cache holds a lock.
 
     A record can only be shown by an image that has all of its voters, so it is listed under one of them: the one that
-    fewest masks are listed under. What all backgrounds share (a wallpaper, a task bar) then lists nobody, and a look-up
+    fewest masks are listed under. What all backgrounds share (a wallpaper, a task bar) then lists none, and a look-up
     takes as long with many records as with few.
     """
 
@@ -272,7 +272,7 @@ class Proposals:
         indices = {mask: group.indices for mask, group in self._groups}
         if len(indices) < _MANY_MASKS:
             return {mask: int(self._hashes[where].sum(dtype=np.uint64)) for mask, where in indices.items()}
-        # One wallpaper behind objects at ever other places: sums of all parts of eight tiles, then a look-up per part.
+        # Many masks (one wallpaper under moving objects): sums of all subsets of eight tiles, then a look-up per byte.
         padded = np.zeros(-(-len(self._hashes) // 8) * 8, np.uint64)
         padded[: len(self._hashes)] = self._hashes
         tables = (padded.reshape(-1, 1, 8) * _BITS).sum(axis=2, dtype=np.uint64)

@@ -54,7 +54,7 @@ class WriteBehind(Generic[Item]):
         with self._lock:
             closed, self._closed = self._closed, True
         if not closed:
-            # Nothing comes behind it any more.
+            # Nothing can follow it in the queue.
             self._waiting.put(None)
         self._thread.join()
 

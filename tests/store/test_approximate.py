@@ -139,7 +139,7 @@ def test_noise_of_a_sensor_is_accepted(resized):
     assert all(accepted)
 
 
-def test_what_is_drawn_is_told_from_noise():
+def test_what_is_drawn_is_distinguished_from_noise():
     rng = np.random.default_rng(0)
     noise = rng.integers(-4, 5, (500, 588))
     assert not drawn(noise).any()
@@ -158,7 +158,7 @@ def test_off_by_default():
     assert cache.guard is None
 
 
-def test_near_duplicates_are_served_with_their_stale_tiles():
+def test_near_duplicates_are_served_with_their_changed_tiles():
     cache = open_cache(approximate=SETTINGS)
     insert(cache, smooth(), mask_of(3), prefix_key="p")
     shown = smooth() + np.uint8(1)
@@ -185,9 +185,9 @@ def test_noise_is_text_to_the_guard():
     assert cache.match(picture(0) ^ np.uint8(1), NAMESPACE) is None
 
 
-def test_shadow_runs_happen_at_their_rate():
+def test_spot_checks_happen_at_their_rate():
     guard = ApproximateGuard(replace(SETTINGS, shadow_rate=0.25), seed=0)
-    results = [guard.shadow("entry", lambda: True) for _ in range(2000)]
+    results = [guard.spot_check("entry", lambda: True) for _ in range(2000)]
     assert 0.2 < sum(result is True for result in results) / 2000 < 0.3
     assert guard.enabled
     assert guard.error_bound < 0.01
@@ -214,11 +214,11 @@ def test_cache_stops_serving_near_duplicates_after_disagreements():
     shown = smooth() + np.uint8(1)
     match = cache.match(shown, NAMESPACE)
     assert match is not None
-    assert cache.shadow(match, lambda: False) is False
+    assert cache.spot_check(match, lambda: False) is False
     assert cache.match(shown, NAMESPACE) is None
     exact = cache.match(smooth(), NAMESPACE)
     assert exact is not None
-    assert cache.shadow(exact, lambda: False) is None
+    assert cache.spot_check(exact, lambda: False) is None
     stats = cache.stats()
     assert stats["approximate_enabled"] == 0
     assert stats["approximate_error_bound"] == 1

@@ -159,13 +159,13 @@ def test_flat_tiles_are_no_voters():
     assert keys.flat_tiles(tiles).tolist() == [False] * 20 + [True] * 44
     cache = open_cache()
     _, key = insert(cache, tiles, mask_of(3))
-    record = cache._shelves.index.get(cache._maker.bucket(NAMESPACE, (8, 8), 48), key.entry_id)
+    record = cache._tiers.index.get(cache._maker.bucket(NAMESPACE, (8, 8), 48), key.entry_id)
     assert record is not None
     textured = set(cache._maker.tile_hashes(tiles)[:20].tolist())
     assert record.voter_set <= textured
 
 
-def test_donor_with_prefix_wins_then_the_one_with_more_live_tiles():
+def test_entry_with_prefix_wins_then_the_one_with_more_live_tiles():
     cache = open_cache()
     tiles = picture(0)
     insert(cache, tiles, mask_of(1, 2, 3))
@@ -397,5 +397,5 @@ def test_threads_hammering_get_right_values_only(tmp_path):
     assert stats["in_flight"] == {"host": 0}
     assert stats["bytes"]["host"] <= 60_000
     assert stats["errors"] == {"disk": 0}
-    held = sum(unit.num_bytes for unit in cache._shelves.memory["host"]._units.values())
-    assert held == stats["bytes"]["host"]
+    stored = sum(unit.num_bytes for unit in cache._tiers.memory["host"]._units.values())
+    assert stored == stats["bytes"]["host"]

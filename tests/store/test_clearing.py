@@ -145,8 +145,8 @@ def test_evicted_backgrounds_leave_the_index(tmp_path, monkeypatch):
         insert(cache, picture(seed), mask_of(3))
     cache.match(picture(99), NAMESPACE)
     stats = cache.stats()
-    held = len(files(tmp_path)) + stats["values"]["host"]
-    assert 5 < stats["backgrounds"] <= held < 15
+    stored = len(files(tmp_path)) + stats["values"]["host"]
+    assert 5 < stats["backgrounds"] <= stored < 15
     # What is there is still found.
     found = [seed for seed in range(40) if cache.match(picture(seed), NAMESPACE) is not None]
     assert len(found) >= len(files(tmp_path))

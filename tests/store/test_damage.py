@@ -75,10 +75,10 @@ def test_flipped_bits_in_a_row_neither_change_nor_lose_a_background(tmp_path, co
         cache.close()
         flip(folder, column, bit)
         cache = open_cache(folder=folder)
-        for turn in range(2):
+        for step in range(2):
             match = cache.match(tiles, NAMESPACE, session="s")
             if match is None:
-                assert turn == 0
+                assert step == 0
                 assert insert(cache, tiles, mask_of(3), session="s")[0]
                 match = cache.match(tiles, NAMESPACE, session="s")
             assert match is not None

@@ -194,8 +194,8 @@ def test_only_one_of_several_processes_computes(tmp_path, processes):
         check(match, picture(0))
     """
     # A name is computed once, also when processes come late: eight times, since the order is chance.
-    for turn in range(8):
-        folder = tmp_path / str(turn)
+    for step in range(8):
+        folder = tmp_path / str(step)
         folder.mkdir()
         processes.start(code, folder, count=4)
         assert processes.wait() == [0, 0, 0, 0]

@@ -125,16 +125,16 @@ def test_large_prefixes_leave_before_features():
 
 def test_pinned_units_stay_and_a_put_that_cannot_succeed_evicts_nothing():
     tier = MemoryTier("host", 100, build_policy("lru"))
-    tier.put(unit("held", 50))
+    tier.put(unit("pinned", 50))
     tier.put(unit("free", 50))
-    tier.pin("held")
+    tier.pin("pinned")
     assert not tier.put(unit("large", 60))
     assert "free" in tier
     assert tier.put(unit("small", 40))
-    assert "held" in tier
-    tier.release("held")
+    assert "pinned" in tier
+    tier.release("pinned")
     assert tier.put(unit("large", 60))
-    assert "held" not in tier
+    assert "pinned" not in tier
     assert tier.num_pinned == 0
 
 

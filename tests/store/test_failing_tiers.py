@@ -25,7 +25,7 @@ def files(folder: Path) -> list[Path]:
     return sorted((folder / "entries").iterdir())
 
 
-def test_a_clear_that_the_disk_does_not_do_is_told(tmp_path, monkeypatch):
+def test_a_clear_that_the_disk_does_not_do_is_reported(tmp_path, monkeypatch):
     cache, other = open_cache(folder=tmp_path), open_cache(folder=tmp_path)
     insert(cache, picture(0), mask_of(3))
     assert other.match(picture(0), NAMESPACE) is not None
@@ -90,7 +90,7 @@ def test_a_tensor_that_somebody_wrote_to_does_not_reach_the_disk(tmp_path, monke
         patch.setattr("flmm_detseg.store.disk.os.fsync", slow)
         insert(cache, picture(0), mask_of(3))
         assert begins.wait(60)
-        # This one waits behind it.
+        # This one waits after it.
         insert(cache, picture(1), mask_of(3))
         match = cache.match(picture(1), NAMESPACE)
         assert match is not None
@@ -163,19 +163,19 @@ def test_everything_that_was_taken_is_written_before_the_end():
             raise ValueError("a mistake of ours")
         written.append(item)
 
-    behind = WriteBehind(100, write, lambda: failed.append(None))
+    writer = WriteBehind(100, write, lambda: failed.append(None))
     taken: list[int] = []
 
     def put(start: int) -> None:
-        taken.extend(item for item in range(start, start + 20) if behind.put(item))
+        taken.extend(item for item in range(start, start + 20) if writer.put(item))
 
     threads = [threading.Thread(target=put, args=(20 * number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    behind.close()
+    writer.close()
     for thread in threads:
         thread.join()
-    assert not behind.put(1000)
+    assert not writer.put(1000)
     assert sorted(written) == sorted(set(taken) - {1})
     assert len(failed) == (1 in taken)
 
@@ -186,7 +186,7 @@ def test_a_deep_header_is_damage_and_nothing_else():
         decode(KeyMaker(b"k" * 32), struct.pack("<Q", len(header)) + header)
 
 
-def test_counters_are_told_to_the_last_digit():
+def test_counters_are_written_to_the_last_digit():
     cache = open_cache()
     cache._stats.add("saved_ms", "L2", 1234567.125)
     cache._stats.add("saved_ms", "L1", 2.0)

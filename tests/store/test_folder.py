@@ -278,11 +278,11 @@ def test_a_folder_that_another_program_marks_meanwhile_is_a_cache(tmp_path, monk
 def test_of_two_programs_that_come_at_once_one_secret_wins(tmp_path, monkeypatch):
     path, settle, others = tmp_path / "cache", folder._settle, []
 
-    def late(fresh: Path, name: Path) -> None:
+    def late(draft: Path, name: Path) -> None:
         if name.name == "CACHEDIR.TAG" and not others:
             others.append(None)
             others.append(open_cache(folder=path, secret=SECRETS["first"]))
-        settle(fresh, name)
+        settle(draft, name)
 
     monkeypatch.setattr(folder, "_settle", late)
     with pytest.raises(ConfigError, match="another secret"):
@@ -310,7 +310,7 @@ class Clock:
 def test_a_lease_outlives_its_holder_by_its_own_length_at_most(tmp_path, monkeypatch, ahead_s):
     clock = Clock(ahead_s)
     monkeypatch.setattr(disk, "time", clock)
-    first, second = (open_cache(folder=tmp_path)._shelves.remote["disk"] for _ in range(2))
+    first, second = (open_cache(folder=tmp_path)._tiers.remote["disk"] for _ in range(2))
     assert first.acquire("x", 0.3)
     clock.ahead_s = 0.0
     # Not given back by a clock that was set, neither.
@@ -338,8 +338,8 @@ def test_the_clock_does_not_say_who_was_used_last(tmp_path, monkeypatch):
         insert(cache, picture(seed), mask_of(3))
         if seed == 3:
             assert cache.match(picture(2), NAMESPACE) is not None
-            with cache._shelves.remote["disk"]._exclusive():
-                cache._shelves.remote["disk"]._flush_uses()
+            with cache._tiers.remote["disk"]._exclusive():
+                cache._tiers.remote["disk"]._flush_uses()
             insert(cache, picture(9), mask_of(3))
             # 2 was used after 3 came.
             found = {number for number in (2, 3, 9) if cache.match(picture(number), NAMESPACE) is not None}

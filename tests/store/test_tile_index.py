@@ -43,7 +43,7 @@ def test_the_index_finds_what_comparing_everything_finds(seed, num_hashes):
     pictures = [rng.integers(0, num_hashes, TILES, dtype=np.uint64) for _ in range(4)]
     flat = rng.random(TILES) < 0.3
     index, records, hits = TileIndex(), {"one": [], "other": []}, 0
-    for turn in range(400):
+    for step in range(400):
         bucket = str(rng.choice(["one", "one", "other"]))
         known = records[bucket]
         shown = pictures[rng.integers(4)].copy()
@@ -56,7 +56,7 @@ def test_the_index_finds_what_comparing_everything_finds(seed, num_hashes):
             index.remove(gone)
         else:
             mask = rng.random(TILES) < rng.choice([0.1, 0.7, 1.0])
-            known.append(record_of(str(turn), bucket, mask, shown, flat))
+            known.append(record_of(str(step), bucket, mask, shown, flat))
             index.add(known[-1])
         proposals = index.proposals(bucket, shown)
         found = [record.entry_id for record in proposals.records()]

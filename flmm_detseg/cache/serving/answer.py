@@ -195,4 +195,4 @@ def _shadow(
         full = answer(model, sample, partition=done.item.partition, max_new_tokens=len(token_ids))
         return list(full.token_ids) == token_ids
 
-    use.cache.shadow(done.match, agrees)
+    use.cache.spot_check(done.match, agrees)

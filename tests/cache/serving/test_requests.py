@@ -86,7 +86,7 @@ def test_prefix_is_worth_the_same_whether_its_features_were_stored(tmp_path):
     model, image = cached_llava(), screens(1)[0]
     features = new_cache(admission="always", levels=("L1",), folder=tmp_path)
     assert StreamSession(model, features).ask(image, max_new_tokens=1, meta=META).level == "miss"
-    (unit,) = features._shelves.memory["host"]._units.values()
+    (unit,) = features._tiers.memory["host"]._units.values()
     features.close()
     cache = new_cache(admission="always", folder=tmp_path)
     session = StreamSession(model, cache)

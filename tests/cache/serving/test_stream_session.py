@@ -282,7 +282,7 @@ def test_an_approximate_answer_that_is_not_read_to_its_end_is_checked_too(monkey
     session.ask(first, max_new_tokens=4, meta=META)
     second[:14, :14] ^= 1
     checked = []
-    monkeypatch.setattr(cache, "shadow", lambda match, agrees: checked.append((match.served, agrees())))
+    monkeypatch.setattr(cache, "spot_check", lambda match, agrees: checked.append((match.served, agrees())))
     reading = session.stream(second, max_new_tokens=8, meta=META)
     assert next(reading)
     reading.close()
