@@ -8,7 +8,7 @@ from flmm_detseg.compat import install
 from flmm_detseg.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from flmm_detseg.heads.base import Head, head_of, require_head
+    from flmm_detseg.heads.base import Head, head_of, named_heads, require_head
     from flmm_detseg.heads.detection_head import DetectionHead
     from flmm_detseg.heads.language_head import LanguageHead
     from flmm_detseg.heads.neck import VisionNeck
@@ -27,6 +27,7 @@ __all__ = [
     "UNetHead",
     "VisionNeck",
     "head_of",
+    "named_heads",
     "require_head",
 ]
 

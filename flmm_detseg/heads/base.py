@@ -120,6 +120,19 @@ class Head(nn.Module, ABC, Generic[P]):
         """Gives the head another one's refiner, to be used as it is; a head that has its own, or no use, ignores it."""
 
 
+def named_heads(heads: Mapping[str, Head] | nn.ModuleDict) -> dict[str, Head]:
+    """Heads by name, known as heads: a ``ModuleDict`` knows modules only.
+
+    Args:
+        heads: By name.
+
+    Returns:
+        The same ones, in the same order.
+    """
+    items: Iterable[tuple[str, Any]] = heads.items()
+    return dict(items)
+
+
 def head_of(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head | None:
     """The head whose prediction is the result of a task; None where no head predicts for it.
 
@@ -130,8 +143,7 @@ def head_of(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head | None
     Raises:
         ConfigError: Several do, and none has that name.
     """
-    items: Iterable[tuple[str, Any]] = heads.items()  # a ModuleDict knows modules only
-    found: dict[str, Head] = {name: head for name, head in items if task in head.result_of}
+    found = {name: head for name, head in named_heads(heads).items() if task in head.result_of}
     if task in found or len(found) < 2:
         return found.get(task) or next(iter(found.values()), None)
     raise ConfigError(

@@ -9,8 +9,10 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from flmm_detseg.lmms.added.added_tokens import AddedTokens
+from flmm_detseg.lmms.added.lmm_part import LMMPart
 from flmm_detseg.lmms.family import LMMFacts
 from flmm_detseg.lmms.lora.conv_lora import balance_losses
 from flmm_detseg.lmms.lora.groups import LoRAGroup
@@ -39,7 +41,7 @@ class LMMAdapter(nn.Module, ABC):
         checkpoint_buffers: Names of what :meth:`hold` took out of training.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     facts: LMMFacts
     attention_layers: tuple[int, ...]
     attention_heads: tuple[int, ...]
@@ -51,7 +53,7 @@ class LMMAdapter(nn.Module, ABC):
     checkpoint_buffers: tuple[str, ...] = ()
 
     @property
-    def added_parts(self) -> Mapping[str, nn.Module]:
+    def added_parts(self) -> Mapping[str, LMMPart]:
         """Modules added to the LMM by name, see :class:`~flmm_detseg.lmms.added.lmm_part.LMMPart`."""
         return {}
 

@@ -14,7 +14,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms.added.added_tokens import AddedTokens, added_tokens_off, grow
-from flmm_detseg.lmms.added.lmm_part import SlotFiller, build_parts, parts_off
+from flmm_detseg.lmms.added.lmm_part import LMMPart, SlotFiller, build_parts, parts_off
 from flmm_detseg.lmms.added.own_projector import OwnProjector
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.capture.answer_text import phrase_inputs
@@ -329,7 +329,7 @@ class LMM(LMMAdapter):
             self._slot_id = ids[0] if ids else self.processor.tokenizer.convert_tokens_to_ids(filler.token)
 
     @property
-    def added_parts(self) -> Mapping[str, nn.Module]:
+    def added_parts(self) -> Mapping[str, LMMPart]:
         """See :class:`LMMAdapter`."""
         return dict(self.parts.items()) if hasattr(self, "parts") else {}
 

@@ -19,7 +19,7 @@ def build_heads(
     heads: Mapping[str, Mapping[str, Any] | Head],
     parts: Mapping[str, Mapping[str, Any] | nn.Module],
     lmm: LMMAdapter,
-) -> tuple[SharedParts, nn.ModuleDict]:
+) -> tuple[SharedParts, dict[str, Head]]:
     """Heads by name, and the parts that they share.
 
     Args:
@@ -27,19 +27,24 @@ def build_heads(
         parts: ``model.parts``: the same.
         lmm: What they read.
 
+    Returns:
+        Shared parts, to be registered before the heads, and the heads in the order of the config.
+
     Raises:
         ConfigError: There are no heads, or one cannot be built or is no head, or a part is in no head; names its key.
     """
     if not heads:
         raise ConfigError("`model.heads` is empty; a GroundingLMM needs at least one head")
     shared = PartsToShare(parts, lmm)
-    built = {name: build_part(part, lmm, f"model.heads.{name}", shared) for name, part in heads.items()}
-    for name, head in built.items():
+    built: dict[str, Head] = {}
+    for name, part in heads.items():
+        head = build_part(part, lmm, f"model.heads.{name}", shared)
         if not isinstance(head, Head):
             raise ConfigError(
                 f"`model.heads.{name}` is a {type(head).__name__}; a head fulfils flmm_detseg.heads.Head"
             )
-    return shared.settle(built), nn.ModuleDict(built)
+        built[name] = head
+    return shared.settle(built), built
 
 
 def freeze_parameters(heads: nn.ModuleDict, parts: SharedParts, prefixes: Sequence[str]) -> None:
@@ -75,11 +80,13 @@ def build_balancer(
         heads: By name.
 
     Raises:
-        ConfigError: It cannot be built.
+        ConfigError: It cannot be built, or is something else.
     """
     if balancer is None:
         return None
     built = build_part(balancer, lmm, "model.balancer")
+    if not isinstance(built, TaskBalancer):
+        raise ConfigError(f"`model.balancer` is a {type(built).__name__}; a TaskBalancer is needed")
     built.setup(list(heads))
     return built
 
@@ -143,9 +150,7 @@ def lend_sam(heads: Mapping[str, Head]) -> None:
         head.borrow_sam(sam)
 
 
-def refuse_shared(
-    heads: Mapping[str, Head], parts: Mapping[str, nn.Module], head_lora: Mapping[str, Any]
-) -> None:
+def refuse_shared(heads: Mapping[str, Head], parts: SharedParts, head_lora: Mapping[str, Any]) -> None:
     """Makes sure that LoRA on a head changes no part that other heads share.
 
     Args:

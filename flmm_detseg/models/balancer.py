@@ -166,6 +166,7 @@ class GradNormWeighting(Weighting):
     """
 
     checkpoint_buffers = ("first_losses",)
+    first_losses: Tensor
 
     def __init__(self, weights: Mapping[str, float] | None = None, alpha: float = 1.5) -> None:
         super().__init__(weights)
@@ -265,6 +266,8 @@ class TaskBalancer(nn.Module):
 
     Source: Yu et al., Gradient Surgery, arXiv 2001.06782, algorithm 1.
     """
+
+    num_steps: Tensor
 
     def __init__(self, weighting: Weighting | None = None, gradients: str = "sum", seed: int = 0) -> None:
         super().__init__()

@@ -24,6 +24,7 @@ from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.lora.layers import lora_group_of
 from flmm_detseg.lmms.weights.identity import check_identity, lmm_identity
 from flmm_detseg.lmms.weights.trained_layout import check_layout, layout_text
+from flmm_detseg.models.grounding_module import GroundingModule
 from flmm_detseg.models.shared_parts import to_own_names
 from flmm_detseg.models.zero_folder import check_states, read_model_states
 from flmm_detseg.utils.finite import not_finite
@@ -105,11 +106,11 @@ def lmm_meta(lmm: LMMAdapter) -> dict[str, str]:
     return {key: text for key, text in facts.items() if text is not None}
 
 
-def check_lmm(model: nn.Module, content: object, source: str, *, start: bool = False) -> None:
+def check_lmm(model: GroundingModule, content: object, source: str, *, start: bool = False) -> None:
     """Compares the LMM of a model, as it was built, with what a checkpoint records of its own.
 
     Args:
-        model: A :class:`~flmm_detseg.models.grounding_lmm.GroundingLMM`; nothing trained is loaded yet.
+        model: Nothing trained is loaded into it yet.
         content: A :class:`Checkpoint`, or what a file holds.
         source: Named in messages.
         start: See :func:`~flmm_detseg.lmms.weights.trained_layout.check_layout`.
@@ -128,9 +129,8 @@ def head_order(content: Mapping[str, object]) -> list[str]:
     meta = content.get("meta")
     if isinstance(meta, Mapping) and HEADS in meta:
         return list(meta[HEADS])
-    tensors = next(
-        (content[k] for k in ("state_dict", "module") if isinstance(content.get(k), Mapping)), content
-    )
+    inner = (content.get(key) for key in ("state_dict", "module"))
+    tensors = next((tensors for tensors in inner if isinstance(tensors, Mapping)), content)
     return list(dict.fromkeys(name.split(".")[1] for name in tensors if str(name).startswith("heads.")))
 
 
@@ -263,7 +263,7 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
         CheckpointError: Lists missing, unexpected and wrongly shaped keys, or tensors with NaN or infinities.
     """
     given = to_own_names(model, to_our_names(state_dict), source)
-    wanted = trainable_tensors(model)
+    wanted: Mapping[str, Tensor] = trainable_tensors(model)
     if later := rows_since(model, given):
         print_log(
             f"{source} was written before the gate knew these tasks; their rows stay as they begin: {_list(later)}",
@@ -326,11 +326,11 @@ def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
         own[name].copy_(tensor)
 
 
-def load_file(model: nn.Module, path: str | Path) -> None:
+def load_file(model: GroundingModule, path: str | Path) -> None:
     """Loads a checkpoint of the same model; nothing is changed unless LMM, layout, names and shapes fit.
 
     Args:
-        model: A :class:`~flmm_detseg.models.grounding_lmm.GroundingLMM`.
+        model: Changed in place.
         path: See :func:`read_checkpoint`.
 
     Raises:
@@ -338,7 +338,7 @@ def load_file(model: nn.Module, path: str | Path) -> None:
     """
     checkpoint = read_checkpoint(path)
     check_lmm(model, checkpoint, str(path))
-    if getattr(model, "balancer", None) is not None and set(checkpoint.heads) == set(model.heads):
+    if model.balancer is not None and set(checkpoint.heads) == set(model.heads):
         model.order_heads(checkpoint.heads)  # a balancer's vectors follow it
     load_tensors(model, checkpoint.tensors, str(path))
 
@@ -358,7 +358,7 @@ def _beside_lora(tensors: Mapping[str, Tensor], wanted: Container[str]) -> dict[
     return renamed
 
 
-def load_parts(model: nn.Module, files: Sequence[str], new_parts: Sequence[str] = ()) -> None:
+def load_parts(model: GroundingModule, files: Sequence[str], new_parts: Sequence[str] = ()) -> None:
     """Loads several checkpoints into one model: the heads of other runs, or an earlier stage.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def _lazies(node: Any) -> Iterator[LazyObject]:
         yield from _lazies(node)
     elif isinstance(node, LazyObject):
         yield node
-    elif isinstance(node, Mapping):
+    elif isinstance(node, dict):
         for value in dict.values(node):
             yield from _lazies(value)
     elif isinstance(node, (list, tuple)):

@@ -14,7 +14,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.heads import Head, head_of, require_head
+from flmm_detseg.heads import Head, head_of, named_heads, require_head
 from flmm_detseg.heads.language_head import answer_rows, distillation
 from flmm_detseg.lmms import add_head_lora
 from flmm_detseg.lmms.base import LMMAdapter
@@ -31,6 +31,7 @@ from flmm_detseg.models.assembly import (
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_lmm
 from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors, trainable_tensors
+from flmm_detseg.models.grounding_module import GroundingModule
 from flmm_detseg.models.objective import StepTotals, objective, parse_objective, step_totals
 from flmm_detseg.models.retention import Retention
 from flmm_detseg.models.shared_parts import save_once
@@ -55,7 +56,7 @@ class _Group:
 
 
 @MODELS.register_module()
-class GroundingLMM(BaseModel):
+class GroundingLMM(BaseModel, GroundingModule):
     """An LMM whose captured states are read by heads.
 
     Args:
@@ -115,42 +116,40 @@ class GroundingLMM(BaseModel):
         self.allow_other_lmm = allow_other_lmm
         self.lmm = build_lmm(lmm)
         # Parts before heads: what they share goes by the parts' names.
-        self.parts, self.heads = build_heads(heads, parts or {}, self.lmm)
+        self.parts, built = build_heads(heads, parts or {}, self.lmm)
+        self.heads = nn.ModuleDict(built)
         if self.parts:
             save_once(self)
         if head_lora:
-            refuse_shared(self.heads, self.parts, head_lora)
-            add_head_lora(self.heads, head_lora)
+            refuse_shared(built, self.parts, head_lora)
+            add_head_lora(built, head_lora)
         self.lmm.freeze_unread(self.capture.vision_layers)
         if not train_lmm:
             self.lmm.hold()
         freeze_parameters(self.heads, self.parts, freeze)
-        self.balancer = build_balancer(balancer, self.lmm, self.heads)
+        self.balancer = build_balancer(balancer, self.lmm, built)
         self.retention = Retention(self.lmm, retention)
         if self.capture.base_logits:
             self.retention.require_base("distillation")
-        self.isolate = checked_isolation(isolate or {}, self.heads, self.lmm)
+        self.isolate = checked_isolation(isolate or {}, built, self.lmm)
         self.same_groups = False
         self.l2sp = l2sp
         if l2sp and not self.lmm.lora_groups:
             raise ConfigError("`model.l2sp` keeps LoRA near the LMM's weights, but `model.lmm` has no `lora`")
-        give_class_embeddings(self.heads, self.lmm)
+        give_class_embeddings(built, self.lmm)
         if instance_masks:
-            lend_sam(self.heads)
+            lend_sam(built)
         if init_from:
             load_parts(self, init_from, new_parts)
         self._name_parameters()
 
     def _name_parameters(self) -> None:
         for name, parameter in self.named_parameters():
-            parameter.flmm_name = name  # optimizers see parameters only; GroupedAdamW groups by name
+            # Optimizers see parameters only; GroupedAdamW groups by name.
+            parameter.flmm_name = name  # type: ignore[attr-defined]  # a mark of ours on torch's class
 
     def order_heads(self, names: Sequence[str]) -> None:
-        """Puts the heads into another order, before an optimizer knows their parameters.
-
-        Args:
-            names: Of all heads.
-        """
+        """See the base class."""
         if list(names) != list(self.heads):
             self.heads = nn.ModuleDict({name: self.heads[name] for name in names})
             if self.balancer is not None:
@@ -163,9 +162,9 @@ class GroundingLMM(BaseModel):
         return self._capture(list(self.heads))
 
     def _capture(self, names: Sequence[str]) -> CaptureSpec:
-        spec = CaptureSpec()
+        spec, heads = CaptureSpec(), named_heads(self.heads)
         for name in names:
-            spec = spec.union(self.heads[name].capture)
+            spec = spec.union(heads[name].capture)
         return spec
 
     def forward(
@@ -208,6 +207,7 @@ class GroundingLMM(BaseModel):
         """
         groups = self._groups(samples)
         totals = self._totals(groups)
+        heads = named_heads(self.heads)
         losses: dict[str, Tensor] = {}
         for group in groups:
             with self._isolated(group.heads):
@@ -215,7 +215,7 @@ class GroundingLMM(BaseModel):
             share = len(group.batch.samples) / totals.samples
             found = {f"lmm.{key}": share * value for key, value in self.lmm.auxiliary_losses().items()}
             for name in group.heads:
-                head = self.heads[name]
+                head = heads[name]
                 seen = self.balancer.gate(name, states) if self.balancer is not None else states
                 share = head.num_targets(group.batch) / max(totals.targets[name], 1e-6)
                 for key, value in head.loss(seen, group.batch).items():
@@ -233,25 +233,26 @@ class GroundingLMM(BaseModel):
         return parse_objective(losses)
 
     def _groups(self, samples: Sequence[Sample]) -> list[_Group]:
+        heads = named_heads(self.heads)
         members: dict[tuple[str, ...], list[Sample]] = {}
         for sample in samples:
-            names = tuple(name for name, head in self.heads.items() if head.wants(sample))
+            names = tuple(name for name, head in heads.items() if head.wants(sample))
             if not names:
-                known = sorted(set().union(*(head.tasks for head in self.heads.values())))
+                known = sorted(set().union(*(head.tasks for head in heads.values())))
                 raise ConfigError(
                     f"{sample.record_id}: no head reads task {sample.task!r} (the model's heads read: "
                     f"{', '.join(known)}); add a head, or leave the data set out"
                 )
             members.setdefault(names, []).append(sample)
         # One order in all processes: ZeRO adds up gradients in the order in which they arrive.
-        order = list(self.heads)
+        order = list(heads)
         found = sorted(members.items(), key=lambda item: [order.index(name) for name in item[0]])
         return [_Group(self.prepare(group), names, self._capture(names)) for names, group in found]
 
     def _totals(self, groups: Sequence[_Group]) -> StepTotals:
         targets = {
             name: float(sum(head.num_targets(g.batch) for g in groups if name in g.heads))
-            for name, head in self.heads.items()
+            for name, head in named_heads(self.heads).items()
         }
         num_samples = sum(len(group.batch.samples) for group in groups)
         names = [group.heads for group in groups]
@@ -280,7 +281,7 @@ class GroundingLMM(BaseModel):
         found: dict[int, Any] = {}
         for task in dict.fromkeys(sample.task for sample in samples):
             members = [i for i, sample in enumerate(samples) if sample.task == task]
-            heads = self.heads.values()
+            heads = named_heads(self.heads).values()
             if head_of(self.heads, task) is None and any(task in head.tasks for head in heads):
                 known = sorted(set().union(*(head.result_of for head in heads)))
                 raise ConfigError(
@@ -371,6 +372,9 @@ class GroundingLMM(BaseModel):
         with self.lmm.base_mode():
             base = self.lmm.encode(batch.inputs, CaptureSpec(logits=True))
         result = []
+        assert states.logits is not None  # both were asked for
+        assert states.logits_start is not None
+        assert base.logits is not None
         for i, (sample, inputs) in enumerate(zip(batch.samples, batch.inputs, strict=True)):
             start = states.logits_start[i]
             teacher = answer_rows(base.logits[i], start, inputs)[0]

@@ -8,6 +8,7 @@ from typing import Any
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.added.added_tokens import settle
+from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.weights.export import check_free, save_hub_model
 from flmm_detseg.models.from_config import model_from_config, read_config
 
@@ -55,6 +56,7 @@ def merge_checkpoint(
     if dtype is not None:
         lmm.dtype = dtype
     model = model_from_config(read, checkpoint, device="cpu", allow_other_lmm=allow_other_lmm).lmm
+    assert isinstance(model, LMM)  # what is built from `pretrained`
     count = model.merge_lora() if model.lora_groups else 0
     settle(model.model)
     for part in model.added_parts.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.dist import all_reduce, get_world_size
@@ -101,7 +101,7 @@ def objective(
         result.update({f"balancer.{k}": torch.tensor(v, device=zero.device) for k, v in figures.items()})
     result.update({f"{OBJECTIVE}loss_{name}": value for name, value in terms.items()})
     if own := _parts(losses, "lmm"):
-        result[f"{OBJECTIVE}loss_lmm"] = sum(own)
+        result[f"{OBJECTIVE}loss_lmm"] = cast(Tensor, sum(own))  # there is one at least
     if trainable:
         result[f"{OBJECTIVE}loss_reach"] = _Reach.apply(*trainable)
     return result
@@ -109,7 +109,8 @@ def objective(
 
 def parse_objective(losses: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum of the objective's terms, and what is logged: ``loss`` (the sum) and all that are no terms."""
-    total = sum(value for key, value in losses.items() if key.startswith(OBJECTIVE))
+    terms = [value for key, value in losses.items() if key.startswith(OBJECTIVE)]
+    total = cast(Tensor, sum(terms))  # there is one at least
     figures = {key: value for key, value in losses.items() if not key.startswith(OBJECTIVE)}
     return total, {"loss": total, **figures}
 

@@ -16,6 +16,7 @@ from mmengine.utils import get_object_from_string
 
 from flmm_detseg.cache import CachedLMM
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.weights.trained_layout import check_layout
 from flmm_detseg.models.checkpoint import IDENTITY, LAYOUT, check_tensors, read_checkpoint
 from flmm_detseg.models.from_config import read_config, without_start
@@ -44,7 +45,7 @@ def model_on_meta(config: Config, lmm_config: str | Path | None = None) -> Groun
         raise ConfigError(
             f"`{where}.type` is no `from_pretrained`; cannot tell the LMM's sizes without building it"
         )
-    adapter = kind.__self__
+    adapter: Any = kind.__self__
     source = lmm.pop("pretrained")
     lmm.update(type=adapter.from_config, config=_lmm_sizes(adapter, source, lmm_config))
     _drop_sam_weights([model["heads"], model.get("parts")])
@@ -96,7 +97,7 @@ def _object(part: Mapping[str, Any]) -> Any:
     return way_to_build(kind, [key for key in part if key != "type"])
 
 
-def _lmm_sizes(adapter: type, pretrained: str, lmm_config: str | Path | None) -> dict[str, Any]:
+def _lmm_sizes(adapter: type[LMM], pretrained: str, lmm_config: str | Path | None) -> dict[str, Any]:
     """Fields of the LMM's config."""
     try:
         if lmm_config is None:
@@ -120,7 +121,7 @@ def _lmm_sizes(adapter: type, pretrained: str, lmm_config: str | Path | None) ->
 
 def _drop_sam_weights(node: Any) -> None:
     """Parts that name their size need no weight file to have shapes."""
-    if isinstance(node, Mapping):
+    if isinstance(node, dict):
         if node.get("variant") is not None and "checkpoint" in node:
             node["checkpoint"] = None
         for value in node.values():

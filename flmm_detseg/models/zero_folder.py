@@ -139,5 +139,8 @@ def _refuse_program(path: Path) -> None:
     """``torch.load`` would start a TorchScript archive, whatever unpickler it is given."""
     with path.open("rb") as file:
         zipped = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
-    if zipped and torch._C.PyTorchFileReader(str(path)).has_record("constants.pkl"):
+    if not zipped:
+        return
+    reader = torch._C.PyTorchFileReader(str(path))
+    if reader.has_record("constants.pkl"):  # type: ignore[attr-defined]  # torch's stub leaves it out
         raise pickle.UnpicklingError("a TorchScript program")

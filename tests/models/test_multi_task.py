@@ -119,6 +119,7 @@ def test_retention_modes() -> None:
     [
         ({"retention": "frozen"}, "lora"),
         ({"retention": "sometimes"}, "sometimes"),
+        ({"balancer": {"type": UncertaintyWeighting}}, "UncertaintyWeighting; a TaskBalancer is needed"),
         ({"lmm": None, "l2sp": 0.1}, "l2sp"),
     ],
 )

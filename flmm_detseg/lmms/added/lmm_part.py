@@ -113,7 +113,7 @@ def build_parts(
 
 
 @contextmanager
-def parts_off(parts: Mapping[str, nn.Module]) -> Iterator[None]:
+def parts_off(parts: Mapping[str, LMMPart]) -> Iterator[None]:
     """Context in which no part takes part. May be nested; for one thread."""
     before = {name: part.active for name, part in parts.items()}
     try:
