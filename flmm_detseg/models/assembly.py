@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.heads import Head
+from flmm_detseg.heads import Head, head_of
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_part
@@ -31,7 +31,8 @@ def build_heads(
         Shared parts, to be registered before the heads, and the heads in the order of the config.
 
     Raises:
-        ConfigError: There are no heads, or one cannot be built or is no head, or a part is in no head; names its key.
+        ConfigError: There are no heads, one cannot be built or is no head, a part is in no head, or several heads
+            predict for one task and none has its name; names the key or the heads.
     """
     if not heads:
         raise ConfigError("`model.heads` is empty; a GroundingLMM needs at least one head")
@@ -44,6 +45,8 @@ def build_heads(
                 f"`model.heads.{name}` is a {type(head).__name__}; a head fulfils flmm_detseg.heads.Head"
             )
         built[name] = head
+    for task in sorted(set().union(*(head.result_of for head in built.values()))):
+        head_of(built, task)
     return shared.settle(built), built
 
 

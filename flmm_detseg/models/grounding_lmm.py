@@ -34,7 +34,7 @@ from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors,
 from flmm_detseg.models.grounding_module import GroundingModule
 from flmm_detseg.models.objective import StepTotals, objective, parse_objective, step_totals
 from flmm_detseg.models.retention import Retention
-from flmm_detseg.models.shared_parts import save_once
+from flmm_detseg.models.shared_parts import other_names, save_once
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import (
     CaptureSpec,
@@ -144,9 +144,13 @@ class GroundingLMM(BaseModel, GroundingModule):
         self._name_parameters()
 
     def _name_parameters(self) -> None:
+        others = other_names(self)
+        # Optimizers see parameters only; GroupedAdamW groups by name.
         for name, parameter in self.named_parameters():
-            # Optimizers see parameters only; GroupedAdamW groups by name.
-            parameter.flmm_name = name  # type: ignore[attr-defined]  # a mark of ours on torch's class
+            parameter.flmm_name = name  # type: ignore[attr-defined]  # marks of ours on torch's class
+            parameter.flmm_places = tuple(  # type: ignore[attr-defined]
+                place + name.removeprefix(own) for place, own in others.items() if name.startswith(own)
+            )
 
     def order_heads(self, names: Sequence[str]) -> None:
         """See the base class."""

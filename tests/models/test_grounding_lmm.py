@@ -213,12 +213,12 @@ def test_a_wrong_config_is_an_error_that_names_the_key(changes, message):
 
 @pytest.mark.case("model/resume_head_order")
 def test_heads_take_the_order_of_a_checkpoint_with_their_names():
-    model = build(heads=dict(zeta=head(sam=None), alpha=head(sam=None)))
+    model = build(heads=dict(zeta=head(sam=None), phrase=head(sam=None)))
     before = dict(model.named_parameters())
-    model.order_heads(["alpha", "zeta"])
-    assert list(model.heads) == ["alpha", "zeta"]
+    model.order_heads(["phrase", "zeta"])
+    assert list(model.heads) == ["phrase", "zeta"]
     after = dict(model.named_parameters())
-    assert [name for name in after if name.startswith("heads.")][0].startswith("heads.alpha.")
+    assert [name for name in after if name.startswith("heads.")][0].startswith("heads.phrase.")
     assert after.keys() == before.keys()
     assert all(after[name] is parameter and parameter.flmm_name == name for name, parameter in before.items())
 

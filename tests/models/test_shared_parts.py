@@ -15,6 +15,7 @@ from tiny import make_sample, tiny_llava
 from torch import Tensor
 
 from flmm_detseg.engine import GroupedAdamW
+from flmm_detseg.engine.training import optimizer
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.heads import PixelStem, VisionNeck
 from flmm_detseg.lmms.weights.parameters import parameter_report
@@ -220,6 +221,23 @@ def test_parts_of_parts_and_a_neck_whose_gate_tells_tasks_apart() -> None:
     again.load_state_dict(model.state_dict())
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_learning_rate_that_misses_a_shared_part_is_said(monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(optimizer, "print_log", lambda text, *_: said.append(text))
+    parameters = list(shared().parameters())
+    GroupedAdamW(parameters, groups={"heads.second.": {"lr_mult": 0.1}})
+    assert len(said) == 1
+    assert said[0].startswith("`optimizer.groups.heads.second.` does not reach parts.sam.")
+    GroupedAdamW(parameters, groups={"heads.second.": {}, "parts.sam.": {"lr_mult": 0.1}})
+    GroupedAdamW(list(apart().parameters()), groups={"heads.second.": {}})
+    assert len(said) == 1
+
+
+def test_two_heads_for_one_task_are_refused_when_the_model_is_built() -> None:
+    with pytest.raises(ConfigError, match="heads first, second all predict for task 'phrase'"):
+        shared({"first": PHRASE, "second": PHRASE})
 
 
 def test_the_order_of_a_config_does_not_matter() -> None:

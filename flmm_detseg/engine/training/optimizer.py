@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmengine.logging import print_log
 from torch import nn
 from torch.optim import AdamW
 
@@ -34,6 +36,9 @@ class GroupedAdamW(AdamW):
         groups: Part of a parameter name to ``dict(lr_mult=..., decay_mult=...)``; of those that occur in a name the
             longest wins (not the first: a config that is written and read again has its keys sorted). What
             ``"balancer."`` holds is ``dict(decay_mult=0.0)``, unless it is given.
+
+    A part that heads share has names of its own (``parts.NAME.``): ``heads.NAME.`` does not reach it, and a warning
+    says so.
 
     Raises:
         ConfigError: A group matches no parameter, has an unknown setting, or the parameters have no names.
@@ -69,6 +74,7 @@ class GroupedAdamW(AdamW):
                 f"`optimizer.groups`: {', '.join(empty)} match no trainable parameter (there are: "
                 f"{', '.join(names)})"
             )
+        _say_unreached(groups, trainable)
         built: list[dict[str, Any]] = []
         for key, parameters in members.items():
             if parameters:
@@ -82,3 +88,21 @@ class GroupedAdamW(AdamW):
                     }
                 )
         super().__init__(built, lr=lr, betas=(betas[0], betas[1]), eps=eps, weight_decay=weight_decay)
+
+
+def _say_unreached(groups: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> None:
+    """Warns of groups that name a head whose shared part they do not reach."""
+    unreached = {
+        (key, ".".join(parameter.flmm_name.split(".")[:2]) + ".")
+        for parameter in parameters
+        for key in groups
+        if not any(other in parameter.flmm_name for other in groups)
+        and any(key in place for place in getattr(parameter, "flmm_places", ()))
+    }
+    for key, part in sorted(unreached):
+        print_log(
+            f"`optimizer.groups.{key}` does not reach {part} which heads share; give it a group of its own: "
+            f"`{part}`",
+            "current",
+            logging.WARNING,
+        )
