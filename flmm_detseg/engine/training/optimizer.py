@@ -92,13 +92,13 @@ class GroupedAdamW(AdamW):
 
 def _say_unreached(groups: Mapping[str, Any], parameters: Iterable[nn.Parameter]) -> None:
     """Warns of groups that name a head whose shared part they do not reach."""
-    unreached = {
-        (key, ".".join(parameter.flmm_name.split(".")[:2]) + ".")
-        for parameter in parameters
-        for key in groups
-        if not any(other in parameter.flmm_name for other in groups)
-        and any(key in place for place in getattr(parameter, "flmm_places", ()))
-    }
+    unreached: set[tuple[str, str]] = set()
+    for parameter in parameters:
+        name: str = getattr(parameter, "flmm_name", "")
+        if not any(key in name for key in groups):
+            part = ".".join(name.split(".")[:2]) + "."
+            places: tuple[str, ...] = getattr(parameter, "flmm_places", ())
+            unreached |= {(key, part) for key in groups if any(key in place for place in places)}
     for key, part in sorted(unreached):
         print_log(
             f"`optimizer.groups.{key}` does not reach {part} which heads share; give it a group of its own: "
