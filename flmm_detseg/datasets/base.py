@@ -18,6 +18,7 @@ from flmm_detseg.datasets.images import load_image
 from flmm_detseg.datasets.policy import Problem, ProblemLog, RecordError, as_record_error
 from flmm_detseg.errors import DataError
 from flmm_detseg.structures import Sample
+from flmm_detseg.utils.values import FieldError
 
 
 class SharedInt:
@@ -173,6 +174,30 @@ class GroundingDataset(Dataset[Sample], ABC):
             place = f"{key}[{position}]"
             with self._reading(file, place, remedy):
                 add(entry, place)
+
+    def _read_lines(self, file: Path, remedy: str, read: Callable[[int, bytes], Any]) -> list[Any]:
+        """Records of a JSONL file, one a line that is not blank; the policy decides about faulty ones.
+
+        Args:
+            file: The file.
+            remedy: What to do about a faulty line, for the error.
+            read: Makes a record (with ``record_id``, which no other has) of a line's number, from 1, and its bytes;
+                what it raises is the line's problem.
+        """
+        records: list[Any] = []
+        seen: dict[str, int] = {}
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                with self._reading(file, f"line {number}", remedy):
+                    record = read(number, line)
+                    if record.record_id in seen:
+                        message = f"id {record.record_id!r} was used in line {seen[record.record_id]}"
+                        raise FieldError(message, "duplicate id")
+                    seen[record.record_id] = number
+                    records.append(record)
+        return records
 
     def _finish(self, verify_images: bool, what: str) -> None:
         """Decodes every record once if asked, applies the policy, and refuses an empty dataset."""

@@ -76,7 +76,11 @@ class JSONLDataset(GroundingDataset):
         self.annotation_files = (self.file,)
         self.image_dir = self.file.parent if image_dir is None else require_dir(image_dir, "image folder")
         self.allow_empty, self.prompt, self.name = allow_empty, words_argument(prompt, "prompt"), name
-        self.records = self._read_lines()
+        records: list[_Record] = self._read_lines(self.file, _REMEDY, self._read_line)
+        self.records = [record for record in records if record.phrases]
+        for record in records:
+            if not record.phrases:
+                self._log.drop("no phrase", record.record_id)
         self._finish(verify_images, str(self.file))
 
     def phrase_texts(self, index: int) -> tuple[str, list[str]]:
@@ -89,25 +93,6 @@ class JSONLDataset(GroundingDataset):
 
     def _problem(self, line: int, message: str, kind: str) -> RecordError:
         return record_error(str(self.file), f"line {line}", message, _REMEDY, kind)
-
-    def _read_lines(self) -> list[_Record]:
-        records: list[_Record] = []
-        seen: dict[str, int] = {}
-        with self.file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                with self._reading(self.file, f"line {number}", _REMEDY):
-                    record = self._read_line(number, line)
-                    if record.record_id in seen:
-                        message = f"id {record.record_id!r} was used in line {seen[record.record_id]}"
-                        raise FieldError(message, "duplicate id")
-                    seen[record.record_id] = number
-                    if record.phrases:
-                        records.append(record)
-                    else:
-                        self._log.drop("no phrase", record.record_id)
-        return records
 
     def _read_line(self, number: int, line: bytes) -> _Record:
         entry = parse_line(line)

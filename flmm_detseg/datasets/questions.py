@@ -74,33 +74,15 @@ class QuestionDataset(GroundingDataset):
         self.annotation_files = (self.file,)
         self.image_dir = require_dir(image_dir, "image folder")
         self.prompt_suffix, self.name = words_argument(prompt_suffix, "prompt_suffix"), name
-        self.records = self._read_lines()
+        remedy = "Mend the line, or use policy='skip' to leave such lines out."
+        self.records = self._read_lines(self.file, remedy, self._read_line)
         self._finish(verify_images, str(self.file))
 
     def phrase_texts(self, index: int) -> tuple[str, list[str]]:
         """Image id of a record; it has no phrases."""
         return str(self.records[index].path), []
 
-    def _read_lines(self) -> list[_Record]:
-        records: list[_Record] = []
-        seen: dict[str, int] = {}
-        remedy = "Mend the line, or use policy='skip' to leave such lines out."
-        with self.file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                with self._reading(self.file, f"line {number}", remedy):
-                    record = self._read_line(line)
-                    if record.record_id in seen:
-                        message = (
-                            f"question_id {record.question_id!r} was used in line {seen[record.record_id]}"
-                        )
-                        raise FieldError(message, "duplicate id")
-                    seen[record.record_id] = number
-                    records.append(record)
-        return records
-
-    def _read_line(self, line: bytes) -> _Record:
+    def _read_line(self, number: int, line: bytes) -> _Record:
         entry = parse_line(line)
         for key in ("image", "text"):
             if not isinstance(entry.get(key), str) or not entry[key].strip():

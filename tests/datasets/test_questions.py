@@ -80,7 +80,7 @@ def test_forms_of_references(tmp_path):
         ),
         (
             {"image": "a.png", "text": "?", "question_id": 0, "answer": "A"},
-            "question_id 0 was used in line 1",
+            "id 'question/0' was used in line 1",
         ),
     ],
 )
