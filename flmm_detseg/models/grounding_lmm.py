@@ -148,7 +148,7 @@ class GroundingLMM(BaseModel, GroundingModule):
         # Optimizers see parameters only; GroupedAdamW groups by name.
         for name, parameter in self.named_parameters():
             parameter.flmm_name = name  # type: ignore[attr-defined]  # marks of ours on torch's class
-            parameter.flmm_places = tuple(  # type: ignore[attr-defined]
+            parameter.flmm_places = tuple(  # type: ignore[attr-defined]  # as above
                 place + name.removeprefix(own) for place, own in others.items() if name.startswith(own)
             )
 
