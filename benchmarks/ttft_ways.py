@@ -20,7 +20,7 @@ from flmm_detseg.cache.reading.prompt_parts import image_span
 from flmm_detseg.cache.regions.partition import letterbox_tiles
 from flmm_detseg.cache.serving.prefill import CacheUse, Stopwatch, prefill
 from flmm_detseg.lmms.capture.decoder import PrefixDecoder
-from flmm_detseg.lmms.parts.isolated_tower import gathered_states
+from flmm_detseg.lmms.parts.isolated_tower import gathered_batch
 from flmm_detseg.store.keys import cut_tiles
 from flmm_detseg.structures import LMMInputs, Sample
 
@@ -93,8 +93,8 @@ class Way(ABC):
     def _image(self, item: LMMInputs, sent: Tensor) -> Tensor:
         """Tower (up to the layer that LLaVA reads) and projector: embeddings ``[n, d]`` of the sent patches."""
         parts, layer = self.model.model.model, self.model.feature_layer
-        states = gathered_states(parts.vision_tower, self.model.pixels(item), sent, (layer,))
-        return parts.multi_modal_projector(states[layer])
+        states = gathered_batch(parts.vision_tower, self.model.pixels(item)[None], sent, (layer,))
+        return parts.multi_modal_projector(states[layer][0])
 
     def _prompted(self, label: str, item: LMMInputs, image: Tensor, sent: Tensor, watch: Clocks) -> Prompted:
         """Reads a prompt with the image tokens of some patches, all tokens at their own positions."""

@@ -14,7 +14,6 @@ RGB = tuple[int, int, int]
 INK: RGB = (33, 37, 41)
 FAINT: RGB = (134, 142, 150)
 PAPER: RGB = (255, 255, 255)
-EMPTY: RGB = (233, 236, 239)
 
 # Distinct on photographs and on TinyWorld's plain colours; later phrases get hues by the golden angle.
 _PALETTE: tuple[RGB, ...] = (

@@ -22,7 +22,6 @@ POSITION_SCHEMES = ("packed", "raster")
 LETTERBOX_POLICIES = ("background", "drop")
 ORDERS = ("background", "image")
 NUM_SEPARATORS = 4
-BG_START, BG_END, OBJ_START, OBJ_END = range(NUM_SEPARATORS)
 
 
 @dataclass(frozen=True)

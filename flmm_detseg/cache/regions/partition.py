@@ -150,21 +150,6 @@ def _source_ranges(
     return start, np.maximum(start, end)
 
 
-def partition_boxes(
-    grid: PatchGrid, boxes_xyxy: np.ndarray, *, dilate: int = 1, source: str = "given"
-) -> PatchPartition:
-    """Groups from boxes; arguments as in :func:`box_tiles` and :func:`partition_tiles`."""
-    boxes = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4)
-    return partition_tiles(grid, box_tiles(grid, boxes), dilate=dilate, source=source, boxes_xyxy=boxes)
-
-
-def partition_mask(
-    grid: PatchGrid, mask: np.ndarray, *, dilate: int = 1, source: str = "given"
-) -> PatchPartition:
-    """Groups from a mask of the objects; arguments as in :func:`mask_tiles` and :func:`partition_tiles`."""
-    return partition_tiles(grid, mask_tiles(grid, mask), dilate=dilate, source=source)
-
-
 def partition_like(
     grid: PatchGrid, background: np.ndarray, *, drop_letterbox: bool = False, source: str = "donor"
 ) -> PatchPartition:

@@ -15,7 +15,6 @@ from flmm_detseg.datasets.tinyworld.relations import RELATION_MARGIN, RELATIONS,
 from flmm_detseg.datasets.tinyworld.scene import Scene, SceneObject
 from flmm_detseg.datasets.tinyworld.word_list import COUNT_WORDS, PLURALS
 
-QUESTION_GROUPS: tuple[str, ...] = ("objects", "background", "cross")
 # Share of an object's border that has to lie on one region for "what is behind it" to have one answer.
 _BEHIND_SHARE = 0.9
 
@@ -28,7 +27,7 @@ def frame_questions(scene: Scene, fixed: Collection[int]) -> list[tuple[str, str
         fixed: Ids of the objects that stay where they are in the whole stream: they belong to the background.
 
     Returns:
-        Question, answer and group (:data:`QUESTION_GROUPS`); every question once.
+        Question, answer and group (``"objects"``, ``"background"`` or ``"cross"``); every question once.
     """
     found: dict[str, tuple[str, str]] = {}
     for question, answer, group in [

@@ -141,28 +141,10 @@ def isolated_states(
     return {layer: found[:, num_groups:] for layer, found in _run(tower, states, mask, layers).items()}
 
 
-def gathered_states(
-    tower: CLIPVisionModel, pixel_values: Tensor, indices: Tensor, layers: Collection[int]
-) -> dict[int, Tensor]:
-    """Gather path: hidden states of one group of one image; work grows with the group, not with the image.
-
-    Args:
-        tower: CLIP's.
-        pixel_values: ``[3, S, S]`` in the tower's dtype.
-        indices: The group's patches, int64 ``[n]`` in raster order.
-        layers: Wanted hidden states, 0 = embeddings.
-
-    Returns:
-        Per layer ``[n, D]``.
-    """
-    found = gathered_batch(tower, pixel_values[None], indices, layers)
-    return {layer: states[0] for layer, states in found.items()}
-
-
 def gathered_batch(
     tower: CLIPVisionModel, pixel_values: Tensor, indices: Tensor, layers: Collection[int]
 ) -> dict[int, Tensor]:
-    """Gather path, the same group of several images at once.
+    """Gather path: hidden states of one group, the same patches of every image; work grows with the group alone.
 
     Args:
         tower: CLIP's.

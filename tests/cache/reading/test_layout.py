@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from flmm_detseg.cache.reading.layout import PromptLayout, only_sent
-from flmm_detseg.cache.regions.partition import partition_boxes
+from flmm_detseg.cache.regions.partition import box_tiles, partition_tiles
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.structures import GridLevel, PatchGrid
 
 SYSTEM, TEXT = 3, 7
 WIDE = PatchGrid((50, 100), (56, 112), 28, 0, (112, 112), (GridLevel(14, 14),))
-PARTITION = partition_boxes(WIDE, torch.tensor([[10.0, 10.0, 40.0, 30.0]]).numpy(), dilate=1)
+PARTITION = partition_tiles(WIDE, box_tiles(WIDE, np.array([[10.0, 10.0, 40.0, 30.0]])), dilate=1)
 
 
 def layout(**arguments) -> PromptLayout:

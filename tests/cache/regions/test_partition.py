@@ -11,9 +11,7 @@ from flmm_detseg.cache.regions.partition import (
     dilate_tiles,
     letterbox_tiles,
     mask_tiles,
-    partition_boxes,
     partition_like,
-    partition_mask,
     partition_tiles,
 )
 from flmm_detseg.errors import ConfigError, DataError
@@ -33,7 +31,7 @@ def grid_of(height: int, width: int, side: int = 112, rows: int = ROWS) -> Patch
 
 def test_box_of_the_whole_image_is_all_but_letterbox():
     grid = grid_of(200, 400)
-    partition = partition_boxes(grid, np.array([[0, 0, 400, 200]]), dilate=0)
+    partition = partition_tiles(grid, box_tiles(grid, np.array([[0, 0, 400, 200]])), dilate=0)
     assert set(np.unique(partition.group)) == {OBJ, PAD}
     rows = partition.group.reshape(ROWS, COLS)
     # 56 of 112 pixels are image, centred: patches of 8 pixels in rows 3.5 to 10.5.
@@ -84,20 +82,20 @@ def test_dilation_widens_in_all_directions_but_not_around_the_edge():
 
 def test_dilated_objects_do_not_enter_the_letterbox():
     grid = grid_of(200, 400)
-    partition = partition_boxes(grid, np.array([[0, 0, 30, 30]]), dilate=3)
+    partition = partition_tiles(grid, box_tiles(grid, np.array([[0, 0, 30, 30]])), dilate=3)
     np.testing.assert_array_equal(partition.group == PAD, letterbox_tiles(grid).ravel())
     assert len(partition.background) + len(partition.objects) + len(partition.letterbox) == ROWS * COLS
 
 
 def test_no_box_is_all_background_and_a_mask_counts_as_its_union():
     grid = grid_of(112, 112)
-    assert (partition_boxes(grid, np.zeros((0, 4))).group == BG).all()
+    assert (partition_tiles(grid, box_tiles(grid, np.zeros((0, 4)))).group == BG).all()
     masks = np.zeros((2, 112, 112), dtype=bool)
     masks[0, 0, 0] = masks[1, 111, 111] = True
-    partition = partition_mask(grid, masks, dilate=0)
+    partition = partition_tiles(grid, mask_tiles(grid, masks), dilate=0)
     assert partition.objects.tolist() == [0, ROWS * COLS - 1]
     with pytest.raises(DataError, match="size"):
-        partition_mask(grid, masks[:, :50])
+        mask_tiles(grid, masks[:, :50])
 
 
 def test_donor_mask_makes_everything_else_an_object():
@@ -113,7 +111,7 @@ def test_donor_mask_makes_everything_else_an_object():
 
 def test_wrong_settings_are_named():
     with pytest.raises(ConfigError, match="dilate"):
-        partition_boxes(grid_of(112, 112), np.zeros((0, 4)), dilate=-1)
+        partition_tiles(grid_of(112, 112), box_tiles(grid_of(112, 112), np.zeros((0, 4))), dilate=-1)
     with pytest.raises(DataError, match="patches"):
         partition_tiles(grid_of(112, 112), np.zeros(5, dtype=bool))
     image = np.zeros((50, 80, 3), np.uint8)

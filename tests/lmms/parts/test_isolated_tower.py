@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_llava
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower, gathered_states, isolated_states
+from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower, gathered_batch, isolated_states
 
 LAYERS = (0, 1, 2, 3)
 
@@ -48,9 +48,11 @@ def test_gather_path_equals_full_path(tower, num_groups):
     for image in range(2):
         for group in range(num_groups):
             indices = (groups[image] == group).nonzero().flatten()
-            gathered = gathered_states(tower, pixels()[image], indices, LAYERS)
+            gathered = gathered_batch(tower, pixels()[[image]], indices, LAYERS)
             for layer in LAYERS:
-                torch.testing.assert_close(gathered[layer], full[layer][image, indices], rtol=1e-6, atol=1e-6)
+                torch.testing.assert_close(
+                    gathered[layer][0], full[layer][image, indices], rtol=1e-6, atol=1e-6
+                )
 
 
 @torch.no_grad()
