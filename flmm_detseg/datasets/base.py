@@ -149,6 +149,10 @@ class GroundingDataset(Dataset[Sample], ABC):
             self._last_image = (str(path), load_image(path, record))
         return self._last_image[1]
 
+    def _load_more(self, paths: Sequence[Path], record: str) -> tuple[np.ndarray, ...]:
+        """Reads further images of a record."""
+        return tuple(load_image(path, record) for path in paths)
+
     @contextmanager
     def _reading(self, file: Path, record: str, remedy: str) -> Iterator[None]:
         """Reading of one record inside a ``with`` block: whatever it raises goes to the policy as its problem."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import existing_file, load_json, require_dir, require_keys, require_list
 from flmm_detseg.datasets.image_ids import ImageIds, read_images
-from flmm_detseg.datasets.region_fields import read_regions
+from flmm_detseg.datasets.prompt_fields import PromptImages, find_images, image_names, read_regions
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Region, Sample
@@ -21,6 +22,7 @@ from flmm_detseg.utils.values import FieldError, check_text, check_words, printa
 
 TURNS = ("random", "all", "first")
 _PLACEHOLDER = "<image>"
+_LEADING = re.compile(rf"(?:{_PLACEHOLDER}\s*)+(?!.*{_PLACEHOLDER})", re.DOTALL)
 _HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant")
 
 
@@ -28,7 +30,7 @@ _HUMAN, _MODEL = ("human", "user"), ("gpt", "assistant")
 class _Record:
     record_id: str
     number: int  # of the conversation among the usable ones: the random draw's key
-    path: Path
+    images: PromptImages
     questions: tuple[str, ...]
     answers: tuple[str, ...]
     turn: int | None  # None: drawn per epoch
@@ -43,7 +45,9 @@ class LLaVAInstructDataset(GroundingDataset):
     turns are not part of the prompt. The ``<image>`` placeholder is removed (every family's adapter puts its own).
     A question may say what it points at, ``"regions": [[x, y] | [x0, y0, x1, y1], ...]`` beside its ``"value"``, in
     pixels of the image: as many as it has places for them (``<region>``), in order.
-    Conversations without an image are dropped and counted (``dropped["no image"]``).
+    ``"image"`` may be a list, whose placeholders begin the first question; ``"modalities"`` says what each is
+    (``["rgb", "depth"]``), for LMMs with a projector of their own for some. Conversations without an image are dropped
+    and counted (``dropped["no image"]``).
 
     Args:
         file: JSON list of ``{"id", "image", "conversations": [{"from": "human" | "gpt", "value"}, ...]}``.
@@ -91,12 +95,12 @@ class LLaVAInstructDataset(GroundingDataset):
 
     def phrase_texts(self, index: int) -> tuple[str, list[str]]:
         """Image id of a record; it has no phrases."""
-        return str(self.records[index].path), []
+        return str(self.records[index].images.path), []
 
     def _read_records(self, excluded: ImageIds) -> list[_Record]:
         entries = require_list(load_json(self.file, "conversation file"), "conversations", self.file)
         records: list[_Record] = []
-        found: dict[str, Path] = {}
+        find = cache(existing_file)  # many conversations are about one image
         number = 0
         remedy = "Mend the file, or use policy='skip' to leave such conversations out."
         for position, entry in enumerate(entries):
@@ -109,18 +113,15 @@ class LLaVAInstructDataset(GroundingDataset):
                 if not entry.get("image"):
                     self._log.drop("no image", stem)
                     continue
-                image = _image_name(entry["image"])
-                if excluded.holds(None, image):
+                names = image_names(entry["image"])
+                if any(excluded.holds(None, name) for name in names):
                     self._log.drop("excluded image", stem)
                     continue
-                questions, answers = self._read_turns(entry["conversations"])
+                questions, answers = self._read_turns(entry["conversations"], len(names))
                 regions = tuple(read_regions(turn.get("regions")) for turn in entry["conversations"][::2])
-                if image not in found:
-                    found[image] = existing_file(self.image_dir, image, "image")
+                images = find_images(entry, self.image_dir, find)
                 for suffix, turn in self._choices(len(questions)):
-                    records.append(
-                        _Record(stem + suffix, number, found[image], questions, answers, turn, regions)
-                    )
+                    records.append(_Record(stem + suffix, number, images, questions, answers, turn, regions))
                 number += 1
         return records
 
@@ -129,7 +130,7 @@ class LLaVAInstructDataset(GroundingDataset):
             return [(f"/turn-{turn}", turn) for turn in range(num_turns)]
         return [("", None if self.turns == "random" else 0)]
 
-    def _read_turns(self, conversations: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def _read_turns(self, conversations: Any, images: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Questions and answers of a conversation; raises FieldError unless they take turns and say something."""
         kind = "malformed conversation"
         if not isinstance(conversations, list) or not conversations or len(conversations) % 2:
@@ -146,12 +147,16 @@ class LLaVAInstructDataset(GroundingDataset):
             except FieldError as error:
                 raise FieldError(f"{place}: {error}", kind) from error
             placeholders = value.count(_PLACEHOLDER)
-            if placeholders > (number == 0):
-                message = (
-                    f"{place}: {placeholders} times {_PLACEHOLDER}; one in the first question is allowed"
-                )
+            if placeholders > (images if number == 0 else 0):
+                allowed = "one" if images == 1 else f"{images}"
+                message = f"{place}: {placeholders} times {_PLACEHOLDER}; {allowed} in the first question is allowed"
                 raise FieldError(message, kind)
             text = value.replace(_PLACEHOLDER, "").strip()
+            if images > 1 and placeholders and not _LEADING.match(value.strip()):
+                message = (
+                    f"{place}: {_PLACEHOLDER} within the words; several images stand before the question"
+                )
+                raise FieldError(message, kind)
             if not text:
                 raise FieldError(f"{place}: `value` is empty", kind)
             texts.append(check_words(text, f"{place}: value"))
@@ -173,23 +178,17 @@ class LLaVAInstructDataset(GroundingDataset):
         turn = self._turn(record)
         return Sample(
             record_id=record.record_id,
-            image=self._load_image(record.path, record.record_id),
+            image=self._load_image(record.images.path, record.record_id),
             text=record.answers[turn],
             phrases=(),
             prompt=record.questions[turn],
-            image_id=str(record.path),
+            image_id=str(record.images.path),
             task="vqa",
+            more_images=self._load_more(record.images.more, record.record_id),
+            modalities=record.images.modalities,
             regions=record.regions[turn],
             meta={"turn": turn},
         )
-
-
-def _image_name(image: Any) -> str:
-    if isinstance(image, list) and len(image) == 1:
-        image = image[0]
-    if not isinstance(image, str):
-        raise FieldError("`image` must name one image file")
-    return image
 
 
 def _shown_id(value: Any) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flmm_detseg.datasets.base import GroundingDataset
-from flmm_detseg.datasets.files import existing_file, parse_line, require_dir, require_file, words_argument
-from flmm_detseg.datasets.region_fields import read_regions
+from flmm_detseg.datasets.files import parse_line, require_dir, require_file, words_argument
+from flmm_detseg.datasets.prompt_fields import PromptImages, find_images, image_names, read_regions
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Region, Sample
 from flmm_detseg.utils.values import FieldError, check_text, check_words, identifier, is_number, shown
@@ -20,7 +19,7 @@ _LETTERS = "ABCDEFGHIJ"
 class _Record:
     record_id: str
     question_id: Any
-    path: Path
+    images: PromptImages
     text: str
     references: tuple[str, ...]
     choices: tuple[str, ...]
@@ -45,6 +44,9 @@ class QuestionDataset(GroundingDataset):
 
     ``"regions"``, ``[[x, y] | [x0, y0, x1, y1], ...]`` in the image's pixels, are what the question points at: as many
     as it has places for them (``<region>``), in order; for LMMs with a part that reads them.
+
+    ``"image"`` may be a list: all of them stand before the question, which is about the first one. ``"modalities"``
+    says what each is (``["rgb", "depth"]``), for LMMs with a projector of their own for some.
 
     Args:
         file: JSONL file.
@@ -80,17 +82,17 @@ class QuestionDataset(GroundingDataset):
 
     def phrase_texts(self, index: int) -> tuple[str, list[str]]:
         """Image id of a record; it has no phrases."""
-        return str(self.records[index].path), []
+        return str(self.records[index].images.path), []
 
     def _read_line(self, number: int, line: bytes) -> _Record:
         entry = parse_line(line)
-        for key in ("image", "text"):
-            if not isinstance(entry.get(key), str) or not entry[key].strip():
-                raise FieldError(f"`{key}` is missing or not a text", "missing key")
+        image_names(entry.get("image"))  # before all else: what is most often forgotten
+        if not isinstance(entry.get("text"), str) or not entry["text"].strip():
+            raise FieldError("`text` is missing or not a text", "missing key")
         if entry.get("question_id") is None:
             raise FieldError("`question_id` is missing", "missing key")
         question_id = identifier(entry["question_id"], "question_id")
-        path = existing_file(self.image_dir, entry["image"], "image")
+        images = find_images(entry, self.image_dir)
         choices = entry.get("choices") or []
         if not _are_texts(choices) or len(choices) > len(_LETTERS):
             raise FieldError("`choices` must be a list of at most 10 texts")
@@ -99,7 +101,7 @@ class QuestionDataset(GroundingDataset):
         return _Record(
             record_id=f"{self.name}/{question_id}",
             question_id=question_id,
-            path=path,
+            images=images,
             text=f"{text}\n{self.prompt_suffix}" if self.prompt_suffix else text,
             references=self._references(entry, choices),
             choices=tuple(choices),
@@ -140,12 +142,14 @@ class QuestionDataset(GroundingDataset):
     def _read(self, record: _Record) -> Sample:
         return Sample(
             record_id=record.record_id,
-            image=self._load_image(record.path, record.record_id),
+            image=self._load_image(record.images.path, record.record_id),
             text=next(filter(str.strip, record.references)),
             phrases=(),
             prompt=record.text,
-            image_id=str(record.path),
+            image_id=str(record.images.path),
             task="vqa",
+            more_images=self._load_more(record.images.more, record.record_id),
+            modalities=record.images.modalities,
             regions=record.regions,
             meta={
                 "question_id": record.question_id,

@@ -142,29 +142,34 @@ class Grounder:
         *,
         turns: Sequence[tuple[str, str]] = (),
         more_images: Sequence[ImageLike] = (),
+        modalities: Sequence[str] = (),
         regions: Sequence[RegionLike] = (),
         max_new_tokens: int = 128,
     ) -> str:
-        """The LMM's own answer (greedy): grounding has not changed it. With ``regions``, which the LMM cannot read by
-        itself, that of the LMM with its part for them.
+        """The LMM's own answer (greedy): grounding has not changed it. With ``regions`` or ``modalities`` that the LMM
+        cannot read by itself, that of the LMM with its part for them.
 
         Args:
             image: As in :meth:`ground`.
             question: Free text; None asks for a description, in the words of the config.
             turns: Earlier questions and their answers, in order.
             more_images: Further images of the conversation; all of them stand before its first question.
+            modalities: What each image is, the first included (``["rgb", "depth"]``), for LMMs with projectors of
+                their own for some; empty: photos.
             regions: What the question points at, in the order of its places for them (``<region>``): points ``(x, y)``,
                 boxes ``(x0, y0, x1, y1)`` or bool masks ``[H, W]`` in pixels of ``image``; a
                 :class:`~flmm_detseg.structures.Region` may name another image. For LMMs that have a part for them.
             max_new_tokens: Longest answer.
 
         Raises:
-            DataError: An image cannot be read, or a turn is no pair of texts.
+            DataError: An image cannot be read, or a turn is no pair of texts; an image has no modality, or one that no
+                part reads.
         """
-        sample = _question(read_image(image, "image"), question, turns, more_images, regions)
-        own = nullcontext() if sample.regions else self.model.lmm.base_mode()
+        sample = _question(read_image(image, "image"), question, turns, more_images, modalities, regions)
+        lmm = self.model.lmm
+        own = nullcontext() if lmm.needs_parts(sample) else lmm.base_mode()
         with torch.inference_mode(), own:
-            return self.model.lmm.generate(sample, max_new_tokens=max_new_tokens)
+            return lmm.generate(sample, max_new_tokens=max_new_tokens)
 
     def ask(
         self,
@@ -175,6 +180,7 @@ class Grounder:
         spans: Sequence[Span | Sequence[Span]] | None = None,
         turns: Sequence[tuple[str, str]] = (),
         more_images: Sequence[ImageLike] = (),
+        modalities: Sequence[str] = (),
         regions: Sequence[RegionLike] = (),
         keep_attention: bool = False,
         max_new_tokens: int = 128,
@@ -194,6 +200,7 @@ class Grounder:
             spans: Instead of phrases: character ranges of the answer, as in :meth:`ground`.
             turns: As in :meth:`answer`.
             more_images: As in :meth:`answer`; masks are those of ``image``.
+            modalities: As in :meth:`answer`.
             regions: As in :meth:`answer`.
             keep_attention: As in :meth:`ground`.
             max_new_tokens: Longest answer.
@@ -207,7 +214,7 @@ class Grounder:
                 empty.
         """
         pixels = read_image(image, "image")
-        sample = _question(pixels, question, turns, more_images, regions)
+        sample = _question(pixels, question, turns, more_images, modalities, regions)
         with torch.inference_mode():
             generation = self.model.answer_with_states(sample, max_new_tokens=max_new_tokens)
         return self.ground_answer(pixels, generation, phrases, spans=spans, keep_attention=keep_attention)
@@ -323,6 +330,7 @@ def _question(
     question: str | None,
     turns: Sequence[tuple[str, str]],
     more_images: Sequence[ImageLike],
+    modalities: Sequence[str],
     regions: Sequence[RegionLike],
 ) -> Sample:
     earlier = []
@@ -340,6 +348,7 @@ def _question(
         prompt=question,
         turns=tuple(earlier),
         more_images=further,
+        modalities=tuple(modalities),
         regions=pointed,
     )
 

@@ -57,6 +57,10 @@ class LMMAdapter(nn.Module, ABC):
         """Modules added to the LMM by name, see :class:`~flmm_detseg.lmms.added.lmm_part.LMMPart`."""
         return {}
 
+    def needs_parts(self, sample: Sample) -> bool:
+        """Whether a sample shows what only parts of the LMM read: it points at regions, or at other than photos."""
+        return bool(sample.regions)
+
     @property
     def num_layers(self) -> int:
         """L, decoder layers of the language model."""

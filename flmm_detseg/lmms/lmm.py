@@ -15,7 +15,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms.added.added_tokens import AddedTokens, added_tokens_off, grow
 from flmm_detseg.lmms.added.lmm_part import LMMPart, SlotFiller, build_parts, parts_off
-from flmm_detseg.lmms.added.own_projector import OwnProjector
+from flmm_detseg.lmms.added.own_projector import projecting, projectors
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.capture.answer_text import phrase_inputs
 from flmm_detseg.lmms.capture.decoder import AnswerRows, PrefixDecoder
@@ -50,6 +50,7 @@ from flmm_detseg.lmms.weights.facts import check_config, check_facts, default_ma
 from flmm_detseg.lmms.weights.loading import load_model, torch_dtype
 from flmm_detseg.ops.rows import merge_rows
 from flmm_detseg.structures import (
+    RGB,
     CaptureSpec,
     Generation,
     HiddenRows,
@@ -101,8 +102,8 @@ class LMM(LMMAdapter):
             trained, also where the LMM is ``frozen``, so that :meth:`encode` runs with autograd. In
             :meth:`base_mode` they have no logits.
         parts: Modules added to the LMM by name, each ``dict(type=..., ...)``: one that fills places of the prompt with
-            regions (``RegionTokens``), or replaces the projector (``OwnProjector``). Trained like added tokens, off in
-            :meth:`base_mode`, saved as ``parts.NAME``.
+            regions (``RegionTokens``), or replaces the projector (``OwnProjector``, also one for each modality of
+            images). Trained like added tokens, off in :meth:`base_mode`, saved as ``parts.NAME``.
         gradient_checkpointing: Blocks of tower and language model keep their input only and are repeated in the
             backward pass: less memory, about a third more time, the same gradients. Only in training mode.
 
@@ -313,7 +314,8 @@ class LMM(LMMAdapter):
     def _add_parts(self, config: Mapping[str, Mapping[str, Any]] | None) -> None:
         found = build_parts(config, self.model, self.facts)
         adapted = [name for name, group in self.lora_groups.items() if group.part == "projector"]
-        if adapted and any(isinstance(part, OwnProjector) for part in found.values()):
+        own = projectors(found)
+        if adapted and own:
             raise ConfigError(
                 f"LoRA group {adapted[0]!r} adapts the projector, in whose place OwnProjector is trained as a whole; "
                 "leave one of them out"
@@ -422,10 +424,42 @@ class LMM(LMMAdapter):
 
     def prepare(self, sample: Sample) -> LMMInputs:
         """See :class:`LMMAdapter`; regions need a part that reads them, and a place in the text each."""
-        return self._with_regions(self._processor()(sample), sample)
+        return self._with_parts(self._processor()(sample), sample)
 
     def _question(self, sample: Sample) -> LMMInputs:
-        return self._with_regions(self._processor().question(sample), sample)
+        return self._with_parts(self._processor().question(sample), sample)
+
+    def _with_parts(self, item: LMMInputs, sample: Sample) -> LMMInputs:
+        """What only the parts of an LMM read of a sample."""
+        return self._with_regions(self._with_modalities(item, sample), sample)
+
+    def _with_modalities(self, item: LMMInputs, sample: Sample) -> LMMInputs:
+        if not sample.modalities:
+            return item
+        given, known = sample.modalities, self._known_modalities
+        if len(given) != len(item.images):
+            raise DataError(
+                f"{sample.record_id}: {len(given)} modalities for {len(item.images)} images; give one each, or none"
+            )
+        if known is not None and (unknown := sorted(set(given) - known)):
+            raise DataError(
+                f"{sample.record_id}: no part of this LMM reads {', '.join(map(repr, unknown))} images; its projectors "
+                f"are for {', '.join(sorted(known))}"
+            )
+        images = zip(item.images, given, strict=True)
+        return replace(item, images=tuple(replace(image, modality=name) for image, name in images))
+
+    def needs_parts(self, sample: Sample) -> bool:
+        """See :class:`LMMAdapter`."""
+        own = {name for part in projectors(self.added_parts) for name in part.modalities or ()}
+        return super().needs_parts(sample) or not own.isdisjoint(sample.modalities)
+
+    @property
+    def _known_modalities(self) -> frozenset[str] | None:
+        """What images may be, for an LMM that tells them apart; None: anything, they are read alike."""
+        named = [part.modalities for part in projectors(self.added_parts)]
+        given = [names for names in named if names is not None]
+        return frozenset({RGB}.union(*given)) if given and len(given) == len(named) else None
 
     def _with_regions(self, item: LMMInputs, sample: Sample) -> LMMInputs:
         filler = self._filler
@@ -579,19 +613,46 @@ class LMM(LMMAdapter):
         wanted = tuple(sorted({*layers, *(filler.layers if filler else ())}))
         firsts = sorted(set(owners))
         images = [self._on_device(image) for index in firsts for image in inputs[index].images]
-        turn = self.turn() if self.family.one_at_a_time else nullcontext()
-        with turn, tower_states(self.family.tower_blocks(self.model), wanted) as states:
-            features = self.family.features(self.model, images)
-        tokens = self.family.project(self.model, features, images)
-        maps = {layer: self.family.view_maps(states[layer], images) for layer in wanted}
+        tokens, features, maps = self._see_images(images, wanted)
         seen, shown, start = {}, {}, 0
         for index in firsts:
             end = start + len(inputs[index].images)
-            own = [{layer: maps[layer][place] for layer in wanted} for place in range(start, end)]
-            seen[index] = Seen(torch.cat(list(tokens[start:end])), features[start:end], own)
-            shown[index] = {layer: maps[layer][start] for layer in layers}
+            seen[index] = Seen(torch.cat(tokens[start:end]), features[start:end], maps[start:end])
+            shown[index] = {layer: maps[start][layer] for layer in layers}
             start = end
         return seen, [shown[owner] for owner in owners] if layers else None
+
+    def _see_images(
+        self, images: Sequence[ImageInputs], layers: tuple[int, ...]
+    ) -> tuple[list[Tensor], list[Features], list[dict[int, Tensor]]]:
+        """Runs tower and projector, once for each modality that has a projector of its own.
+
+        Returns:
+            Per image its tokens, features, and maps by layer.
+        """
+        found: dict[int, tuple[Tensor, Features, dict[int, Tensor]]] = {}
+        for modality, places in self._by_modality(images).items():
+            group = [images[place] for place in places]
+            turn = self.turn() if self.family.one_at_a_time else nullcontext()
+            # Some families project inside the tower, so that both belong to the modality.
+            with projecting(modality), turn:
+                with tower_states(self.family.tower_blocks(self.model), layers) as states:
+                    features = self.family.features(self.model, group)
+                tokens = self.family.project(self.model, features, group)
+            maps = {layer: self.family.view_maps(states[layer], group) for layer in layers}
+            for index, place in enumerate(places):
+                own = {layer: maps[layer][index] for layer in layers}
+                found[place] = tokens[index], features[index], own
+        tokens, features, maps = zip(*(found[place] for place in range(len(images))), strict=True)
+        return list(tokens), list(features), list(maps)
+
+    def _by_modality(self, images: Sequence[ImageInputs]) -> dict[str, list[int]]:
+        """Places of images that one projector reads; all of them under one name for an LMM that reads them alike."""
+        apart = any(part.modalities and part.active for part in projectors(self.added_parts))
+        groups: dict[str, list[int]] = {}
+        for place, image in enumerate(images):
+            groups.setdefault(image.modality if apart else RGB, []).append(place)
+        return groups
 
     def _region_reader(self, inputs: Sequence[LMMInputs]) -> SlotFiller | None:
         """The part that reads the regions of these samples; None where they have none.
@@ -718,8 +779,8 @@ class LMM(LMMAdapter):
         """See :class:`LMMAdapter`."""
         processor = self._processor()
         item = self._question(sample)
-        if item.regions:
-            # Transformers' own loop reads words only.
+        if item.regions or set(self._by_modality(item.images)) != {RGB}:
+            # Transformers' own loop reads words and one kind of image only.
             return self.generate_with_states(sample, CaptureSpec(), max_new_tokens=max_new_tokens).text
         room = answer_room(item.next_position, self.position_limit, max_new_tokens, sample.record_id)
         input_ids = item.input_ids[None].to(self.device)

@@ -61,9 +61,9 @@ class Retention:
 
     def plain(self, sample: Sample) -> bool:
         """Whether a question goes to the LMM as it was; instructions for boxes or masks (task ``joint``), and questions
-        that point at regions, never do.
+        that only parts of the LMM can read (:meth:`LMMAdapter.needs_parts`), never do.
         """
-        return self.mode != "always" and sample.task != "joint" and not sample.regions
+        return self.mode != "always" and sample.task != "joint" and not self._lmm.needs_parts(sample)
 
     def answering(self, sample: Sample) -> AbstractContextManager[None]:
         """The mode of the LMM in which it answers a question."""

@@ -5,7 +5,7 @@ from flmm_detseg.structures.grid import GridLevel, PatchGrid
 from flmm_detseg.structures.maps import LogitMaps, PackedMasks
 from flmm_detseg.structures.partition import PatchPartition
 from flmm_detseg.structures.regions import Region
-from flmm_detseg.structures.sample import ANSWER_TASKS, DenseTargets, Phrase, Sample, Turn
+from flmm_detseg.structures.sample import ANSWER_TASKS, RGB, DenseTargets, Phrase, Sample, Turn
 from flmm_detseg.structures.states import (
     CaptureSpec,
     GroundingBatch,
@@ -18,6 +18,7 @@ from flmm_detseg.structures.states import (
 
 __all__ = [
     "ANSWER_TASKS",
+    "RGB",
     "CaptureSpec",
     "DenseTargets",
     "Generation",

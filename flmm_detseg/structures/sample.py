@@ -52,6 +52,10 @@ class DenseTargets:
     weights: np.ndarray | None = None
 
 
+# What an image is unless a sample says otherwise.
+RGB = "rgb"
+
+
 @dataclass(frozen=True)
 class Turn:
     """An earlier question of a conversation and its answer."""
@@ -80,7 +84,9 @@ class Sample:
         sections: Character spans of :attr:`text` that count alike in the language loss, however long each is (the
             sections of a joint answer); empty where every token counts alike.
         turns: Earlier turns of the conversation, before ``prompt``; the images stand in front of the first one.
-        more_images: Further images of the prompt, as ``image``, behind it. Phrases are grounded in ``image``.
+        more_images: Further images of the prompt, as ``image``, after it. Phrases are grounded in ``image``.
+        modalities: What each image of the prompt is, ``"rgb"`` or a name of your own such as ``"depth"``; empty where
+            all are ``"rgb"``. An LMM reads them alike unless one of its parts is for some of them.
         regions: Regions that the text points at, in the order of their places in it (``<region>``, or what the LMM's
             part is set to).
         meta: Further facts a metric or a report wants (plain containers only), e.g. ``{"sentence_id": 7}``.
@@ -98,6 +104,7 @@ class Sample:
     sections: tuple[tuple[int, int], ...] = ()
     turns: tuple[Turn, ...] = ()
     more_images: tuple[np.ndarray, ...] = ()
+    modalities: tuple[str, ...] = ()
     regions: tuple[Region, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 

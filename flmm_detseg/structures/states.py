@@ -14,7 +14,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures.grid import PatchGrid
 from flmm_detseg.structures.maps import LogitMaps, PackedMasks
 from flmm_detseg.structures.regions import Region
-from flmm_detseg.structures.sample import Sample
+from flmm_detseg.structures.sample import RGB, Sample
 
 
 @dataclass(frozen=True)
@@ -94,12 +94,14 @@ class ImageInputs:
         grid: Geometry of the image tokens.
         make_view: Gives :attr:`view`; few heads ask for it.
         further: What the model's own forward wants to know of the image beside, by argument.
+        modality: See :attr:`Sample.modalities`.
     """
 
     pixel_values: Tensor
     grid: PatchGrid
     make_view: Callable[[], Tensor] | None = None
     further: Mapping[str, Tensor] = field(default_factory=dict)
+    modality: str = RGB
 
     @property
     def view(self) -> Tensor | None:
@@ -111,6 +113,7 @@ class ImageInputs:
         mine, theirs = self.further, other.further
         return (
             self.grid == other.grid
+            and self.modality == other.modality
             and torch.equal(self.pixel_values, other.pixel_values)
             and mine.keys() == theirs.keys()
             and all(torch.equal(value, theirs[name]) for name, value in mine.items())

@@ -181,7 +181,8 @@ def test_only_twelve_digits_are_coco_s():
         (dict(conversations=[turn("human", "a"), turn("gpt", 3)]), r"\[1\]: `value` is 3, not a text"),
         (dict(conversations=[turn("human", "<image><image> a"), turn("gpt", "b")]), "2 times <image>"),
         (dict(conversations=[turn("human", "a"), turn("gpt", "see <image>")]), "1 times <image>"),
-        (dict(image=["1.png", "2.png"]), "must name one image"),
+        (dict(image=["1.png", 2]), "`image` is missing, or neither the name"),
+        (dict(image=["1.png", "2.png"]), "1.png not found"),
         (dict(image="gone.png"), "gone.png not found"),
     ],
 )

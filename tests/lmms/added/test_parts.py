@@ -6,9 +6,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
 from tiny import make_sample, tiny_llava, tiny_llava_config, tiny_tokenizer
 from transformers import LlavaForConditionalGeneration
 
@@ -115,6 +117,7 @@ def test_an_own_projector_is_exported_in_the_models_place(tmp_path):
         (dict(parts=dict(regions=dict(type="RegionTokens", layers=[]))), "`layers` is empty"),
         (dict(parts=dict(regions=dict(type="RegionTokens", token="a b"))), "white space"),
         (dict(parts=dict(head=dict(type="LanguageHead"))), "no part of an LMM"),
+        (dict(parts=dict(own=dict(type="OwnProjector", modalities="depth"))), "list of names"),
         (dict(parts=dict(a=dict(type="RegionTokens"), b=dict(type="RegionTokens"))), "several parts"),
     ],
     ids=str,
@@ -182,3 +185,61 @@ def test_questions_about_regions_from_files(tmp_path):
         (tmp_path / "q.jsonl").write_text(json.dumps({**line, "regions": wrong}))
         with pytest.raises(DataError, match="regions"):
             QuestionDataset(str(tmp_path / "q.jsonl"), str(tmp_path))
+
+
+def test_images_and_their_modalities_come_from_question_and_conversation_files(tmp_path):
+    files = ["scene.png", "depth.png"]
+    for index, name in enumerate(files):
+        Image.fromarray(make_sample(index).image).save(tmp_path / name)
+    line = {"question_id": 1, "text": "is it near ?", "answer": "yes", "image": files}
+    turns = [
+        {"from": "human", "value": "<image>\n<image>\nis it near ?"},
+        {"from": "gpt", "value": "yes"},
+    ]
+
+    def read(modalities, words=turns):
+        further = {} if modalities is None else {"modalities": modalities}
+        (tmp_path / "q.jsonl").write_text(json.dumps({**line, **further}))
+        talk = dict(id=1, image=files, conversations=words, **further)
+        (tmp_path / "c.json").write_text(json.dumps([talk]))
+        yield QuestionDataset(str(tmp_path / "q.jsonl"), str(tmp_path))
+        yield LLaVAInstructDataset(str(tmp_path / "c.json"), str(tmp_path))
+
+    for modalities in (None, ["rgb", "depth"]):
+        for (sample,) in read(modalities):
+            assert sample.modalities == tuple(modalities or ())
+            assert sample.prompt == "is it near ?"
+            assert np.array_equal(sample.image, make_sample(0).image)
+            assert [image.tolist() for image in sample.more_images] == [make_sample(1).image.tolist()]
+    for wrong, message in (
+        (["rgb"], "1 names for 2 images"),
+        ("depth", "not a list"),
+        ([1, 2], "not a list"),
+    ):
+        with pytest.raises(DataError, match=message):
+            list(read(wrong))
+    within = [{"from": "human", "value": "<image> is <image> near ?"}, turns[1]]
+    with pytest.raises(DataError, match="several images stand before the question"):
+        list(read(None, within))
+
+
+def test_a_projector_for_a_modality_is_saved_with_it_and_not_exported(tmp_path):
+    depth = dict(depth=dict(type="OwnProjector", modalities=["depth"]))
+    config = write_config(tmp_path / "a", parts=depth)
+    model = model_from_config(config, untrained=True, device="cpu").eval()
+    moved(model)
+    file = tmp_path / "iter_1.pth"
+    torch.save({"state_dict": model.trainable_state_dict(), "meta": lmm_meta(model.lmm)}, file)
+    assert all(name.startswith("lmm.parts.depth.copies.") for name in model.trainable_state_dict())
+    image, question = make_sample(0).image, "what is it ?"
+    ours, again = Grounder(model), Grounder(model_from_config(config, file, device="cpu"))
+    plain = Grounder(model_from_config(write_config(tmp_path / "b"), untrained=True, device="cpu"))
+    for modalities in (("rgb",), ("depth",)):
+        answer = ours.answer(image, question, modalities=modalities, max_new_tokens=8)
+        assert answer == again.answer(image, question, modalities=modalities, max_new_tokens=8)
+        assert (answer == plain.answer(image, question, max_new_tokens=8)) == (modalities == ("rgb",))
+    other = write_config(tmp_path / "c", parts=dict(depth=dict(type="OwnProjector", modalities=["heat"])))
+    with pytest.raises(CheckpointError, match="depth"):
+        model_from_config(other, file, device="cpu")
+    with pytest.raises(ConfigError, match="OwnProjector for depth cannot be exported"):
+        merge_checkpoint(config, file, tmp_path / "merged")

@@ -1,0 +1,107 @@
+"""What annotation files say of a prompt beside its words: several images, what each of them is, and regions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flmm_detseg.datasets.files import existing_file
+from flmm_detseg.errors import DataError
+from flmm_detseg.structures import Region
+from flmm_detseg.utils.values import FieldError, shown
+
+
+@dataclass(frozen=True, slots=True)
+class PromptImages:
+    """Images of a prompt.
+
+    Attributes:
+        path: The first one, which questions are about.
+        more: Further ones, after it.
+        modalities: See :attr:`Sample.modalities`.
+    """
+
+    path: Path
+    more: tuple[Path, ...] = ()
+    modalities: tuple[str, ...] = ()
+
+
+def image_names(value: Any) -> tuple[str, ...]:
+    """Names of a field ``image``.
+
+    Args:
+        value: The name of a file, or a list of such names.
+
+    Raises:
+        FieldError: It is something else, or empty.
+    """
+    names = value if isinstance(value, list) else [value]
+    if not names or not all(isinstance(name, str) and name.strip() for name in names):
+        raise FieldError(
+            "`image` is missing, or neither the name of an image file nor a list of names", "missing key"
+        )
+    return tuple(names)
+
+
+def read_modalities(value: Any, images: int) -> tuple[str, ...]:
+    """Names of a field ``modalities``.
+
+    Args:
+        value: None, or a name for each image.
+        images: How many there are.
+
+    Raises:
+        FieldError: It is something else.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(name, str) and name.strip() for name in value):
+        raise FieldError(f"`modalities` is {shown(value)}, not a list of names such as ['rgb', 'depth']")
+    if len(value) != images:
+        raise FieldError(f"`modalities` has {len(value)} names for {images} images")
+    return tuple(value)
+
+
+def find_images(
+    entry: dict[str, Any], image_dir: Path, find: Callable[[Path, str, str], Path] = existing_file
+) -> PromptImages:
+    """Images of an entry of an annotation file, from its fields ``image`` and ``modalities``.
+
+    Args:
+        entry: The entry.
+        image_dir: Folder that names start from.
+        find: Makes sure that a file is there.
+
+    Raises:
+        FieldError: A field cannot be used, or a file is missing.
+    """
+    names = image_names(entry.get("image"))
+    modalities = read_modalities(entry.get("modalities"), len(names))
+    first, *more = (find(image_dir, name, "image") for name in names)
+    return PromptImages(first, tuple(more), modalities)
+
+
+def read_regions(value: Any) -> tuple[Region, ...]:
+    """Points and boxes of a field ``regions``; whether they lie in the image is checked where it is read.
+
+    Args:
+        value: None, or ``[[x, y] | [x0, y0, x1, y1], ...]`` in pixels of the image.
+
+    Returns:
+        The regions, of the sample's first image.
+
+    Raises:
+        FieldError: It is something else.
+    """
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise FieldError(
+            f"`regions` is {shown(value)}, not a list of points [x, y] and boxes [x0, y0, x1, y1]"
+        )
+    try:
+        return tuple(Region.of(region) for region in value)
+    except DataError as error:
+        raise FieldError(f"`regions`: {error}") from error
