@@ -34,6 +34,9 @@ def image_names(value: Any) -> tuple[str, ...]:
     Args:
         value: The name of a file, or a list of such names.
 
+    Returns:
+        The names, at least one.
+
     Raises:
         FieldError: It is something else, or empty.
     """
@@ -51,6 +54,9 @@ def read_modalities(value: Any, images: int) -> tuple[str, ...]:
     Args:
         value: None, or a name for each image.
         images: How many there are.
+
+    Returns:
+        One for each image; empty for None.
 
     Raises:
         FieldError: It is something else.
@@ -73,6 +79,9 @@ def find_images(
         entry: The entry.
         image_dir: Folder that names start from.
         find: Makes sure that a file is there.
+
+    Returns:
+        Their files.
 
     Raises:
         FieldError: A field cannot be used, or a file is missing.

@@ -153,6 +153,9 @@ def projectors(parts: Mapping[str, nn.Module]) -> list[OwnProjector]:
     Args:
         parts: By name.
 
+    Returns:
+        In their order.
+
     Raises:
         ConfigError: Two are for the same images.
     """
