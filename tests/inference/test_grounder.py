@@ -137,8 +137,8 @@ def test_batches_are_single_calls_to_rounding(dtype, allowed):
     page = " ".join(
         (Path(__file__).parents[2] / "docs" / "python_api.md").read_text(encoding="utf-8").split()
     )
-    assert "single calls to rounding: in float32 equal to the bit on the tiny models" in page
-    assert "in bfloat16 (the 7B recipes) a batch rounds otherwise than a single call" in page
+    assert "single calls up to rounding: in float32 equal to the bit on the tiny models" in page
+    assert "in bfloat16 (the 7B recipes) a batch rounds differently from a single call" in page
 
 
 @pytest.mark.case("model/thin_image")
