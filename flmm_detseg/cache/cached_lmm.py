@@ -1,4 +1,4 @@
-"""A LLaVA that reads background and objects apart, so that what it made of a background can be kept."""
+"""A LLaVA that reads background and objects separately, so that what it computed for a background can be cached."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from flmm_detseg.cache.reading.changed_patches import check_share, see_groups
 from flmm_detseg.cache.reading.layout import only_sent
 from flmm_detseg.cache.reading.packing import pack_prompts, phrase_places, share_images
 from flmm_detseg.cache.reading.prefusion import PreFusion
@@ -18,7 +19,6 @@ from flmm_detseg.cache.reading.prompt_parts import (
     PromptParts,
 )
 from flmm_detseg.cache.reading.reader import GroupReader
-from flmm_detseg.cache.reading.stale_patches import check_share, see_groups
 from flmm_detseg.cache.regions.sources import Partitioner
 from flmm_detseg.cache.serving.answer import Answer, answer
 from flmm_detseg.errors import ConfigError
@@ -36,8 +36,8 @@ class CachedLMM(GroupReader):
     """LLaVA-1.5 with isolated groups of patches, background first.
 
     A full :class:`LMMAdapter`: heads, trainer, evaluation and grounding use it like the LLaVA it wraps, whose
-    parameters keep their names (``model.*``). What it gives depends on the partition alone, never on whether something
-    came out of a cache; serving from one is :class:`~flmm_detseg.cache.serving.session.StreamSession`.
+    parameters keep their names (``model.*``). Its outputs depend on the partition alone, never on whether something
+    came from a cache; serving from one is :class:`~flmm_detseg.cache.serving.session.StreamSession`.
 
     Args:
         lmm: The LLaVA, or its config. Its LoRA, ``frozen`` and attention rows apply.
@@ -47,11 +47,11 @@ class CachedLMM(GroupReader):
         projectors: ``"shared"``: the LLaVA's own. ``"separate"``: one each for background and objects, float32 copies
             of it to begin with.
         prefusion: Settings of pre-fusion, or their config; None for none.
-        order: ``"image"`` only isolates the groups and leaves the sequence as it is, see :class:`PromptLayout`; nothing
-            of it can be cached.
+        order: ``"image"`` only isolates the groups and leaves the sequence as it is, see :class:`PromptLayout`; then
+            nothing can be cached.
         train: Trained besides the LLaVA's LoRA: any of ``"separators"``, ``"projectors"``, ``"prefusion"``.
         train_layers: Last decoder layers of the language model that are trained, too.
-        stale_share: Least and largest share of stale background patches in training, see :func:`see_groups`; None: 0.
+        stale_share: Least and largest share of changed background patches in training, see :func:`see_groups`; None: 0.
 
     Attributes:
         tower: The vision tower, read in groups.
@@ -80,7 +80,7 @@ class CachedLMM(GroupReader):
         self.stale_share = check_share(stale_share, self.layout)
         self._set_trainable(train, train_layers)
         self.frozen = self.lmm.frozen and not any(p.requires_grad for p in self.parameters())
-        self._stock = False
+        self._unmodified = False
 
     @property
     def keeps_base(self) -> bool:
@@ -96,7 +96,7 @@ class CachedLMM(GroupReader):
 
     @property
     def adapted(self) -> bool:
-        """See :class:`LMMAdapter`: it reads images otherwise, trained or not."""
+        """See :class:`LMMAdapter`: images are read in groups, so that outputs differ even before training."""
         return True
 
     def class_embeddings(self, names: Sequence[str]) -> Tensor:
@@ -145,11 +145,11 @@ class CachedLMM(GroupReader):
             layer.requires_grad_(True)
 
     def train(self, mode: bool = True) -> Self:
-        """Like ``nn.Module.train``, but a frozen LMM stays in eval mode. Weights are about to change: fingerprints are
-        taken anew.
+        """Like ``nn.Module.train``, but a frozen LMM stays in eval mode. Weights may change now, so
+        fingerprints are computed anew.
         """
         # Not within another thread's request.
-        with self.turn():
+        with self.exclusive():
             if mode:
                 self.fingerprints.invalidate()
             super().train(mode)
@@ -161,13 +161,13 @@ class CachedLMM(GroupReader):
     @contextmanager
     def base_mode(self) -> Iterator[None]:
         """See :class:`LMMAdapter`: one group, the LLaVA's own order, its own projector."""
-        with self.turn():
-            before, self._stock = self._stock, True
+        with self.exclusive():
+            before, self._unmodified = self._unmodified, True
             try:
                 with self.lmm.base_mode():
                     yield
             finally:
-                self._stock = before
+                self._unmodified = before
 
     def _sequences(self, features: Tensor, parts: Sequence[PromptParts], stored: Tensor) -> Tensor:
         """Embeddings of a batch of prompts, ``[B, T, d]``, from features ``[B, N, D]``, of backgrounds ``stored``."""
@@ -202,21 +202,23 @@ class CachedLMM(GroupReader):
 
         Questions about one image with the same groups share its row.
         """
-        if self._stock:
+        if self._unmodified:
             return self.lmm.encode(inputs, capture, image_keys)
         if self.lmm.rows.attention == "eager":
-            raise ConfigError("rows `attention`='eager' compares with stock LLaVA; CachedLMM needs 'rows'")
+            raise ConfigError(
+                "rows `attention`='eager' compares with the unmodified LLaVA; CachedLMM needs 'rows'"
+            )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             keys = image_keys if self.lmm.share_prefix else None
             groups = share_images(inputs, keys)
             firsts = [inputs[members[0]] for members in groups]
             longest = [max(len(inputs[member].input_ids) for member in members) for members in groups]
             layers = (self.feature_layer, *capture.vision_layers)
-            heads, states, stored = see_groups(self, firsts, layers, longest, self.stale_share)
+            leads, states, stored = see_groups(self, firsts, layers, longest, self.stale_share)
             vision = self._vision_maps(states, groups, capture.vision_layers)
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)
-            packed = pack_prompts(self.layout, heads, inputs, groups)
+            packed = pack_prompts(self.layout, leads, inputs, groups)
             sequences = packed.sequences(self._sequences(states[self.feature_layer], packed.rows, stored))
             places = phrase_places(inputs, packed)
             captured = self.lmm.read(sequences, places, capture)
@@ -233,7 +235,7 @@ class CachedLMM(GroupReader):
 
     def generate(self, sample: Sample, *, max_new_tokens: int = 128) -> str:
         """See :class:`LMMAdapter`; without a cache."""
-        if self._stock:
+        if self._unmodified:
             return self.lmm.generate(sample, max_new_tokens=max_new_tokens)
         return self._answer(sample, None, max_new_tokens).text
 
@@ -241,7 +243,7 @@ class CachedLMM(GroupReader):
         self, sample: Sample, capture: CaptureSpec, *, max_new_tokens: int = 128
     ) -> Generation:
         """See :class:`LMMAdapter`; without a cache. Attention columns are patches in raster order."""
-        if self._stock:
+        if self._unmodified:
             return self.lmm.generate_with_states(sample, capture, max_new_tokens=max_new_tokens)
         generation = self._answer(sample, capture, max_new_tokens).generation
         assert generation is not None

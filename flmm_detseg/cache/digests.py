@@ -32,8 +32,8 @@ class _Read:
     sample: Tensor
 
     def still(self, tensor: Tensor) -> bool:
-        # Addresses alone say nothing: a new tensor, or new memory behind the old one (`parameter.data = ...`), may lie
-        # where a freed one lay.
+        # Addresses alone are not enough: a new tensor, or new memory of the old one (`parameter.data = ...`), may be at
+        # the address of a freed one.
         return self.tensor() is tensor and self.layout == _layout(tensor) and not self.storage.expired()
 
 
@@ -92,7 +92,7 @@ class TensorDigests:
 
     def _read(self, tensor: Tensor) -> _Read:
         name = id(tensor)
-        # Before the values are read: what changes meanwhile makes them be read again.
+        # Before the values are read: a change meanwhile then causes another reading.
         layout, places = _layout(tensor), _places(tensor)
         sample = tensor.detach().as_strided(*places).clone()
         forget = weakref.ref(tensor, lambda _, known=self._known: known.pop(name, None))
@@ -102,7 +102,7 @@ class TensorDigests:
 
 
 class _Batch:
-    """Tensors that are looked at together. None of them, and no memory of them, is kept alive."""
+    """Tensors that are checked together. None of them, and no memory of them, is kept alive."""
 
     def __init__(self, reads: list[_Read]) -> None:
         self.digests = [read.digest for read in reads]
@@ -120,7 +120,7 @@ class _Batch:
         self._samples = self._packed([read.sample for read in reads])
 
     def still(self, tensors: list[Tensor]) -> bool:
-        """Whether these are the tensors, and no counter tells of a change; :meth:`_Read.still` for all of them."""
+        """Whether these are the tensors, and no counter shows a change; :meth:`_Read.still` for all of them."""
         return (
             len(tensors) == len(self._tensors)
             and all(map(is_, tensors, [tensor() for tensor in self._tensors]))
@@ -129,7 +129,7 @@ class _Batch:
         )
 
     def rewritten(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Tensors of which values are others than when they were read."""
+        """Tensors whose values differ from those that were read."""
         with torch.no_grad():
             # The longest part of all: a loop in Python would take longer.
             views = list(map(torch.as_strided, tensors, *self._places))
@@ -173,7 +173,7 @@ def _places(tensor: Tensor) -> tuple[tuple[int], tuple[int], int]:
 
 
 def _bytes(values: Tensor) -> Tensor:
-    # Not as numbers: NaN is unlike itself.
+    # As bytes, not as numbers: NaN does not equal itself.
     return values.contiguous().view(torch.uint8)
 
 

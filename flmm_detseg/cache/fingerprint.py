@@ -32,7 +32,7 @@ _PLAIN = frozenset((bool, int, float, complex, str, torch.dtype))
 _NO_SETTING = frozenset(
     ("training", "_is_full_backward_hook", "_is_hf_initialized", "gradient_checkpointing")
 )
-# Functions hooked on to a model that are kept in mind.
+# Hook functions that are remembered.
 _MAX_GUESTS = 4096
 _LIBRARIES = ("torch", "transformers", "peft", "pillow", "numpy")
 
@@ -101,7 +101,7 @@ class Fingerprints:
         )
         with self._lock:
             trees = [self._tree(place, part) for place, part in enumerate(parts)]
-            # All of them at once: every request waits for it.
+            # All of them in one call: every request waits for it.
             tensors = [tree.tensors() for tree in trees]
             digests = iter(self._digests.of_all([*chain.from_iterable(tensors), model.separators]))
             weights = [list(islice(digests, len(found))) for found in tensors]
@@ -117,7 +117,7 @@ class Fingerprints:
     def _tree(self, place: int, root: nn.Module | None) -> _Tree:
         tree = self._trees.get(place)
         if tree is None or not tree.still(root):
-            # First: one in training mode is refused, and looked at again with the next request.
+            # First: a model in training mode is refused, and checked again at the next request.
             self._trees.pop(place, None)
             tree = self._trees[place] = _Tree(root, self._guests)
         return tree
@@ -201,7 +201,7 @@ class _Tree:
         """What is computed besides weights, as it is now, and what the weights are called."""
         yield self._fixed
         yield from map(repr, lora_switches(self._switched))
-        # A function has no name that another process would know.
+        # A function has no name that is valid in another process.
         yield from (f"{path} {self._guests.name(method)}" for path, method in self._methods)
         if any(self._hooks):
             names = (path for path in self._modules for _ in range(2))
@@ -239,7 +239,7 @@ class _Guests:
 
     def name(self, function: Any) -> str:
         """A name of a function."""
-        # Every look at a bound method makes a new object.
+        # Every access to a bound method makes a new object.
         own, bound = getattr(function, "__func__", function), getattr(function, "__self__", None)
         parts = []
         for part in (own, bound):
@@ -266,7 +266,7 @@ def _vision_facts(model: Named) -> list[Any]:
 def _language_facts(model: Named) -> list[Any]:
     """What keys and values depend on besides the features, weights and the system text."""
     layout = asdict(model.layout)
-    # Says what is refused, not what comes out.
+    # Decides what is refused, not what is computed.
     del layout["max_length"]
     fusion = None if model.prefusion is None else asdict(model.prefusion.settings)
     return [_plain(model.lmm.part_config("llm")), layout, fusion]

@@ -1,4 +1,4 @@
-"""Storing and loading what training made of a :class:`CachedLMM`, strictly and with a report per module."""
+"""Saves and loads the trained tensors of a :class:`CachedLMM`, strictly and with a report per module."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class PartReport:
 
 
 def own_tensors(model: CachedLMM) -> dict[str, Tensor]:
-    """What makes this model differ from the LLaVA it wraps: its own parameters and all (once) trained ones, by name."""
+    """Tensors that differ from the wrapped LLaVA's: its own parameters and all that are or were trained, by name."""
     return {
         name: parameter.detach()
         for name, parameter in model.named_parameters()
@@ -87,7 +87,7 @@ def log_part_reports(model: nn.Module, logger: Logger | str = "current") -> None
     for part in model.modules():
         if isinstance(part, CachedLMM):
             reports = format_part_reports(part_reports(part))
-            print_log(f"Parts of the model that are not the stock LLaVA's:\n{reports}", logger)
+            print_log(f"Parts that differ from the unmodified LLaVA:\n{reports}", logger)
 
 
 def save_own(model: CachedLMM, path: str | Path) -> list[PartReport]:

@@ -141,7 +141,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         static=arguments.static,
         allow_other_lmm=arguments.allow_other_lmm,
     )
-    print("parts of the model that are not the stock LLaVA's:")
+    print("parts that differ from the unmodified LLaVA:")
     lmm = model.lmm
     assert isinstance(lmm, CachedLMM)  # of a session
     source: Any = lmm.partitioner.source

@@ -13,13 +13,13 @@ from transformers import PreTrainedModel
 
 from flmm_detseg.lmms.added.added_tokens import AddedTokens
 from flmm_detseg.lmms.added.lmm_part import LMMPart
+from flmm_detseg.lmms.fair_lock import FairLock, exclusive
 from flmm_detseg.lmms.family import LMMFacts
 from flmm_detseg.lmms.lora.conv_lora import balance_losses
 from flmm_detseg.lmms.lora.groups import LoRAGroup
 from flmm_detseg.lmms.lora.layers import lora_gradients
 from flmm_detseg.lmms.lora.product import lora_product_penalty, merge_lora
 from flmm_detseg.lmms.precision import float32_buffers, restore_buffers
-from flmm_detseg.lmms.turns import Turns, exclusive
 from flmm_detseg.structures import CaptureSpec, Generation, LMMInputs, LMMStates, Phrase, Sample
 
 
@@ -140,9 +140,9 @@ class LMMAdapter(nn.Module, ABC):
         restore_buffers(self, before)
         return self
 
-    def turn(self) -> Turns:
+    def exclusive(self) -> FairLock:
         """A context in which this thread alone computes with the model or switches something of it, see
-        :func:`~flmm_detseg.lmms.turns.exclusive`.
+        :func:`~flmm_detseg.lmms.fair_lock.exclusive`.
         """
         return exclusive(self.model)
 

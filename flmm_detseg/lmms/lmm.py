@@ -633,9 +633,9 @@ class LMM(LMMAdapter):
         found: dict[int, tuple[Tensor, Features, dict[int, Tensor]]] = {}
         for modality, places in self._by_modality(images).items():
             group = [images[place] for place in places]
-            turn = self.turn() if self.family.one_at_a_time else nullcontext()
+            alone = self.exclusive() if self.family.one_at_a_time else nullcontext()
             # Some families project inside the tower, so that both belong to the modality.
-            with projecting(modality), turn:
+            with projecting(modality), alone:
                 with tower_states(self.family.tower_blocks(self.model), layers) as states:
                     features = self.family.features(self.model, group)
                 tokens = self.family.project(self.model, features, group)
@@ -786,7 +786,7 @@ class LMM(LMMAdapter):
         input_ids = item.input_ids[None].to(self.device)
         # With several axes, transformers keeps what it counts positions by in the model, for one answer at a time.
         alone = self.family.one_at_a_time or self.facts.axes > 1
-        with self._eval_mode(), self.turn() if alone else nullcontext():
+        with self._eval_mode(), self.exclusive() if alone else nullcontext():
             output = self.model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
@@ -834,7 +834,7 @@ class LMM(LMMAdapter):
     @contextmanager
     def base_mode(self) -> Iterator[None]:
         """See :class:`LMMAdapter`; the language model runs transformers' own sdpa function, in eval mode."""
-        with self.turn(), self._text_attention("sdpa"), self._eval_mode(), lora_off(self.model):
+        with self.exclusive(), self._text_attention("sdpa"), self._eval_mode(), lora_off(self.model):
             with added_tokens_off(self.model), parts_off(self.added_parts):
                 yield
 

@@ -18,7 +18,7 @@ class PatchPartition:
         grid: ``(rows, cols)`` of the patches, ``rows * cols == N``.
         boxes: ``[n, 4]`` float32 xyxy in pixels of the original image: what made patches objects.
         dilate: Patches by which the object group was widened.
-        source: Who drew the boundary (name of a detector, "donor", "difference", "none").
+        source: What drew the boundary (name of a detector, "match", "difference", "none").
     """
 
     group: np.ndarray

@@ -1,4 +1,4 @@
-"""CachedLMM as an adapter: one forward for training and answers, rows back in the image, stock in base mode."""
+"""CachedLMM as an adapter: one forward for training and answers, rows in image order, unmodified in base mode."""
 
 from __future__ import annotations
 
@@ -134,32 +134,32 @@ def test_background_features_do_not_see_objects():
 
 
 @torch.no_grad()
-def test_without_objects_features_are_stock():
+def test_without_objects_features_are_those_of_the_unmodified_model():
     model = cached_llava(partitioner=Partitioner(NoRegions()))
     item = model.prepare(boxed_sample(0))
     assert not (item.partition.group == OBJ).any()
-    stock = model.lmm.encode([model.lmm.prepare(boxed_sample(0))], CaptureSpec(vision_layers=(2,)))
-    torch.testing.assert_close(model.vision_states(item, (2,))[2], stock.vision[0][2], rtol=1e-6, atol=1e-6)
+    plain = model.lmm.encode([model.lmm.prepare(boxed_sample(0))], CaptureSpec(vision_layers=(2,)))
+    torch.testing.assert_close(model.vision_states(item, (2,))[2], plain.vision[0][2], rtol=1e-6, atol=1e-6)
 
 
 def test_base_mode_is_the_wrapped_llava():
     model = cached_llava()
-    stock = model.lmm
+    plain = model.lmm
     for boxed in mixed_samples()[:3]:
         boxed.meta["objects_xyxy"] = [[0, 0, 9, 9]]
         with model.base_mode(), torch.no_grad():
             ours = model.encode([model.prepare(boxed)], CaptureSpec(logits=True)).logits[0]
             answer = model.generate(boxed, max_new_tokens=6)
-        with stock.base_mode(), torch.no_grad():
-            assert torch.equal(ours, stock.encode([stock.prepare(boxed)], CaptureSpec(logits=True)).logits[0])
-            assert answer == stock.generate(boxed, max_new_tokens=6)
+        with plain.base_mode(), torch.no_grad():
+            assert torch.equal(ours, plain.encode([plain.prepare(boxed)], CaptureSpec(logits=True)).logits[0])
+            assert answer == plain.generate(boxed, max_new_tokens=6)
 
 
 def test_parameters_keep_the_names_of_the_wrapped_llava():
     model = cached_llava(projectors="separate")
-    names, stock = set(model.state_dict()), set(tiny_llava().state_dict())
+    names, plain = set(model.state_dict()), set(tiny_llava().state_dict())
     own = {name for name in names if not name.startswith("model.")}
-    assert names - own == stock
+    assert names - own == plain
     assert {name.split(".")[0] for name in own} == {"separators", "background_projector", "object_projector"}
 
 

@@ -33,14 +33,14 @@ def shaken(**arguments):
 
 
 def test_a_stored_model_answers_again(tmp_path):
-    trained, fresh = shaken(**TRAINED), cached_llava(**TRAINED)
+    trained, untrained = shaken(**TRAINED), cached_llava(**TRAINED)
     stored = save_own(trained, tmp_path / "own.safetensors")
     sample = boxed_sample(0)
-    assert fresh.generate(sample, max_new_tokens=8) != trained.generate(sample, max_new_tokens=8)
-    assert part_reports(fresh) != stored
-    loaded = load_own(fresh, tmp_path / "own.safetensors")
+    assert untrained.generate(sample, max_new_tokens=8) != trained.generate(sample, max_new_tokens=8)
+    assert part_reports(untrained) != stored
+    loaded = load_own(untrained, tmp_path / "own.safetensors")
     assert loaded == stored == part_reports(trained)
-    assert fresh.generate(sample, max_new_tokens=8) == trained.generate(sample, max_new_tokens=8)
+    assert untrained.generate(sample, max_new_tokens=8) == trained.generate(sample, max_new_tokens=8)
     assert [item.name for item in loaded] == ["separators", "llm", "background_projector", "object_projector"]
     text = format_part_reports(loaded)
     assert all(item.name in text and item.sha256 in text for item in loaded)
@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path, other, messa
     assert part_reports(model) == before
 
 
-def test_logs_tell_what_is_not_the_stock_llava(caplog):
+def test_logs_list_what_differs_from_the_unmodified_llava(caplog):
     model = cached_llava(**TRAINED)
     logger = logging.getLogger("parts")
     with caplog.at_level(logging.INFO, "parts"):

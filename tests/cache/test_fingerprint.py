@@ -453,7 +453,7 @@ def test_a_request_of_an_unchanged_model_looks_at_each_module_once_and_at_no_wei
 
 
 @pytest.mark.case("model/data_write")
-def test_hooks_are_told_apart_and_forgotten_with_themselves():
+def test_hooks_have_different_names_that_end_with_them():
     model = built()
     before, found = names(model), []
     projector = model.model.model.multi_modal_projector

@@ -1,9 +1,9 @@
-"""The order of a prompt: what never changes first, so that its keys and values can be kept.
+"""The order of a prompt: what never changes stands first, so that its keys and values can be cached.
 
 ``system | BG_START background BG_END | OBJ_START objects OBJ_END | question``
 
 Everything up to ``BG_END`` is the prefix: it depends on the system text and the background alone. (The order ``image``,
-for studies, leaves patches and text where the LLaVA has them; nothing of it can be kept.)
+for studies, leaves patches and text where the LLaVA has them; nothing of it can be cached.)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SequencePlan:
         prefix_length: ``S + 2 + n``: tokens that depend on system text and background only (S in image order).
         prompt_length: Tokens before the question, ``S + 4 + n + m``.
         columns: Sequence position of each patch, int64 ``[N]``, raster order; -1 for a patch that is not sent (dropped,
-            or compressed). A patch sent twice (a stale background patch, sent again) has its later copy here.
+            or compressed). For a changed background patch, which stands twice, the recomputed copy.
     """
 
     position_ids: Tensor
@@ -103,7 +103,7 @@ class PromptLayout:
         return (self.groups(partition) == BG).nonzero().flatten()
 
     def objects(self, partition: PatchPartition) -> Tensor:
-        """Patches that are always sent anew, int64 ``[m]``, ascending."""
+        """Patches that are computed for every request, int64 ``[m]``, ascending."""
         return (self.groups(partition) == OBJ).nonzero().flatten()
 
     def num_tokens(self, num_system: int, num_background: int, num_objects: int, num_text: int) -> int:
@@ -127,7 +127,7 @@ class PromptLayout:
         Args:
             num_system: S.
             background: Patches of the prefix, int64 ``[n]``.
-            objects: Other patches, int64 ``[m]``; may repeat patches of the background (stale ones).
+            objects: Other patches, int64 ``[m]``; may repeat patches of the background (changed ones).
             num_text: Tokens of question and answer.
             record_id: Named in errors.
 

@@ -1,7 +1,7 @@
 """Several questions about one image in one sequence: image and system text once, then one text after the other.
 
 As :mod:`flmm_detseg.lmms.capture.packing` does for a plain LLaVA: each text sees what stands before all texts, and
-itself.
+itself, but not the other texts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class PackedPrompts:
     """Rows of the language model's batch (CPU tensors).
 
     Attributes:
-        rows: What runs: per row one prompt whose text is that of all its samples, one behind the other.
+        rows: What runs: per row one prompt whose text is that of all its samples, one after the other.
         groups: Per row the samples in it.
         token_index: Per sample the place of each token of the LMM's own sequence in its row, int64 ``[T_i]``
             (meaningless for patches that are not sent).
@@ -69,22 +69,22 @@ def share_images(
     for index, (item, owner) in enumerate(zip(inputs, distinct_images(inputs, image_keys), strict=True)):
         if getattr(item, "partition", None) is None:
             raise ConfigError(f"{item.record_id}: prepared without groups of patches; use CachedLMM.prepare")
-        head = item.input_ids[: image_span(item)[0]].numpy().tobytes()
-        groups.setdefault((owner, item.partition.group.tobytes(), head), []).append(index)
+        system_ids = item.input_ids[: image_span(item)[0]].numpy().tobytes()
+        groups.setdefault((owner, item.partition.group.tobytes(), system_ids), []).append(index)
     return list(groups.values())
 
 
 def pack_prompts(
     layout: PromptLayout,
-    heads: Sequence[PromptParts],
+    leads: Sequence[PromptParts],
     inputs: Sequence[PartitionedInputs],
     groups: Sequence[Sequence[int]],
 ) -> PackedPrompts:
-    """Puts the texts of each row behind its image.
+    """Puts the texts of each row after its image.
 
     Args:
         layout: Order and positions.
-        heads: Per row the prompt of its first sample; its groups (and stale patches) hold for all of them.
+        leads: Per row the prompt of its first sample; its groups (and changed patches) apply to all of them.
         inputs: Prepared samples.
         groups: Per row the samples in it.
 
@@ -92,26 +92,26 @@ def pack_prompts(
         DataError: A prompt alone is too long.
     """
     shared, rows = [], []
-    for head, members in zip(heads, groups, strict=True):
-        start = head.plan.prompt_length
-        parts = [with_text(layout, head, inputs[member]) for member in members]
-        image = torch.cat([torch.arange(len(head.system_ids)), head.plan.columns.clamp(min=0)])
+    for lead, members in zip(leads, groups, strict=True):
+        start = lead.plan.prompt_length
+        parts = [with_text(layout, lead, inputs[member]) for member in members]
+        image = torch.cat([torch.arange(len(lead.system_ids)), lead.plan.columns.clamp(min=0)])
         rests = [part.plan.position_ids[None, start:] for part in parts]
-        shared.append(SharedRow(image, head.plan.position_ids[None, :start], rests))
+        shared.append(SharedRow(image, lead.plan.position_ids[None, :start], rests))
         # Where each text begins among the texts.
         begins = [0, *accumulate(len(part.text_ids) for part in parts)]
-        image_size = len(head.background) + len(head.objects)
+        image_size = len(lead.background) + len(lead.objects)
         fusion = [part.fusion_positions[image_size:] for part in parts]
         rows.append(
             replace(
-                head,
+                lead,
                 text_ids=torch.cat([part.text_ids for part in parts]),
                 questions=tuple(
                     (begin + first, begin + last)
                     for begin, part in zip(begins, parts)
                     for first, last in part.questions
                 ),
-                fusion_positions=torch.cat([head.fusion_positions[:image_size], *fusion]),
+                fusion_positions=torch.cat([lead.fusion_positions[:image_size], *fusion]),
             )
         )
     found = lay_out(shared, groups)

@@ -33,9 +33,9 @@ class PreFusion:
     """Settings of pre-fusion; :meth:`build` makes the modules for an LMM.
 
     Attributes:
-        num_layers: Causal layers in front of the language model. They begin as no layers at all: their gates are 0.
+        num_layers: Causal layers in front of the language model. Untrained they change nothing: their gates are 0.
         compressed_side: C: the language model reads C x C tokens instead of a background's patches (the layers read
-            the patches). None: it reads the patches. This part does not begin as nothing: it has to be trained.
+            the patches). None: it reads the patches. The compressor has to be trained before use.
         num_heads: Attention heads of the compressor.
 
     Raises:
@@ -54,7 +54,7 @@ class PreFusion:
 
     @property
     def num_compressed(self) -> int:
-        """Tokens that stand for a background, 0 where its patches do."""
+        """Tokens that replace a background's patches, 0 without compression."""
         return (self.compressed_side or 0) ** 2
 
     def build(self, lmm: LlavaAdapter) -> QuestionFusion:
@@ -173,7 +173,7 @@ class QuestionFusion(nn.Module):
 
         Args:
             backgrounds: Projected patches ``[n, d]`` of each background.
-            suffixes: Embeddings of everything behind each prefix, ``[m + 2 + text, d]``.
+            suffixes: Embeddings of everything after each prefix, ``[m + 2 + text, d]``.
             parts: The prompts; of rows of several texts as well.
 
         Returns:
@@ -183,7 +183,7 @@ class QuestionFusion(nn.Module):
         rows = [torch.cat(pair) for pair in zip(backgrounds, read, strict=True)]
         embeds = pad_sequence(rows, batch_first=True)
         positions = pad_sequence([part.fusion_positions for part in parts], batch_first=True)
-        # Right padding: no real token looks to its right.
+        # Padding on the right: no real token attends to it.
         mask = torch.ones(embeds.shape[:2], dtype=torch.bool)
         if any(len(part.questions) > 1 for part in parts):
             mask = visible_rows(
@@ -198,7 +198,7 @@ class QuestionFusion(nn.Module):
         ]
 
     def with_background(self, prefix: PrefixKV, background: Tensor, part: PromptParts) -> PrefixKV:
-        """Adds the layers' keys and values of a background, behind those of the language model's layers.
+        """Adds the layers' keys and values of a background, after those of the language model's layers.
 
         Args:
             prefix: Of the language model.
@@ -211,8 +211,8 @@ class QuestionFusion(nn.Module):
         keys, values = decoder.snapshot()
         return PrefixKV([*prefix.keys, *keys], [*prefix.values, *values])
 
-    def behind(self, prefix: PrefixKV, suffix: Tensor, part: PromptParts) -> Tensor:
-        """What :meth:`forward` makes of one suffix, behind a stored background.
+    def fuse_suffix(self, prefix: PrefixKV, suffix: Tensor, part: PromptParts) -> Tensor:
+        """What :meth:`forward` makes of one suffix, after a stored background.
 
         Args:
             prefix: From :meth:`with_background`.

@@ -26,9 +26,9 @@ class PromptParts:
 
     Attributes:
         system_ids: int64 ``[S]``, before the image.
-        text_ids: int64, behind it: question, and answer where there is one.
+        text_ids: int64, after it: question, and answer where there is one.
         background: Patches of the prefix, int64 ``[n]``.
-        objects: Patches sent anew, int64 ``[m]``.
+        objects: Patches computed for every request, int64 ``[m]``.
         plan: Where everything is.
         questions: Where ``text_ids`` are no answer, as (start, end): the beginning; of a row of several texts, the
             beginning of each.
@@ -55,7 +55,7 @@ def split_prompt(
     layout: PromptLayout,
     item: LMMInputs,
     partition: PatchPartition | None = None,
-    stale: Tensor | None = None,
+    changed: Tensor | None = None,
 ) -> PromptParts:
     """Splits a prompt.
 
@@ -63,7 +63,7 @@ def split_prompt(
         layout: Order and positions.
         item: Prepared sample.
         partition: Its groups; None for those it was prepared with.
-        stale: Patches of the background that are sent again, int64.
+        changed: Patches of the background that are recomputed as object tokens, int64.
 
     Raises:
         ConfigError: The sample was prepared by another adapter.
@@ -80,8 +80,8 @@ def split_prompt(
             f"but the vision tower sees {layout.num_patches}; make them with the model's own partitioner"
         )
     background, objects = layout.background(partition), layout.objects(partition)
-    if stale is not None:
-        objects = torch.cat([objects, stale]).sort().values
+    if changed is not None:
+        objects = torch.cat([objects, changed]).sort().values
     return _parts(layout, item, background, objects)
 
 

@@ -40,7 +40,7 @@ class GroupReader(LMMAdapter):
         lmm: A LLaVA-1.5, or its config.
         partitioner: Finds the objects of a sample, or its config.
         positions: ``"packed"`` or ``"raster"``, see :class:`~flmm_detseg.cache.reading.layout.PromptLayout`.
-        letterbox: ``"background"`` or ``"drop"``: what becomes of patches that show padding.
+        letterbox: ``"background"`` or ``"drop"``: what is done with patches that show padding.
         projectors: ``"shared"`` or ``"separate"``: one for both groups, or one each.
         prefusion: Settings of pre-fusion, or their config; None for none.
         order: ``"background"`` puts it first; ``"image"`` leaves the sequence as it is.
@@ -149,10 +149,10 @@ class GroupReader(LMMAdapter):
         return self.processor(sample)
 
     def parts(
-        self, item: LMMInputs, partition: PatchPartition | None = None, stale: Tensor | None = None
+        self, item: LMMInputs, partition: PatchPartition | None = None, changed: Tensor | None = None
     ) -> PromptParts:
         """See :func:`~flmm_detseg.cache.reading.prompt_parts.split_prompt`."""
-        return split_prompt(self.layout, item, partition, stale)
+        return split_prompt(self.layout, item, partition, changed)
 
     # From patches to embeddings: training and serving both use these.
 
@@ -219,7 +219,7 @@ class GroupReader(LMMAdapter):
         return torch.cat([self.lmm.words(part.system_ids), tokens[order], self.lmm.words(part.text_ids)])
 
     def isolated_features(self, item: LMMInputs) -> Tensor:
-        """Vision features of all patches of one sample, each group for itself, ``[N, D]``."""
+        """Vision features of all patches of one sample, each group on its own, ``[N, D]``."""
         return self.see([item], (self.feature_layer,))[self.feature_layer][0]
 
     def vision_states(self, item: LMMInputs, layers: Collection[int]) -> dict[int, Tensor]:
@@ -227,7 +227,7 @@ class GroupReader(LMMAdapter):
         return self._vision_maps(self.see([item], layers), [[0]], layers)[0]
 
     def see(self, inputs: Sequence[LMMInputs], layers: Collection[int]) -> dict[int, Tensor]:
-        """Hidden states of all patches, each group for itself: per layer ``[B, N, D]``."""
+        """Hidden states of all patches, each group on its own: per layer ``[B, N, D]``."""
         groups = torch.stack([self.layout.groups(item.partition) for item in inputs])
         pixels = torch.stack([self.pixels(item) for item in inputs])
         return self.tower.states(pixels, groups.to(pixels.device), self.layout.num_groups, layers)
@@ -264,5 +264,5 @@ def _check_readable(lmm: LMMAdapter) -> IsolatedTower:
     if lmm.facts.windows:
         raise ConfigError("the background cache needs a language model without a sliding window")
     if any(group.kind == "conv_lora" and group.part == "vision" for group in lmm.lora_groups.values()):
-        raise ConfigError("Conv-LoRA in the vision tower looks over the borders of groups; use plain LoRA")
+        raise ConfigError("Conv-LoRA in the vision tower looks across the borders of groups; use plain LoRA")
     return tower

@@ -1,1 +1,1 @@
-"""Which patches of an image are objects, and who says so."""
+"""Which patches of an image are objects: detectors and other sources, and the partition made of them."""

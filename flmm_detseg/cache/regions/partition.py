@@ -60,7 +60,7 @@ def partition_tiles(
 ) -> PatchPartition:
     """Groups from the set of object patches.
 
-    Letterbox patches stay letterbox patches whatever touches them: nothing is to be seen there.
+    Letterbox patches stay letterbox patches even where objects touch them: they show no image.
 
     Args:
         grid: Geometry of the image.
@@ -151,7 +151,7 @@ def _source_ranges(
 
 
 def partition_like(
-    grid: PatchGrid, background: np.ndarray, *, drop_letterbox: bool = False, source: str = "donor"
+    grid: PatchGrid, background: np.ndarray, *, drop_letterbox: bool = False, source: str = "match"
 ) -> PatchPartition:
     """Groups by the mask of a stored background: its patches are background, all others objects.
 
@@ -159,7 +159,7 @@ def partition_like(
         grid: Geometry of the image.
         background: bool ``[N]``.
         drop_letterbox: Padding outside of the stored background is letterbox, not objects.
-        source: Who drew the boundary.
+        source: Name of what drew the boundary.
     """
     shape = patch_grid(grid)
     group = np.full(shape, OBJ, dtype=np.uint8).ravel()

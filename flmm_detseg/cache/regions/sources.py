@@ -1,4 +1,4 @@
-"""Who says what the objects of an image are. Asked on a miss only: a hit compares with stored backgrounds."""
+"""Sources of object regions: boxes or a mask of an image. Used on a miss only; a hit compares stored backgrounds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flmm_detseg.structures.partition import PatchPartition
 
 POLICIES = ("all", "top1")
 GIVEN = ("boxes", "masks", "dense_masks", "meta")
-# What a policy chooses by.
+# What a policy can select by.
 BOXES, SCORES, LABELS = "boxes", "scores", "labels"
 # Key of `Sample.meta`: which stream of images a sample belongs to.
 SESSION = "session"
@@ -137,8 +137,8 @@ class FrameDifference(RegionSource):
 
     The first image of a scene is all background. From the second on, the pixels that differ from the scene's previous
     image, in this one or in one of the ``memory`` before it, are objects. (Images that hit the cache never come here.)
-    Streams are told apart by ``Sample.meta["session"]``, to which requests with a cache add the tenant; images without
-    one are all background, and nothing of them is remembered.
+    ``Sample.meta["session"]`` names the stream; requests with a cache add the tenant to it. Images without one are all
+    background, and nothing of them is remembered.
 
     Args:
         threshold: A pixel changed when a channel differs by more; 0 for lossless images.
@@ -146,8 +146,8 @@ class FrameDifference(RegionSource):
         max_streams: Streams remembered. Beyond, the one asked for least recently is forgotten, of the tenant that has
             most of them: a tenant with many streams pushes out its own.
         memory: Images (up to 254) for which a pixel stays object after the last one in which it changed; None: for the
-            rest of the scene. Without an end, what crosses a fixed camera's view leaves no background behind it in
-            time; with one, a clock's digits are background again when they stood still for so many images.
+            rest of the scene. With None, objects that cross a fixed camera's view in time leave no background;
+            with a number, a clock's digits are background again when they did not change for so many images.
 
     Raises:
         ConfigError: A number cannot be used.
@@ -196,15 +196,15 @@ class FrameDifference(RegionSource):
         with self._lock:
             self._streams[stream] = sample.image.copy(), left
             while len(self._streams) > self.max_streams:
-                held = Counter(tenant for tenant, _ in self._streams)
-                most = max(held.values())
-                del self._streams[next(key for key in self._streams if held[key[0]] == most)]
+                counts = Counter(tenant for tenant, _ in self._streams)
+                most = max(counts.values())
+                del self._streams[next(key for key in self._streams if counts[key[0]] == most)]
         return Regions(mask=left > 0)
 
 
 @MODELS.register_module()
 class RandomRegions(RegionSource):
-    """Boxes drawn by lot, for training: the model has to read every partition, not one detector's.
+    """Random boxes, for training: the model has to read every partition, not one detector's.
 
     The same sample always gets the same boxes. Samples that :class:`~flmm_detseg.datasets.ImageMix` drew in one visit
     of their image (``Sample.meta["visit"]``) get the same ones, others at the next visit.
@@ -212,7 +212,7 @@ class RandomRegions(RegionSource):
     Args:
         num_boxes: Most boxes of an image; also none at all is drawn.
         max_side: Longest side of a box, as a share of the image's.
-        seed: Of the draw.
+        seed: Of the random boxes.
 
     Raises:
         ConfigError: A number cannot be used.

@@ -1,4 +1,4 @@
-"""Answers, token by token, behind a prompt that has run."""
+"""Answers, token by token, after a prompt that has run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flmm_detseg.structures.partition import PatchPartition
 
 @dataclass(frozen=True)
 class Answer:
-    """A greedy answer and how it came about.
+    """A greedy answer and how it was computed.
 
     Attributes:
         text: Special tokens left out, no white space around it.
@@ -27,7 +27,7 @@ class Answer:
         level: See :class:`Prefill`.
         partition: Groups of the image's patches.
         entry_id: See :class:`Prefill`.
-        num_stale: Background patches sent again (L3).
+        num_stale: Changed patches of the background that were recomputed (L3).
         stored: See :class:`Prefill`.
         milliseconds: By part (``prepare``, ``match``, ``detect``, ``vision``, ``prefix``, ``insert``, ``suffix``), and
             ``first_token`` and ``total`` since the request began.
@@ -64,7 +64,7 @@ def answer(
         partition: Given groups.
         capture: Rows of the answer's tokens to keep, for phrase grounding.
         max_new_tokens: Longest answer.
-        on_text: Called with each further piece of the text as soon as it is settled.
+        on_text: Called with each further piece of the text as soon as it cannot change any more.
 
     Raises:
         ConfigError: See :func:`answer_stream`.
@@ -118,7 +118,7 @@ def answer_stream(
     )
     text = _Text(run)
     try:
-        for _ in _by_turns(model, run.run(done.decoder, done.last_state)):
+        for _ in _one_token_at_a_time(model, run.run(done.decoder, done.last_state)):
             if len(run.tokens) == 1:
                 watch.milliseconds["first_token"] = watch.since_start()
             if piece := text.settled():
@@ -126,11 +126,11 @@ def answer_stream(
         if piece := text.rest():
             yield piece
     except GeneratorExit:
-        # Whoever stops reading early has read an answer, too.
-        _shadow(model, sample, done, use, run.token_ids)
+        # A caller that stops reading early has read an answer, too.
+        _spot_check(model, sample, done, use, run.token_ids)
         raise
     watch.milliseconds["total"] = watch.since_start()
-    _shadow(model, sample, done, use, run.token_ids)
+    _spot_check(model, sample, done, use, run.token_ids)
     generation = None
     if capture is not None:
         layers = spec.vision_layers
@@ -150,10 +150,10 @@ def answer_stream(
     )
 
 
-def _by_turns(model: GroupReader, tokens: Iterator[DecodedToken]) -> Iterator[DecodedToken]:
-    """Each token in a turn of its own: nobody switches the model within, and no answer keeps others waiting."""
+def _one_token_at_a_time(model: GroupReader, tokens: Iterator[DecodedToken]) -> Iterator[DecodedToken]:
+    """Takes the model for one token at a time: it is not switched within a token, and other requests run in between."""
     while True:
-        with model.turn():
+        with model.exclusive():
             token = next(tokens, None)
         if token is None:
             return
@@ -161,33 +161,33 @@ def _by_turns(model: GroupReader, tokens: Iterator[DecodedToken]) -> Iterator[De
 
 
 class _Text:
-    """The text of an answer in pieces; a character of several tokens is held back until it is whole."""
+    """The text of an answer in pieces; a character of several tokens is withheld until it is complete."""
 
     def __init__(self, run: GreedyAnswer) -> None:
         self._run = run
-        self._told = ""
+        self._emitted = ""
 
     def settled(self) -> str:
-        """What is new and settled."""
+        """New text that further tokens cannot change."""
         found = self._run.text
         return "" if found.endswith("\ufffd") else self._further(found)
 
     def rest(self) -> str:
-        """What was held back."""
+        """Text that was withheld."""
         return self._further(self._run.text)
 
     def _further(self, found: str) -> str:
-        if not found.startswith(self._told):
+        if not found.startswith(self._emitted):
             return ""
-        piece = found[len(self._told) :]
-        self._told = found
+        piece = found[len(self._emitted) :]
+        self._emitted = found
         return piece
 
 
-def _shadow(
+def _spot_check(
     model: GroupReader, sample: Sample, done: Prefill, use: CacheUse | None, token_ids: list[int]
 ) -> None:
-    """Now and then compares the tokens of an approximate answer with those of the same groups without the cache."""
+    """Compares some approximate answers, chosen at random, with those of the same groups without the cache."""
     if use is None or done.match is None or not token_ids:
         return
 

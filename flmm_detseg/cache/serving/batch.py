@@ -25,14 +25,14 @@ def prefill_together(
     """As :func:`~flmm_detseg.cache.serving.prefill.prefill` of each sample, equal to it up to rounding.
 
     L2 hits of one entry show the same object patches, so only their texts differ in length: they run padded on the
-    right, behind the entry's expanded prefix. Everything else is served at once, in order, so a sample may hit what an
+    right, after the entry's expanded prefix. Everything else is served at once, in order, so a sample may hit what an
     earlier one stored. With pre-fusion its layers still run prompt by prompt. Nearly equal backgrounds (L3) are not
-    served: what checks them compares answers, and here are none yet.
+    served: their spot checks compare answers, and here are none yet.
 
     Args:
         model: In eval mode.
         samples: Images and questions.
-        watch: Takes the times of all of them together.
+        watch: Measures all of them together.
         use: The cache.
 
     Returns:
@@ -57,13 +57,13 @@ def prefill_together(
         name = request.namespace, match.key.entry_id, request.prefix_key, objects
         waiting.setdefault(name, {})[place] = item, parts, match
     for (namespace, *_), hits in waiting.items():
-        with model.turn():
+        with model.exclusive():
             if model.fingerprints.namespace(use.tenant) == namespace:
                 done.update(zip(hits, _run(model, list(hits.values()), watch), strict=True))
                 for *_, match in hits.values():
                     use.cache.count(match)
                 continue
-        # The model was switched since: what was found belongs to another one.
+        # The model was switched since: the matches belong to its former state.
         for place, (item, *_) in hits.items():
             done[place] = Request(model, samples[place], watch, None).computed(item.partition, "miss")
             use.cache.count(None)
@@ -83,7 +83,9 @@ def _run(model: GroupReader, hits: Sequence[_Hit], watch: Stopwatch) -> list[Pre
             model.suffix_embeds(found, part.text_ids) for found, part in zip(features, parts, strict=True)
         ]
         if model.prefusion is not None:
-            rows = [model.prefusion.behind(prefix, row, part) for row, part in zip(rows, parts, strict=True)]
+            rows = [
+                model.prefusion.fuse_suffix(prefix, row, part) for row, part in zip(rows, parts, strict=True)
+            ]
         count = model.num_layers
         decoder = model.lmm.prefix_decoder(
             *(

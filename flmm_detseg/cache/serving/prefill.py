@@ -1,4 +1,4 @@
-"""The prompt of one request: match, compute what is missing, hand on to the decoder."""
+"""The prompt of one request: match, compute what is missing, leave a decoder ready to answer."""
 
 from __future__ import annotations
 
@@ -89,10 +89,10 @@ class Prefill:
     Attributes:
         item: Prepared question, with its partition.
         parts: Its parts.
-        decoder: Behind the prompt.
+        decoder: Ready to continue after the prompt.
         last_state: ``[1, 1, d]``.
-        level: ``"L2"`` (prefix found), ``"L1"`` (vision features found), ``"L3"`` (nearly equal donor), ``"miss"``, or
-            ``"off"``.
+        level: ``"L2"`` (prefix found), ``"L1"`` (vision features found), ``"L3"`` (nearly equal background found),
+            ``"miss"``, or ``"off"``.
         entry_id: Of the background, None where it has none.
         stored: Whether the request put something into the cache.
         match: What was found.
@@ -119,8 +119,8 @@ def prefill(
     """Runs a prompt, with what a cache has of it.
 
     Thread-safe: of all requests to one model, one at a time computes
-    (:func:`~flmm_detseg.lmms.turns.exclusive`); matching, detectors and the store run side by side. Who switches
-    the model meanwhile waits, and a request that finds it switched since it began uses and stores nothing.
+    (:func:`~flmm_detseg.lmms.fair_lock.exclusive`); matching, detectors and the store run in parallel. A thread that
+    switches the model meanwhile waits, and a request that finds it switched since it began uses and stores nothing.
 
     Args:
         model: In eval mode (with a cache this is checked).
@@ -145,7 +145,7 @@ def prefill(
 
 
 class Request:
-    """One question on its way through the levels.
+    """One request: match, then compute what is missing.
 
     Args:
         model: See :func:`prefill`.
@@ -171,8 +171,8 @@ class Request:
         self.model, self.sample, self.item, self.watch = model, sample, item, watch
         if use is None:
             return
-        # Not within another thread's `base_mode`: the name would be that of the base model.
-        with model.turn() as self._turn, watch("match"):
+        # Not within another thread's `base_mode`: the namespace would be that of the base model.
+        with model.exclusive() as self._entry, watch("match"):
             self.namespace = model.fingerprints.namespace(use.tenant)
         with watch("match"):
             self.tiles = cut_tiles(model.processor.denormalise(item.pixel_values), model.patch_size)
@@ -200,7 +200,7 @@ class Request:
             key = use.cache.key(self.tiles, mask, self.namespace, grid=self.grid)
             shared = use.cache.would_store(key, self.namespace, session=use.session, live=self.live)
         if not shared:
-            # Others would wait for nothing.
+            # Not stored, so no other request should wait for it.
             return self.computed(partition, "miss", use, key)
         with use.cache.single_flight(f"{key.entry_id}/{self.prefix_key}") as flight:
             found = None if flight.leader else self.match(use)
@@ -220,7 +220,7 @@ class Request:
 
     def match(self, use: CacheUse) -> Match | None:
         """Asks the cache."""
-        # Stale patches are sent again, where there is room for them.
+        # Changed patches are recomputed as object tokens, where there is room for them.
         room = self.model.layout.max_length - len(self.item.input_ids) - NUM_SEPARATORS
         with self.watch("match"):
             return use.cache.match(
@@ -246,15 +246,15 @@ class Request:
         drop = self.model.layout.letterbox == "drop"
         partition = partition_like(self.item.grid, match.key.mask, drop_letterbox=drop)
         item = with_partition(self.item, partition)
-        stale = torch.from_numpy(match.stale) if len(match.stale) else None
-        return item, self.model.parts(item, stale=stale)
+        changed = torch.from_numpy(match.stale) if len(match.stale) else None
+        return item, self.model.parts(item, changed=changed)
 
     def _from_match(self, use: CacheUse, match: Match) -> Prefill:
         item, parts = self.laid_out(match)
         level, prefix, saved = match.served, match.prefix, None
-        with self.model.turn() as turn:
-            # In the next turn after the one of its name, nobody can have switched anything.
-            if turn > self._turn + 1 and self._switched(use):
+        with self.model.exclusive() as entry:
+            # If this is the next use after the namespace was taken, no other thread can have switched anything.
+            if entry > self._entry + 1 and self._switched(use):
                 return self.computed(item.partition, "miss")
             if prefix is None:
                 assert match.features is not None, match.key.entry_id
@@ -262,7 +262,7 @@ class Request:
                 if level == "L1" and not self._switched(use):
                     # A hit of the prefix will save the features' time as well.
                     saved = {"L2": match.saved_ms + self._spent("prefix")}
-            done = self._behind(item, parts, prefix, level, match=match)
+            done = self._after_prefix(item, parts, prefix, level, match=match)
         if saved is not None:
             done.stored = self._insert(use, match.key, None, prefix, saved)
         return done
@@ -279,7 +279,7 @@ class Request:
         """
         item = with_partition(self.item, partition)
         parts = self.model.parts(item)
-        with self.model.turn():
+        with self.model.exclusive():
             if self.model.layout.order == "image":
                 return self._in_image_order(item, parts, level)
             with self.watch("vision"):
@@ -287,21 +287,21 @@ class Request:
             vision_ms = self._spent("vision")
             prefix = self._prefix(parts, features)
             saved = {"L1": vision_ms, "L2": vision_ms + self._spent("prefix")}
-            # Detector and flight took their time, in which the model may have become another one.
+            # While the detector ran and the flight was waited for, the model may have been switched.
             sound = use is not None and not self._switched(use)
-            done = self._behind(item, parts, prefix, level, key=key)
+            done = self._after_prefix(item, parts, prefix, level, key=key)
         if use is not None and key is not None and sound:
-            # Behind the turn: nobody else has to wait for the store.
+            # Outside the lock: other requests need not wait for the store.
             done.stored = self._insert(use, key, features, prefix, saved)
         return done
 
     def _switched(self, use: CacheUse) -> bool:
-        """Whether the model is another one than when the request began."""
+        """Whether weights or settings of the model differ from those at the beginning of the request."""
         with self.watch("match"):
             return self.model.fingerprints.namespace(use.tenant) != self.namespace
 
     def detect(self, use: CacheUse | None = None) -> PatchPartition:
-        """Asks the partitioner; with a cache, streams are told apart by tenant, too."""
+        """Asks the partitioner; with a cache, streams are distinguished by tenant, too."""
         with self.watch("detect"):
             sample = self.sample
             if use is not None:
@@ -323,7 +323,7 @@ class Request:
             return model.prefusion.with_background(prefix, model.background_tokens(features), parts)
 
     def _in_image_order(self, item: PartitionedInputs, parts: PromptParts, level: str) -> Prefill:
-        """One pass over a sequence of which nothing can be kept."""
+        """One pass over a sequence of which nothing can be cached."""
         with self.watch("vision"):
             features = self.model.isolated_features(item)
         with self.watch("suffix"):
@@ -352,7 +352,7 @@ class Request:
                 live=self.live,
             )
 
-    def _behind(
+    def _after_prefix(
         self,
         item: PartitionedInputs,
         parts: PromptParts,
@@ -371,7 +371,7 @@ class Request:
             decoder = self.model.lmm.prefix_decoder(prefix.keys[:count], prefix.values[:count])
             embeds = self.model.suffix_embeds(features, parts.text_ids)
             if self.model.prefusion is not None:
-                embeds = self.model.prefusion.behind(prefix, embeds, parts)
+                embeds = self.model.prefusion.fuse_suffix(prefix, embeds, parts)
             last = decoder.feed(embeds[None], parts.plan.position_ids[parts.plan.prefix_length :])
         return Prefill(
             item, parts, decoder, last[:, -1:], level, None if key is None else key.entry_id, False, match

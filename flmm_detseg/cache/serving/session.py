@@ -24,8 +24,8 @@ class StreamSession:
 
     Requests of one session run one after the other. Several sessions may share model and cache in threads: one request
     at a time computes (a prompt, or the next token), in the order of asking, and ``model.base_mode()``,
-    ``model.train()`` and merging of LoRA wait for their turn. Change weights between requests only: what was computed
-    while they changed is not stored, but it is answered.
+    ``model.train()`` and merging of LoRA wait for it. Change weights between requests only: what was computed while
+    they changed is not stored, but the answer is returned.
 
     Example:
         >>> session = StreamSession(model, BackgroundCache(CacheSettings()))

@@ -15,7 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.turns import exclusive
+from flmm_detseg.lmms.fair_lock import exclusive
 from flmm_detseg.utils.names import suggest
 
 _GROUP = re.compile(r"(?:^|\.)lora_[AB]\.([^.]+)\.")
@@ -62,7 +62,7 @@ def lora_parameters(module: nn.Module) -> dict[str, list[nn.Parameter]]:
 def lora_off(module: nn.Module) -> Iterator[None]:
     """Context in which adapted layers compute with their base weights only, bit for bit. May be nested.
 
-    Requests of other threads wait, see :func:`~flmm_detseg.lmms.turns.exclusive`.
+    Requests of other threads wait, see :func:`~flmm_detseg.lmms.fair_lock.exclusive`.
     """
     with exclusive(module), _disabled({layer: True for layer in lora_layers(module).values()}):
         yield

@@ -7,9 +7,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, RunError
+from flmm_detseg.lmms.fair_lock import exclusive
 from flmm_detseg.lmms.lora.conv_lora import ConvLoRADown
 from flmm_detseg.lmms.lora.layers import lora_layers
-from flmm_detseg.lmms.turns import exclusive
 
 # Largest accepted difference of a merged layer, relative to its largest output.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}

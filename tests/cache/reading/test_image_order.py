@@ -1,4 +1,4 @@
-"""The ladder's first rung (groups isolated, the sequence as it was), and what retention makes of isolated groups."""
+"""Step 1 (groups isolated, the sequence as it was), and what retention does with isolated groups."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def test_without_objects_it_is_the_llava(positions):
     item = model.prepare(sample)
     assert torch.equal(model.parts(item).plan.position_ids, torch.arange(len(item.input_ids)))
     ours = model.encode([item], EVERYTHING)
-    stock = model.lmm.encode([model.lmm.prepare(sample)], EVERYTHING)
-    torch.testing.assert_close(ours.logits[0], stock.logits[0], rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(ours.attention[0], stock.attention[0], rtol=0, atol=1e-5)
+    plain = model.lmm.encode([model.lmm.prepare(sample)], EVERYTHING)
+    torch.testing.assert_close(ours.logits[0], plain.logits[0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(ours.attention[0], plain.attention[0], rtol=0, atol=1e-5)
     assert model.generate(sample, max_new_tokens=8) == model.lmm.generate(sample, max_new_tokens=8)
 
 
@@ -54,7 +54,7 @@ def test_answers_have_the_states_of_the_training_pass(positions, letterbox, proj
 
 
 @torch.no_grad()
-def test_it_differs_from_the_next_rung_in_the_order_alone():
+def test_it_differs_from_the_next_step_in_the_order_alone():
     image, background = cached_llava(order="image"), cached_llava()
     item = image.prepare(boxed_sample(0))
     part, other = image.parts(item), background.parts(item)

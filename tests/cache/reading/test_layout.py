@@ -65,14 +65,14 @@ def test_prefix_positions_depend_on_the_background_alone():
         assert torch.equal(a.position_ids[: a.prefix_length], b.position_ids[: b.prefix_length])
 
 
-def test_a_stale_patch_is_read_where_it_was_sent_again():
+def test_a_changed_patch_is_read_where_it_was_recomputed():
     ours = layout()
     background = ours.background(PARTITION)
-    stale = background[5:6]
-    objects = torch.cat([ours.objects(PARTITION), stale]).sort().values
+    changed = background[5:6]
+    objects = torch.cat([ours.objects(PARTITION), changed]).sort().values
     plan = ours.plan(SYSTEM, background, objects, TEXT)
-    assert plan.columns[stale] > plan.prefix_length
-    assert plan.position_ids[plan.columns[stale]] == SYSTEM + 2 + stale
+    assert plan.columns[changed] > plan.prefix_length
+    assert plan.position_ids[plan.columns[changed]] == SYSTEM + 2 + changed
 
 
 def test_values_return_to_the_raster():

@@ -132,7 +132,7 @@ def test_training_does_not_depend_on_how_a_batch_is_cut():
             torch.testing.assert_close(logits, whole[member], rtol=1e-5, atol=2e-4)
 
 
-def test_stale_patches_leave_room_for_the_longest_text_of_a_row():
+def test_changed_patches_leave_room_for_the_longest_text_of_a_row():
     short = replace(boxed_sample(0, image_size=(56, 56), image_id="a"), phrases=(), text="a", task="vqa")
     long = replace(short, text=" ".join(["a blue ring"] * 40))
     model = cached_llava(stale_share=(0.5, 0.5), train=("separators",), max_length=70).train()
@@ -146,12 +146,12 @@ def test_stale_patches_leave_room_for_the_longest_text_of_a_row():
 
 
 @torch.no_grad()
-def test_stale_patches_of_a_row_are_those_of_its_first_sample():
+def test_changed_patches_of_a_row_are_those_of_its_first_sample():
     # Boxes in the middle, so that most patches are background.
     model = cached_llava(stale_share=(0.3, 0.3), train=("separators",)).train()
     shown = boxed_sample(0, image_size=(56, 56), image_id="x")
     items = [model.prepare(replace(shown, prompt=prompt)) for prompt in PROMPTS]
-    fresh = [model.eval().encode([item], EVERYTHING).logits[0] for item in items]
+    unchanged = [model.eval().encode([item], EVERYTHING).logits[0] for item in items]
     model.train()
     torch.manual_seed(3)
     together = model.encode(items, EVERYTHING, ["x"] * len(items))
@@ -160,7 +160,7 @@ def test_stale_patches_of_a_row_are_those_of_its_first_sample():
         alone = model.encode([item], EVERYTHING)
         torch.testing.assert_close(together.logits[index], alone.logits[0], rtol=1e-5, atol=2e-4)
         torch.testing.assert_close(together.attention[index], alone.attention[0], rtol=0, atol=1e-5)
-        assert not torch.allclose(together.logits[index], fresh[index], atol=1e-3)
+        assert not torch.allclose(together.logits[index], unchanged[index], atol=1e-3)
 
 
 def test_other_pixels_share_nothing_and_plain_inputs_are_refused():

@@ -194,7 +194,7 @@ def test_every_trained_tensor_gets_a_gradient(projectors):
         optimizer.zero_grad()
         loss.backward()
         without = {name for name, p in trained.items() if not p.grad.any()}
-        # Behind a closed gate no layer matters; the first step opens it.
+        # With a closed gate no layer matters; the first step opens it.
         closed = {name for name in trained if "prefusion.layers.layers" in name}
         assert without == (closed if step == 0 else set())
         optimizer.step()
@@ -206,13 +206,16 @@ def test_every_trained_tensor_gets_a_gradient(projectors):
 
 def test_parts_are_stored_and_loaded_strictly(tmp_path):
     file = tmp_path / "own.safetensors"
-    trained, fresh = opened(prefusion=COMPRESSED, train=("prefusion",)), cached_llava(prefusion=COMPRESSED)
+    trained, untrained = (
+        opened(prefusion=COMPRESSED, train=("prefusion",)),
+        cached_llava(prefusion=COMPRESSED),
+    )
     stored = save_own(trained, file)
-    assert part_reports(fresh) != stored
-    assert load_own(fresh, file) == stored
+    assert part_reports(untrained) != stored
+    assert load_own(untrained, file) == stored
     assert {report.name for report in stored} == {"separators", "prefusion"}
     sample = boxed_sample(0)
-    assert fresh.generate(sample, max_new_tokens=8) == trained.generate(sample, max_new_tokens=8)
+    assert untrained.generate(sample, max_new_tokens=8) == trained.generate(sample, max_new_tokens=8)
     for other, message in (
         (FUSED, "trained for"),
         (PreFusion(num_layers=3, compressed_side=2), "trained for"),
@@ -262,7 +265,7 @@ def test_a_compressed_background_is_a_few_tokens(positions):
     assert part.plan.prefix_length == other.plan.prefix_length - 14 + 4
     start = len(part.system_ids) + 1
     places = part.plan.position_ids[start : part.plan.prefix_length - 1]
-    # Raster: in the middles of four stretches of the image's 16 positions, which begin behind the separators' two.
+    # Raster: in the middles of four stretches of the image's 16 positions, which begin after the two separators.
     expected = torch.tensor([2, 6, 10, 14]) + start + 1 if positions == "raster" else start + torch.arange(4)
     assert torch.equal(places, expected)
     assert (part.plan.columns[part.background] == -1).all()
@@ -305,7 +308,7 @@ def test_images_without_background_and_without_objects(prefusion):
 
 
 @VARIANTS
-def test_stale_patches_are_read_again(prefusion):
+def test_changed_patches_are_recomputed(prefusion):
     approximate = ApproximateSettings(tau=4, share=0.2, edge_density=2.0, shadow_rate=0.0)
     model = opened(prefusion=prefusion)
     session = StreamSession(model, new_cache(approximate=approximate))

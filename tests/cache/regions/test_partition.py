@@ -98,7 +98,7 @@ def test_no_box_is_all_background_and_a_mask_counts_as_its_union():
         mask_tiles(grid, masks[:, :50])
 
 
-def test_donor_mask_makes_everything_else_an_object():
+def test_mask_of_a_match_makes_everything_else_an_object():
     grid = grid_of(200, 400)
     background = np.zeros(ROWS * COLS, dtype=bool)
     background[:60] = True

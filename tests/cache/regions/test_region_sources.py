@@ -1,4 +1,4 @@
-"""Sources of objects: given, by lot, by difference, by a detector, by a user's function; and the policies over them."""
+"""Sources of objects: given, random, by difference, by a detector, by a user's function; and the policies over them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import DenseTargets, GridLevel, PatchGrid, Sample
 
 GRID = PatchGrid((80, 80), (56, 56), 0, 0, (56, 56), (GridLevel(4, 4),))
-# One box per row of patches: whole rows can be told apart.
+# One box per row of patches, so that whole rows can be distinguished.
 ROWS = np.array([[0, 20 * row, 80, 20 * row + 20] for row in range(3)], dtype=np.float32)
 
 

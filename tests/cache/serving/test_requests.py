@@ -65,7 +65,7 @@ def test_requests_of_threads_are_counted_once(monkeypatch, admission):
     assert cache.stats()["requests"] == {"miss": 1, "L2": 3}
 
 
-def test_donor_without_room_for_its_stale_patches_is_no_hit():
+def test_entry_without_room_for_its_changed_patches_is_no_hit():
     first, second = screens(2)
     noisy = second.copy()
     noisy[42:, 42:] = 255 - noisy[42:, 42:]

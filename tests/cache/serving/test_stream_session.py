@@ -227,7 +227,7 @@ def test_everything_an_entry_depends_on_is_in_its_fingerprint():
     with model.lmm.base_mode():
         assert prints.namespace("t").vision_fp != base.vision_fp
     assert prints.namespace("t") == base
-    # Written behind the version counters: training mode takes the fingerprints anew.
+    # Written past the version counters: training mode computes the fingerprints anew.
     model.separators.data.add_(1)
     model.train().eval()
     assert prints.namespace("t") != base
@@ -256,7 +256,7 @@ def test_frame_difference_finds_the_clock_without_a_detector():
     assert found[2].partition.objects.tolist() == [5, 6]
 
 
-def test_noisy_image_uses_a_near_donor_and_sends_stale_patches_again():
+def test_noisy_image_uses_a_near_background_and_recomputes_changed_patches():
     approximate = ApproximateSettings(tau=4, share=0.2, edge_density=2.0, shadow_rate=1.0)
     model, cache = cached_llava(), new_cache(approximate=approximate)
     session = StreamSession(model, cache)
@@ -268,8 +268,8 @@ def test_noisy_image_uses_a_near_donor_and_sends_stale_patches_again():
     found = session.ask(noisy, max_new_tokens=4, meta=META)
     assert found.level == "L3"
     assert found.num_stale == 1
-    shadow = cache.stats()["shadow"]
-    assert sum(shadow.values()) == 1
+    checks = cache.stats()["shadow"]
+    assert sum(checks.values()) == 1
     exact = session.ask(noisy, max_new_tokens=4, meta=META, cache="exact")
     assert (exact.level, exact.num_stale) == ("miss", 0)
 

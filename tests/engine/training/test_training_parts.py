@@ -336,7 +336,7 @@ def test_checkpoints_record_the_layout_and_load_where_it_is_the_same(tmp_path):
     assert not lmm.separators.any()
 
 
-def test_a_run_logs_what_is_not_the_stock_llava(tmp_path):
+def test_a_run_logs_what_differs_from_the_unmodified_llava(tmp_path):
     runner = make_runner(tmp_path, model__lmm=CACHED)
     ParameterReportHook()._report(runner)
     (log,) = (tmp_path / "work").rglob("*.log")

@@ -1,4 +1,4 @@
-"""Stale patches in training: the forward pass of training is that of an L3 hit, and is off everywhere else."""
+"""Changed patches in training: the forward pass of training is that of an L3 hit, and is off everywhere else."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from cached_parts import SCREEN_BOX, boxed_sample, cached_llava, screens
 
-from flmm_detseg.cache.reading import stale_patches as stale_module
-from flmm_detseg.cache.reading.stale_patches import see_groups
+from flmm_detseg.cache.reading import changed_patches
+from flmm_detseg.cache.reading.changed_patches import see_groups
 from flmm_detseg.cache.serving.prefill import CacheUse, Stopwatch, prefill
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.store.background_cache import BackgroundCache
@@ -19,12 +19,12 @@ from flmm_detseg.structures import CaptureSpec, Sample
 LOGITS = CaptureSpec(logits=True)
 
 
-def stale_model(share=(0.4, 0.4), **arguments):
+def changed_model(share=(0.4, 0.4), **arguments):
     return cached_llava(frozen=False, train=("separators",), stale_share=share, **arguments)
 
 
 def drawn(part, item) -> torch.Tensor:
-    """Patches that are in the background and sent again."""
+    """Patches that are in the background and recomputed."""
     again = set(part.objects.tolist()) - set(item.partition.objects.tolist())
     assert again <= set(part.background.tolist())
     return torch.tensor(sorted(again))
@@ -33,16 +33,16 @@ def drawn(part, item) -> torch.Tensor:
 @pytest.mark.parametrize("positions", ["packed", "raster"])
 @pytest.mark.parametrize("projectors", ["shared", "separate"])
 def test_training_computes_what_an_approximate_hit_computes(positions, projectors, monkeypatch):
-    model = stale_model(positions=positions, projectors=projectors)
-    donor, shown = screens(2)
-    shown[:14, :14] = 255 - donor[:14, :14]
-    shown[42:, 28:42] = 255 - donor[42:, 28:42]
+    model = changed_model(positions=positions, projectors=projectors)
+    stored, shown = screens(2)
+    shown[:14, :14] = 255 - stored[:14, :14]
+    shown[42:, 28:42] = 255 - stored[42:, 28:42]
     model.eval()
     settings = ApproximateSettings(share=0.3, edge_density=2.0)
     use = CacheUse(BackgroundCache(CacheSettings(min_tiles=1, admission="always", approximate=settings)))
     samples = [
         Sample("screen", image, "a red star", (), prompt="what ?", meta={"objects_xyxy": SCREEN_BOX})
-        for image in (donor, shown)
+        for image in (stored, shown)
     ]
     prefill(model, samples[0], Stopwatch(model.device), use)
     hit = prefill(model, samples[1], Stopwatch(model.device), use)
@@ -51,8 +51,10 @@ def test_training_computes_what_an_approximate_hit_computes(positions, projector
     wanted = model.model.lm_head(hit.last_state)[0, 0].float()
 
     items = [model.prepare(sample) for sample in samples]
-    monkeypatch.setattr(stale_module, "_draw", lambda *_: torch.from_numpy(hit.match.stale))
-    monkeypatch.setattr(stale_module, "_donor", lambda _, item, __: item.with_pixels(items[0].pixel_values))
+    monkeypatch.setattr(changed_patches, "_draw", lambda *_: torch.from_numpy(hit.match.stale))
+    monkeypatch.setattr(
+        changed_patches, "_as_stored", lambda _, item, __: item.with_pixels(items[0].pixel_values)
+    )
     model.train()
     found = model.encode([items[1]], LOGITS).logits[0][0].float()
     torch.testing.assert_close(found.detach(), wanted, rtol=0, atol=1e-4)
@@ -61,7 +63,7 @@ def test_training_computes_what_an_approximate_hit_computes(positions, projector
 
 
 def test_patches_are_drawn_anew_and_stand_where_they_belong():
-    model = stale_model().train()
+    model = changed_model().train()
     item = model.prepare(boxed_sample(1, image_size=(24, 72)))
     torch.manual_seed(0)
     chosen = []
@@ -69,36 +71,36 @@ def test_patches_are_drawn_anew_and_stand_where_they_belong():
         parts, states, stored = see_groups(
             model, [item], (model.feature_layer,), [len(item.input_ids)], model.stale_share
         )
-        stale = drawn(parts[0], item)
+        changed = drawn(parts[0], item)
         # 8 of 16 patches are padding, which never changes.
-        assert len(stale) == round(0.4 * len(item.partition.background))
-        assert not set(stale.tolist()) & set(item.partition.letterbox.tolist())
-        assert (parts[0].plan.columns[stale] >= parts[0].plan.prefix_length).all()
-        positions = parts[0].plan.position_ids[parts[0].plan.columns[stale]]
-        assert (positions == len(parts[0].system_ids) + 2 + stale).all()
+        assert len(changed) == round(0.4 * len(item.partition.background))
+        assert not set(changed.tolist()) & set(item.partition.letterbox.tolist())
+        assert (parts[0].plan.columns[changed] >= parts[0].plan.prefix_length).all()
+        positions = parts[0].plan.position_ids[parts[0].plan.columns[changed]]
+        assert (positions == len(parts[0].system_ids) + 2 + changed).all()
         again = model.group_features(item, parts[0].objects)
         torch.testing.assert_close(states[model.feature_layer][0][parts[0].objects], again)
         others = parts[0].background
         assert not torch.allclose(stored[0][others], model.group_features(item, others), atol=1e-3)
-        chosen.append(tuple(stale.tolist()))
+        chosen.append(tuple(changed.tolist()))
     assert len(set(chosen)) > 1
 
 
-def test_a_donor_differs_in_its_stale_patches_only():
-    model = stale_model()
+def test_the_stored_image_differs_in_its_changed_patches_only():
+    model = changed_model()
     item = model.prepare(Sample("screen", screens(1)[0], "", (), meta={"objects_xyxy": SCREEN_BOX}))
     torch.manual_seed(1)
-    donor = stale_module._donor(model, item, torch.tensor([3, 9]))
-    changed = (donor.pixel_values != item.pixel_values).any(0)
+    stored = changed_patches._as_stored(model, item, torch.tensor([3, 9]))
+    changed = (stored.pixel_values != item.pixel_values).any(0)
     patches = changed.unflatten(1, (4, 14)).unflatten(0, (4, 14)).any(3).any(1)
     assert patches.flatten().nonzero().flatten().tolist() == [3, 9]
 
 
-def test_only_training_has_stale_patches_and_only_when_asked():
+def test_only_training_has_changed_patches_and_only_when_asked():
     item = cached_llava().prepare(boxed_sample(0))
     plain = cached_llava(frozen=False, train=("separators",)).train()
     wanted = plain.encode([item], LOGITS).logits[0]
-    model = stale_model()
+    model = changed_model()
     model.eval()
     assert torch.equal(model.encode([item], LOGITS).logits[0], wanted)
     model.train()
@@ -106,12 +108,12 @@ def test_only_training_has_stale_patches_and_only_when_asked():
     assert not torch.allclose(model.encode([item], LOGITS).logits[0], wanted, atol=1e-4)
     with model.base_mode(), plain.base_mode():
         assert torch.equal(model.encode([item], LOGITS).logits[0], plain.encode([item], LOGITS).logits[0])
-    none = stale_model((0.0, 0.0)).train()
+    none = changed_model((0.0, 0.0)).train()
     torch.testing.assert_close(none.encode([item], LOGITS).logits[0], wanted)
 
 
-def test_separators_learn_with_stale_patches_and_long_texts_leave_no_room():
-    model = stale_model().train()
+def test_separators_learn_with_changed_patches_and_long_texts_leave_no_room():
+    model = changed_model().train()
     item = model.prepare(boxed_sample(0))
     length = model.parts(item).plan.length
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""A model's switches (LoRA, attention function, mode) hold for all of its users, so these take turns."""
+"""Exclusive use of a model by one thread: its switches (LoRA, attention function, mode) act on all of its users."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import nn
 
 _guard = Lock()
 # Beside the modules, not in them: locks can neither be copied nor pickled, and models are.
-_turns: WeakKeyDictionary[nn.Module, Turns] = WeakKeyDictionary()
+_locks: WeakKeyDictionary[nn.Module, FairLock] = WeakKeyDictionary()
 
 
-class Turns:
-    """A lock that its holder may take again, served in the order of asking: a context that gives the turn's number.
+class FairLock:
+    """A re-entrant lock that serves threads in the order of asking; as a context it gives the number of acquisitions.
 
-    Python's own locks are not fair: who decodes would take one again and again, and who waits would wait for the end of
-    the answer.
+    Python's own locks are not fair: a thread that decodes would take one again and again, and the others would wait for
+    the end of its answer.
     """
 
     def __init__(self) -> None:
         self._condition = Condition(Lock())
-        # The first one holds the lock, the others wait.
+        # The first ticket has the lock, the others wait.
         self._queue: deque[object] = deque()
         self._owner: int | None = None
         self._depth = 0
@@ -43,7 +43,7 @@ class Turns:
             try:
                 self._condition.wait_for(lambda: self._queue[0] is ticket)
             except BaseException:
-                # An interrupt (Ctrl-C): nobody would ever serve those behind this ticket.
+                # An interrupt (Ctrl-C): the tickets after this one would never be served.
                 self._queue.remove(ticket)
                 self._condition.notify_all()
                 raise
@@ -51,7 +51,7 @@ class Turns:
             self._number += 1
 
     def __exit__(self, *_: object) -> None:
-        assert self._owner == get_ident(), "a turn ends in the thread in which it began"
+        assert self._owner == get_ident(), "released by another thread than the one that took it"
         self._depth -= 1
         if not self._depth:
             with self._condition:
@@ -60,17 +60,17 @@ class Turns:
                 self._condition.notify_all()
 
 
-def exclusive(model: nn.Module) -> Turns:
+def exclusive(model: nn.Module) -> FairLock:
     """A context in which this thread alone computes with a model or switches something of it.
 
     Requests of the background cache and everything that switches the model for a while (``base_mode``, ``lora_off``) or
-    for good (``CachedLMM.train``, ``merge_lora``) use it; may be nested. Nobody may wait in it for something that
-    another thread computes with the model.
+    for good (``CachedLMM.train``, ``merge_lora``) use it; it may be nested. Do not block inside it on work that another
+    thread does with the model.
 
     Args:
         model: The transformers model itself (``LMMAdapter.model``), which all adapters around it share.
     """
     with _guard:
-        if model not in _turns:
-            _turns[model] = Turns()
-        return _turns[model]
+        if model not in _locks:
+            _locks[model] = FairLock()
+        return _locks[model]

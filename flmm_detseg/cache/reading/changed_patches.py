@@ -1,4 +1,4 @@
-"""Training for level L3: a background that is not quite the image's, and patches that are sent again."""
+"""Training for level L3: the background differs from the image in some patches, which are recomputed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_share(share: Sequence[float] | None, layout: PromptLayout) -> tuple[fl
         layout: Of the model.
 
     Raises:
-        ConfigError: Not two shares in order, or a layout of which nothing is kept.
+        ConfigError: Not two shares in order, or a layout of which nothing is cached.
     """
     if share is None:
         return None
@@ -32,7 +32,7 @@ def check_share(share: Sequence[float] | None, layout: PromptLayout) -> tuple[fl
             f"`stale_share` is {share!r}; give the least and the largest share, like (0.0, 0.05)"
         )
     if layout.order == "image":
-        raise ConfigError("`stale_share` is for order='background': in image order nothing is ever stale")
+        raise ConfigError("`stale_share` is for order='background': in image order no background is reused")
     return float(share[0]), float(share[1])
 
 
@@ -43,17 +43,17 @@ def see_groups(
     num_tokens: Sequence[int],
     share: tuple[float, float] | None,
 ) -> tuple[list[PromptParts], dict[int, Tensor], Tensor]:
-    """Splits a batch and runs the vision tower over its groups; in training some patches are stale.
+    """Splits a batch and runs the vision tower over its groups; in training some patches have changed.
 
-    The donor of a stale patch showed something else there: another patch of the same image. The background is read
-    with it, as a stored one would be; the patch itself is sent as a fresh object token at its own position.
+    At a changed patch the stored background showed something else: here another patch of the same image. The background
+    is read with it, as a stored one would be; the patch itself is an additional object token at its own position.
 
     Args:
         model: Of the samples.
         inputs: Prepared samples.
         layers: Wanted hidden states.
         num_tokens: Tokens of the longest sample that shares the image, in the LMM's own sequence, of each.
-            Stale patches are sent again with all of them, so all must have room.
+            The changed patches are added to each of them, so all must have room.
         share: From :func:`check_share`.
 
     Returns:
@@ -64,15 +64,15 @@ def see_groups(
         parts = [model.parts(item) for item in inputs]
         states = model.see(inputs, layers)
         return parts, states, states[layer]
-    stale = [_draw(model, item, share, count) for item, count in zip(inputs, num_tokens, strict=True)]
-    parts = [model.parts(item, stale=found) for item, found in zip(inputs, stale, strict=True)]
-    fresh = [_sent_again(item, found) for item, found in zip(inputs, stale, strict=True)]
-    old = [_donor(model, item, found) for item, found in zip(inputs, stale, strict=True)]
-    return parts, model.see(fresh, layers), model.see(old, (layer,))[layer]
+    changed = [_draw(model, item, share, count) for item, count in zip(inputs, num_tokens, strict=True)]
+    parts = [model.parts(item, changed=found) for item, found in zip(inputs, changed, strict=True)]
+    now = [_as_objects(item, found) for item, found in zip(inputs, changed, strict=True)]
+    stored = [_as_stored(model, item, found) for item, found in zip(inputs, changed, strict=True)]
+    return parts, model.see(now, layers), model.see(stored, (layer,))[layer]
 
 
 def _draw(model: GroupReader, item: PartitionedInputs, share: tuple[float, float], num_tokens: int) -> Tensor:
-    """Patches of the background by lot, int64, ascending; no more than fit into the sequence."""
+    """Random patches of the background, int64, ascending; no more than fit into the sequence."""
     background = torch.from_numpy(item.partition.background)
     least, most = share
     count = round(len(background) * (least + (most - least) * float(torch.rand(()))))
@@ -82,20 +82,20 @@ def _draw(model: GroupReader, item: PartitionedInputs, share: tuple[float, float
     return background[chosen].sort().values
 
 
-def _sent_again(item: PartitionedInputs, stale: Tensor) -> PartitionedInputs:
-    """The image itself; stale patches see the objects, not the background."""
+def _as_objects(item: PartitionedInputs, changed: Tensor) -> PartitionedInputs:
+    """The image itself; changed patches are objects: the tower reads them with these, not with the background."""
     group = item.partition.group.copy()
-    group[stale.numpy()] = OBJ
+    group[changed.numpy()] = OBJ
     return with_partition(item, replace(item.partition, group=group))
 
 
-def _donor(model: GroupReader, item: PartitionedInputs, stale: Tensor) -> PartitionedInputs:
-    """The image with another of its patches in the place of each stale one."""
+def _as_stored(model: GroupReader, item: PartitionedInputs, changed: Tensor) -> PartitionedInputs:
+    """The image as it was stored: at each changed patch it shows another of its patches."""
     side, cols, count = model.patch_size, model.vision_grid[1], model.layout.num_patches
     pixels = item.pixel_values.clone()
-    # Never a patch itself.
-    sources = (stale + torch.randint(1, count, (len(stale),))) % count
-    for target, source in zip(stale.tolist(), sources.tolist(), strict=True):
+    # Never the patch itself.
+    sources = (changed + torch.randint(1, count, (len(changed),))) % count
+    for target, source in zip(changed.tolist(), sources.tolist(), strict=True):
         (to_row, to_col), (row, col) = divmod(target, cols), divmod(source, cols)
         pixels[:, to_row * side : (to_row + 1) * side, to_col * side : (to_col + 1) * side] = (
             item.pixel_values[:, row * side : (row + 1) * side, col * side : (col + 1) * side]

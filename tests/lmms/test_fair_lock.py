@@ -1,4 +1,4 @@
-"""Turns: one thread at a time, in the order of asking; hooks see the passes of their own thread only."""
+"""The fair lock: one thread at a time, in the order of asking; hooks see the passes of their own thread only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from tiny import make_sample, tiny_llava
 
 from flmm_detseg.lmms.capture.per_sample import hidden_rows
+from flmm_detseg.lmms.fair_lock import FairLock, exclusive
 from flmm_detseg.lmms.lora.layers import lora_off
-from flmm_detseg.lmms.turns import Turns, exclusive
 from flmm_detseg.structures import CaptureSpec
 
 LORA = dict(frozen=False, lora=dict(llm=dict(r=2, alpha=4)))
@@ -23,70 +23,70 @@ def started(work) -> Thread:
     return thread
 
 
-def waiting(turns: Turns, count: int) -> None:
-    """Until so many wait or hold."""
-    with turns._condition:
+def waiting(lock: FairLock, count: int) -> None:
+    """Returns once so many threads have the lock or wait for it."""
+    with lock._condition:
         pass
     for _ in range(6000):
-        if len(turns._queue) >= count:
+        if len(lock._queue) >= count:
             return
         Event().wait(0.01)
-    raise AssertionError(f"{len(turns._queue)} in the queue, wanted {count}")
+    raise AssertionError(f"{len(lock._queue)} in the queue, wanted {count}")
 
 
-def test_turns_are_served_in_order():
-    turns, order, threads = Turns(), [], []
+def test_threads_are_served_in_order():
+    lock, order, threads = FairLock(), [], []
 
     def work(name: int) -> None:
-        with turns:
+        with lock:
             order.append(name)
 
-    with turns as first, turns as again:
+    with lock as first, lock as again:
         assert first == again == 1
         for name in range(5):
             threads.append(started(lambda name=name: work(name)))
-            waiting(turns, name + 2)
+            waiting(lock, name + 2)
         assert order == []
     for thread in threads:
         thread.join(60)
     assert order == list(range(5))
-    with turns as last:
+    with lock as last:
         assert last == 7
 
 
-def test_who_takes_turn_after_turn_keeps_nobody_waiting():
-    turns, entered = Turns(), Event()
+def test_a_thread_that_takes_it_again_and_again_does_not_keep_others_waiting():
+    lock, entered = FairLock(), Event()
 
     def wants() -> None:
-        with turns:
+        with lock:
             entered.set()
 
-    with turns:
+    with lock:
         thread = started(wants)
-        waiting(turns, 2)
+        waiting(lock, 2)
     # Asked for after the other one has asked.
-    with turns:
+    with lock:
         assert entered.is_set()
     thread.join(60)
 
 
 def test_an_interrupted_wait_leaves_the_queue(monkeypatch):
-    turns, outcome = Turns(), []
+    lock, outcome = FairLock(), []
 
     def interrupted() -> None:
         def wait_for(_) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(turns._condition, "wait_for", wait_for)
-        with pytest.raises(KeyboardInterrupt), turns:
+        monkeypatch.setattr(lock._condition, "wait_for", wait_for)
+        with pytest.raises(KeyboardInterrupt), lock:
             outcome.append("entered")
         monkeypatch.undo()
         outcome.append("left")
 
-    with turns:
+    with lock:
         started(interrupted).join(60)
     assert outcome == ["left"]
-    with turns as number:
+    with lock as number:
         assert number == 2
 
 
@@ -97,7 +97,7 @@ def test_a_model_has_one_lock_and_can_be_copied():
 
 
 @pytest.mark.parametrize("switch", ["base_mode", "lora_off", "merge_lora"])
-def test_switches_wait_for_their_turn(switch):
+def test_switches_wait_for_the_lock(switch):
     lmm = tiny_llava(**LORA)
     switched = Event()
 
