@@ -42,8 +42,7 @@ class _PlainDataUnpickler(pickle._Unpickler):
     def load_bytearray(self) -> None:
         raise pickle.UnpicklingError("it holds a bytearray, which is not plain data")
 
-    # Typeshed types the table by the parent class; a child's own method is what it is for.
-    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray  # type: ignore[assignment]
+    dispatch[pickle.BYTEARRAY8[0]] = load_bytearray  # type: ignore[assignment]  # typed by the parent class
 
 
 def _as_latin_1(error: UnicodeError) -> tuple[str, int]:

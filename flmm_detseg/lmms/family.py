@@ -212,7 +212,7 @@ class Family(ABC):
 
     # The language model.
 
-    def decoder(self, model: PreTrainedModel) -> nn.Module:
+    def decoder(self, model: PreTrainedModel) -> PreTrainedModel:
         """The decoder of the language model, with ``layers``; its last state is normalised."""
         return model.model.language_model
 

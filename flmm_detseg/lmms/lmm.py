@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -333,7 +333,10 @@ class LMM(LMMAdapter):
     @property
     def added_parts(self) -> Mapping[str, LMMPart]:
         """See :class:`LMMAdapter`."""
-        return dict(self.parts.items()) if hasattr(self, "parts") else {}
+        if not hasattr(self, "parts"):
+            return {}
+        parts: Iterable[tuple[str, Any]] = self.parts.items()  # a ModuleDict knows modules only
+        return dict(parts)
 
     @property
     def _filler(self) -> SlotFiller | None:
@@ -357,7 +360,7 @@ class LMM(LMMAdapter):
         return self._position_limit
 
     @property
-    def decoder_module(self) -> nn.Module:
+    def decoder_module(self) -> PreTrainedModel:
         """The language model's decoder."""
         return self.family.decoder(self.model)
 
@@ -470,6 +473,7 @@ class LMM(LMMAdapter):
                     "lmm=dict(..., parts=dict(regions=dict(type='RegionTokens')))"
                 )
             return item
+        assert self._slot_id is not None  # whoever has a filler and a tokenizer has it
         slots = (item.input_ids == self._slot_id).nonzero().flatten()
         if len(slots) != len(sample.regions):
             raise DataError(

@@ -151,7 +151,7 @@ class Region:
 
 def _numbers(values: object, name: str, count: int) -> tuple[float, ...]:
     try:
-        numbers = tuple(float(value) for value in values)  # type: ignore[attr-defined]
+        numbers = tuple(float(value) for value in values)  # type: ignore[attr-defined]  # else caught below
     except (TypeError, ValueError, OverflowError):
         numbers = ()
     if len(numbers) != count or not all(math.isfinite(number) for number in numbers):

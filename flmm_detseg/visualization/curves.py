@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -93,10 +94,10 @@ def draw_loss_curves(
     return np.ascontiguousarray(np.asarray(drawn.buffer_rgba())[..., :3])
 
 
-def _plot(axes: object, steps: Sequence[int], values: Sequence[float], label: str) -> None:
+def _plot(axes: Any, steps: Sequence[int], values: Sequence[float], label: str) -> None:
     """The values faintly and their running mean on top."""
     window = max(1, len(values) // 25)
     padded = np.pad(np.asarray(values), (window // 2, window - 1 - window // 2), mode="edge")
     smooth = np.convolve(padded, np.ones(window) / window, mode="valid")
-    (line,) = axes.plot(steps, smooth, linewidth=1.6, label=label)  # type: ignore[attr-defined]
-    axes.plot(steps, values, linewidth=0.6, alpha=0.35, color=line.get_color())  # type: ignore[attr-defined]
+    (line,) = axes.plot(steps, smooth, linewidth=1.6, label=label)
+    axes.plot(steps, values, linewidth=0.6, alpha=0.35, color=line.get_color())

@@ -69,7 +69,7 @@ class AddedTokens:
         if not config:
             return None
         if not isinstance(config, Mapping):
-            return cls(config)  # type: ignore[arg-type]
+            return cls(config)  # type: ignore[arg-type]  # any sequence becomes a tuple there
         known = [item.name for item in fields(cls)]
         if unknown := sorted(set(config) - set(known)):
             raise ConfigError(f"`added_tokens` has unknown keys {unknown}; known: {known}")
@@ -92,6 +92,8 @@ class GrownEmbedding(nn.Module):
         rows: float32 ``[n, d]``, their initial rows. While the tokens are off, they are read as these.
     """
 
+    initial_rows: Tensor
+
     def __init__(self, base: nn.Embedding, ids: Sequence[int], rows: Tensor) -> None:
         super().__init__()
         self.base_layer = base
@@ -101,7 +103,7 @@ class GrownEmbedding(nn.Module):
         self.active = True
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """The model's own table."""
         return self.base_layer.weight
 
@@ -145,7 +147,7 @@ class GrownUnembedding(nn.Module):
         self.active = True
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """The model's own table."""
         return self.base_layer.weight
 
@@ -239,10 +241,9 @@ def settle(model: PreTrainedModel) -> None:
             base.weight = embedding.base_layer.weight
         else:
             base.weight = nn.Parameter(weight, requires_grad=False)
-        if getattr(base, "bias", None) is not None:
-            base.bias = nn.Parameter(
-                nn.functional.pad(base.bias, (0, size - len(base.bias))), requires_grad=False
-            )
+        bias: Tensor | None = getattr(base, "bias", None)
+        if bias is not None:
+            base.bias = nn.Parameter(nn.functional.pad(bias, (0, size - len(bias))), requires_grad=False)
         for name in ("num_embeddings", "out_features"):
             if hasattr(base, name):
                 setattr(base, name, size)

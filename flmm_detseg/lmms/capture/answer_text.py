@@ -44,8 +44,11 @@ def text_and_offsets(
         ranges.append((start, end))
         start = settled
     limit = len(stripped)
-    offsets = tuple(tuple(min(max(place - lead, 0), limit) for place in pair) for pair in ranges)
-    return stripped, offsets
+
+    def inside(place: int) -> int:
+        return min(max(place - lead, 0), limit)
+
+    return stripped, tuple((inside(start), inside(end)) for start, end in ranges)
 
 
 def answered(question: LMMInputs, token_ids: Tensor) -> LMMInputs:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from flmm_detseg.language import token_log_probs
 from flmm_detseg.lmms.capture.decoder_pass import Sequences, decoder_mask, run_decoder
@@ -51,7 +51,7 @@ class PrefixDecoder:
 
     def __init__(
         self,
-        language_model: nn.Module,
+        language_model: PreTrainedModel,
         output_embeddings: nn.Module,
         keys: Sequence[Tensor] | None = None,
         values: Sequence[Tensor] | None = None,

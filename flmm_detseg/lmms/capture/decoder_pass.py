@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import Cache
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
 
 from flmm_detseg.lmms.capture.packing import PhraseRows, answer_states
 from flmm_detseg.lmms.capture.per_sample import hidden_rows, split_attention, split_hidden
@@ -90,7 +90,7 @@ def decoder_mask(
 
 
 def run_decoder(
-    language_model: nn.Module,
+    language_model: PreTrainedModel,
     sequences: Sequences,
     mask: Tensor | Mapping[str, Tensor],
     *,
@@ -141,7 +141,7 @@ class Captured:
 
 
 def read(
-    language_model: nn.Module,
+    language_model: PreTrainedModel,
     sequences: Sequences,
     places: PhraseRows,
     capture: CaptureSpec,
@@ -193,7 +193,7 @@ def states_of(
     captured: Captured,
     sequences: Sequences,
     places: PhraseRows,
-    inputs: list[LMMInputs],
+    inputs: Sequence[LMMInputs],
     unembed: Callable[[Tensor], Tensor] | None,
     vision: list[dict[int, Tensor]] | None,
 ) -> LMMStates:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -58,7 +58,7 @@ class GreedyAnswer:
         """Text of the tokens so far: special ones left out, white space around it kept."""
         return self._decode(self.token_ids)
 
-    def _decode(self, token_ids: list[int]) -> str:
+    def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def run(self, decoder: PrefixDecoder, last_state: torch.Tensor) -> Iterator[DecodedToken]:

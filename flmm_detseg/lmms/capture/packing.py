@@ -210,10 +210,9 @@ def _positions(item: LMMInputs) -> Tensor:
 
 def _common_length(members: Sequence[LMMInputs]) -> int:
     """How many tokens all prompts begin with; no answer is shared, however alike they are."""
-    length = min(item.prefix_length for item in members)
-    if any(item.regions for item in members):
-        # The same word may stand for different regions.
-        length = min(length, *(int(item.slots[0]) for item in members if item.regions))
+    # The same word may stand for different regions.
+    regions = [int(item.slots[0]) for item in members if item.slots is not None]
+    length = min([*(item.prefix_length for item in members), *regions])
     rows = torch.stack([item.input_ids[:length] for item in members])
     differs = (rows != rows[:1]).any(0).nonzero()
     return int(differs[0]) if len(differs) else length

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from flmm_detseg.lmms.capture.packing import PhraseRows
@@ -19,7 +20,7 @@ from flmm_detseg.structures import HiddenRows, LMMInputs, PatchGrid
 
 @contextmanager
 def hidden_rows(
-    language_model: nn.Module, positions: Tensor, layers: Sequence[int]
+    language_model: PreTrainedModel, positions: Tensor, layers: Sequence[int]
 ) -> Iterator[list[Tensor]]:
     """Collects states after decoder layers, those of the last after the final norm, while the context is open.
 

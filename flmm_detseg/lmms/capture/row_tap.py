@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -199,7 +199,8 @@ def row_tap_attention(
     """Attention function for transformers' :class:`AttentionInterface`; ``kwargs`` are that interface's."""
     if row_tap is not None:
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        row_tap.collect(module.layer_idx, query, key, attention_mask, scale)
+        layer = cast(int, module.layer_idx)  # every attention of transformers has it
+        row_tap.collect(layer, query, key, attention_mask, scale)
     return sdpa_attention_forward(
         module,
         query,

@@ -100,8 +100,10 @@ class DeepseekVL(HubFamily):
     ) -> list[tuple[Tensor, PatchGrid, dict[str, Tensor]]]:
         """See :class:`HubFamily`."""
         side, least = self._frame(processor)
-        level = GridLevel(*self.facts.vision.grid)
-        found = []
+        cells = self.facts.vision.grid
+        assert cells is not None  # the tower sees one size
+        level = GridLevel(*cells)
+        found: list[tuple[Tensor, PatchGrid, dict[str, Tensor]]] = []
         for index, size in enumerate(sizes):
             longest = max(size)
             exact = int(longest * (side / longest)) == side

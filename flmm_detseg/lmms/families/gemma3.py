@@ -90,7 +90,7 @@ class Gemma3(HubFamily):
         """See :class:`HubFamily`."""
         side = self.config.vision_config.image_size
         level = GridLevel(*(math.isqrt(self.config.mm_tokens_per_image),) * 2)
-        found = []
+        found: list[tuple[Tensor, PatchGrid, dict[str, Tensor]]] = []
         for size, values in zip(sizes, outputs["pixel_values"], strict=True):
             grid = PatchGrid(size, (side, side), 0, 0, (side, side), (level,), view=self.facts.vision.grid)
             found.append((values[None], grid, {}))

@@ -82,7 +82,8 @@ class Lfm2Vl(HubFamily):
         for size, (down, across), shape, pixels in zip(sizes, tiles, shapes, views, strict=True):
             rows, cols = shape[-1].tolist()
             whole = GridLevel(rows // factor, cols // factor)
-            levels, stack, resized = (whole,), (0, 0), (rows * patch, cols * patch)
+            levels: tuple[GridLevel, ...] = (whole,)
+            stack, resized = (0, 0), (rows * patch, cols * patch)
             if (down, across) != (1, 1):
                 side = int(shape[0, 0])
                 fine = GridLevel(down * (side // factor), across * (side // factor), tiles=(down, across))

@@ -104,7 +104,7 @@ class LlavaOnevision(HubFamily):
     ) -> list[tuple[Tensor, PatchGrid, dict[str, Tensor]]]:
         """See :class:`HubFamily`."""
         side = self.config.vision_config.image_size
-        found = []
+        found: list[tuple[Tensor, PatchGrid, dict[str, Tensor]]] = []
         for size, pixels in zip(sizes, outputs["pixel_values"], strict=True):
             coarse = GridLevel(self._base, self._base, tail=1 if len(sizes) > 1 else 0)
             if len(sizes) > 1:

@@ -40,7 +40,8 @@ class ConvLoRADown(nn.Linear):
     ) -> None:
         if not 1 <= top_k <= num_experts:
             raise ConfigError(f"Conv-LoRA `top_k` is {top_k}; 1..{num_experts} (`num_experts`) are possible")
-        rank, place = down.out_features, {"device": down.weight.device, "dtype": down.weight.dtype}
+        rank = down.out_features
+        place: dict[str, Any] = {"device": down.weight.device, "dtype": down.weight.dtype}
         super().__init__(down.in_features, rank, bias=False, **place)
         self.weight = down.weight
         self.grid = grid
@@ -48,7 +49,7 @@ class ConvLoRADown(nn.Linear):
         self.gate = nn.Linear(rank, num_experts, bias=False, **place)
         self.experts = nn.ModuleList(nn.Conv2d(rank, rank, 3, padding=1, **place) for _ in range(num_experts))
         for expert in self.experts:
-            nn.init.zeros_(expert.bias)
+            nn.init.zeros_(expert.get_parameter("bias"))
         self.balance: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:

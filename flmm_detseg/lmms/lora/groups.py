@@ -240,12 +240,12 @@ def _find_linears(adapter: Adaptable, group: LoRAGroup) -> list[str]:
         unmatched = [target for target, names in meant.items() if not names]
         found = [] if unmatched else [name for name in linears if any(name in m for m in meant.values())]
         wanted = unmatched[0] if unmatched else ""
-    elif group.target in LEAVES:
+    elif wanted in LEAVES:
         presets = adapter.facts.lora_targets.get(group.part, LEAVES)
-        leaves = presets.get(group.target, ())
+        leaves = presets.get(wanted, ())
         found = [name for name in linears if leaves is None or name.rpartition(".")[2] in leaves]
     else:
-        pattern = compile_target(group.target)
+        pattern = compile_target(wanted)
         found = [name for name in linears if pattern.fullmatch(name)]
     if not found:
         known = dict.fromkeys([*LEAVES, *(name.rpartition(".")[2] for name in linears)])
@@ -277,12 +277,14 @@ def _linears(adapter: Adaptable, part: str) -> dict[str, str]:
 
 
 def _add_experts(adapter: Adaptable, group: LoRAGroup, targets: Sequence[str]) -> None:
+    grid = adapter.facts.vision.grid
+    assert grid is not None  # add_lora refuses conv_lora without one
     for target in targets:
         layer = adapter.model.get_submodule(target)
         assert isinstance(layer, LoraLayer)
         layer.lora_A[group.name] = ConvLoRADown(
             layer.lora_A[group.name],
-            adapter.facts.vision.grid,
+            grid,
             num_experts=group.num_experts,
             top_k=group.top_k,
         )

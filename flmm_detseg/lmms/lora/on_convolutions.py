@@ -65,6 +65,7 @@ def add_conv_lora_to_convs(
     inject(module, name, chosen, r=r, alpha=alpha, dropout=dropout)
     for key in chosen:
         layer = module.get_submodule(key)
+        assert isinstance(layer, LoraLayer)
         _keep(layer.get_base_layer())
         _fit_geometry(layer, name)
     return tuple(chosen)
@@ -77,7 +78,7 @@ def _keep(conv: nn.Module) -> None:
         value = getattr(conv, name).detach()
         delattr(conv, name)
         conv.register_buffer(name, value)
-    conv.checkpoint_buffers = tuple(names)
+    conv.checkpoint_buffers = tuple(names)  # type: ignore[assignment]  # a mark of ours, no tensor
 
 
 def _fit_geometry(layer: LoraLayer, name: str) -> None:

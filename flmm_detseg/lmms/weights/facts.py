@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmengine.logging import print_log
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from flmm_detseg.errors import ConfigError
@@ -82,7 +81,7 @@ def check_config(family: Family, source: str) -> None:
     family.check_config(source)
 
 
-def _check_attention(decoder: nn.Module, source: str) -> None:
+def _check_attention(decoder: PreTrainedModel, source: str) -> None:
     if not getattr(decoder, "_supports_attention_backend", True):
         raise ConfigError(
             f"{source}: the language model ({decoder.config.model_type}) does not take an attention function "
@@ -137,13 +136,14 @@ def _check_prompt(model: PreTrainedModel, processor: LMMProcessor, source: str) 
         )
 
 
-def _rotary_modules(decoder: nn.Module) -> Iterator[nn.Module]:
+def _rotary_modules(decoder: PreTrainedModel) -> Iterator[Any]:
+    """Rotary embeddings of transformers, each of a class of its model."""
     for module in decoder.modules():
         if isinstance(getattr(module, "rope_type", None), str) and hasattr(module, "inv_freq"):
             yield module
 
 
-def stateless_positions(decoder: nn.Module) -> int | None:
+def stateless_positions(decoder: PreTrainedModel) -> int | None:
     """Positions below which rotary frequencies depend on nothing but the position; None: there is no such limit.
 
     The rope types "dynamic" and "longrope" change the frequencies of everything when one sequence of the batch is
@@ -162,14 +162,14 @@ def stateless_positions(decoder: nn.Module) -> int | None:
     return min(limits, default=None)
 
 
-def default_max_length(decoder: nn.Module) -> int:
+def default_max_length(decoder: PreTrainedModel) -> int:
     """Longest sequence in tokens where the user names none."""
     built_for = decoder.config.max_position_embeddings
     limit = stateless_positions(decoder)
     return built_for if limit is None else min(built_for, limit)
 
 
-def position_limit(decoder: nn.Module, max_length: int) -> int | None:
+def position_limit(decoder: PreTrainedModel, max_length: int) -> int | None:
     """Positions an answer may use; None where the config does not say how far scaled positions reach.
 
     Args:
@@ -183,7 +183,7 @@ def position_limit(decoder: nn.Module, max_length: int) -> int | None:
     return max(decoder.config.max_position_embeddings, max_length)
 
 
-def _check_positions(decoder: nn.Module, processor: LMMProcessor, source: str) -> None:
+def _check_positions(decoder: PreTrainedModel, processor: LMMProcessor, source: str) -> None:
     length, limit = processor.settings.max_length, stateless_positions(decoder)
     kinds = sorted({module.rope_type for module in _rotary_modules(decoder)})
     if limit is not None and length > limit:
@@ -202,7 +202,9 @@ def _check_positions(decoder: nn.Module, processor: LMMProcessor, source: str) -
         )
 
 
-def check_image_settings(settings: Mapping[str, Any], source: str) -> tuple[Sequence[float], Sequence[float]]:
+def check_image_settings(
+    settings: Mapping[str, Any], source: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of RGB, from a preprocessor config that this package can follow.
 
     Args:
@@ -224,9 +226,9 @@ def check_image_settings(settings: Mapping[str, Any], source: str) -> tuple[Sequ
             f"{source}: preprocessor_config.json says rescale_factor={factor!r}; it is always 1/255 = "
             f"{_RESCALE_FACTOR} here. Change image_mean and image_std instead"
         )
-    found = []
+    found: list[tuple[float, ...]] = []
     for name in ("image_mean", "image_std"):
-        values = settings.get(name)
+        values: Any = settings.get(name)
         usable = isinstance(values, list | tuple) and len(values) == 3
         usable = usable and all(
             isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values

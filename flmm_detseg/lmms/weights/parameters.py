@@ -178,7 +178,7 @@ def _memory(
 
 def _lmm_parts(model: nn.Module) -> dict[str, str]:
     """Prefix of parameter names -> group, for every LMM in the model; longer prefixes first."""
-    parts = {}
+    parts: dict[str, str] = {}
     for name, child in model.named_modules():
         if isinstance(child, LMMAdapter):
             root = f"{name}." if name else ""

@@ -68,7 +68,7 @@ def test_a_tower_without_class_token_is_refused(strategy):
 def test_a_tower_without_a_table_of_places_is_run(monkeypatch):
     """Whoever calls his tables otherwise is asked with one image."""
     adapter = tiny_llava()
-    monkeypatch.setattr(facts.nn, "Embedding", torch.nn.Bilinear)
+    monkeypatch.setattr(torch.nn, "Embedding", torch.nn.Bilinear)
     LlavaAdapter(adapter.model, adapter.processor)
     monkeypatch.setattr(adapter.model.config.vision_config, "patch_size", 28)
     with pytest.raises(ConfigError, match="gives 17 tokens.*2 x 2 patches"):
