@@ -323,7 +323,7 @@ class LMM(LMMAdapter):
         self._slot_id: int | None = None
         if not found:
             return
-        self.parts = found
+        self.parts = nn.ModuleDict(found)
         self.frozen = False
         if (filler := self._filler) is not None and self.processor is not None:
             there = filler.token in self.processor.tokenizer.get_vocab()
@@ -647,8 +647,8 @@ class LMM(LMMAdapter):
             for index, place in enumerate(places):
                 own = {layer: maps[layer][index] for layer in layers}
                 found[place] = tokens[index], features[index], own
-        tokens, features, maps = zip(*(found[place] for place in range(len(images))), strict=True)
-        return list(tokens), list(features), list(maps)
+        rows = [found[place] for place in range(len(images))]
+        return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
     def _by_modality(self, images: Sequence[ImageInputs]) -> dict[str, list[int]]:
         """Places of images that one projector reads; all of them under one name for an LMM that reads them alike."""

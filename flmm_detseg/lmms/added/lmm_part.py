@@ -84,7 +84,7 @@ class SlotFiller(LMMPart):
 
 def build_parts(
     config: Mapping[str, Mapping[str, Any]] | None, model: PreTrainedModel, facts: LMMFacts
-) -> nn.ModuleDict:
+) -> dict[str, LMMPart]:
     """Builds the parts of a config and attaches them.
 
     Args:
@@ -98,7 +98,7 @@ def build_parts(
     Raises:
         ConfigError: No such part, or it does not fit.
     """
-    parts = nn.ModuleDict()
+    parts: dict[str, LMMPart] = {}
     for name, settings in (config or {}).items():
         part = settings if isinstance(settings, nn.Module) else MODELS.build(dict(settings, _scope_=SCOPE))
         if not isinstance(part, LMMPart):

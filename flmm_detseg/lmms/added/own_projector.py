@@ -114,8 +114,9 @@ class OwnProjector(LMMPart):
             own = copy.deepcopy(place.base_layer).requires_grad_(True)
             if self.reset:
                 for child in own.modules():
-                    if hasattr(child, "reset_parameters"):
-                        child.reset_parameters()
+                    fresh = getattr(child, "reset_parameters", None)
+                    if fresh is not None:
+                        fresh()
             self.copies.append(own)
             place.add(self, index)
             place.base_layer.requires_grad_(False)

@@ -17,7 +17,9 @@ def tower():
     model = tiny_llava().model
     with torch.no_grad():
         # Random attention is nearly uniform and features nearly equal: make patches differ.
-        model.model.vision_tower.vision_model.embeddings.position_embedding.weight.normal_()
+        model.model.vision_tower.vision_model.embeddings.position_embedding.weight.normal_(
+            generator=torch.Generator().manual_seed(2)
+        )
         for layer in model.model.vision_tower.vision_model.encoder.layers:
             layer.self_attn.q_proj.weight.mul_(20)
     return model.model.vision_tower
