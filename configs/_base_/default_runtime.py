@@ -21,7 +21,7 @@ from flmm_detseg.engine.xtuner_process import framework as mmengine_framework
 framework = mmengine_framework
 # Where types that are given by name alone are looked for, before MMEngine's own.
 default_scope = "flmm_detseg"
-# Several processes on any machine; `--deepspeed` puts MMEngine's FlexibleRunner in its place.
+# Several processes on any machine; `--deepspeed` replaces it by MMEngine's FlexibleRunner.
 runner_type = GroundingRunner
 default_hooks = dict(
     timer=dict(type=IterTimerHook),

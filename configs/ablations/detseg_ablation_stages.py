@@ -21,7 +21,7 @@ _stage1 = dict(
 )
 _settings = ["train_cfg.max_iters=200", "param_scheduler.1.end=200", "custom_hooks.1.interval=1000"]
 _gates = ["heads.detection.neck.gate", "heads.segmentation.neck.gate"]
-# Every question, and what stage 1 does not hold: LoRA, and what the question adds.
+# Every question, and what stage 1 does not contain: LoRA, and what the question adds.
 _questions = {
     "detseg_rank2": ["lmm."],
     "detseg_rank32": ["lmm."],
@@ -54,7 +54,7 @@ stages = [
         runs=[
             _run("joint", "configs/tiny/detseg_joint.py", ["lmm."], _stage1),
             *(_run(name, f"configs/ablations/{name}.py", new, _stage1) for name, new in _questions.items()),
-            # A classifier that stage 1 did not train: the whole detection head begins anew.
+            # A classifier that stage 1 did not train: the whole detection head starts from random weights.
             _run(
                 "detseg_open",
                 "configs/ablations/detseg_open.py",

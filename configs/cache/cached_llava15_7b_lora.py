@@ -1,7 +1,7 @@
-"""Background cache on LLaVA-1.5-7B, stage 2: LoRA in vision tower and language model, behind stage 1.
+"""Background cache on LLaVA-1.5-7B, stage 2: LoRA in vision tower and language model, after stage 1.
 
 It starts from stage 1 (cached_llava15_7b_stages names the configs), given by
---cfg-options 'model.init_from=[STAGE_1]' 'model.new_parts=[...]'; alone it begins at untrained separators.
+--cfg-options 'model.init_from=[STAGE_1]' 'model.new_parts=[...]'; alone it starts from untrained separators.
 """
 
 from mmengine.config import read_base

@@ -1,4 +1,4 @@
-"""Rung 5, the most that can be trained: the whole language model, and LoRA in the vision tower, behind rung 3."""
+"""Step 5, the most that can be trained: the whole language model, and LoRA in the vision tower, after step 3."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""F-LMM's phrase head on rung 5 of the background cache: the head alone is trained, the LMM is what the ladder made of it.
+"""F-LMM's phrase head on step 5 of the background cache's ladder: the head alone is trained, the LMM stays as it is.
 
 After the ladder (tiny_ladder_stages): python tools/train.py configs/cache/tiny_cached_grounding.py. Another LMM of the
 same kind: --cfg-options 'model.init_from=[FILE]'. What is trained here is served by tiny_stream_grounding.

@@ -1,4 +1,4 @@
-"""Rung 5, other variant: the language model's last two layers are trained, behind rung 3."""
+"""Step 5, other variant: the language model's last two layers are trained, after step 3."""
 
 from mmengine.config import read_base
 

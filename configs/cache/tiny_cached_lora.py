@@ -1,4 +1,4 @@
-"""Rung 5: LoRA in vision tower and language model learns isolated groups and their order, behind rung 3."""
+"""Step 5: LoRA in vision tower and language model learns isolated groups and their order, after step 3."""
 
 from mmengine.config import read_base
 

@@ -1,6 +1,6 @@
-"""The end of the ladder: rung 5 four times as long, on 9840 scenes instead of 2050. Baseline: cache/tiny_cached_lora.
+"""The end of the ladder: step 5 four times as long, on 9840 scenes instead of 2050. Baseline: cache/tiny_cached_lora.
 
-Of 2050 scenes the LLaVA itself gets worse when trained as long: docs/background_cache_results.md.
+On 2050 scenes the LLaVA itself gets worse when trained as long: docs/background_cache_results.md.
 """
 
 from mmengine.config import read_base

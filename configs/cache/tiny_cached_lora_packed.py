@@ -1,4 +1,4 @@
-"""Rung 5, LoRA, with positions 0, 1, 2, ... instead of each patch's own."""
+"""Step 5, LoRA, with positions 0, 1, 2, ... instead of each patch's own."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Rung 5 for level L3: up to 5 % of a background's patches are stale in training and sent again."""
+"""Step 5 for level L3: in training up to 5 % of a background's patches are changed, and repeated as objects."""
 
 from mmengine.config import read_base
 

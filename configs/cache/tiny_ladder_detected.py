@@ -1,4 +1,4 @@
-"""Rung 5 where our own detection head says what an object is, as on the miss path of serving. For evaluation only.
+"""Step 5 where our own detection head says what an object is, as on the miss path of serving. For evaluation only.
 
 tiny_ladder_stages names its run `detector` as the detector's checkpoint; by hand: --cfg-options
 model.lmm.partitioner.source.otherwise.checkpoint=FILE. Frames of streams keep the groups that the stream has.

@@ -1,4 +1,4 @@
-"""Rung 2: background first, between separators that were never trained. For evaluation only."""
+"""Step 2: background first, between separators that were never trained. For evaluation only."""
 
 from mmengine.config import read_base
 

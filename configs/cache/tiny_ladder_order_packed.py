@@ -1,4 +1,4 @@
-"""Rung 2 with positions 0, 1, 2, ... instead of each patch's own. For evaluation only."""
+"""Step 2 with positions 0, 1, 2, ... instead of each patch's own. For evaluation only."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Rung 1: background and objects do not see each other in the vision tower, the sequence stays. For evaluation only."""
+"""Step 1: background and objects do not see each other in the vision tower, the sequence stays. For evaluation only."""
 
 from mmengine.config import read_base
 

@@ -1,10 +1,10 @@
 """The ladder of the background cache: python tools/ablation_table.py configs/cache/tiny_ladder_stages.py
 
-One change per rung, the same validation questions for each: TinyWorld's ordinary ones, with groups by lot, and those about
-frames of streams (python tools/make_streams.py --out data/tinyworld_streams), by what they need: objects, background,
-both (cross), the clock, the score. The long runs train on more scenes (python tools/make_tinyworld.py --out
-data/tinyworld_large --images 12000 --seed 1). Rungs 0 to 2 train nothing: they are evaluations of a config. `detected` asks the
-ordinary questions with groups of our own detection head instead.
+One change per step, the same validation questions for each: TinyWorld's ordinary ones, with random groups, and those
+about frames of streams (python tools/make_streams.py --out data/tinyworld_streams), by what they need: objects,
+background, both (cross), the clock, the score. The long runs train on more scenes (python tools/make_tinyworld.py --out
+data/tinyworld_large --images 12000 --seed 1). Steps 0 to 2 train nothing: they are evaluations of a config. `detected`
+asks the ordinary questions with groups of our own detection head instead. Run rungN_... is step N.
 """
 
 title = "The ladder of the background cache"

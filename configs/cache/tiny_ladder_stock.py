@@ -1,4 +1,4 @@
-"""Rung 0 of the background cache on TinyWorld: the LLaVA as it is. Nothing is trained: for evaluation only."""
+"""Step 0 of the background cache on TinyWorld: the unmodified LLaVA. Nothing is trained: for evaluation only."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Rung 4: two causal layers let the question see the image before the language model does; they begin as nothing."""
+"""Step 4: two causal layers show the image to the question before the language model does; at first they change nothing."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Rung 4, other variant: 3 x 3 tokens stand for a background in the language model, the question is fused."""
+"""Step 4, other variant: 3 x 3 tokens stand for a background in the language model, the question is fused."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Rung 5 on rung 4: LoRA behind question fusion and compressed backgrounds."""
+"""Step 5 on step 4: LoRA after question fusion and compressed backgrounds."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Rung 5 on rung 4: LoRA behind question fusion."""
+"""Step 5 on step 4: LoRA after question fusion."""
 
 from mmengine.config import read_base
 

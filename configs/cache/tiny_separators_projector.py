@@ -1,4 +1,4 @@
-"""Rung 3 of the background cache on TinyWorld: split, background first; separators and projector learn the order."""
+"""Step 3 of the background cache on TinyWorld: split, background first; separators and projector learn the order."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Rung 3 with positions 0, 1, 2, ... instead of each patch's own."""
+"""Step 3 with positions 0, 1, 2, ... instead of each patch's own."""
 
 from mmengine.config import read_base
 

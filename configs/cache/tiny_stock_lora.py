@@ -1,4 +1,4 @@
-"""Control of rung 5: the LLaVA as it is with the same LoRA and the same training; what only comes from more training."""
+"""Control of step 5: the LLaVA without groups, same LoRA, same training. It shows what more training alone gives."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Control of tiny_cached_lora_long: the LLaVA as it is with the same LoRA and the same training."""
+"""Control of tiny_cached_lora_long: the LLaVA without groups, same LoRA, same training."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""Serving rung 5 with masks: `--checkpoint` is what tiny_cached_grounding trained; what changes between frames is object."""
+"""Serving step 5 with masks, after tiny_cached_grounding (`--checkpoint`): what changes between frames is object."""
 
 from mmengine.config import read_base
 
@@ -9,5 +9,5 @@ from flmm_detseg.cache import FrameDifference, Partitioner
 
 # As a whole: an update would keep arguments of the source that it was trained with.
 model["lmm"]["partitioner"] = dict(type=Partitioner, source=dict(type=FrameDifference, threshold=0), dilate=1)
-# The checkpoint holds the LMM's trained parts too.
+# The checkpoint contains the LMM's trained parts too.
 model.update(init_from=[], new_parts=[])

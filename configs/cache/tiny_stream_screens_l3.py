@@ -7,6 +7,6 @@ with read_base():
 
 from flmm_detseg.cache import ApproximateSettings
 
-# What the cache forgives is no change either: else all noise would be object.
+# Differences that the cache tolerates count as no change here too: otherwise all noise would be object.
 model.update(lmm=dict(partitioner=dict(source=dict(threshold=4))))
 stream_cache.update(approximate=dict(type=ApproximateSettings, tau=4, share=0.05))

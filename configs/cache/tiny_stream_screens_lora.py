@@ -1,4 +1,4 @@
-"""Serving rung 5: `--checkpoint` is what tiny_cached_lora trained; what changes between frames is object."""
+"""Serving step 5, after tiny_cached_lora (`--checkpoint`): what changes between frames is object."""
 
 from mmengine.config import read_base
 

@@ -3,7 +3,8 @@
 xtuner train configs/llava/detseg_lora.py --deepspeed deepspeed_zero2
 
 It starts from the heads of stage 1 (detseg_stages_7b names the configs), given by
---cfg-options 'model.init_from=[PHRASE,DETECTION,SEGMENTATION]' 'model.new_parts=["lmm."]'; alone it begins at random heads.
+--cfg-options 'model.init_from=[PHRASE,DETECTION,SEGMENTATION]' 'model.new_parts=["lmm."]'.
+Alone it starts from random heads.
 """
 
 from mmengine.config import read_base

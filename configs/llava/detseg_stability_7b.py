@@ -1,4 +1,4 @@
-"""Stage 3 of LLaVA-Det-Seg on LLaVA-1.5-7B: as stage 2, slower, with full distillation to the LMM as it was."""
+"""Stage 3 of LLaVA-Det-Seg on LLaVA-1.5-7B: stage 2 at a lower learning rate, fully distilled from the LMM as it was."""
 
 from mmengine.config import read_base
 

@@ -21,7 +21,7 @@ lmm.update(
         projector=dict(r=8, alpha=32, target="all-linear"),
     )
 )
-# A stage is a few minutes: what a stop can cost is to be less.
+# A stage takes a few minutes: checkpoints are written more often, so that an interruption costs little.
 default_hooks.update(checkpoint=dict(interval=100))
 model = dict(
     type=GroundingLMM,

@@ -1,4 +1,4 @@
-"""Stage 3 of LLaVA-Det-Seg on TinyWorld: as stage 2, slower, with distillation to the LMM as it was."""
+"""Stage 3 of LLaVA-Det-Seg on TinyWorld: stage 2 at a lower learning rate, distilled from the LMM as it was."""
 
 from mmengine.config import read_base
 

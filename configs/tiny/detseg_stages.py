@@ -35,7 +35,7 @@ evaluations = [
     dict(name="coco", tool="eval_coco.py", runs=["detection", "joint", "stability"]),
     dict(name="semseg", tool="eval_semseg.py", runs=["segmentation", "joint", "stability"]),
     dict(name="forgetting", tool="eval_forgetting.py", runs=["joint", "stability"]),
-    # Retention "switched": the same checkpoint, and not one answer changes.
+    # Retention "switched": the same checkpoint, and no answer changes.
     dict(
         name="forgetting_switched",
         tool="eval_forgetting.py",

@@ -58,7 +58,7 @@ png_eval = dict(
     )
 )
 
-# Validation while training: one text per image is enough to see whether the run is on its way.
+# Validation while training: one text per image is enough to see whether the run makes progress.
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,

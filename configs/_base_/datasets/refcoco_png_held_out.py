@@ -1,6 +1,6 @@
 """The sets of refcoco_png; none of them is trained on an image that another one is evaluated on.
 
-F-LMM's published protocol is refcoco_png itself: there PNG's training images hold images of RefCOCO's val and test.
+F-LMM's published protocol is refcoco_png itself: there PNG's training images include images of RefCOCO's val and test.
 """
 
 from mmengine.config import read_base

@@ -29,7 +29,7 @@ train_dataloader = dict(
     num_workers=0,
     sampler=dict(type=EpochSampler, shuffle=True),
     collate_fn=dict(type=collate_samples),
-    # Mostly one expression a text: a step's time goes into phrases, and a caption has seven.
+    # Mostly one expression a text: an iteration's time goes into phrases, and a caption has seven.
     dataset=dict(
         type=WeightedMix, datasets=[png_train, refcoco_train, refcoco_split_train], weights=[1, 1, 8]
     ),
@@ -50,7 +50,7 @@ png_eval = dict(
     )
 )
 
-# Validation while training: one text per image is enough to see whether the run is on its way.
+# Validation while training: one text per image is enough to see whether the run makes progress.
 val_dataloader = dict(
     batch_size=8,
     num_workers=0,

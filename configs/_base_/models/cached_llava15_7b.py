@@ -10,7 +10,7 @@ from flmm_detseg.cache import CachedLMM, CacheSettings, GivenRegions, Partitione
 lmm = dict(
     type=CachedLMM,
     lmm=stock_lmm,
-    # Frames of streams know what changes in them; elsewhere boxes by lot, so that every partition is read.
+    # Frames of streams know what changes in them; elsewhere boxes are random, so that every partition is read.
     # Serving names a source of its own.
     partitioner=dict(
         type=Partitioner,
@@ -19,7 +19,7 @@ lmm = dict(
     ),
     positions="raster",
     letterbox="background",
-    # Their own, in float32: the LLaVA's is bfloat16, in which small steps round to nothing.
+    # Their own, in float32: the LLaVA's is bfloat16, in which small updates round to nothing.
     projectors="separate",
     train=("separators", "projectors"),
 )

@@ -11,5 +11,5 @@ from flmm_detseg.cache import CacheSettings
 lmm["lmm"] = stock_lmm
 lmm.update(projectors="shared")
 stream_cache = dict(type=CacheSettings, host_bytes=1 << 30, min_tiles=20)
-# The ladder's last rung, and its control without a cache.
+# The ladder's last step, and its control without a cache.
 ladder_lora = dict(vision=dict(r=8, alpha=32, target="qkv"), llm=dict(r=16, alpha=64, target="attention"))

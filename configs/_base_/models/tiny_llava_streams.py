@@ -1,4 +1,4 @@
-"""The tiny LLaVA that reads clocks and scores as well (its card says how it was made): what streams are asked of."""
+"""The tiny LLaVA that reads clocks and scores as well, for questions about streams (its card says how it was made)."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,4 @@
-"""One head on the frozen LLaVA-1.5-7B. A recipe adds `model.heads`, the data set to train on and the number of steps."""
+"""One head on the frozen LLaVA-1.5-7B. A recipe adds `model.heads`, the data set and the number of iterations."""
 
 from mmengine.config import read_base
 

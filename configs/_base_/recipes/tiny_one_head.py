@@ -11,7 +11,7 @@ with read_base():
 from flmm_detseg.datasets import EpochSampler, collate_samples
 from flmm_detseg.models import GroundingLMM
 
-# A stage is a few minutes: what a stop can cost is to be less.
+# A stage takes a few minutes: checkpoints are written more often, so that an interruption costs little.
 default_hooks.update(checkpoint=dict(interval=100))
 model = dict(type=GroundingLMM, lmm=lmm, init_from=[], new_parts=[])
 train_dataloader = dict(

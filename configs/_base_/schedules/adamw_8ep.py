@@ -11,7 +11,7 @@ optim_wrapper = dict(
     type=AmpOptimWrapper,
     optimizer=dict(type=AdamW, lr=1e-4, betas=(0.9, 0.999), weight_decay=0.01),
     clip_grad=dict(max_norm=1.0, error_if_nonfinite=False),
-    # Above 1, parts count alike, whatever they hold: not the gradient of one batch, which weighs all targets alike.
+    # Above 1, parts count alike, whatever they contain: not the gradient of one batch, which weighs all targets alike.
     accumulative_counts=1,
     loss_scale="dynamic",
     dtype="bfloat16",

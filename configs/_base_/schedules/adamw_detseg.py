@@ -1,6 +1,7 @@
-"""AdamW in bf16, 60 k steps, a learning rate for each part.
+"""AdamW in bf16, 60 k iterations, a learning rate for each part.
 
-LoRA of the vision tower learns slower than the heads, that of LLM and projector faster (the longest match wins). LoRA does not decay, nor do the balancer's parameters (GroupedAdamW sees to those by itself).
+LoRA of the vision tower learns slower than the heads, that of LLM and projector faster (the longest match wins).
+LoRA does not decay, nor do the balancer's parameters (GroupedAdamW takes care of those).
 """
 
 from mmengine.model import MMDistributedDataParallel
@@ -22,7 +23,7 @@ optim_wrapper = dict(
         },
     ),
     clip_grad=dict(max_norm=1.0, error_if_nonfinite=False),
-    # Above 1, parts count alike, whatever they hold: not the gradient of one batch, which weighs all targets alike.
+    # Above 1, parts count alike, whatever they contain: not the gradient of one batch, which weighs all targets alike.
     accumulative_counts=1,
     loss_scale="dynamic",
     dtype="bfloat16",

@@ -9,7 +9,7 @@ optim_wrapper = dict(
     type=OptimWrapper,
     optimizer=dict(type=GroupedAdamW, lr=2e-3, betas=(0.9, 0.999), weight_decay=0.01, groups=dict()),
     clip_grad=dict(max_norm=1.0, error_if_nonfinite=False),
-    # Above 1, parts count alike, whatever they hold: not the gradient of one batch, which weighs all targets alike.
+    # Above 1, parts count alike, whatever they contain: not the gradient of one batch, which weighs all targets alike.
     accumulative_counts=1,
 )
 param_scheduler = [

@@ -1,6 +1,6 @@
-"""All tasks at once on two CPU cores, fp32: 400 iterations; LoRA and the phrase head slower than the other heads.
+"""All tasks at once on two CPU cores, fp32: 400 iterations; LoRA and the phrase head learn slower than the other heads.
 
-LoRA does not decay, nor do the balancer's parameters (GroupedAdamW sees to those by itself).
+LoRA does not decay, nor do the balancer's parameters (GroupedAdamW takes care of those).
 """
 
 from mmengine.model import MMDistributedDataParallel
@@ -22,7 +22,7 @@ optim_wrapper = dict(
         },
     ),
     clip_grad=dict(max_norm=1.0, error_if_nonfinite=False),
-    # Above 1, parts count alike, whatever they hold: not the gradient of one batch, which weighs all targets alike.
+    # Above 1, parts count alike, whatever they contain: not the gradient of one batch, which weighs all targets alike.
     accumulative_counts=1,
 )
 param_scheduler = [
