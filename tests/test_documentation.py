@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import configparser
 import re
 import runpy
 import shlex
@@ -40,6 +41,29 @@ def test_links_lead_to_files_and_headings(page: Path) -> None:
         assert not anchor or anchor in anchors(target), (
             f"{page.name} links to {name}#{anchor}: no such heading"
         )
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
+)
+def test_modules_and_pages_that_are_named_exist(page: Path) -> None:
+    """`lmms/family.py`, `family.py`: the end of a path of the repository. A reader's own files are my_... or NAME."""
+    folders = ("flmm_detseg", "configs", "tests", "tools", "benchmarks", "docs")
+    files = [f"/{path.relative_to(ROOT)}" for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    files += [f"/{path.name}" for path in ROOT.iterdir()]
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for name in re.findall(r"`([\w./]+\.(?:py|md|toml))(?:::[\w.]+)?`", text):
+        own = "my_" in name or "NAME" in name
+        assert own or any(file.endswith(f"/{name}") for file in files), f"{page.name} names {name}"
+
+
+def test_the_architecture_shows_the_layers_as_they_are_checked() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / ".importlinter")
+    layers = settings["importlinter:contract:layers"]["layers"].replace(":", " ").strip().splitlines()
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown = page[page.index("## Rooms") :].split("```")[1].strip().splitlines()
+    assert [line.split() for line in shown] == [line.split() for line in layers]
 
 
 class Read(Exception):
