@@ -81,7 +81,7 @@ NOT_RUN = {
     "python tools/make_streams.py": f"{_LONG}; tests/datasets/test_stream_files.py",
     "python tools/make_tinyworld.py --out data/tinyworld_large": _LONG,
     "python tools/stream.py": "FILE is a checkpoint of the ladder; tests/commands/test_stream.py",
-    "python tools/train.py configs/cache/": "starts from the ladder's checkpoints; tests/models/test_held_lmm.py",
+    "python tools/train.py configs/cache/": "starts from the ladder's checkpoints; tests/models/test_kept_lmm.py",
     "python tools/train.py configs/my_boxes.py": "tests/datasets/test_own_data_docs.py",
     "python tools/check_data.py": f"{_OWN}; tests/engine/checks/test_data_check.py",
     "python tools/voc_to_coco.py": f"{_OWN}; tests/datasets/test_voc.py",

@@ -50,7 +50,7 @@ def test_no_help_imports_what_takes_seconds(run_python):
     assert run_python(_HELP.format(lines=lines())).stdout.strip() == "[]"
 
 
-def test_a_wrong_argument_is_told_before_anything_heavy_is_imported(run_python):
+def test_a_wrong_argument_is_reported_before_anything_heavy_is_imported(run_python):
     code = """
 import sys
 from flmm_detseg import cli

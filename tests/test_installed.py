@@ -50,8 +50,8 @@ def test_a_wheel_works_without_the_repository(tmp_path):
         ["git", "ls-files", "configs", "data/models"], cwd=ROOT, capture_output=True, text=True, check=False
     ).stdout.splitlines()
     shipped = site / "flmm_detseg" / "_shipped"
-    held = {path.relative_to(shipped).as_posix() for path in shipped.rglob("*") if path.is_file()}
-    assert held == set(tracked) if (ROOT / ".git").exists() else "configs/tiny/detseg_joint.py" in held
+    packed = {path.relative_to(shipped).as_posix() for path in shipped.rglob("*") if path.is_file()}
+    assert packed == set(tracked) if (ROOT / ".git").exists() else "configs/tiny/detseg_joint.py" in packed
     done = subprocess.run(
         [sys.executable, "-c", _CODE],
         cwd=here,

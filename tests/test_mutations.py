@@ -44,7 +44,7 @@ def test_the_mend_of_every_case_is_taken_back_by_a_mutation(runner):
             assert mutation.case in cases_of(ROOT / name), f"{mutation.id}: no test of {name} is marked so"
 
 
-def test_survivors_and_kills_are_told_apart(runner, tmp_path):
+def test_survivors_and_kills_are_distinguished(runner, tmp_path):
     (tmp_path / "part.py").write_text("def double(x):\n    return 2 * x\n", encoding="utf-8")
     test = "from part import double\n\n\ndef test_it():\n    assert double(2) == 4\n"
     (tmp_path / "test_part.py").write_text(test, encoding="utf-8")

@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for out in (arguments.out, arguments.coco):
         if out is not None:
             refuse_overwrite(out, read)
-    # Late, so that a wrong argument is told before torch is loaded.
+    # Late, so that a wrong argument is reported before torch is loaded.
     from flmm_detseg.datasets.images import read_image
     from flmm_detseg.inference.coco import CocoFile
     from flmm_detseg.inference.grounder import Grounder

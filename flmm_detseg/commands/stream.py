@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         refuse_folder_of_inputs(arguments.ground, [request.image for request in requests])
     if arguments.prometheus is not None:
         refuse_overwrite(arguments.prometheus, [config, arguments.checkpoint, arguments.questions])
-    # Late, so that a wrong argument is told before torch is loaded.
+    # Late, so that a wrong argument is reported before torch is loaded.
     from flmm_detseg.cache.cached_lmm import CachedLMM
     from flmm_detseg.cache.own_tensors import format_part_reports, part_reports
     from flmm_detseg.engine.checks.config_check import parse_overrides

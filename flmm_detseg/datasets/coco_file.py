@@ -1,4 +1,4 @@
-"""COCO files of anybody's making: one guard for what readers, evaluation and labelling take from them.
+"""COCO files of any origin: one check of what readers, evaluation and labelling take from them.
 
 Exporters differ (ids from 0, ids as texts, no ``area``, no ``iscrowd``, ``segmentation: []`` for a box), and native
 code believes what it is given. Here every entry is checked and put into one form, and the entries are compared.

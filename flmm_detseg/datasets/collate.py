@@ -29,7 +29,7 @@ def collate_samples(batch: Sequence[Sample]) -> dict[str, list[Sample]]:
 
 @DATA_SAMPLERS.register_module()
 class EpochSampler(DefaultSampler):
-    """MMEngine's ``DefaultSampler`` that also tells the dataset its epoch.
+    """MMEngine's ``DefaultSampler`` that also passes its epoch to the dataset.
 
     MMEngine's loops call ``set_epoch`` of the sampler only; datasets that draw one sentence (or a weighted
     mix) per epoch need it too. Works with persistent worker processes.
@@ -78,7 +78,7 @@ class ImageSampler(EpochSampler):
 
     def __iter__(self) -> Iterator[int]:
         start, self._start = self._start, 0
-        # The last visits may begin anew, so that every process has as many.
+        # The last visits may repeat the first ones, so that every process has as many.
         visits = range(self.rank, self.total_size // self.per_image, self.world_size)
         images = (visit % self.dataset.epoch_length for visit in visits)
         indices = (image * self.per_image + place for image in images for place in range(self.per_image))

@@ -160,7 +160,7 @@ def _rgb(picture: Image.Image, file: str, record: str) -> np.ndarray:
         raise record_error(
             file, record, f"image mode {picture.mode} {reason}", "Convert it to 8-bit RGB.", "broken image"
         )
-    picture.load()  # PNG: the EXIF chunk may stand behind the pixels
+    picture.load()  # PNG: the EXIF chunk may come after the pixels
     turn = _TURNS.get(orientation(picture))
     return np.asarray((picture if turn is None else picture.transpose(turn)).convert("RGB"))
 
@@ -253,8 +253,8 @@ def _grey_step(picture: Image.Image) -> int:
 
 
 def _raw_forms(picture: Image.Image) -> list[str]:
-    # Before decoding, a tile names the raw form of the file's pixels: "RGB;16B" becomes the mode RGB. It is what
-    # its decoder is told, or the first thing of that.
+    # Before decoding, a tile names the raw form of the file's pixels: "RGB;16B" becomes the mode RGB. It is
+    # the decoder's argument, or the first of its arguments.
     arguments = [tile[3] for tile in getattr(picture, "tile", ())]
     return [str(form[0] if isinstance(form, tuple) and form else form) for form in arguments]
 

@@ -175,7 +175,7 @@ def read_mask_png(path: str | Path, size: tuple[int, int] | None = None, record:
 
     Args:
         path: The file, in a format that keeps pixel values (not JPEG).
-        size: ``(H, W)`` it must have, told before it is decoded; None: any.
+        size: ``(H, W)`` it must have, checked before it is decoded; None: any.
         record: Record that asks for it, for the error.
 
     Returns:
@@ -209,7 +209,7 @@ def read_panoptic_ids(path: str | Path, size: tuple[int, int] | None = None, rec
 
     Args:
         path: The file.
-        size: ``(H, W)`` it must have, told before it is decoded; None: any.
+        size: ``(H, W)`` it must have, checked before it is decoded; None: any.
         record: Record that asks for it, for the error.
 
     Returns:

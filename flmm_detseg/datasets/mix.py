@@ -169,14 +169,14 @@ class WeightedMix(_Mix):
 
 @DATASETS.register_module()
 class ImageMix(WeightedMix):
-    """Images of the members in given proportions, several records of an image one behind the other.
+    """Images of the members in given proportions, several records of an image one after the other.
 
     A batch of such records reads each of its images once (:mod:`flmm_detseg.lmms.capture.packing`,
     :mod:`flmm_detseg.cache.reading.packing`), and learns from all of its questions. The order is drawn here: use it
     with ``ImageSampler`` and a batch size that ``per_image`` divides (the training loop checks both).
 
-    Which records of an image a visit takes is drawn by lot, a function of (``seed``, epoch, position) alone; an image
-    that has fewer comes with some of them twice. ``Sample.meta["visit"]`` names the visit: what is drawn by lot for an
+    Which records of an image a visit takes is random, a function of (``seed``, epoch, position) alone; an image
+    that has fewer comes with some of them twice. ``Sample.meta["visit"]`` names the visit: what is random about an
     image (``RandomRegions``) is then the same for all of its records, however batches are cut.
 
     Args:

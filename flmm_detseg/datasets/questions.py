@@ -51,7 +51,7 @@ class QuestionDataset(GroundingDataset):
     Args:
         file: JSONL file.
         image_dir: Folder that ``image`` starts from.
-        prompt_suffix: Put behind each question, after a line break, e.g. LLaVA's ``"Answer the question using a single
+        prompt_suffix: Put after each question and a line break, e.g. LLaVA's ``"Answer the question using a single
             word or phrase."``; empty: nothing.
         policy: ``"raise"`` | ``"skip"`` for lines that cannot be used.
         verify_images: Decode every image at construction, so that ``policy="skip"`` covers them too.

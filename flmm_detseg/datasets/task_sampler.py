@@ -88,7 +88,7 @@ class TaskSampler(EpochSampler):
         dataset: A MultiTaskMix.
         mode: ``"one_task"`` or ``"mixed"``.
         epoch_length: Samples per epoch, of all processes; None: the records of all members. Rounded up to whole steps.
-        shuffle: False keeps the order inside a member, and the members take turns evenly.
+        shuffle: False keeps the order inside a member, and alternates between the members evenly.
         seed: Equal in all processes; None: drawn and shared.
 
     Raises:

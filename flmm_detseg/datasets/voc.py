@@ -35,7 +35,7 @@ class VOCOptions:
         stems: Files to read, without ``.xml`` (an ``ImageSets/Main/*.txt`` list); None: all of the folder.
         first_pixel: Coordinate of the first pixel: 1 as in Pascal VOC, 0 for most annotation tools. The maximum belongs
             to the box in both.
-        difficult: What becomes of objects marked difficult: ``"ignore"`` (``iscrowd=1``: neither learned nor counted),
+        difficult: What to do with objects marked difficult: ``"ignore"`` (``iscrowd=1``: neither learned nor counted),
             ``"keep"`` or ``"drop"``.
         policy: ``"raise"`` | ``"skip"`` for files that cannot be used (one XML file is the unit skipped).
     """
@@ -73,8 +73,8 @@ class _File:
 def read_stems(path: str) -> tuple[str, ...]:
     """Reads a VOC list of images (``ImageSets/Main/train.txt``), a name a line.
 
-    Lists of one class have 1, 0 or -1 behind the name; :func:`convert_voc` looks for the file to tell it from a name
-    with blanks.
+    Lists of one class have 1, 0 or -1 after the name; :func:`convert_voc` looks for the file to distinguish it from a
+    name with blanks.
 
     Args:
         path: The list.

@@ -119,12 +119,12 @@ def _id(entry: dict[str, Any], key: str, file: str | Path) -> int | str:
 
 
 def _answers(values: Any) -> list[str]:
-    """Answers of all people, as texts; one may be empty (somebody said nothing), not all."""
+    """Answers of all people, as texts; one may be empty (no answer given), not all."""
     found: list[str] = []
     for number, value in enumerate(list_of(values, "answers")):
         what = f"answers[{number}]"
         answer = value.get("answer") if isinstance(value, dict) else value
         found.append(check_text(f"{answer}" if is_number(answer) else answer, what))
     if not any(answer.strip() for answer in found):
-        raise FieldError("nobody answered: every one of `answers` is empty")
+        raise FieldError("no answer: every one of `answers` is empty")
     return found

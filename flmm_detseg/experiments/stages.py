@@ -164,7 +164,7 @@ def _checkpoint(source: str, figures: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _key(run: Run, figures: Mapping[str, Mapping[str, Any]], cfg_options: tuple[str, ...]) -> str:
-    """What a run's result depends on, as far as files can tell."""
+    """What a run's result depends on, as far as files show it."""
     config = read_config(run.config)
     digest = hashlib.sha256(config.pretty_text.encode())
     for path in sorted(named_paths(config.to_dict())):
@@ -195,7 +195,9 @@ def _state_of(file: Path, key: str) -> Mapping[str, Any] | None:
     Raises:
         DataError: The file is damaged.
     """
-    remedy = "it says which run of the plan its folder holds; delete it, and the run starts anew"
+    remedy = (
+        "it says which run of the plan its folder holds; delete it, and the run starts from the beginning"
+    )
     content = read_json(file, remedy)
     if not isinstance(content, Mapping):
         raise DataError(f"{file} is damaged: {remedy}")

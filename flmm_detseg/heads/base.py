@@ -28,7 +28,7 @@ class Head(nn.Module, ABC, Generic[P]):
     Attributes:
         tasks: Tasks (:attr:`Sample.task`) whose samples the head reads; it is given no others.
         result_of: Tasks whose result is this head's prediction: what validation measures and pictures show of their
-            samples. None for heads whose prediction is of no use without a target.
+            samples. None for heads whose prediction has no use without a target.
         class_names: Classes in the order of the labels; empty for heads without classes.
     """
 
@@ -109,7 +109,7 @@ class Head(nn.Module, ABC, Generic[P]):
         return True
 
     def keep_as_is(self, part: nn.Module) -> None:
-        """Tells the head, before any training or loading, that others train a part which it does not."""
+        """Called before training or loading when other heads train a part that this head uses without training it."""
 
     @property
     def lent_sam(self) -> SAMRefiner | None:

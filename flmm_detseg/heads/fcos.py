@@ -154,7 +154,7 @@ class FrameFCOS(FCOSHead):
         """
         device = images[0].boxes_xyxy.device
         points = self.prior_generator.grid_priors(map_sizes, dtype=torch.float32, device=device)
-        # mmdet assigns labels to points; labels that count objects of the batch tell which object it was.
+        # mmdet assigns labels to points; with an object's number in the batch as its label, a point names its object.
         first = self.num_classes + 1
         labelled = []
         for objects in images:

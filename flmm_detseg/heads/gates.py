@@ -34,7 +34,7 @@ class GateSettings:
         temperature: What logits are divided by.
         initial_share: Share of all layers but the last together at the start, in (0, 1).
         hidden_channels: Width of the gate's own network, where it has one.
-        tasks: Tasks beside those of :data:`~flmm_detseg.heads.task_rows.TASKS`, for gates that tell tasks apart.
+        tasks: Tasks beside those of :data:`~flmm_detseg.heads.task_rows.TASKS`, for gates that distinguish tasks.
 
     Raises:
         ConfigError: A value outside its range.

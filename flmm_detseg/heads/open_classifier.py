@@ -14,7 +14,7 @@ from flmm_detseg.errors import ConfigError
 class OpenClassifier(nn.Module):
     """Scaled cosine between projected features and projected text embeddings, plus a bias.
 
-    The classes are a buffer that no checkpoint holds: whoever assembles the model sets them, and may set others at
+    The classes are a buffer that no checkpoint holds: the code that builds the model sets them, and may set others at
     inference.
 
     Args:

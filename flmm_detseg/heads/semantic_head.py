@@ -111,7 +111,7 @@ class SemanticSegHead(Head[Tensor]):
         super().__init__()
         class_names = checked_names(class_names)
         if not 2 <= len(class_names) <= IGNORE:
-            raise ConfigError(f"{len(class_names)} semantic classes; 2 to {IGNORE} can be told apart")
+            raise ConfigError(f"{len(class_names)} semantic classes; give 2 to {IGNORE}")
         if not rates or min(rates) < 1:
             raise ConfigError(f"`rates` {tuple(rates)} must be positive, at least one")
         if not dice_weight + lovasz_weight + ce_weight > 0:

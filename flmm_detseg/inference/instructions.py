@@ -19,7 +19,7 @@ _QUESTION = ("what", "which", "who", "where", "when", "why", "how")
 _FINITE = ("is", "are", "does", "do", "can")
 _REQUEST = ("describe", "explain", "tell me", "answer")
 _ASK = (*_QUESTION, *_FINITE, *_REQUEST)
-# Also nouns: verbs only where an object stands behind them ("box the car", not "the box on the table").
+# Also nouns: verbs only where an object follows them ("box the car", not "the box on the table").
 _NOUNS = ("list", "box", "count", "mask", "outline", "highlight")
 _NO_OBJECT = (
     "of on in at by with without from to for near above below over under behind beside between inside around left "
@@ -47,7 +47,7 @@ _VERB = re.compile(
     rf"|(?P<ask>{_words(_ASK)}))\b",
     re.IGNORECASE,
 )
-# What makes "is", "are", ... behind a comma or "and" a question; "and is red" goes on with the phrase.
+# What makes "is", "are", ... after a comma or "and" a question; "and is red" goes on with the phrase.
 _SUBJECT = re.compile(
     r"\s+(?:there|it|this|that|these|those|the|an?|any|all|they|he|she|you|we|i)\b", re.IGNORECASE
 )
@@ -129,10 +129,10 @@ class _Squeezed:
 def parse_instruction(instruction: str) -> Instruction:
     """Splits an instruction into steps, by its verbs; deterministic, so the same words always ask for the same.
 
-    A verb stands at the beginning, behind a mark, or behind "and" / "then"; "please", "can you" and the like may stand
+    A verb stands at the beginning, after a mark, or after "and" / "then"; "please", "can you" and the like may stand
     before it. ``detect`` takes a list ("the cars and the dogs" are two steps); ``segment`` splits at commas and "and"
     too; "detect and segment the cars" are two steps about the cars. Relations stay whole ("the ring above the red star
-    and is small"). A question behind a verb ("count how many ...") is a question to the LMM, as is an instruction
+    and is small"). A question after a verb ("count how many ...") is a question to the LMM, as is an instruction
     without a verb. Time grows with the length of the text, whatever stands in it.
 
     Args:
@@ -214,7 +214,7 @@ class _Politeness:
         self._ends: dict[int, int] = {}
 
     def verb(self, start: int) -> re.Match[str] | None:
-        """The verb behind the polite words at ``start``; the last possible one: "can you see" asks, too."""
+        """The verb after the polite words at ``start``; the last possible one: "can you see" asks, too."""
         places = self._run(start, self._verbs)
         found = self._verbs.get(places.pop()) if places[-1] in self._verbs else None
         for place in reversed(places):
@@ -237,7 +237,7 @@ class _Politeness:
 
 
 def _asks(text: str, joint: str, match: re.Match[str], marks: Sequence[int]) -> bool:
-    """Whether a question word behind other words begins a question, and no relative clause or second predicate.
+    """Whether a question word after other words begins a question, not a relative clause or second predicate.
 
     Args:
         text: The text.

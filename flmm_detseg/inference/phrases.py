@@ -54,8 +54,8 @@ _NOUNS_IN_LY = frozenset("family butterfly dragonfly jelly belly lily fly assemb
 def locate_phrases(caption: str, phrases: Sequence[str], record: str = "") -> tuple[Phrase, ...]:
     """Finds each phrase in the caption, as whole words.
 
-    A phrase that occurs several times means its first occurrence; naming it again means the next one. Upper
-    and lower case are told apart only where that decides: an exact match wins over one that differs in case.
+    A phrase that occurs several times means its first occurrence; naming it again means the next one. Case
+    matters only where there is a choice: an exact match wins over one that differs in case.
     Words are those of :mod:`flmm_detseg.language.words`, in any language; composed and decomposed accents are equal.
 
     Args:

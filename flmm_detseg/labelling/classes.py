@@ -129,7 +129,7 @@ def resolve_classes(
     """Classes to look for, with their ids, and the categories of the output.
 
     Args:
-        names: Class names, each with synonyms behind it if wanted (``"tv|television|monitor"``). None: the names of
+        names: Class names, each followed by synonyms if wanted (``"tv|television|monitor"``). None: the names of
             ``listed``, else of ``categories``.
         categories: Those of the ground truth; their ids stay. Names that are not among them get ids of their own.
         listed: Categories of a file that only says what to look for; its ids are used where there is no ground truth.

@@ -1,14 +1,14 @@
 r"""Task tokens of prompts, and the one token of answers.
 
 ``<SEG>`` stands in answers only, for a mask that something else draws. Template and parser know it, but no head of this
-package reads it and no tokenizer is given it: the joint data set writes masks as polygons unless it is told otherwise.
+package reads it and no tokenizer is given it: the joint data set writes masks as polygons unless set otherwise.
 A head that reads the hidden state at its position needs it as ONE token, so such a head's tokenizer must add it. The
 task tokens stand in prompts only and say which sections are wanted. They share the prefix ``<TASK_``: none contains, or
 is contained in, ``<SEG>``, so neither a substring test nor a tokenizer's greedy match can take one for the other, and
 one pattern finds them all.
 
-Task tokens are plain text for the tokenizer (its ordinary pieces): they carry no state anybody reads, work with a
-frozen model whose embeddings nobody trains, and every id that is not added need not be cut out of the distillation to
+Task tokens are plain text for the tokenizer (its ordinary pieces): no head reads their states, they work with a
+frozen model whose embeddings are not trained, and ids that are not added need not be left out of the distillation to
 the base model.
 """
 
@@ -28,7 +28,7 @@ TASK_TOKENS = {
     "segmentations": "<TASK_SEG>",
 }
 
-# What is asked where nobody says anything else: in training (JointDataset) and in evaluation (eval_coco --boxes text).
+# The default request: in training (JointDataset) and in evaluation (eval_coco --boxes text).
 OBJECTS_QUESTION = "List the objects in the image."
 
 _SPECIAL = re.compile("|".join(map(re.escape, (SEG_TOKEN, *TASK_TOKENS.values()))))

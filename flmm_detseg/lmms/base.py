@@ -1,4 +1,4 @@
-"""The adapter contract: the only road between the rest of the package and a transformers model."""
+"""The adapter contract: the only way from the rest of the package to a transformers model."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class LMMAdapter(nn.Module, ABC):
         lora_groups: LoRA groups by name, see :func:`~flmm_detseg.lmms.lora.groups.add_lora`.
         added_tokens: Tokens that the LMM did not have; None for none.
         trains_base: The LMM's own weights are trained (full fine-tuning, or the tables of all tokens).
-        merged: LoRA has become part of the weights: the LMM as it was is gone.
-        checkpoint_buffers: Names of what :meth:`hold` took out of training.
+        merged: LoRA has become part of the weights: the original LMM is lost.
+        checkpoint_buffers: Names of the parameters that :meth:`freeze_trained` froze.
     """
 
     model: PreTrainedModel
@@ -102,14 +102,14 @@ class LMMAdapter(nn.Module, ABC):
         """Positions that prompt and answer may use together; None where the model does not say."""
 
     def freeze_unread(self, vision_layers: Sequence[int]) -> None:
-        """Takes parameters that no gradient can reach out of training, such as tower blocks behind the last one read.
+        """Freezes parameters that no gradient can reach, such as tower blocks after the last one read.
 
         Args:
             vision_layers: Hidden states of the tower that heads read, beside what the language model sees.
         """
 
-    def hold(self) -> None:
-        """Takes all that is trained out of training. Checkpoints hold it all the same: nobody publishes it."""
+    def freeze_trained(self) -> None:
+        """Freezes every trainable parameter; checkpoints still contain these, as no published weights do."""
         trained = (name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self.checkpoint_buffers = (*self.checkpoint_buffers, *trained)
         self.requires_grad_(False)
@@ -118,7 +118,7 @@ class LMMAdapter(nn.Module, ABC):
 
     @property
     def trained_layout(self) -> dict[str, Any] | None:
-        """What trained parts were made for and no tensor shows, as facts for JSON; None: there is no such thing.
+        """Settings that trained parts depend on and that no tensor shows, as facts for JSON; None: there are none.
 
         Checkpoints record it, and are only loaded where it is the same. A part that is not there is None or 0, or has
         no fact.
@@ -230,7 +230,7 @@ class LMMAdapter(nn.Module, ABC):
 
     @property
     def adapted(self) -> bool:
-        """Whether the LMM may answer otherwise than in :meth:`base_mode`."""
+        """Whether the LMM's answers may differ from those in :meth:`base_mode`."""
         added = self.added_tokens is not None or len(self.added_parts) > 0
         return bool(self.lora_groups) or added or not self.keeps_base
 
@@ -256,7 +256,7 @@ class LMMAdapter(nn.Module, ABC):
         return lora_product_penalty(self.model)
 
     def merge_lora(self) -> int:
-        """Merges LoRA into the base weights, for good; see :func:`~flmm_detseg.lmms.lora.product.merge_lora`.
+        """Merges LoRA into the base weights permanently; see :func:`~flmm_detseg.lmms.lora.product.merge_lora`.
 
         The LMM is then an ordinary, frozen one: :meth:`base_mode` has nothing left to switch off.
 

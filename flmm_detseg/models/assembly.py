@@ -51,7 +51,7 @@ def build_heads(
 
 
 def freeze_parameters(heads: nn.ModuleDict, parts: SharedParts, prefixes: Sequence[str]) -> None:
-    """Takes parameters of heads and of what they share out of training.
+    """Freezes parameters of heads and of what they share.
 
     Args:
         heads: By name.

@@ -85,7 +85,7 @@ class UncertaintyWeighting(Weighting):
     Args:
         weights: Fixed factors on top.
         regression: Tasks whose loss is a regression's.
-        limit: ``s`` is clamped to [-limit, limit]: no task is switched off for good.
+        limit: ``s`` is clamped to [-limit, limit]: no task is switched off permanently.
 
     Source: Kendall et al., arXiv 1705.07115, section 3.
     """
@@ -237,7 +237,7 @@ class GradientGate:
         self.scale = 1.0
 
     def states(self, states: LMMStates) -> LMMStates:
-        """The states behind the gate."""
+        """The states after the gate."""
 
         def gate(tensor: Tensor) -> Tensor:
             return _Scale.apply(tensor, self) if tensor.requires_grad else tensor

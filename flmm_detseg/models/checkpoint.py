@@ -256,8 +256,8 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
         source: Named in errors.
 
     Returns:
-        Exactly the tensors to load, by our names; those of tasks that a gate learned to tell apart since the file was
-        written are not among them.
+        Exactly the tensors to load, by our names; those of tasks that a gate distinguishes since the file was written
+        are not among them.
 
     Raises:
         CheckpointError: Lists missing, unexpected and wrongly shaped keys, or tensors with NaN or infinities.
@@ -293,7 +293,7 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
-    """Refuses what a run left behind that went on after its loss was NaN.
+    """Refuses checkpoints of a run that went on after its loss was NaN.
 
     Args:
         tensors: By name.

@@ -68,7 +68,7 @@ class GroundingLMM(BaseModel, GroundingModule):
         train_lmm: False: what an earlier run trained of the LMM comes from ``init_from`` and stays as it is, only heads
             are trained; checkpoints hold it all the same.
         balancer: Weights of the heads' losses and agreement of their gradients; None sums them.
-        retention: What becomes of the answers the LMM gave before: ``"frozen"``, ``"switched"`` or ``"always"``, see
+        retention: How answers relate to those the LMM gave before: ``"frozen"``, ``"switched"`` or ``"always"``, see
             :class:`~flmm_detseg.models.retention.Retention`.
         isolate: Per head the LoRA groups its loss may change, e.g. ``dict(detection=["vision"])``; heads left out
             may change all. Heads that read the same samples share one pass and must agree.
@@ -115,7 +115,7 @@ class GroundingLMM(BaseModel, GroundingModule):
         super().__init__()
         self.allow_other_lmm = allow_other_lmm
         self.lmm = build_lmm(lmm)
-        # Parts before heads: what they share goes by the parts' names.
+        # Parts before heads: what they share gets the parts' names.
         self.parts, built = build_heads(heads, parts or {}, self.lmm)
         self.heads = nn.ModuleDict(built)
         if self.parts:
@@ -125,7 +125,7 @@ class GroundingLMM(BaseModel, GroundingModule):
             add_head_lora(built, head_lora)
         self.lmm.freeze_unread(self.capture.vision_layers)
         if not train_lmm:
-            self.lmm.hold()
+            self.lmm.freeze_trained()
         freeze_parameters(self.heads, self.parts, freeze)
         self.balancer = build_balancer(balancer, self.lmm, built)
         self.retention = Retention(self.lmm, retention)

@@ -1,4 +1,4 @@
-"""What becomes of the answers that an LMM gave before anything was added to it."""
+"""Retention: whether an LMM still gives the answers that it gave before anything was added to it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Retention:
     Args:
         lmm: The adapter.
         mode: ``"frozen"``: nothing was added to the LMM. ``"switched"``: adapters are on for the heads and off for
-            plain questions; answers are bit-identical. ``"always"``: adapters are on; what was forgotten is to be
-            measured (``tools/eval_forgetting.py``). None: ``"frozen"`` without adapters, else ``"always"``.
+            plain questions; answers are bit-identical. ``"always"``: adapters are on; measure what was
+            forgotten (``tools/eval_forgetting.py``). None: ``"frozen"`` without adapters, else ``"always"``.
 
     Raises:
         ConfigError: No such mode, or one that the LMM cannot keep.
@@ -55,8 +55,8 @@ class Retention:
         """
         if not self.keeps_base:
             raise ConfigError(
-                "the LMM as it was is gone (`model.lmm` has `frozen`=False without `lora`, trains weights of it, or "
-                f"its LoRA was merged): {what} cannot be had; use `lora`"
+                "the original LMM is lost (`model.lmm` has `frozen`=False without `lora`, trains weights of it, or "
+                f"its LoRA was merged): {what} is not possible; use `lora`"
             )
 
     def plain(self, sample: Sample) -> bool:

@@ -34,7 +34,7 @@ def model_on_meta(config: Config, lmm_config: str | Path | None = None) -> Groun
         lmm_config: ``config.json`` of the LMM, or its folder; None looks where ``pretrained`` points.
 
     Raises:
-        ConfigError: The LMM's sizes are not to be had, or the config cannot be built.
+        ConfigError: The LMM's sizes are not available, or the config cannot be built.
     """
     model = copy.deepcopy(without_start(config.model).to_dict())
     where, lmm = "model.lmm", model["lmm"]
@@ -76,7 +76,7 @@ def import_flmm_checkpoint(
     check_layout(model.lmm.trained_layout, checkpoint.layout, str(source))
     given = check_tensors(model, checkpoint.tensors, str(source))
     meta = {"source": str(source), "config": str(config)}
-    # Which LMM a published file was trained on it does not say; ours say it, and it stays said.
+    # Published files do not say on which LMM they were trained; ours do, and so does the file written here.
     for entry, text in ((LAYOUT, checkpoint.layout), (IDENTITY, checkpoint.identity)):
         if text is not None:
             meta[entry] = text

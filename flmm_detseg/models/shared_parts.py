@@ -21,7 +21,7 @@ PREFIX = "parts."
 
 
 class SharedParts(nn.ModuleDict):
-    """Parts by name, each behind those it is made of, so that these go by their own names."""
+    """Parts by name, each after those it is made of, so that these keep their own names."""
 
 
 class PartsToShare:

@@ -112,7 +112,7 @@ def merge_rows(rows: Tensor, phrase_ids: Tensor, num_phrases: int, *, how: str =
         return merged.scatter_reduce(2, index, rows.float(), "amax")[:, :, :num_phrases].transpose(1, 2)
     assert how == "mean", how
     members = phrase_ids[:, None, :] == torch.arange(num_phrases, device=rows.device)[:, None]
-    # float(): a quotient of integers would have torch's default dtype, whatever somebody set it to.
+    # float(): a quotient of integers would have torch's default dtype, whatever that is set to.
     weights = members.float() / members.sum(-1, keepdim=True).clamp(min=1)
     # Autocast would round the probabilities to half precision once more.
     with torch.autocast(rows.device.type, enabled=False):

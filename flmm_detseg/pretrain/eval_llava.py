@@ -240,8 +240,8 @@ def evaluate(
     images = [scene.image for scene in captioned]
     for scene, text in zip(captioned, answer(model, tokenizer, images, [CAPTION_PROMPT] * len(images), 90)):
         mentioned = pair_mentions(text)
-        held = {(item.colour, item.kind) for item in scene.objects}
-        sums[-2] += len(mentioned & held)
+        shown = {(item.colour, item.kind) for item in scene.objects}
+        sums[-2] += len(mentioned & shown)
         sums[-1] += max(1, len(mentioned))
     if world > 1:
         dist.all_reduce(sums)

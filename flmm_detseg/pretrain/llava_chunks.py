@@ -45,7 +45,7 @@ class Chunk:
         images: ``[S, H, W, 3]`` uint8.
         labels: ``[S, patches, len(LABEL_GROUPS)]`` int16; classes of the patch, -100 where a group does not
             apply.
-        tokens: All turns one behind the other, int16.
+        tokens: All turns one after the other, int16.
         turns: ``[T, 4]`` int32: scene, start in ``tokens``, length, length of the prompt part.
         kinds: ``[T]`` int16, index into ``TURN_KINDS``.
     """
@@ -58,7 +58,7 @@ class Chunk:
 
 
 def turn_text(prompt: str, answer: str) -> tuple[str, str]:
-    """The two parts of a turn behind the image: ``{question} ASSISTANT:`` and the answer with ``</s>``."""
+    """The two parts of a turn after the image: ``{question} ASSISTANT:`` and the answer with ``</s>``."""
     return f"{prompt} ASSISTANT:", f"{answer}</s>"
 
 
@@ -69,7 +69,7 @@ def prefix_ids(tokenizer: PreTrainedTokenizerFast, num_patches: int) -> list[int
 
 
 def boxed_caption(caption: GroundedText, scene: Scene) -> str:
-    """Puts the box of its object behind every phrase that names exactly one object."""
+    """Puts the box of its object after every phrase that names exactly one object."""
     size = scene.image.shape[:2]
     boxes = {item.object_id: format_box(item.box_xyxy, size) for item in scene.objects}
     inserts = [
@@ -97,9 +97,11 @@ def scene_turns(scene: Scene, seed: int) -> list[tuple[str, str, str]]:
     rng.shuffle(expressions)
     for position, item in enumerate(expressions):
         turns.append(("where", BOX_PROMPT.format(expression=item.text), boxes[item.object_id]))
-        told = [expressions[(position + step) % len(expressions)] for step in range(rng.choice((1, 1, 2, 3)))]
+        chosen = [
+            expressions[(position + step) % len(expressions)] for step in range(rng.choice((1, 1, 2, 3)))
+        ]
         # Whether a box follows is left open, so the sentence's own tokens have to find the object either way.
-        parts = [f"{e.text} {boxes[e.object_id]}" if rng.random() < 0.65 else e.text for e in told]
+        parts = [f"{e.text} {boxes[e.object_id]}" if rng.random() < 0.65 else e.text for e in chosen]
         turns.append(("refer", CAPTION_PROMPT, f"{' . '.join(parts)} ."))
     for question in make_questions(scene, seed, per_kind=3):
         turns.append((question.kind, question.text, question.answer))

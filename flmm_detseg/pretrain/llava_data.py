@@ -1,8 +1,8 @@
-"""Training data of the tiny LLaVA: TinyWorld scenes as token turns, packed behind one image prefix.
+"""Training data of the tiny LLaVA: TinyWorld scenes as token turns, packed after one image prefix.
 
 A scene becomes one sequence: the image prefix ``<s> USER : <image> x N`` followed by several turns (caption,
 caption with boxes, referring sentences, questions). The 4-D mask hides the turns from each other and the positions
-of every turn restart behind the prefix, so each turn is computed exactly as if it stood alone behind the image.
+of every turn restart after the prefix, so each turn is computed exactly as if it stood alone after the image.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ class PackedStream:
         return turns, chunk.images[scene], chunk.labels[scene]
 
     def __iter__(self) -> Iterator[PackedBatch]:
-        """Yields batches for ever; looks for new chunks every 50 batches."""
+        """Yields batches without end; looks for new chunks every 50 batches."""
         count = 0
         while True:
             if count % 50 == 0:

@@ -61,7 +61,7 @@ def stream_frames(seed: int, start: int, num_frames: int, side: int, split: str 
         split: As for scenes.
 
     Returns:
-        ``num_frames`` frames; streams of all kinds by turns, lossless and JPEG frames by lot.
+        ``num_frames`` frames; streams of all kinds alternately, lossless and JPEG frames at random.
 
     Raises:
         ConfigError: The streams' frames are not of the model's size.

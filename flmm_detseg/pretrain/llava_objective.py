@@ -103,7 +103,7 @@ class Trainee(nn.Module):
         """Last hidden states of the packed turns, ``[B, L, D]``.
 
         The same numbers as the language model's own forward with the full 4-D mask (tested), in less time: the
-        prefix is plain causal, and the last layer computes no prefix rows, which nobody reads.
+        prefix is plain causal, and the last layer computes no prefix rows, which are not read.
         """
         language = self.model.model.language_model
         embed = self.model.get_input_embeddings()

@@ -125,7 +125,7 @@ prompt = "USER: <image>\\nwhat colour is the star ? ASSISTANT:"
 ```
 Prompt: `USER: <image>\\n{{question}} ASSISTANT: {{answer}}</s>`, lower-case text, words and punctuation separated by
 spaces. Caption prompt: `Please give me a description of the image.` (the answer is a caption; referring expressions,
-with or without their box, were also trained behind it); with `... of the image with boxes.` every phrase that names one
+with or without their box, were also trained after it); with `... of the image with boxes.` every phrase that names one
 object is followed by its box. Boxes are four words on a 1000-grid, `x0 y0 x1 y1`.
 Other text falls apart into characters and is outside what the model has learned.
 
@@ -152,7 +152,7 @@ streams (screens, cameras, slides, chats of the validation split): the clock, th
 Controls: the same model with random weights; the trained tower and projector with a newly initialised language model
 (`tools/make_control_lmm.py`); neither can produce an answer, so always giving the most frequent answer of a kind is
 listed as well. Groundability: attention rows of a phrase, averaged over its tokens, teacher-forced
-behind the caption prompt; thresholds, best head and probe are chosen on other validation scenes than those scored,
+after the caption prompt; thresholds, best head and probe are chosen on other validation scenes than those scored,
 for each model separately.
 
 {table}

@@ -255,9 +255,9 @@ def make_control_lmm(src_dir: str | Path, out_dir: str | Path, seed: int) -> Pat
         CheckpointError: If ``src_dir`` is not a readable model.
     """
     model, tokenizer = load_tiny_llava(src_dir)
-    fresh = build_model(tokenizer, sizes_of(model.config), seed)
-    model.model.language_model.load_state_dict(fresh.model.language_model.state_dict())
-    model.lm_head.load_state_dict(fresh.lm_head.state_dict())
+    untrained = build_model(tokenizer, sizes_of(model.config), seed)
+    model.model.language_model.load_state_dict(untrained.model.language_model.state_dict())
+    model.lm_head.load_state_dict(untrained.lm_head.state_dict())
     return save_hub_layout(model, tokenizer, out_dir)
 
 

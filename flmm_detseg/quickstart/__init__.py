@@ -1,4 +1,4 @@
-"""The quickstart: one command from a fresh clone to numbers and pictures (``make quickstart``)."""
+"""The quickstart: one command from a new clone to numbers and pictures (``make quickstart``)."""
 
 from __future__ import annotations
 

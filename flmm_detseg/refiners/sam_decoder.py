@@ -2,7 +2,7 @@
 
 The decoder's own ``forward`` takes the prompts of one image, all with the same number of tokens. Here every
 prompt brings its own image embedding and padded tokens are masked, so that one call serves a whole batch.
-Only the order of operations is written anew: all weights are those of the ``MaskDecoder`` that is passed in.
+Only the order of operations is our own: all weights are those of the ``MaskDecoder`` that is passed in.
 """
 
 from __future__ import annotations

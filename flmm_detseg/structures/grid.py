@@ -18,7 +18,7 @@ class GridLevel:
         newline_cols: Extra tokens at the end of each row that are no patch (LLaVA-NeXT: 1), dropped from maps.
         tiles: ``(rows, cols)`` of tiles that the map is put together from. Tokens come tile after tile, row by row
             inside of each; ``(1, 1)``: row by row. Not together with ``newline_cols``.
-        tail: Extra tokens behind the whole map that are no patch, dropped from maps.
+        tail: Extra tokens after the whole map that are no patch, dropped from maps.
     """
 
     rows: int

@@ -1,4 +1,4 @@
-"""Masks and mask logits of many phrases, kept small: bits, and maps that are enlarged when somebody asks."""
+"""Masks and mask logits of many phrases in little memory: bits, and maps that are enlarged on demand."""
 
 from __future__ import annotations
 

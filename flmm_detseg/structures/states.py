@@ -141,7 +141,7 @@ class LMMInputs:
         position_ids: int64 ``[A, T]``, rotary positions by axis; None: one axis, 0..T-1.
         regions: Regions in the order of their places in the sequence, each with its share of the cells of its image's
             vision maps (float32 ``[rows, cols]``, sum 1).
-        slots: int64 ``[n]``: places of these regions in the sequence, all of them behind the images.
+        slots: int64 ``[n]``: places of these regions in the sequence, all of them after the images.
     """
 
     input_ids: Tensor

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 # What a referring expression without a pixel counts as.
 EMPTY_CONVENTIONS = ("skip", "count_as_zero", "grefcoco")
-# Who counts COCO's figures.
+# What computes COCO's figures.
 COCO_BACKENDS = ("pycocotools", "faster")
 # Where the boxes of an evaluation come from: the detection head, or answers in words.
 BOX_SOURCES = ("head", "text")
-# What becomes of Pascal VOC's objects marked difficult.
+# What to do with Pascal VOC's objects marked difficult.
 DIFFICULT = ("ignore", "keep", "drop")

@@ -67,7 +67,7 @@ def run_tool(main: Callable[[], Mapping[str, Any] | None]) -> None:
 
 
 def in_one_line(error: BaseException) -> tuple[str, int] | None:
-    """What a user is told of an error, and the exit code; None where the traceback has to be seen."""
+    """The message of an error for the user, and the exit code; None where the traceback has to be seen."""
     if isinstance(error, FlmmError):
         return f"{type(error).__name__}: {last_words(error)}", 2
     if interrupted(error):

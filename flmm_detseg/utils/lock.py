@@ -15,9 +15,9 @@ from pathlib import Path
 from flmm_detseg.errors import RunError
 
 _TAKEN = (errno.EACCES, errno.EAGAIN)
-# Open files of the locks that this process holds. Closing any file of a lock drops it, so nothing else opens them.
-_held: dict[Path, int] = {}
-os.register_at_fork(after_in_child=_held.clear)  # record locks are not handed on
+# Open files of the locks of this process. Closing any file of a lock drops it, so nothing else opens them.
+_locked: dict[Path, int] = {}
+os.register_at_fork(after_in_child=_locked.clear)  # record locks are not handed on
 
 
 def hold(file: Path, what: str) -> None:
@@ -25,7 +25,7 @@ def hold(file: Path, what: str) -> None:
 
     A POSIX record lock: it goes with the process, not with its children (workers that outlive a killed run hold
     nothing), and works on file systems that are shared by machines where these support it. Where they do not, a line on
-    stderr says that nobody is kept out, and the program goes on.
+    stderr says that other programs are not kept out, and the program goes on.
 
     Args:
         file: Made if it is not there; it stays there, empty of meaning.
@@ -35,7 +35,7 @@ def hold(file: Path, what: str) -> None:
         RunError: Another process holds it; says which.
     """
     file = file.absolute()
-    if file in _held:
+    if file in _locked:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
@@ -46,7 +46,7 @@ def hold(file: Path, what: str) -> None:
         os.close(descriptor)
         if error.errno in _TAKEN:
             raise RunError(
-                f"{what}: another program is at it ({holder or 'it does not say who'}). Wait for it or stop it, or "
+                f"{what}: another program does this now ({holder or 'name unknown'}). Wait for it or stop it, or "
                 "choose another folder; two at once would overwrite each other's files"
             ) from None
         print(
@@ -58,20 +58,20 @@ def hold(file: Path, what: str) -> None:
     os.ftruncate(descriptor, 0)
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {started}\n".encode(), 0)
-    _held[file] = descriptor
+    _locked[file] = descriptor
 
 
 def release(file: Path) -> None:
     """Gives a lock of this process back; one that it does not hold is left alone."""
-    descriptor = _held.pop(file.absolute(), None)
+    descriptor = _locked.pop(file.absolute(), None)
     if descriptor is not None:
         os.close(descriptor)
 
 
 @contextmanager
 def holding(file: Path, what: str) -> Iterator[None]:
-    """:func:`hold` for a block; a lock that the process held before stays held."""
-    before = file.absolute() in _held
+    """:func:`hold` for a block; a lock that the process had before is not released."""
+    before = file.absolute() in _locked
     hold(file, what)
     try:
         yield

@@ -44,7 +44,7 @@ class Progress:
     The running step's rest is what its processes' counters say; what steps once took only tells the later ones apart.
 
     Args:
-        expected_s: Seconds each step takes on two idle cores, in order; None where nobody knows.
+        expected_s: Seconds each step takes on two idle cores, in order; None where unknown.
         stream: Where to write.
         clock: Seconds that only grow.
     """
@@ -213,7 +213,7 @@ def _result(command: Command, status: int, log: Path) -> dict[str, Any]:
     tail = "\n".join(line for line in lines[-12:] if line.strip())
     if status != 0:
         raise RunError(f"{command.name} failed with status {status}: {command}\n{tail}\n(all of it: {log})")
-    # Libraries may still say something on stderr at exit, behind the figures.
+    # Libraries may still write to stderr at exit, after the figures.
     for line in reversed(lines[-30:]):
         if line.startswith("{"):
             try:

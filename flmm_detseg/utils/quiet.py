@@ -1,4 +1,4 @@
-"""Lines that other packages print when they are imported, about what nobody asked for."""
+"""Suppresses lines that other packages print when they are imported."""
 
 from __future__ import annotations
 

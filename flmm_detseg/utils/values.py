@@ -1,4 +1,4 @@
-"""Values out of files that anybody may have written: numbers, sizes, ids and texts, checked before they are used.
+"""Values from files of any origin: numbers, sizes, ids and texts, checked before they are used.
 
 JSON holds more than native code, tokenizers and tensors survive: infinities, integers of 400 digits, half a surrogate
 pair. Each check returns the value in the type that it is used in, or raises :class:`FieldError`, whose message names
@@ -75,7 +75,7 @@ def printable(text: str, limit: int = 2000) -> str:
 
 
 def _escaped(character: str) -> str:
-    # A no-break space and other invisible characters are told by their code; letters of any script are printable.
+    # A no-break space and other invisible characters are shown by their code; letters of any script are printable.
     return character.encode("unicode_escape").decode("ascii")
 
 

@@ -61,7 +61,7 @@ def no_model(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "broken"])
-def test_an_image_that_cannot_be_read_is_told_before_the_model_is_loaded(
+def test_an_image_that_cannot_be_read_is_reported_before_the_model_is_loaded(
     kind, no_model, tmp_path, monkeypatch
 ):
     file = tmp_path / "image.png"

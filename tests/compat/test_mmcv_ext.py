@@ -15,7 +15,7 @@ from flmm_detseg.errors import MissingDependencyError
 
 @pytest.fixture
 def no_extension(monkeypatch):
-    """As on a fresh interpreter with mmcv-lite: nothing is called mmcv._ext."""
+    """As in a new interpreter with mmcv-lite: nothing is called mmcv._ext."""
     monkeypatch.delitem(sys.modules, "mmcv._ext", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     yield

@@ -426,12 +426,12 @@ def unknown_key(data: bytes, rng: np.random.Generator) -> bytes | None:
 def keys_in_another_order(data: bytes, rng: np.random.Generator) -> bytes | None:
     form, tree = _load(data)
 
-    def turn(value: Any) -> Any:
+    def reverse(value: Any) -> Any:
         if isinstance(value, dict):
-            return {key: turn(value[key]) for key in reversed(value)}
-        return [turn(item) for item in value] if isinstance(value, list) else value
+            return {key: reverse(value[key]) for key in reversed(value)}
+        return [reverse(item) for item in value] if isinstance(value, list) else value
 
-    return _dump(form, turn(tree))
+    return _dump(form, reverse(tree))
 
 
 @operator(("json", "jsonl"), frozenset({ERROR, COUNT}))

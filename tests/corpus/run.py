@@ -145,7 +145,7 @@ def _work(jobs: Sequence[tuple[int, Source, Operator, bytes]], out: int) -> None
     """Of a child: judges files one after the other; the parent sees where it ends."""
     limit = _address_space() + _SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    faulthandler.disable()  # what a child dies of is told by its parent
+    faulthandler.disable()  # the parent reports what ended a child
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 1)
     os.dup2(null, 2)

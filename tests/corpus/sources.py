@@ -66,7 +66,7 @@ class Source:
 
 
 class IllegalValue(Exception):
-    """A reader handed on something that no part behind it can use."""
+    """A reader passed on something that no later part can use."""
 
 
 def check_sample(sample: Sample) -> None:

@@ -138,7 +138,7 @@ def test_a_backwards_rectangle_is_left_out_and_counted(tmp_path):
     assert read(EXPORTS["labelme"](tmp_path)).dropped == {"degenerate box": ["annotation 4"]}
 
 
-def test_one_file_of_labelme_itself_is_told(tmp_path):
+def test_one_file_of_labelme_itself_is_reported(tmp_path):
     own = {
         "version": "5.5.0",
         "flags": {},

@@ -143,7 +143,7 @@ def test_numbers_of_no_use(tmp_path, name):
 
 @pytest.mark.case("data/07_infinity_and_long_integers")
 @pytest.mark.case("security/readers")
-def test_integers_that_python_does_not_read_are_told_by_their_field(tmp_path):
+def test_integers_that_python_does_not_read_are_reported_with_their_field(tmp_path):
     """int() refuses more than 4,300 digits, which would end the reading of a whole file."""
     build = refcoco(tmp_path)
     path = tmp_path / "instances.json"

@@ -105,7 +105,7 @@ def test_size_from_the_header_is_that_of_the_pixels(tmp_path, kind):
 
 
 BROKEN_EXIF = {
-    # signed rational (-1, 0) as XResolution, behind the directory and its blanks: exif_transpose cannot write it back
+    # signed rational (-1, 0) as XResolution, after the directory and its blanks: exif_transpose cannot write it back
     "rational": exif_block(6, struct.pack("<HHII", 0x011A, 10, 1, 8 + 2 + 24 + 24))
     + struct.pack("<ii", -1, 0),
     "no TIFF header": b"Exif\0\0XX*\0\x08\0\0\0",

@@ -350,7 +350,7 @@ def test_a_crowded_image_loses_whole_objects_not_the_end_of_its_text(tmp_path, m
 
 
 def test_a_crowded_image_of_outlines_fits_a_processor(tmp_path):
-    """No phrase behind the last token, and the end token is learned."""
+    """No phrase after the last token, and the end token is learned."""
     lmm = tiny_llava(max_length=600)
     reader = crowded(tmp_path, 40)
     dataset = JointDataset(reader, ["detections", "segmentations"], max_characters=400)

@@ -184,11 +184,11 @@ def test_png_reads_as_narratives(world: Path) -> None:
     sample, scene = dataset[0], make_scene(SPEC.seed, 0, "val")
     text = narrate(scene, SPEC.seed)
     assert sample.text == text.text
-    for phrase, told, mask in zip(sample.phrases, text.phrases, sample.masks, strict=True):
-        assert phrase.spans == told.spans
-        assert (phrase.is_plural, phrase.is_thing) == (told.is_plural, told.is_thing)
-        parts = [o.mask for o in scene.objects if o.object_id in told.object_ids]
-        parts += [r.mask for r in scene.stuff if r.region_id in told.region_ids]
+    for phrase, named, mask in zip(sample.phrases, text.phrases, sample.masks, strict=True):
+        assert phrase.spans == named.spans
+        assert (phrase.is_plural, phrase.is_thing) == (named.is_plural, named.is_thing)
+        parts = [o.mask for o in scene.objects if o.object_id in named.object_ids]
+        parts += [r.mask for r in scene.stuff if r.region_id in named.region_ids]
         assert np.array_equal(mask, np.any(parts, axis=0))
 
 

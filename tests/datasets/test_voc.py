@@ -152,7 +152,7 @@ def test_missing_things(tmp_path):
         (dict(a="C:\\\\old\\\\b.jpg", b="b.jpg"), {"ambiguous image": 1}),
     ],
 )
-def test_a_stale_name_of_an_image_is_a_problem(tmp_path, names, kinds):
+def test_an_outdated_name_of_an_image_is_a_problem(tmp_path, names, kinds):
     folders = write(
         tmp_path,
         **{stem: annotation(thing(), name) for stem, name in names.items()},

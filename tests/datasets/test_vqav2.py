@@ -131,11 +131,11 @@ def test_image_ids_of_other_tools(tmp_path, image_id):
     ("change", "match"),
     [
         (lambda q, a: a[-1].update(answers=None), r"annotations.json: question 42001: `answers` is None, not a list"),
-        (lambda q, a: a[-1].update(answers=[]), r"question 42001: nobody answered"),
+        (lambda q, a: a[-1].update(answers=[]), r"question 42001: no answer"),
         (lambda q, a: a[-1]["answers"][1].update(answer=None), r"question 42001: `answers\[1\]` is None, not a text"),
         (lambda q, a: a[-1]["answers"][1].update(answer=["x"]), r"question 42001: `answers\[1\]` is \['x'\], not"),
         (lambda q, a: a[-1]["answers"][1].pop("answer"), r"question 42001: `answers\[1\]` is None, not a text"),
-        (lambda q, a: a[-1].update(answers=[{"answer": " "}] * 10), r"question 42001: nobody answered"),
+        (lambda q, a: a[-1].update(answers=[{"answer": " "}] * 10), r"question 42001: no answer"),
         (lambda q, a: q[0].update(image_id="cat"), r"questions.json: question 42001: `image_id` is 'cat'"),
         (lambda q, a: q[0].update(image_id=None), r"questions.json: question 42001: `image_id` is None"),
         (lambda q, a: q[0].update(image_id=1e999), r"questions.json: question 42001: `image_id` is inf"),

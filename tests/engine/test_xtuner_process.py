@@ -1,4 +1,4 @@
-"""A failure of `xtuner train` is visible although xtuner ends with exit code 0; a machine without a GPU is told so."""
+"""A failure of `xtuner train` is visible although xtuner ends with exit code 0; so is the lack of a GPU."""
 
 from __future__ import annotations
 

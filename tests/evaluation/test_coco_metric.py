@@ -451,14 +451,14 @@ def test_a_faulty_annotation_file_is_one_clear_error(tmp_path, change, match):
 
 
 @pytest.mark.case("data/05_every_object_is_a_crowd")
-def test_crowds_only_are_told(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(coco_metric, "print_log", lambda text, **_: told.append(text))
+def test_crowds_only_are_reported(tmp_path, monkeypatch):
+    logged = []
+    monkeypatch.setattr(coco_metric, "print_log", lambda text, **_: logged.append(text))
     figures = coco_figures(
         [perfect()], ("mug", "cup"), annotation_file=foreign_file(tmp_path, of_each("iscrowd", 1))
     )
     assert figures == {"num_images": 1, "num_boxes": 2}
-    assert any("2 are there, each of them a crowd" in text for text in told)
+    assert any("2 are there, each of them a crowd" in text for text in logged)
 
 
 def test_one_image_without_scores_is_an_error_not_another_figure(records):

@@ -1,4 +1,4 @@
-"""The ladder of the background cache: each rung starts from the one below, and adds what it says."""
+"""The steps of the background cache's training: each starts from the one before, and adds what it says."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _built(config: Config) -> tuple[set[str], dict[str, Any] | None]:
     return names, model.lmm.trained_layout
 
 
-def test_every_rung_is_evaluated_on_the_same_questions(plan):
+def test_every_step_is_evaluated_on_the_same_questions(plan):
     assert {item.run for item in plan.evaluations} == {None, *plan.runs} - {"detector"}
     assert {item.tool for item in plan.evaluations} == {"eval_vqa.py"}
     configs = [item.config or plan.runs[item.run].config for item in plan.evaluations]
@@ -71,13 +71,13 @@ def test_the_detector_is_the_one_that_the_plan_trains(plan):
     assert "checkpoint" in source
 
 
-def test_the_first_rungs_train_nothing(plan, trained):
+def test_the_first_steps_train_nothing(plan, trained):
     untrained = [item.name for item in plan.evaluations if item.run is None]
     assert untrained == ["vqa.rung0", "vqa.rung1", "vqa.rung2", "vqa.rung2_packed"]
     assert not any(trained[name] for name in untrained)
 
 
-def test_a_rung_trains_what_it_starts_from_and_what_it_says_is_new(plan, trained):
+def test_a_step_trains_what_it_starts_from_and_what_it_says_is_new(plan, trained):
     chained = [run for run in plan.runs.values() if run.init_from]
     assert len(chained) == 8
     for run in chained:
@@ -88,7 +88,7 @@ def test_a_rung_trains_what_it_starts_from_and_what_it_says_is_new(plan, trained
         assert all(any(name.startswith(part) for name in new) for part in run.new_parts)
 
 
-def test_a_rung_keeps_the_layout_of_the_one_it_starts_from(plan, built):
+def test_a_step_keeps_the_layout_of_the_one_it_starts_from(plan, built):
     layouts = {name: layout for name, (_, layout) in built.items()}
     chained = [(run.name, start) for run in plan.runs.values() for start in run.init_from]
     assert layouts["rung4_compressed"]["compressed"] == 9
@@ -100,13 +100,13 @@ def test_a_rung_keeps_the_layout_of_the_one_it_starts_from(plan, built):
             )
 
 
-def test_the_control_trains_the_lora_of_rung_5_and_nothing_else(trained):
+def test_the_control_trains_the_lora_of_step_5_and_nothing_else(trained):
     assert trained["stock_lora"] == trained["rung5_lora"] - trained["rung3"]
     assert trained["stock_lora_long"] == trained["rung5_lora_long"] - trained["rung3"]
     assert {name.split(".")[1] for name in trained["rung3"]} == {"separators", "model"}
 
 
-def test_the_long_control_sees_what_the_long_rung_sees(plan):
+def test_the_long_control_sees_what_the_long_step_sees(plan):
     cached, control = (
         read_config(REPOSITORY / plan.runs[name].config) for name in ("rung5_lora_long", "stock_lora_long")
     )

@@ -119,7 +119,9 @@ def test_a_damaged_state_of_a_plan_is_named(
     stages.run_plan(plan, tmp_path / "work")
     (tmp_path / "work" / "a" / stages.DONE_FILE).unlink()
     (tmp_path / "work" / "a" / file).write_bytes(content)
-    with pytest.raises(DataError, match=rf"{file} is damaged.*delete it, and the run starts anew"):
+    with pytest.raises(
+        DataError, match=rf"{file} is damaged.*delete it, and the run starts from the beginning"
+    ):
         stages.run_plan(plan, tmp_path / "work")
 
 

@@ -209,7 +209,7 @@ def test_a_stream_is_grounded_from_the_shell(frames, checkpoint, tmp_path, monke
     figures = json.loads(out.splitlines()[-1])
     assert figures["levels"] == {"miss": 2, "L2": 2}
     assert figures["different"] == 0
-    # LoRA and projector are frozen here, and still not the stock LLaVA's.
+    # LoRA and projector are frozen here, and still differ from the unmodified LLaVA's.
     assert {"separators", "llm", "vision", "projector"} <= {line.split()[0] for line in out.splitlines()[1:6]}
     assert [Path(entry["image"]).name for entry in figures["grounded"]] == [f"{i}.png" for i in range(4)]
     coco = json.loads(Path(figures["masks"]).read_text())

@@ -55,7 +55,7 @@ def test_ids_come_from_the_ground_truth_then_from_the_listed_file():
         (["._"], "no words"),
     ],
 )
-def test_classes_that_cannot_be_told_apart_are_errors(names, match):
+def test_classes_that_cannot_be_distinguished_are_errors(names, match):
     with pytest.raises(ConfigError, match=match):
         resolve_classes(names, ())
 

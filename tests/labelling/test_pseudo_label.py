@@ -122,7 +122,7 @@ def test_masks_have_the_frame_of_the_image(options):
     masks = segmenter.segment(image, boxes)
     assert masks.shape == (40, 45, 80)
     assert masks.dtype == bool
-    assert (masks[::2] == masks[0]).all()  # also behind the first call of the decoder
+    assert (masks[::2] == masks[0]).all()  # also after the first call of the decoder
     assert (masks[0] != masks[1]).any()
     assert segmenter.segment(image, boxes[:0]).shape == (0, 45, 80)
 
@@ -357,7 +357,7 @@ def test_ground_truth_is_found_by_any_form_of_its_name(options, name):
     ],
 )
 def test_ground_truth_without_its_images_is_an_error(options, names, match, monkeypatch):
-    monkeypatch.setattr(run, "GroundingDinoDetector", None)  # told before a model is loaded
+    monkeypatch.setattr(run, "GroundingDinoDetector", None)  # reported before a model is loaded
     with pytest.raises(DataError, match=match):
         label(replace(options, ground_truth=ground_truth_named(options, *names)))
     assert not Path(options.out).exists()
@@ -373,7 +373,7 @@ def test_ground_truth_without_its_images_is_an_error(options, names, match, monk
         ({"id": "x"}, "annotation .*: .*`id` is 'x', not an integer"),
     ],
 )
-def test_faults_of_the_ground_truth_are_told_not_copied(options, change, match):
+def test_faults_of_the_ground_truth_are_reported_not_copied(options, change, match):
     entry = {"id": 0, "image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9], **change}
     with pytest.raises(DataError, match=match):
         label(replace(options, ground_truth=ground_truth_named(options, "b.png", annotations=[entry])))
@@ -419,7 +419,7 @@ def test_lists_of_windows_tools(options, tmp_path):
 
 
 @pytest.mark.case("data/18_encodings")
-def test_a_file_name_of_another_encoding_is_told_before_the_detection(options, monkeypatch):
+def test_a_file_name_of_another_encoding_is_reported_before_the_detection(options, monkeypatch):
     os.close(os.open(os.fsencode(options.image_dir) + b"/\xfc.png", os.O_CREAT | os.O_WRONLY))
     with monkeypatch.context() as patch:
         patch.setattr(run, "GroundingDinoDetector", None)

@@ -21,7 +21,7 @@ from flmm_detseg.structures import HiddenRows, LMMStates
 
 
 class TwoTasks(nn.Module):
-    """A shared layer, and one head per task behind the balancer's gates."""
+    """A shared layer, and one head per task after the balancer's gates."""
 
     def __init__(self, balancer: TaskBalancer) -> None:
         super().__init__()

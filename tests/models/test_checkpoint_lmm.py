@@ -90,7 +90,7 @@ def test_python_says_it_with_an_argument(stored, warnings):
     assert len(warnings) == 1
 
 
-def test_every_command_that_loads_a_checkpoint_can_be_told():
+def test_every_command_that_loads_a_checkpoint_can_allow_another_lmm():
     loads = re.compile(r'"--checkpoint"|add_common_arguments|"--resume"|stages\.run_plan')
     folder = ROOT / "flmm_detseg" / "commands"
     commands = [path for path in folder.rglob("*.py") if loads.search(path.read_text())]

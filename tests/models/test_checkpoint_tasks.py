@@ -1,4 +1,4 @@
-"""Checkpoints of gates that tell tasks apart: what was stored before a task was added loads behind it."""
+"""Checkpoints of gates that distinguish tasks: what was stored before a task was added still loads."""
 
 from __future__ import annotations
 

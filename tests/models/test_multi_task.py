@@ -142,7 +142,7 @@ def test_full_fine_tuning_leaves_no_base_to_return_to() -> None:
     ):
         with pytest.raises(ConfigError, match="frozen"):
             make_model(**{**full, **changes})
-    with pytest.raises(ConfigError, match="LMM as it was is gone.*divergence"):
+    with pytest.raises(ConfigError, match="original LMM is lost.*divergence"):
         model.answer_kl([question()])
     with pytest.raises(ConfigError, match="forgetting"):
         FORGETTING.facts(model, [question()], None, None)

@@ -48,7 +48,7 @@ def test_iterations_of_a_training():
     clock = Clock()
     meter = Meter(clock)
     _feed(meter, clock, 5.0, 10, 20, 30)
-    meter.read(_iteration(30) + NOISE)  # printed again behind it
+    meter.read(_iteration(30) + NOISE)  # printed again after it
     assert meter.note == "30 of 1600, loss 0.546"
     assert meter.left_s() == pytest.approx(1570 * 0.5)
     clock.now += 4.0  # between two lines the rest shrinks

@@ -28,27 +28,27 @@ from flmm_detseg.utils.lock import hold
 hold(Path(sys.argv[1]), "a test")
 if os.fork() == 0:  # as a data worker that outlives its run
     time.sleep(60)
-print("held", flush=True)
+print("locked", flush=True)
 time.sleep(60)
 """
 
 
 @pytest.fixture
-def held(tmp_path):
+def locked(tmp_path):
     """A lock of another process, which has a child of its own."""
     file = tmp_path / "run" / ".lock"
     process = subprocess.Popen([sys.executable, "-c", HOLDER, str(file)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
+    assert process.stdout.readline() == "locked\n"
     yield file, process
     process.kill()
     process.wait()
 
 
 @pytest.mark.case("security/two_runs")
-def test_a_second_process_is_refused_until_the_first_is_killed(held):
-    file, process = held
+def test_a_second_process_is_refused_until_the_first_is_killed(locked):
+    file, process = locked
     with pytest.raises(
-        RunError, match=rf"training in x: another program is at it \(process {process.pid} on "
+        RunError, match=rf"training in x: another program does this now \(process {process.pid} on "
     ):
         hold(file, "training in x")
     process.kill()
@@ -64,8 +64,8 @@ def test_a_second_process_is_refused_until_the_first_is_killed(held):
 
 
 @pytest.mark.case("security/two_runs")
-def test_trainings_and_labellings_take_it_first(held, tmp_path):
-    file, process = held
+def test_trainings_and_labellings_take_it_first(locked, tmp_path):
+    file, process = locked
     work_dir = file.parent
     options = TrainOptions(config=str(RECIPE), work_dir=str(work_dir))
     for taken, run in (
@@ -83,13 +83,13 @@ def test_trainings_and_labellings_take_it_first(held, tmp_path):
     ):
         file.replace(work_dir / taken)
         file = work_dir / taken
-        with pytest.raises(RunError, match=f"another program is at it .process {process.pid} "):
+        with pytest.raises(RunError, match=f"another program does this now .process {process.pid} "):
             run()
     assert sorted(path.name for path in work_dir.iterdir()) == [".world.lock"], "nothing was written"
 
 
 @pytest.mark.case("security/two_runs")
-def test_the_same_process_takes_it_again_and_a_block_keeps_what_was_held(tmp_path):
+def test_the_same_process_takes_it_again_and_a_block_keeps_what_was_locked(tmp_path):
     file = tmp_path / ".lock"
     with holding(file, "a"), holding(file, "b"):
         hold(file, "c")

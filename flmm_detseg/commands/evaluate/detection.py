@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--boxes", choices=BOX_SOURCES, default="head", help="detection head, or answers in words"
     )
     parser.add_argument("--max-new-tokens", type=int, default=1024, help="length of such an answer")
-    parser.add_argument("--backend", choices=COCO_BACKENDS, default="pycocotools", help="who counts")
+    parser.add_argument(
+        "--backend", choices=COCO_BACKENDS, default="pycocotools", help="what computes the figures"
+    )
     parser.add_argument(
         "--annotation-file", help="COCO file with targets and areas (default: the data set's samples)"
     )

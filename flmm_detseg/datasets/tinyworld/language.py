@@ -171,7 +171,7 @@ def narrate(scene: Scene, seed: int) -> GroundedText:
     rng = scene_rng(seed, scene.scene_id, scene.split, _NARRATE)
     writer = _Writer()
     size = scene.image.shape[:2]
-    told: set[int] = set()
+    mentioned: set[int] = set()
     groups: dict[str, list[SceneObject]] = {}
     for obj in scene.objects:
         groups.setdefault(obj.kind, []).append(obj)
@@ -180,8 +180,8 @@ def narrate(scene: Scene, seed: int) -> GroundedText:
             writer.say("there are")
             writer.name(f"{COUNT_WORDS[len(members)]} {PLURALS[kind]}", members)
             writer.say(".")
-            told.update(o.object_id for o in members)
-    rest = [o for o in scene.objects if o.object_id not in told]
+            mentioned.update(o.object_id for o in members)
+    rest = [o for o in scene.objects if o.object_id not in mentioned]
     for i in rng.permutation(len(rest))[:5]:
         obj = rest[int(i)]
         writer.name(f"a {speak(_narrated(obj, rng))}", [obj])

@@ -99,7 +99,7 @@ def _relations(scene: Scene, fixed: Collection[int]) -> Iterator[tuple[str, str,
 
 
 def _counts(scene: Scene, fixed: Collection[int]) -> Iterator[tuple[str, str, str]]:
-    """Counts are told only where each group has at least one of what is counted."""
+    """Counts are asked only where each group has at least one of what is counted."""
     counted: dict[str, list[bool]] = {}
     for obj in scene.objects:
         stays = obj.object_id in fixed

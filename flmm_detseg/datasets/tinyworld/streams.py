@@ -105,7 +105,7 @@ def make_stream(
         seed: Seed of the world.
         index: Number of the stream.
         num_frames: Frames, each with one question.
-        encoding: ``"png"``, ``"jpeg"``, or ``"mixed"``: each frame one of the two by lot.
+        encoding: ``"png"``, ``"jpeg"``, or ``"mixed"``: each frame one of the two, at random.
         quality: Of JPEG.
         split: As for scenes.
 
@@ -161,7 +161,7 @@ def _with_repeats(frames: list[_Frame], rng: np.random.Generator, share: float) 
 def _screen_frames(
     rng: np.random.Generator, seed: int, index: int, num_frames: int, split: str
 ) -> list[_Frame]:
-    """Two apps with a wallpaper each, used by turns."""
+    """Two apps with a wallpaper each, used alternately."""
     apps = [
         make_screens(seed, 2 * index + app, num_frames, split, _SCREEN_SIZE, num_changing=1) for app in (0, 1)
     ]

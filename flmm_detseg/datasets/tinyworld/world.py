@@ -237,9 +237,9 @@ def _write_annotations(out: Path, results: Iterable[dict[str, Any]]) -> list[str
         panoptic = _coco(images, [row["panoptic"] for row in mine], list(formats.CATEGORIES))
         contents[f"{annotations}/panoptic_{year}2017.json"] = _json(panoptic)
         # Narratives and conversations of val only: testA and testB belong to RefCOCO.
-        told = [row for row in mine if row["split"] in ("train", "val")]
-        contents[f"{annotations}/png_coco_{year}2017.json"] = _json([row["narrative"] for row in told])
-        contents[f"llava/{year}.json"] = _json([row["llava"] for row in told])
+        narrated = [row for row in mine if row["split"] in ("train", "val")]
+        contents[f"{annotations}/png_coco_{year}2017.json"] = _json([row["narrative"] for row in narrated])
+        contents[f"llava/{year}.json"] = _json([row["llava"] for row in narrated])
     refs = [ref for row in rows for ref in row["refs"]]
     # Through JSON: a pickle's bytes depend on which strings are one object, which workers change.
     contents["refcoco/refs(unc).p"] = pickle.dumps(json.loads(json.dumps(refs)), protocol=2)

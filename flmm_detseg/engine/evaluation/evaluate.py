@@ -145,7 +145,7 @@ def evaluate_model(
     for item in datasets.values():
         task.check(model, item.dataset, options)
     for position, (name, item) in enumerate(datasets.items(), start=1):
-        # Who shows the bars of this process reads from it how many follow (utils/eta.py).
+        # The estimate of the remaining time (utils/eta.py) reads from it how many bars follow.
         title = f"{name} ({position} of {len(datasets)})"
         data = _data_hashes(item.dataset)
         identity = {
@@ -159,7 +159,7 @@ def evaluate_model(
         shared = [fingerprint(identity)]
         broadcast_object_list(shared)
         store = RecordStore(work_dir / f"{name}-{shared[0][:16]}", state.process_index)
-        # Two at once would unite each other's records while they are written.
+        # Two at once would merge each other's records while they are written.
         lock = holding(store.folder / ".lock", f"evaluating {name} in {work_dir}")
         with _cpu_threads(options.num_threads), lock if state.is_main_process else nullcontext():
             records, num_resumed = _evaluate_dataset(
@@ -267,7 +267,9 @@ def _evaluate_dataset(
     done = store.done()
     ids = [dataset.record_id(index) for index in range(len(dataset))]
     if len(set(ids)) != len(ids):
-        raise RunError(f"data set {name!r}: record ids are not unique; records could not be told apart")
+        raise RunError(
+            f"data set {name!r}: record ids are not unique; make them so, results are stored by them"
+        )
     num_samples = _num_samples(dataset, options)
     calls = [call for call in _model_calls(dataset) if call[0] < num_samples]
     pending = [call for call in calls if any(ids[index] not in done for index in call)]

@@ -59,7 +59,7 @@ Options = TypeVar("Options", bound=EvaluationOptions)
 
 
 class Task(ABC, Generic[Options]):
-    """A kind of evaluation: what is asked of the model, and which figures come of it.
+    """A kind of evaluation: what the model is asked, and which figures are computed from the answers.
 
     Attributes:
         name: Names the results file.

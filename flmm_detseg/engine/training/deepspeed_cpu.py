@@ -14,7 +14,7 @@ from flmm_detseg.registry import STRATEGIES
 
 
 def set_single_process_environment() -> None:
-    """Says what a launcher would say to a single process; without it DeepSpeed looks for MPI."""
+    """Sets what a launcher would set for a single process; without it DeepSpeed looks for MPI."""
     if "RANK" in os.environ:
         return
     with socket.socket() as probe:

@@ -102,7 +102,7 @@ class FiniteSteps:
             self._stepped(True)
         else:
             self._broken |= self._loss_fails
-            # A number without a graph behind it: the wrapper goes on counting, and no gradient is touched.
+            # A number without a graph: the wrapper goes on counting, and no gradient is touched.
             graph = torch.zeros_like(loss, requires_grad=True) if self._loss_fails else loss
             wrapper.backward(wrapper.scale_loss(graph))
             if wrapper.should_update():

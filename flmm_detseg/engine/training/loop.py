@@ -41,7 +41,7 @@ class ResumableTrainLoop(TrainLoop):
         max_epochs: Passes over the data to train; may be a fraction.
         val_begin: First iteration that may be followed by a validation.
         val_interval: Iterations between validations; the last iteration is always followed by one.
-        non_finite: What becomes of a step whose loss or gradient holds NaN or infinities: ``"stop"`` ends the run
+        non_finite: What to do with a step whose loss or gradient holds NaN or infinities: ``"stop"`` ends the run
             with an error before the step, ``"skip"`` leaves the step out.
         max_skips: Steps left out in a row after which the run ends all the same.
 

@@ -19,12 +19,12 @@ from flmm_detseg.models.grounding_lmm import GroundingLMM
 PARAMETERS = "optimizer_parameters"
 # State of the shape of its parameter.
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
-# Settings that tell kinds of optimizers apart: the state of one means nothing to another.
+# Settings that distinguish kinds of optimizers: the state of one means nothing to another.
 _KINDS = ("betas", "momentum", "alpha", "rho", "lr_decay", "etas")
 
 
 def order_meta(model: GroundingLMM, optimizer: Any) -> dict[str, Any]:
-    """What the ``meta`` of a checkpoint says about everything in it that goes by place."""
+    """What the ``meta`` of a checkpoint says about everything in it that is identified by its index."""
     names = parameter_names(optimizer)
     return {HEADS: list(model.heads), **({} if names is None else {PARAMETERS: names})}
 
@@ -97,13 +97,13 @@ def check_order(optimizer: Any, content: Mapping[str, Any], source: str) -> None
 
 
 def follow_schedule(schedulers: Any, done: int) -> bool:
-    """Brings fresh schedulers, and with them the optimizer's rates, to where they are after ``done`` iterations.
+    """Advances new schedulers, and with them the optimizer's rates, to where they are after ``done`` iterations.
 
     They are stepped as the interrupted run stepped them, so an unchanged config gives the same bits.
 
     Args:
         schedulers: Of MMEngine's runner: a list, lists by optimizer, or None.
-        done: Iterations behind the checkpoint.
+        done: Iterations of the checkpoint.
 
     Returns:
         Whether it could be done: schedules that read validation results have a history.
@@ -125,7 +125,7 @@ def follow_config(runner: Runner | FlexibleRunner, checkpoint: dict[str, Any], s
     """Changes what a checkpoint (no DeepSpeed folder) holds of optimizer and schedules to what the run goes on with.
 
     The state is mapped by parameter names. Rates, decay, betas and schedules are the config's, at the iteration that
-    is reached. Files without names: their tensors' order tells them; else by place, where shapes agree.
+    is reached. Files without names: by the order of their tensors; else by index, where shapes agree.
 
     Args:
         runner: The run, with its optimizer as it was built.
@@ -204,14 +204,14 @@ def _state(
     own = parameter_names(wrapper.optimizer)
     state = stored["state"]
     if names is None or own is None:
-        runner.logger.warning(f"{source} does not say whose optimizer state is whose: it is taken by place")
+        runner.logger.warning(f"{source} has no parameter names: its optimizer state is matched by index")
     else:
         by_name = {names[place]: values for place, values in state.items()}
         state = {place: by_name[name] for place, name in enumerate(own) if name in by_name}
         if homeless := [name for name in by_name if name not in own]:
             runner.logger.warning(
                 f"{source}: the optimizer state of {len(homeless)} parameters ({homeless[0]}, ...) has no place in "
-                "this config and is left out; theirs begins anew if they go by another name now (`model.parts`)"
+                "this config and is left out; parameters that have another name now (`model.parts`) start without state"
             )
     for place, values in state.items():
         shape = parameters[place].shape if place < len(parameters) else None
@@ -246,7 +246,7 @@ def _stored_names(checkpoint: Mapping[str, Any]) -> Sequence[str] | Mapping[int,
         pairs = [(group["params"], members[key]) for group, key in zip(groups, keys)]
     else:
         pairs = [(sorted(state), names)]
-    # Buffers stand behind the parameters, and have no state.
+    # Buffers come after the parameters, and have no state.
     found = {place: name for places, own in pairs for place, name in zip(places, own)}
     complete = all(len(places) <= len(own) for places, own in pairs) and set(state) <= set(found)
     fits = complete and all(_fits(values, tensors[found[place]].shape) for place, values in state.items())

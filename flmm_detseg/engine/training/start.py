@@ -23,7 +23,7 @@ from flmm_detseg.errors import CheckpointError
 from flmm_detseg.models.checkpoint import check_folder, load_file, read_file, states_file
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 
-# In a work folder: held by the run's first process.
+# In a work folder: locked by the run's first process.
 LOCK = ".training.lock"
 # Entry of a checkpoint's meta: how its run cut the data into steps.
 BATCH = "batch"
@@ -142,21 +142,24 @@ def last_checkpoint(work_dir: Path) -> Path | None:
     if not named.name or not text.isprintable():
         raise CheckpointError(
             f"{pointer} names no checkpoint, it is empty or damaged (a power cut?); {_instead(work_dir)}, or delete "
-            f"{pointer.name} to start anew"
+            f"{pointer.name} to start from the beginning"
         )
     # The second stands in between two renames of a folder, the third where the work folder was moved.
     for path in (named, named.with_name(f"replaced_{named.name}"), work_dir / named.name):
         if path.exists():
             return path
     raise CheckpointError(
-        f"{pointer} names {named}, which does not exist; {_instead(work_dir)}, or delete {pointer.name} to start anew"
+        f"{pointer} names {named}, which does not exist; {_instead(work_dir)}, or delete {pointer.name} to start "
+        "from the beginning"
     )
 
 
 def _instead(work_dir: Path) -> str:
     whole = newest_checkpoint(work_dir)
     return (
-        f"name the newest whole one beside it: --resume {whole}" if whole else "no whole one lies beside it"
+        f"name the newest complete one beside it: --resume {whole}"
+        if whole
+        else "there is no complete one beside it"
     )
 
 

@@ -1,4 +1,4 @@
-"""Training by XTuner in this process, so that a failure is seen by whoever asked for it."""
+"""Training by XTuner in this process, so that the caller sees a failure."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class TrainOptions:
     Attributes:
         config: Config file.
         work_dir: Folder of the run; None takes the config's, else ``work_dirs/<config name>``.
-        resume: Checkpoint to go on from, ``"auto"`` for the last one of the work folder (a fresh start where there is
-            none), None for a fresh start.
+        resume: Checkpoint to go on from, ``"auto"`` for the last one of the work folder (from the beginning where
+            there is none), None to start from the beginning.
         cfg_options: ``key=value`` overrides.
         seed: Random seed.
         deepspeed: Name or JSON file of a DeepSpeed configuration.

@@ -125,7 +125,7 @@ def test_the_llava_is_there_unless_its_own_weights_are_trained(arguments, kept):
     if kept:
         assert model_of("switched", **arguments).retention.mode == "switched"
     else:
-        with pytest.raises(ConfigError, match="is gone"):
+        with pytest.raises(ConfigError, match="is lost"):
             model_of("switched", **arguments)
 
 

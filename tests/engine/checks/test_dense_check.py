@@ -215,12 +215,12 @@ def test_a_crowd_is_written_in_several_ways(tmp_path, value, crowd):
         ([[20 + k, 15, 38, 29] for k in range(4)], {OTHER: 1}, {}, 4),
         # parts of the image instead of pixels
         ([[k / 10, 0.2, 0.3, 0.4] for k in range(4)], {OTHER: 1}, {"box under one pixel": 4}, 0),
-        # two boxes that touch the frame, two thin ones: plausible as a whole, but told
+        # two boxes that touch the frame, two thin ones: plausible as a whole, but reported
         ([[20, 15, 30, 5], [5, 5, 9, 9], [1, 1, 0.4, 5], [2, 2, 8, 8]], {}, {"box under one pixel": 1}, 1),
         ([[5, 5, 9, 9], [-0.001, 2, 8, 8], [30, 20, 10.004, 10]], {}, {}, 0),
     ],
 )  # fmt: skip
-def test_boxes_of_another_convention_are_told(tmp_path, boxes, kinds, remarks, cut):
+def test_boxes_of_another_convention_are_reported(tmp_path, boxes, kinds, remarks, cut):
     counts, _, reader = checked(own_coco(tmp_path, [dict(bbox=box) for box in boxes]))
     assert counts["problems_by_kind"] == kinds
     assert counts.get("remarks_by_kind", {}) == remarks
@@ -228,7 +228,7 @@ def test_boxes_of_another_convention_are_told(tmp_path, boxes, kinds, remarks, c
 
 
 @pytest.mark.case("data/20_boxes_of_another_convention")
-def test_boxes_apart_from_their_masks_are_told(tmp_path, capsys):
+def test_boxes_apart_from_their_masks_are_reported(tmp_path, capsys):
     apart = dict(bbox=[1, 1, 8, 8], segmentation=polygon(25, 18, 13, 10))
     good = dict(bbox=[25, 18, 13, 10], segmentation=polygon(25, 18, 13, 10))
     config = {**own_coco(tmp_path, [apart]), "with_masks": True}

@@ -183,7 +183,7 @@ def run(
 
 
 @pytest.mark.case("data/03_annotation_file_without_area_or_iscrowd")
-def test_faults_of_the_annotation_file_are_told_before_anything_is_predicted(folder, tmp_path):
+def test_faults_of_the_annotation_file_are_reported_before_anything_is_predicted(folder, tmp_path):
     def dies(change, match: str) -> None:
         content = json.loads((folder / "instances.json").read_text())
         change(content)

@@ -120,13 +120,13 @@ def test_the_state_goes_by_name_whatever_the_order_and_gives_the_same_bits(order
 
 
 @pytest.mark.case("model/resume_head_order")
-def test_a_file_whose_places_cannot_be_told_is_taken_by_place_where_shapes_agree(caplog):
+def test_a_file_without_parameter_names_is_matched_by_index_where_shapes_agree(caplog):
     whole = run(model("zeta", "alpha"))
     train(whole, 0, 4)
     content = stored(whole, 4, names=False)
     content["state_dict"] = dict(reversed(content["state_dict"].items()))
     resume(run(model("zeta", "alpha")), content)
-    assert "it is taken by place" in caplog.text
+    assert "its optimizer state is matched by index" in caplog.text
     whole = run(model("zeta", "alpha", alpha=5))
     train(whole, 0, 4)
     content = stored(whole, 4, names=False)
@@ -155,11 +155,11 @@ def test_what_the_config_states_is_followed_at_the_iteration_that_is_reached(gro
     whole = run(model("zeta", "alpha"), end=6, groups=groups)
     train(whole, 0, 6)
     changed = dict(end=12, groups=groups, lr=0.3, weight_decay=0.2, betas=(0.8, 0.95))
-    fresh, again = run(model("zeta", "alpha"), **changed), run(model("zeta", "alpha"), **changed)
-    expected = train(fresh, 0, 12)
+    straight, again = run(model("zeta", "alpha"), **changed), run(model("zeta", "alpha"), **changed)
+    expected = train(straight, 0, 12)
     resume(again, stored(whole, 6))
     assert train(again, 6, 12) == expected[6:]
-    for group, other in zip(*(one.optim_wrapper.optimizer.param_groups for one in (again, fresh))):
+    for group, other in zip(*(one.optim_wrapper.optimizer.param_groups for one in (again, straight))):
         assert {k: v for k, v in group.items() if k != "params"} == {
             k: v for k, v in other.items() if k != "params"
         }
@@ -211,9 +211,9 @@ def test_a_stated_loss_scale_is_followed_and_a_dynamic_one_goes_on(monkeypatch):
 
 @pytest.mark.case("model/resume_schedule")
 def test_deepspeed_s_resume_keeps_what_the_config_states():
-    whole, fresh = run(model("zeta"), end=6), run(model("zeta"), end=12, lr=0.3)
+    whole, straight = run(model("zeta"), end=6), run(model("zeta"), end=12, lr=0.3)
     train(whole, 0, 6)
-    expected = train(fresh, 0, 12)
+    expected = train(straight, 0, 12)
     engine = run(model("zeta"), end=12, lr=0.3)
 
     def resume_folder(filename, *, resume_param_scheduler=True, **options):

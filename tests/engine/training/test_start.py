@@ -113,7 +113,7 @@ def test_automatic_resume_names_the_checkpoint_and_checks_it(run, tmp_path, monk
     assert batch_figures(run, loader) == FIGURES
     path = write(tmp_path / "iter_6.pth", **FIGURES)
     prepare_start(run, loader, max_iters=10)
-    assert run._load_from is None, "a fresh start where no run has saved"
+    assert run._load_from is None, "from the beginning where no run has saved"
     (tmp_path / "last_checkpoint").write_text(str(path))
     prepare_start(run, loader, max_iters=10)
     assert run._load_from == str(path)
@@ -124,7 +124,7 @@ def test_automatic_resume_names_the_checkpoint_and_checks_it(run, tmp_path, monk
 def test_a_pointer_that_a_power_cut_emptied_is_named_with_the_newest_whole_checkpoint(content, tmp_path):
     (tmp_path / "last_checkpoint").write_bytes(content)
     with pytest.raises(
-        CheckpointError, match=r"last_checkpoint names no checkpoint.*no whole one lies beside"
+        CheckpointError, match=r"last_checkpoint names no checkpoint.*there is no complete one beside"
     ):
         last_checkpoint(tmp_path)
     for done in (2, 10):
@@ -132,7 +132,7 @@ def test_a_pointer_that_a_power_cut_emptied_is_named_with_the_newest_whole_check
     (tmp_path / "iter_12.pth").write_bytes(b"half")
     (tmp_path / "iter_14.pth").touch()
     newest = re.escape(str(tmp_path / "iter_10.pth"))
-    with pytest.raises(CheckpointError, match=f"newest whole one beside it: --resume {newest}"):
+    with pytest.raises(CheckpointError, match=f"newest complete one beside it: --resume {newest}"):
         last_checkpoint(tmp_path)
     (tmp_path / "last_checkpoint").write_text("/gone/iter_20.pth")
     with pytest.raises(CheckpointError, match=f"does not exist; .*--resume {newest}"):

@@ -207,7 +207,7 @@ def test_a_killed_run_s_files_are_not_mixed_into_a_new_folder(runner, tmp_path, 
 
     monkeypatch.setattr(runner, "save_checkpoint", write_folder)
     (work / "saving_iter_2.pth").mkdir()
-    (work / "saving_iter_2.pth" / "rank_1").write_text("stale")
+    (work / "saving_iter_2.pth" / "rank_1").write_text("left over")
     save(runner, 2)
     assert [path.name for path in (work / "iter_2.pth").iterdir()] == ["rank_0"]
     assert (work / "latest").read_text() == "iter_2.pth"

@@ -53,7 +53,7 @@ def test_stored_tensors_are_never_written(model):
     last = first.feed(embeds[:, :PREFIX], positions[:PREFIX])
     stored = first.snapshot()
     copies = [[tensor.clone() for tensor in part] for part in stored]
-    # Neither its maker nor those who continue from it touch the donor.
+    # Neither the decoder that made the states nor those that continue from them change them.
     list(first.decode(last[:, -1:], PREFIX, end_ids=[], max_new_tokens=3))
     outputs = []
     for _ in range(2):

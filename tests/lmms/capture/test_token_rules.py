@@ -20,7 +20,7 @@ from flmm_detseg.structures import CaptureSpec
 
 NUM_TOKENS = 10
 ALL = CaptureSpec(attention=True, hidden="all")
-# First tokens of the stock answer, and what follows from them.
+# First tokens of the answer under the unchanged config, and what follows from them.
 FIELDS = {
     "repetition_penalty": dict(repetition_penalty=3.0),
     "encoder_repetition_penalty": dict(encoder_repetition_penalty=0.2),
@@ -64,7 +64,7 @@ def said(monkeypatch) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def stock(adapter) -> list[int]:
+def default(adapter) -> list[int]:
     return adapter.generate_with_states(
         make_sample(1), CaptureSpec(), max_new_tokens=NUM_TOKENS
     ).token_ids.tolist()
@@ -103,11 +103,11 @@ def transformers_tokens(adapter, sample) -> list[int]:
 
 @pytest.mark.case("model/generation_config")
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_field_of_the_generation_config_is_obeyed_everywhere(name, adapter, stock, monkeypatch):
-    with_fields(adapter, name, stock, monkeypatch)
+def test_a_field_of_the_generation_config_is_obeyed_everywhere(name, adapter, default, monkeypatch):
+    with_fields(adapter, name, default, monkeypatch)
     sample = make_sample(1)
     wanted = transformers_tokens(adapter, sample)
-    assert (wanted != stock) == (name not in CHANGE_NOTHING), "the field shows nothing"
+    assert (wanted != default) == (name not in CHANGE_NOTHING), "the field shows nothing"
     found = adapter.generate_with_states(sample, ALL, max_new_tokens=NUM_TOKENS)
     assert found.token_ids.tolist() == wanted
     assert found.attention.shape[1] == found.hidden.shape[1] == len(wanted)
@@ -134,14 +134,14 @@ def test_every_field_of_transformers_is_accounted_for():
 
 
 @pytest.mark.case("model/generation_config")
-def test_fields_without_effect_change_nothing(adapter, stock, monkeypatch):
+def test_fields_without_effect_change_nothing(adapter, default, monkeypatch):
     odd = dict(do_sample=True, temperature=5.0, num_beams=3, guidance_scale=2.0, return_dict_in_generate=True)
     odd |= dict(
         output_scores=True, max_length=3, cache_implementation="static", num_return_sequences=2, max_time=0.0
     )
     monkeypatch.setattr(adapter.model, "generation_config", GenerationConfig(eos_token_id=2, **odd))
     found = adapter.generate_with_states(make_sample(1), CaptureSpec(), max_new_tokens=NUM_TOKENS)
-    assert found.token_ids.tolist() == stock
+    assert found.token_ids.tolist() == default
     assert adapter.generate(make_sample(1), max_new_tokens=NUM_TOKENS) == found.text
 
 
@@ -228,7 +228,7 @@ def test_where_there_are_no_values_only_shapes_matter(adapter, monkeypatch):
 
 
 @pytest.mark.case("model/model_facts")
-def test_an_answer_ends_where_the_positions_end(adapter, stock, monkeypatch, said):
+def test_an_answer_ends_where_the_positions_end(adapter, default, monkeypatch, said):
     sample = make_sample(1)
     length = len(adapter.processor.question(sample).input_ids)
     monkeypatch.setattr(adapter.model.config.text_config, "max_position_embeddings", length + 4)
@@ -238,7 +238,7 @@ def test_an_answer_ends_where_the_positions_end(adapter, stock, monkeypatch, sai
     found = short.generate_with_states(sample, CaptureSpec(), max_new_tokens=NUM_TOKENS)
     assert short.generate(sample, max_new_tokens=NUM_TOKENS) == found.text
     assert [text.partition(":")[0] for text in said] == ["an answer was cut after 4 of at most 10 tokens"] * 2
-    assert found.token_ids.tolist() == stock[:4]
+    assert found.token_ids.tolist() == default[:4]
     settings = dataclasses.replace(settings, max_length=length)
     monkeypatch.setattr(adapter.processor, "settings", settings)
     monkeypatch.setattr(adapter.model.config.text_config, "max_position_embeddings", length)
@@ -249,6 +249,6 @@ def test_an_answer_ends_where_the_positions_end(adapter, stock, monkeypatch, sai
 
 
 def test_no_rules_no_work(adapter):
-    """The stock config: tokens are chosen as before, without copies of logits."""
+    """The unchanged config: tokens are chosen as before, without copies of logits."""
     ids = torch.arange(4)
     assert token_rules.token_rules(adapter.model, adapter.processor.tokenizer, ids, 5) is None

@@ -26,7 +26,7 @@ def family(request) -> str:
 
 @pytest.fixture(params=["spare rows", "full table"], autouse=True)
 def table(request, family, monkeypatch) -> str:
-    """Whether the new ids lie within the model's tables or behind them."""
+    """Whether the new ids lie within the model's tables or after them."""
     if request.param == "full table":
         monkeypatch.setitem(LLAMA, "vocab_size", len(build(family).processor.tokenizer))
     return request.param

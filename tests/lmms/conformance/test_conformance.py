@@ -61,7 +61,7 @@ def own_forward(lmm: LMM, item: LMMInputs, attention: str = "sdpa"):
             use_cache=False,
             **lmm.own_inputs(item),
         )
-    # Some models hand out the last state before the norm, others behind it.
+    # Some models hand out the last state before the norm, others after it.
     output.hidden_states = (*output.hidden_states[:-1], normed[0])
     return output
 

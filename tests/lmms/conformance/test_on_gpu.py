@@ -16,7 +16,7 @@ def states_on(family: str, device: str) -> LMMStates:
     """Five samples of three images, read in packed rows."""
     lmm, samples = build(family).to(device).eval(), mixed_samples()
     inputs = [lmm.prepare(sample) for sample in samples]
-    # Convolutions round to 10 bits on a GPU unless told otherwise; matrix products do not.
+    # Convolutions round to 10 bits on a GPU unless set otherwise; matrix products do not.
     with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return lmm.encode(inputs, WANTED, [sample.image_id for sample in samples])
 

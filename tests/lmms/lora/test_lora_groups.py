@@ -407,14 +407,14 @@ def test_a_checkpoint_holds_lora_and_brings_it_back(tmp_path):
         "lmm.model.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.lora_A.vision.weight"
         in in_lmm
     )
-    fresh = grounding_model()
+    untrained = grounding_model()
     samples = [make_sample(0), make_sample(1)]
     wanted = [p.mask_logits for p in trained.predict(samples)]
-    assert not torch.equal(fresh.predict(samples)[0].mask_logits, wanted[0])
-    fresh.load_trainable(stored, "file.pth")
-    assert all(torch.equal(p.mask_logits, w) for p, w in zip(fresh.predict(samples), wanted))
+    assert not torch.equal(untrained.predict(samples)[0].mask_logits, wanted[0])
+    untrained.load_trainable(stored, "file.pth")
+    assert all(torch.equal(p.mask_logits, w) for p, w in zip(untrained.predict(samples), wanted))
     with pytest.raises(CheckpointError, match="missing.*lora_A"):
-        fresh.load_trainable({k: v for k, v in stored.items() if k not in in_lmm}, "file.pth")
+        untrained.load_trainable({k: v for k, v in stored.items() if k not in in_lmm}, "file.pth")
 
 
 def test_the_fingerprint_of_the_lmm_does_not_see_lora():

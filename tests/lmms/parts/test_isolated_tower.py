@@ -1,4 +1,4 @@
-"""Isolated encoding: equal paths, no leak, and stock features where there is one group."""
+"""Isolated encoding: equal paths, no leak, and the unmodified tower's features where there is one group."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def some_groups(batch: int = 2, num_groups: int = 2) -> torch.Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("num_groups", [1, 2, 3])
-def test_one_group_is_the_stock_tower(tower, num_groups):
-    stock = tower(pixels(), output_hidden_states=True).hidden_states
+def test_one_group_is_the_unmodified_tower(tower, num_groups):
+    plain = tower(pixels(), output_hidden_states=True).hidden_states
     ours = isolated_states(tower, pixels(), torch.zeros(2, 16, dtype=torch.int64), num_groups, LAYERS)
     for layer in LAYERS:
-        torch.testing.assert_close(ours[layer], stock[layer][:, 1:], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(ours[layer], plain[layer][:, 1:], rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()
@@ -71,9 +71,9 @@ def test_nothing_leaks_between_groups(tower):
     for layer in LAYERS:
         assert torch.equal(before[layer][groups == 0], after[layer][groups == 0])
         assert not torch.equal(before[layer][groups == 1], after[layer][groups == 1])
-    # The stock tower does leak: the test can see one.
-    stock = [tower(value, output_hidden_states=True).hidden_states[2][:, 1:] for value in (image, changed)]
-    assert (stock[0][groups == 0] - stock[1][groups == 0]).abs().max() > 1e-3
+    # The unmodified tower does leak: the test can detect it.
+    plain = [tower(value, output_hidden_states=True).hidden_states[2][:, 1:] for value in (image, changed)]
+    assert (plain[0][groups == 0] - plain[1][groups == 0]).abs().max() > 1e-3
 
 
 def test_no_gradient_crosses_groups(tower):

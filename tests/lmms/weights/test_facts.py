@@ -302,7 +302,7 @@ def test_rope_types_that_keep_state_are_kept_below_it(kind):
     first = adapter.encode([short], ROWS).attention[0]
     beside = adapter.encode([short, long], ROWS).attention[0]
     sample = make_sample(1, prompt="a ring ? " * 3)
-    # An answer goes no further either: it would leave its frequencies behind.
+    # An answer goes no further either: it would exceed the range of its frequencies.
     answer = adapter.generate_with_states(sample, ROWS, max_new_tokens=60)
     assert len(answer.inputs.input_ids) <= 48
     assert adapter.generate(sample, max_new_tokens=60) == answer.text
@@ -368,7 +368,7 @@ def test_code_of_a_model_folder_is_not_run_and_nobody_is_asked(folder, monkeypat
 
 @pytest.mark.case("security/remote_code")
 def test_every_from_pretrained_of_transformers_says_that_no_code_is_trusted():
-    """AutoX.from_pretrained asks whoever sits at the terminal unless it is told."""
+    """AutoX.from_pretrained asks at the terminal unless it is given an answer."""
     package = Path(facts.__file__).parents[2]
     silent = []
     for file in package.rglob("*.py"):

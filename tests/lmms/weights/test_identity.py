@@ -71,9 +71,9 @@ def test_added_and_trained_parts_leave_it_alone(lmm, recorded, warnings):
     adapted = tiny_llava(lora=LORA, frozen=False)
     check_identity(adapted, recorded, "stage1.pth")
     assert lmm_identity(adapted) == recorded
-    held = tiny_llava(lora=LORA, frozen=False)
-    held.hold()
-    assert lmm_identity(held) == recorded
+    trained = tiny_llava(lora=LORA, frozen=False)
+    trained.freeze_trained()
+    assert lmm_identity(trained) == recorded
     partly = tiny_llava(frozen=False)
     partly.requires_grad_(False)
     projector = partly.model.model.multi_modal_projector.requires_grad_(True)
@@ -91,7 +91,7 @@ def test_added_and_trained_parts_leave_it_alone(lmm, recorded, warnings):
 
 def test_the_background_cache_wraps_the_same_lmm(warnings):
     cached = cached_llava()
-    check_identity(cached, lmm_identity(cached.lmm), "stock.pth")
+    check_identity(cached, lmm_identity(cached.lmm), "unmodified.pth")
     check_identity(cached.lmm, lmm_identity(cached), "cached.pth")
     check_identity(cached.lmm, lmm_identity(cached_llava(lora=LORA, frozen=False)), "lora.pth")
     assert not warnings

@@ -28,7 +28,7 @@ from flmm_detseg.registry import MODELS
 CACHE = ROOT / "configs" / "cache"
 LANGUAGE = dict(language=dict(type="flmm_detseg.heads.LanguageHead"))
 PHRASE = dict(phrase=HEADS["phrase"])
-# As configs/cache trains it: everything that a rung can train.
+# As configs/cache trains it: everything that a step can train.
 CACHED = dict(
     type="cached_parts.cached_llava",
     frozen=False,
@@ -76,9 +76,9 @@ def test_only_heads_are_trained_and_the_checkpoint_holds_the_lmm(name, tmp_path)
     head = trained(model)
     assert head
     assert all(part.startswith("heads.phrase.") for part in head)
-    held = model.trainable_state_dict()
-    assert set(held) == head | set(start)
-    assert all(torch.equal(held[part], start[part]) for part in start)
+    stored = model.trainable_state_dict()
+    assert set(stored) == head | set(start)
+    assert all(torch.equal(stored[part], start[part]) for part in start)
 
     sample = boxed_sample(0) if name != "lora" else make_sample(0)
     model.train()
@@ -98,7 +98,7 @@ def test_only_heads_are_trained_and_the_checkpoint_holds_the_lmm(name, tmp_path)
     assert torch.equal(ours.coarse_logits, theirs.coarse_logits)
 
 
-def test_what_is_held_must_be_in_the_files(tmp_path):
+def test_what_checkpoints_keep_must_be_in_the_files(tmp_path):
     model = GroundingLMM(BUILDERS["cached"](), LANGUAGE | PHRASE, train_lmm=False)
     rung3 = GroundingLMM(cached_llava(train=("separators", "projectors")), LANGUAGE)
     earlier_run(rung3, tmp_path / "rung3.pth")
@@ -114,27 +114,27 @@ def test_an_lmm_is_not_its_former_self_because_it_is_no_longer_trained():
     for name, build in BUILDERS.items():
         lmm = build()
         keeps[name] = lmm.keeps_base
-        lmm.hold()
+        lmm.freeze_trained()
         assert (lmm.keeps_base, lmm.adapted) == (keeps[name], True)
     # Separators and LoRA can be left out; the projector and the last layer of the LLaVA's own cannot.
     assert keeps == {"lora": True, "cached": False, "cached, last layer": False}
     full = tiny_llava(frozen=False)
-    full.hold()
+    full.freeze_trained()
     assert not full.keeps_base
-    with pytest.raises(ConfigError, match="the LMM as it was is gone"):
+    with pytest.raises(ConfigError, match="the original LMM is lost"):
         GroundingLMM(BUILDERS["cached"](), PHRASE, train_lmm=False, retention="switched")
 
 
-def test_a_held_lmm_can_be_merged():
+def test_an_lmm_used_as_it_is_can_be_merged():
     lmm = BUILDERS["cached"]()
-    lmm.hold()
+    lmm.freeze_trained()
     assert lmm.merge_lora() > 0
     assert "separators" in lmm.checkpoint_buffers
     assert not any("lora_" in name for name in lmm.checkpoint_buffers)
     GroundingLMM(lmm, PHRASE).trainable_state_dict()
 
 
-def test_deepspeed_would_lose_what_is_held():
+def test_deepspeed_would_lose_what_checkpoints_keep():
     runner = SimpleNamespace(
         optim_wrapper=object.__new__(DeepSpeedOptimWrapper),
         model=GroundingLMM(BUILDERS["cached"](), PHRASE, train_lmm=False),
@@ -154,7 +154,7 @@ def at_root():
     os.chdir(before)
 
 
-def test_the_tiny_config_trains_the_head_alone_on_rung_5(at_root, tmp_path):
+def test_the_tiny_config_trains_the_head_alone_on_step_5(at_root, tmp_path):
     config = read_config(CACHE / "tiny_cached_grounding.py")
     assert config.model.init_from == ["work_dirs/tiny_ladder_stages/rung5_lora/iter_600.pth"]
     rung5 = read_plan(CACHE / "tiny_ladder_stages.py").runs["rung5_lora"]
@@ -163,19 +163,19 @@ def test_the_tiny_config_trains_the_head_alone_on_rung_5(at_root, tmp_path):
     model = MODELS.build(config.model)
     alone = MODELS.build(read_config(ROOT / "configs" / "tiny" / "frozen_tiny_llava_refcoco_png.py").model)
     assert trained(model) == trained(alone)
-    held = model.trainable_state_dict()
-    assert set(held) == trained(model) | set(start)
-    assert all(torch.equal(held[name], start[name]) for name in start)
+    stored = model.trainable_state_dict()
+    assert set(stored) == trained(model) | set(start)
+    assert all(torch.equal(stored[name], start[name]) for name in start)
     # Training data is F-LMM's, as on the frozen LLaVA.
     theirs = read_config(ROOT / "configs" / "tiny" / "frozen_tiny_llava_refcoco_png.py")
     for key in ("train_dataloader", "optim_wrapper", "train_cfg", "refcoco_eval", "png_eval"):
         assert config[key] == theirs[key], key
     # Serving needs the new checkpoint and nothing else.
-    torch.save({"state_dict": held}, tmp_path / "iter_1600.pth")
+    torch.save({"state_dict": stored}, tmp_path / "iter_1600.pth")
     served = model_from_config(CACHE / "tiny_stream_grounding.py", tmp_path / "iter_1600.pth", device="cpu")
     assert served.frozen_fingerprint() == model.frozen_fingerprint()
     for name, tensor in served.trainable_state_dict().items():
-        assert torch.equal(tensor, held[name]), name
+        assert torch.equal(tensor, stored[name]), name
 
 
 @pytest.mark.e2e
@@ -191,7 +191,7 @@ def test_a_run_changes_the_head_and_is_served_without_the_files_it_began_with(tm
         model__init_from=[str(tmp_path / "rung5.pth")],
         model__new_parts=["heads.phrase."],
     )
-    # Not in this process: MMEngine's runner leaves launcher variables behind.
+    # Not in this process: MMEngine's runner does not remove launcher variables.
     run = subprocess.run(
         train_command(path, tmp_path / "run"), cwd=ROOT, env=environment(), capture_output=True, text=True
     )
@@ -201,8 +201,8 @@ def test_a_run_changes_the_head_and_is_served_without_the_files_it_began_with(tm
     left = load_checkpoint(figures["checkpoint"])
     assert all(torch.equal(left[name], start[name]) for name in start)
     assert {name for name in left if not name.startswith("heads.phrase.")} == set(start)
-    fresh = model_from_config(path, untrained=True, device="cpu").trainable_state_dict()
-    assert any(not torch.equal(left[name], fresh[name]) for name in left if name.startswith("heads."))
+    untrained = model_from_config(path, untrained=True, device="cpu").trainable_state_dict()
+    assert any(not torch.equal(left[name], untrained[name]) for name in left if name.startswith("heads."))
     (tmp_path / "rung5.pth").unlink()
     served = model_from_config(path, figures["checkpoint"], device="cpu")
     assert all(torch.equal(tensor, left[name]) for name, tensor in served.trainable_state_dict().items())
