@@ -1,4 +1,4 @@
-"""LLaVA-NeXT (1.6) mistral 7B, frozen: 1024 coarse and 1024 fine attention channels."""
+"""LLaVA-NeXT (1.6) mistral 7B, frozen: 32 layers x 32 heads x 2 levels (coarse, fine) = 2048 attention channels."""
 
 from flmm_detseg.lmms import LlavaNextAdapter
 

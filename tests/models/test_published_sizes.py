@@ -1,0 +1,217 @@
+"""Recipes at the sizes of the published LMMs that they name, on the meta device: no weights, no network."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from mmengine.config import Config
+
+from flmm_detseg.engine.checks.config_diff import base_files
+from flmm_detseg.models.shapes import model_on_meta
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+class Published(NamedTuple):
+    """What a hub's ``config.json`` says, as far as shapes depend on it, and what follows.
+
+    Attributes:
+        config: The fields.
+        billions: Parameters of the LMM.
+        num_layers: Of the language model.
+        hidden_size: Of the language model.
+        channels: Of the attention stack: layers with rows x heads x levels.
+        vision_channels: Width of the vision tower.
+        vision_grid: Its patches; None where they follow the image.
+    """
+
+    config: dict[str, Any]
+    billions: float
+    num_layers: int
+    hidden_size: int
+    channels: int
+    vision_channels: int
+    vision_grid: tuple[int, int] | None
+
+
+QWEN2_7B = dict(
+    model_type="qwen2",
+    hidden_size=3584,
+    intermediate_size=18944,
+    num_hidden_layers=28,
+    num_attention_heads=28,
+    num_key_value_heads=4,
+    vocab_size=152064,
+)
+SIGLIP_SO400M = dict(
+    model_type="siglip_vision_model",
+    hidden_size=1152,
+    intermediate_size=4304,
+    num_hidden_layers=27,
+    num_attention_heads=16,
+    patch_size=14,
+    vision_use_head=False,
+)
+SIGLIP_L = dict(
+    model_type="siglip_vision_model",
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    image_size=384,
+    patch_size=16,
+)
+LLAMA = dict(model_type="llama", vocab_size=102400)
+LFM2_ATTENTION = (2, 5, 8, 10, 12, 14)
+# By the name under which a recipe loads it. Fields that are missing are transformers' own defaults.
+PUBLISHED = {
+    "llava-hf/llava-1.5-7b-hf": Published(
+        dict(model_type="llava", text_config=dict(model_type="llama", vocab_size=32064)),
+        7.1, 32, 4096, 1024, 1024, (24, 24),
+    ),
+    "llava-hf/llava-v1.6-vicuna-7b-hf": Published(
+        dict(model_type="llava_next", text_config=dict(model_type="llama", vocab_size=32064)),
+        7.1, 32, 4096, 2048, 1024, (24, 24),
+    ),
+    "llava-hf/llava-v1.6-mistral-7b-hf": Published(
+        dict(
+            model_type="llava_next",
+            text_config=dict(model_type="mistral", vocab_size=32064, sliding_window=None),
+        ),
+        7.6, 32, 4096, 2048, 1024, (24, 24),
+    ),
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": Published(
+        dict(
+            model_type="llava_onevision",
+            text_config=QWEN2_7B,
+            vision_config=dict(SIGLIP_SO400M, num_hidden_layers=26, image_size=384),
+        ),
+        8.0, 28, 3584, 1568, 1152, (27, 27),
+    ),
+    "Qwen/Qwen2.5-VL-7B-Instruct": Published(
+        dict(
+            model_type="qwen2_5_vl",
+            text_config=dict(
+                QWEN2_7B,
+                model_type="qwen2_5_vl_text",
+                rope_scaling=dict(rope_type="default", mrope_section=[16, 24, 24]),
+            ),
+            vision_config=dict(
+                depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584
+            ),
+        ),
+        8.3, 28, 3584, 784, 1280, None,
+    ),
+    "Qwen/Qwen3-VL-4B-Instruct": Published(
+        dict(
+            model_type="qwen3_vl",
+            text_config=dict(
+                model_type="qwen3_vl_text",
+                hidden_size=2560,
+                intermediate_size=9728,
+                num_hidden_layers=36,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+                head_dim=128,
+                vocab_size=151936,
+                tie_word_embeddings=True,
+                rope_scaling=dict(rope_type="default", mrope_section=[24, 20, 20], mrope_interleaved=True),
+            ),
+            vision_config=dict(
+                depth=24,
+                hidden_size=1024,
+                intermediate_size=4096,
+                num_heads=16,
+                out_hidden_size=2560,
+                deepstack_visual_indexes=[5, 11, 17],
+            ),
+        ),
+        4.4, 36, 2560, 1152, 1024, None,
+    ),
+    "OpenGVLab/InternVL3-8B-hf": Published(
+        dict(
+            model_type="internvl",
+            text_config=dict(QWEN2_7B, vocab_size=151674),
+            vision_config=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24),
+        ),
+        7.9, 28, 3584, 1568, 1024, (32, 32),
+    ),
+    "google/gemma-3-4b-it": Published(
+        dict(
+            model_type="gemma3",
+            text_config=dict(
+                model_type="gemma3_text", hidden_size=2560, intermediate_size=10240, num_hidden_layers=34
+            ),
+            vision_config=dict(SIGLIP_SO400M, image_size=896),
+        ),
+        4.3, 34, 2560, 40, 1152, (64, 64),
+    ),
+    "LiquidAI/LFM2-VL-1.6B": Published(
+        dict(
+            model_type="lfm2-vl",
+            text_config=dict(
+                model_type="lfm2",
+                hidden_size=2048,
+                block_ff_dim=12288,
+                num_hidden_layers=16,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+                layer_types=["full_attention" if i in LFM2_ATTENTION else "conv" for i in range(16)],
+            ),
+            vision_config=dict(SIGLIP_SO400M, model_type="siglip2_vision_model", patch_size=16),
+        ),
+        1.6, 16, 2048, 384, 1152, None,
+    ),
+    "deepseek-community/deepseek-vl-1.3b-chat": Published(
+        dict(
+            model_type="deepseek_vl",
+            text_config=dict(
+                LLAMA,
+                hidden_size=2048,
+                intermediate_size=5632,
+                num_hidden_layers=24,
+                num_attention_heads=16,
+            ),
+            vision_config=SIGLIP_L,
+        ),
+        2.0, 24, 2048, 384, 1024, (24, 24),
+    ),
+    "deepseek-community/deepseek-vl-7b-chat": Published(
+        dict(
+            model_type="deepseek_vl_hybrid", text_config=dict(LLAMA, num_hidden_layers=30), vision_config=SIGLIP_L
+        ),
+        7.3, 30, 4096, 960, 1024, (24, 24),
+    ),
+}  # fmt: skip
+RECIPES = {
+    Config.fromfile(path).model.lmm.pretrained: path
+    for path in sorted(CONFIGS.glob("*/frozen_*_refcoco_png.py"))
+    if path.parent.name != "tiny"
+}
+
+
+def test_every_published_model_of_a_recipe_has_its_sizes_here() -> None:
+    assert RECIPES.keys() == PUBLISHED.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_fits_the_published_model_and_says_its_channels(name: str, tmp_path: Path) -> None:
+    published, recipe = PUBLISHED[name], RECIPES[name]
+    (tmp_path / "config.json").write_text(json.dumps(published.config))
+    model = model_on_meta(Config.fromfile(recipe), tmp_path)
+    lmm, head = model.lmm, model.heads["phrase"]
+    assert {p.device.type for p in model.parameters()} == {"meta"}
+    assert round(sum(p.numel() for p in lmm.parameters()) / 1e9, 1) == published.billions
+    assert (lmm.num_layers, lmm.hidden_size) == (published.num_layers, published.hidden_size)
+    assert lmm.attention_channels == head.mask_head.in_channels == published.channels
+    assert head.text_proj.in_features == published.hidden_size
+    assert (lmm.vision_channels, lmm.vision_grid) == (published.vision_channels, published.vision_grid)
+    (base,) = [path for path in base_files(recipe) if path.parent.name == "models"]
+    said = re.search(r"(\d+) attention channels", ast.get_docstring(ast.parse(base.read_text())) or "")
+    assert said is not None, base
+    assert int(said[1]) == published.channels, base
