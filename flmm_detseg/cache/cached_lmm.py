@@ -17,6 +17,7 @@ from flmm_detseg.cache.reading.packing import pack_prompts, phrase_places, share
 from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.cache.reading.prompt_parts import (
     PromptParts,
+    partitioned,
 )
 from flmm_detseg.cache.reading.reader import GroupReader
 from flmm_detseg.cache.regions.sources import Partitioner
@@ -210,17 +211,19 @@ class CachedLMM(GroupReader):
             )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             keys = image_keys if self.lmm.share_prefix else None
-            groups = share_images(inputs, keys)
-            firsts = [inputs[members[0]] for members in groups]
-            longest = [max(len(inputs[member].input_ids) for member in members) for members in groups]
+            items = partitioned(inputs)
+            groups = share_images(items, keys)
+            firsts = [items[members[0]] for members in groups]
+            longest = [max(len(items[member].input_ids) for member in members) for members in groups]
             layers = (self.feature_layer, *capture.vision_layers)
             leads, states, stored = see_groups(self, firsts, layers, longest, self.stale_share)
-            vision = self._vision_maps(states, groups, capture.vision_layers)
+            wanted = capture.vision_layers
+            vision = self._vision_maps(states, groups, wanted) if wanted else None
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)
-            packed = pack_prompts(self.layout, leads, inputs, groups)
+            packed = pack_prompts(self.layout, leads, items, groups)
             sequences = packed.sequences(self._sequences(states[self.feature_layer], packed.rows, stored))
-            places = phrase_places(inputs, packed)
+            places = phrase_places(items, packed)
             captured = self.lmm.read(sequences, places, capture)
             if captured.attention is not None:
                 sent = [
@@ -229,7 +232,7 @@ class CachedLMM(GroupReader):
                 ]
                 captured = replace(captured, attention=torch.stack(sent))
             unembed = self.lmm.unembed if capture.logits else None
-            return states_of(captured, sequences, places, inputs, unembed, vision)
+            return states_of(captured, sequences, places, items, unembed, vision)
 
     # Answers.
 

@@ -95,9 +95,15 @@ class TensorDigests:
         # Before the values are read: a change meanwhile then causes another reading.
         layout, places = _layout(tensor), _places(tensor)
         sample = tensor.detach().as_strided(*places).clone()
-        forget = weakref.ref(tensor, lambda _, known=self._known: known.pop(name, None))
+        known = self._known
+
+        def forget(_: weakref.ref[Tensor]) -> None:
+            known.pop(name, None)
+
         storage = StorageWeakRef(tensor.untyped_storage())
-        self._known[name] = _Read(forget, storage, layout, _digest(tensor), places, sample)
+        self._known[name] = _Read(
+            weakref.ref(tensor, forget), storage, layout, _digest(tensor), places, sample
+        )
         return self._known[name]
 
 
@@ -169,7 +175,7 @@ def _places(tensor: Tensor) -> tuple[tuple[int], tuple[int], int]:
         size, stride = tensor.shape[longest], tensor.stride(longest)
     count = min(size, _SAMPLES)
     step = size // count if count else 1
-    return (count,), (step * stride,), tensor.storage_offset() + random.randrange(step) * stride
+    return (count,), (step * stride,), int(tensor.storage_offset()) + random.randrange(step) * stride
 
 
 def _bytes(values: Tensor) -> Tensor:
@@ -179,5 +185,5 @@ def _bytes(values: Tensor) -> Tensor:
 
 def _digest(tensor: Tensor) -> str:
     digest = blake2b(json.dumps([str(tensor.dtype), list(tensor.shape)]).encode(), digest_size=16)
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

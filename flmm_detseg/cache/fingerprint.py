@@ -13,7 +13,7 @@ from importlib.metadata import version
 from itertools import chain, islice, repeat
 from operator import is_
 from threading import RLock
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from flmm_detseg.cache.digests import TensorDigests
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.lora.layers import lora_layers, lora_switches
-from flmm_detseg.lmms.processors import LMMProcessor
+from flmm_detseg.lmms.processors import PixelProcessor
 from flmm_detseg.store.records import Namespace
 
 # Raise it when isolated encoding or the layout change what comes out.
@@ -40,13 +40,16 @@ _LIBRARIES = ("torch", "transformers", "peft", "pillow", "numpy")
 class Named(Protocol):
     """What a fingerprint looks at."""
 
-    lmm: LMM
-    processor: LMMProcessor | None
+    processor: PixelProcessor | None
     layout: Any
     prefusion: nn.Module | None
     background_projector: nn.Module | None
     separators: nn.Parameter
     feature_layer: int
+
+    @property
+    def lmm(self) -> LMM:
+        """The wrapped adapter."""
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +83,7 @@ class Fingerprints:
         return {"_model": self._model}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["_model"])
+        Fingerprints.__init__(self, state["_model"])
 
     def namespace(self, tenant: str) -> Namespace:
         """Where a tenant's entries of this very model live.
@@ -216,7 +219,8 @@ def _program(module: nn.Module) -> str:
         for key, value in module.__dict__.items()
         if type(value) in _PLAIN and key not in _NO_SETTING
     ]
-    return f"{_class_name(type(module))} {plain}"
+    kind: Any = type(module)  # a class is hashable; mypy looks at the `__hash__` of its instances
+    return f"{_class_name(kind)} {plain}"
 
 
 def _hashed(facts: list[Any], trees: Iterable[_Tree], weights: Iterable[list[str]]) -> str:
@@ -268,7 +272,7 @@ def _language_facts(model: Named) -> list[Any]:
     layout = asdict(model.layout)
     # Decides what is refused, not what is computed.
     del layout["max_length"]
-    fusion = None if model.prefusion is None else asdict(model.prefusion.settings)
+    fusion = None if model.prefusion is None else asdict(cast(Any, model.prefusion.settings))  # PreFusion
     return [_plain(model.lmm.part_config("llm")), layout, fusion]
 
 
@@ -301,7 +305,7 @@ def _numerics(model: Named) -> list[Any]:
 
 
 def _float32_precision() -> list[Any]:
-    backends = torch.backends
+    backends: Any = torch.backends  # torch's stubs leave these switches out
     if not hasattr(backends, "fp32_precision"):
         return [torch.get_float32_matmul_precision(), backends.cudnn.allow_tf32]
     # Since 2.9 the older getters raise errors in programs that use the newer switches.

@@ -16,7 +16,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flmm_detseg.cache.reading.layout import PromptLayout
 from flmm_detseg.cache.reading.prompt_parts import PartitionedInputs, PromptParts, image_span, with_text
-from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.capture.decoder_pass import Sequences
 from flmm_detseg.lmms.capture.packing import PhraseRows, SharedRow, distinct_images, lay_out, phrase_rows
 
@@ -61,14 +60,9 @@ def share_images(
 
     Returns:
         Per row the samples in it, in order of their first one.
-
-    Raises:
-        ConfigError: A sample was prepared by another adapter.
     """
     groups: dict[tuple[int, bytes, bytes], list[int]] = {}
     for index, (item, owner) in enumerate(zip(inputs, distinct_images(inputs, image_keys), strict=True)):
-        if getattr(item, "partition", None) is None:
-            raise ConfigError(f"{item.record_id}: prepared without groups of patches; use CachedLMM.prepare")
         system_ids = item.input_ids[: image_span(item)[0]].numpy().tobytes()
         groups.setdefault((owner, item.partition.group.tobytes(), system_ids), []).append(index)
     return list(groups.values())

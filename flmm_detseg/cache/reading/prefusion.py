@@ -24,7 +24,7 @@ from flmm_detseg.store.records import PrefixKV
 
 if TYPE_CHECKING:
     from flmm_detseg.cache.reading.prompt_parts import PromptParts
-    from flmm_detseg.lmms import LlavaAdapter
+    from flmm_detseg.lmms.lmm import LMM
 
 
 @MODELS.register_module()
@@ -57,7 +57,7 @@ class PreFusion:
         """Tokens that replace a background's patches, 0 without compression."""
         return (self.compressed_side or 0) ** 2
 
-    def build(self, lmm: LlavaAdapter) -> QuestionFusion:
+    def build(self, lmm: LMM) -> QuestionFusion:
         """The modules, in the LMM's dtype and on its device.
 
         Args:
@@ -68,6 +68,7 @@ class PreFusion:
         """
         compressor = None
         if self.compressed_side is not None:
+            assert lmm.vision_grid is not None  # a tower that is read in groups has one
             compressor = Compressor(
                 lmm.vision_channels, lmm.vision_grid, self.compressed_side, self.num_heads
             )
@@ -95,6 +96,9 @@ class Compressor(nn.Module):
 
     Source: LLaVA-Mini (arXiv 2501.03895), query-based compression.
     """
+
+    patch_places: Tensor
+    query_places: Tensor
 
     def __init__(self, channels: int, grid: tuple[int, int], side: int, num_heads: int) -> None:
         super().__init__()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from flmm_detseg.structures.partition import PatchPartition
 class PartitionedInputs(LMMInputs):
     """A prepared sample (its sequence in the LMM's own order) with the groups of its patches."""
 
-    partition: PatchPartition | None = None
+    partition: PatchPartition = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,25 @@ def with_partition(item: LMMInputs, partition: PatchPartition) -> PartitionedInp
     )
 
 
+def partitioned(inputs: Sequence[LMMInputs]) -> list[PartitionedInputs]:
+    """The same samples, known to have groups.
+
+    Args:
+        inputs: Prepared samples.
+
+    Returns:
+        All of them, in order.
+
+    Raises:
+        ConfigError: A sample was prepared by another adapter.
+    """
+    found = [item for item in inputs if isinstance(item, PartitionedInputs)]
+    if len(found) < len(inputs):
+        other = next(item for item in inputs if not isinstance(item, PartitionedInputs))
+        raise ConfigError(f"{other.record_id}: prepared without groups of patches; use CachedLMM.prepare")
+    return found
+
+
 def split_prompt(
     layout: PromptLayout,
     item: LMMInputs,
@@ -69,9 +89,8 @@ def split_prompt(
         ConfigError: The sample was prepared by another adapter.
         DataError: The prompt is too long, or the groups are of another grid.
     """
-    partition = getattr(item, "partition", None) if partition is None else partition
     if partition is None:
-        raise ConfigError(f"{item.record_id}: prepared without groups of patches; use CachedLMM.prepare")
+        partition = partitioned([item])[0].partition
     start, end = image_span(item)
     assert end - start == layout.num_patches, item.record_id
     if len(partition.group) != layout.num_patches:

@@ -24,6 +24,7 @@ from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms import LMMAdapter
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower
+from flmm_detseg.lmms.processors import PixelProcessor
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import LMMInputs, Sample
 from flmm_detseg.structures.partition import PatchPartition
@@ -71,40 +72,48 @@ class GroupReader(LMMAdapter):
         order: str = "background",
     ) -> None:
         super().__init__()
-        lmm = MODELS.build(lmm) if isinstance(lmm, Mapping) else lmm
-        self.tower = _check_readable(lmm)
+        built, self.tower = _readable(MODELS.build(lmm) if isinstance(lmm, Mapping) else lmm)
         # In a tuple: submodules of it would have a second name.
-        self._wrapped = (lmm,)
-        self.model, self.facts, self.lora_groups = lmm.model, lmm.facts, lmm.lora_groups
-        self.added_tokens = lmm.added_tokens
-        self.attention_layers, self.attention_heads = lmm.attention_layers, lmm.attention_heads
+        self._wrapped = (built,)
+        self.model, self.facts, self.lora_groups = built.model, built.facts, built.lora_groups
+        self.added_tokens = built.added_tokens
+        self.attention_layers, self.attention_heads = built.attention_layers, built.attention_heads
         self.feature_layer = self.tower.feature_layer
         self.partitioner = MODELS.build(partitioner) if isinstance(partitioner, Mapping) else partitioner
-        limit = lmm.decoder_module.config.max_position_embeddings
-        self.processor = copy.copy(lmm.processor)
+        limit = built.decoder_module.config.max_position_embeddings
+        processor = built.processor
+        assert processor is None or isinstance(processor, PixelProcessor)  # LLaVA's pixels are our own
+        self.processor = copy.copy(processor)
         if self.processor is not None:
             settings = self.processor.settings
             limit = settings.max_length
             # Room for the separators: texts are cut where the longer sequence would end.
             self.processor.settings = replace(settings, max_length=max(1, limit - NUM_SEPARATORS))
-        rows, cols = lmm.vision_grid
+        rows, cols = self.vision_grid
         prefusion = MODELS.build(prefusion) if isinstance(prefusion, Mapping) else prefusion
         compressed = 0 if prefusion is None else prefusion.num_compressed
         self.layout = PromptLayout(rows * cols, positions, letterbox, limit, compressed, order)
-        words = lmm.class_embeddings(["background", "objects"])
+        words = built.class_embeddings(["background", "objects"])
         self.separators = nn.Parameter(words.repeat_interleave(2, dim=0), requires_grad=False)
         if projectors not in PROJECTORS:
             raise ConfigError(f"`projectors` is {projectors!r}; allowed: {', '.join(PROJECTORS)}")
         own = projectors == "separate"
-        self.background_projector = copy.deepcopy(lmm.part_module("projector")).float() if own else None
-        self.object_projector = copy.deepcopy(lmm.part_module("projector")).float() if own else None
-        self.prefusion = None if prefusion is None else prefusion.build(lmm)
+        self.background_projector = copy.deepcopy(built.part_module("projector")).float() if own else None
+        self.object_projector = copy.deepcopy(built.part_module("projector")).float() if own else None
+        self.prefusion = None if prefusion is None else prefusion.build(built)
         self.fingerprints = Fingerprints(self)
 
     @property
     def lmm(self) -> LMM:
         """The wrapped adapter."""
         return self._wrapped[0]
+
+    @property
+    def vision_grid(self) -> tuple[int, int]:
+        """``(rows, cols)`` of patches the vision tower sees."""
+        grid = self.facts.vision.grid
+        assert grid is not None  # a tower that is read in groups has one
+        return grid
 
     @property
     def position_limit(self) -> int | None:
@@ -218,15 +227,15 @@ class GroupReader(LMMAdapter):
         order = torch.cat([part.background, part.objects]).argsort()
         return torch.cat([self.lmm.words(part.system_ids), tokens[order], self.lmm.words(part.text_ids)])
 
-    def isolated_features(self, item: LMMInputs) -> Tensor:
+    def isolated_features(self, item: PartitionedInputs) -> Tensor:
         """Vision features of all patches of one sample, each group on its own, ``[N, D]``."""
         return self.see([item], (self.feature_layer,))[self.feature_layer][0]
 
-    def vision_states(self, item: LMMInputs, layers: Collection[int]) -> dict[int, Tensor]:
+    def vision_states(self, item: PartitionedInputs, layers: Collection[int]) -> dict[int, Tensor]:
         """Hidden states of the isolated tower as maps: per layer ``[D, rows, cols]``."""
         return self._vision_maps(self.see([item], layers), [[0]], layers)[0]
 
-    def see(self, inputs: Sequence[LMMInputs], layers: Collection[int]) -> dict[int, Tensor]:
+    def see(self, inputs: Sequence[PartitionedInputs], layers: Collection[int]) -> dict[int, Tensor]:
         """Hidden states of all patches, each group on its own: per layer ``[B, N, D]``."""
         groups = torch.stack([self.layout.groups(item.partition) for item in inputs])
         pixels = torch.stack([self.pixels(item) for item in inputs])
@@ -234,9 +243,7 @@ class GroupReader(LMMAdapter):
 
     def _vision_maps(
         self, states: dict[int, Tensor], groups: Sequence[Sequence[int]], layers: Collection[int]
-    ) -> list[dict[int, Tensor]] | None:
-        if not layers:
-            return None
+    ) -> list[dict[int, Tensor]]:
         rows = {member: row for row, members in enumerate(groups) for member in members}
         return [
             {layer: states[layer][rows[index]].T.unflatten(1, self.vision_grid) for layer in layers}
@@ -244,8 +251,8 @@ class GroupReader(LMMAdapter):
         ]
 
 
-def _check_readable(lmm: LMMAdapter) -> IsolatedTower:
-    """The tower of an LMM that can be read in groups.
+def _readable(lmm: LMMAdapter) -> tuple[LMM, IsolatedTower]:
+    """An LMM that can be read in groups, and its tower.
 
     Raises:
         ConfigError: Another family, added parts, a sliding window, or Conv-LoRA in the vision tower.
@@ -256,7 +263,7 @@ def _check_readable(lmm: LMMAdapter) -> IsolatedTower:
             "`lmm.parts` out, or use the LMM without the cache"
         )
     tower = lmm.grouped_tower() if isinstance(lmm, LMM) else None
-    if tower is None:
+    if not isinstance(lmm, LMM) or tower is None:
         raise ConfigError(
             f"the background cache reads LLaVA-1.5 (LlavaAdapter), not {type(lmm).__name__}: it needs one square view "
             "and a tower whose patches can be read in groups"
@@ -265,4 +272,4 @@ def _check_readable(lmm: LMMAdapter) -> IsolatedTower:
         raise ConfigError("the background cache needs a language model without a sliding window")
     if any(group.kind == "conv_lora" and group.part == "vision" for group in lmm.lora_groups.values()):
         raise ConfigError("Conv-LoRA in the vision tower looks across the borders of groups; use plain LoRA")
-    return tower
+    return lmm, tower

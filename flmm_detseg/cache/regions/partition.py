@@ -128,7 +128,7 @@ def mask_tiles(grid: PatchGrid, mask: np.ndarray) -> np.ndarray:
         DataError: The mask is of another size than the image.
     """
     if mask.ndim == 3:
-        mask = mask.any(0)
+        mask = np.any(mask, axis=0)
     if mask.shape != grid.image_size:
         raise DataError(f"mask of size {mask.shape}, image of size {grid.image_size}")
     rows, cols = patch_grid(grid)

@@ -128,7 +128,7 @@ class GivenRegions(RegionSource):
             )
         if self.kind in ("boxes", "meta"):
             return Regions(boxes_xyxy=np.asarray(found, dtype=np.float32).reshape(-1, 4))
-        return Regions(mask=np.asarray(found, dtype=bool).any(0))
+        return Regions(mask=np.any(np.asarray(found, dtype=bool), axis=0))
 
 
 @MODELS.register_module()
@@ -180,7 +180,7 @@ class FrameDifference(RegionSource):
 
     def find(self, sample: Sample) -> Regions:
         """See :class:`RegionSource`; remembers the image, where it belongs to a stream."""
-        left = np.zeros(sample.image_size, dtype=np.uint8)
+        left: np.ndarray = np.zeros(sample.image_size, dtype=np.uint8)
         session = sample.meta.get(SESSION)
         if session is None:
             return Regions(mask=left > 0)

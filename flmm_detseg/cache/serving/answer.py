@@ -113,6 +113,7 @@ def answer_stream(
     plan, spec = done.parts.plan, capture or CaptureSpec()
     position = int(plan.position_ids[-1]) + 1
     columns = plan.columns.clamp(min=0)
+    assert model.processor is not None  # it has prepared the sample
     run = model.lmm.greedy_answer(
         model.processor.tokenizer, done.item, columns, spec, position, max_new_tokens
     )

@@ -175,6 +175,7 @@ class Request:
         with model.exclusive() as self._entry, watch("match"):
             self.namespace = model.fingerprints.namespace(use.tenant)
         with watch("match"):
+            assert model.processor is not None  # it has prepared the sample
             self.tiles = cut_tiles(model.processor.denormalise(item.pixel_values), model.patch_size)
             system_ids = item.input_ids[: image_span(item)[0]]
             self.prefix_key = model.layout.prefix_key(system_ids, model.separators)

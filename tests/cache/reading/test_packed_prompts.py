@@ -10,6 +10,7 @@ from cached_parts import boxed_sample, cached_llava
 
 from flmm_detseg.cache.reading.packing import share_images
 from flmm_detseg.cache.reading.prefusion import PreFusion
+from flmm_detseg.cache.reading.prompt_parts import partitioned
 from flmm_detseg.cache.regions.sources import Partitioner, RandomRegions
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads import LanguageHead
@@ -171,4 +172,4 @@ def test_other_pixels_share_nothing_and_plain_inputs_are_refused():
     assert share_images(items, ["a", "a"]) == [[0], [1]]
     assert share_images([items[0]] * 2, None) == [[0], [1]]
     with pytest.raises(ConfigError, match="CachedLMM.prepare"):
-        share_images([model.lmm.prepare(shown)], ["a"])
+        partitioned([*items, model.lmm.prepare(shown)])
