@@ -82,14 +82,14 @@ class FrameFCOS(FCOSHead):
         num_classes: int,
         in_channels: int,
         strides: Sequence[float],
-        feat_channels: int = 256,
-        stacked_convs: int = 4,
-        range_factor: float = 8.0,
-        centre_radius: float = 1.5,
-        box_weight: float = 1.0,
-        centreness_weight: float = 1.0,
-        class_weight: float = 1.0,
-        text_channels: int | None = None,
+        feat_channels: int,
+        stacked_convs: int,
+        range_factor: float,
+        centre_radius: float,
+        box_weight: float,
+        centreness_weight: float,
+        class_weight: float,
+        text_channels: int | None,
     ) -> None:
         bounds = [-1.0, *(range_factor * stride for stride in strides[:-1]), _INF]
         self.text_channels = text_channels
