@@ -88,7 +88,7 @@ def forward(model: LlamaModel, embeds: Tensor, case: Case, mode: str) -> list[Te
 
 
 def measure_peak(call: Callable[[], list[Tensor]], device: str) -> int | None:
-    """Bytes above the start that process (CPU) or GPU held at the peak; None where it cannot be read."""
+    """Bytes above the start that process (CPU) or GPU used at the peak; None where it cannot be read."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -116,11 +116,11 @@ def measure(model: LlamaModel, case: Case, repeats: int, device: str, bar: tqdm)
     embeds = torch.randn(1, case.length, model.config.hidden_size, device=device, dtype=model.dtype)
     seconds: dict[str, list[float]] = {mode: [] for mode in modes}
     processor: dict[str, list[float]] = {mode: [] for mode in modes}
-    held: dict[str, int] = {}
+    attention_bytes: dict[str, int] = {}
     peak: dict[str, int | None] = {}
     for mode in modes:
         kept = forward(model, embeds, case, mode)
-        held[mode] = sum(tensor.numel() * tensor.element_size() for tensor in kept)
+        attention_bytes[mode] = sum(tensor.numel() * tensor.element_size() for tensor in kept)
         del kept
         peak[mode] = measure_peak(lambda mode=mode: forward(model, embeds, case, mode), device)
         bar.update(2)
@@ -138,7 +138,7 @@ def measure(model: LlamaModel, case: Case, repeats: int, device: str, bar: tqdm)
         mode: {
             "seconds": round(statistics.median(seconds[mode]), 4),
             "processor_seconds": round(statistics.median(processor[mode]), 4),
-            "attention_bytes": held[mode],
+            "attention_bytes": attention_bytes[mode],
             "peak_growth_bytes": peak[mode],
             "turns": {"seconds": seconds[mode], "processor_seconds": processor[mode]},
         }

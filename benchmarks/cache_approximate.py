@@ -1,7 +1,7 @@
 """Level L3 on streams whose pixels differ though nothing changed: does it hit, and do its answers hold?
 
-Streams with sensor noise (normal, of a fresh draw for every frame, ``--noise`` grey values), and streams of which each
-frame is PNG or JPEG by lot. ``wall`` is the camera with everything but its moving objects painted over by a smooth
+Streams with sensor noise (normal, drawn anew for every frame, ``--noise`` grey values), and streams of which each
+frame is PNG or JPEG at random. ``wall`` is the camera with everything but its moving objects painted over by a smooth
 gradient, asked about those objects only: what L3 is made for. Every item is asked twice, in static sessions and caches
 of their own: with L3 (the config's ``stream_cache``), and with ``cache="exact"``. Each answer from L3 is made again in
 full with the same groups of patches.
@@ -46,7 +46,7 @@ class Cell:
     items: int = 0
     levels: Counter[str] = field(default_factory=Counter)
     exact_levels: Counter[str] = field(default_factory=Counter)
-    stale: int = 0
+    changed: int = 0
     agreeing: int = 0
     right: int = 0
     exact_right: int = 0
@@ -101,7 +101,7 @@ def ask(model: CachedLMM, sessions: dict[str, StreamSession], item: StreamItem, 
     cell.right += found.text == item.answer
     cell.exact_right += exact.text == item.answer
     if found.level == "L3":
-        cell.stale += found.num_stale
+        cell.changed += found.num_stale
         sample = Sample(item.stream, item.image, "", (), prompt=item.question)
         full = answer(model, sample, partition=found.partition, max_new_tokens=MAX_NEW_TOKENS)
         cell.agreeing += full.token_ids == found.token_ids
@@ -116,7 +116,7 @@ def row(name: str, cell: Cell, confidence: float) -> dict[str, Any]:
         "exact_hit_rate": round(1 - cell.exact_levels["miss"] / cell.items, 3),
         "hit_rate_with_l3": round(1 - cell.levels["miss"] / cell.items, 3),
         "l3_hits": near,
-        "stale_patches_mean": round(cell.stale / near, 2) if near else None,
+        "stale_patches_mean": round(cell.changed / near, 2) if near else None,
         "l3_answers_differ": near - cell.agreeing,
         "differ_upper_bound": round(clopper_pearson(near - cell.agreeing, near, confidence)[1], 3),
         "right_exact": round(cell.exact_right / cell.items, 3),

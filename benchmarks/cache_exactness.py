@@ -7,7 +7,7 @@ groups of patches. Greedy tokens have to be identical, all logits of all steps w
 others, another answer is no error; how often that happens is reported.
 
 Frames that repeat an earlier frame exactly are counted apart: a plain prefix cache serves them, too. Encodings:
-``png``, ``jpeg``, and ``mixed`` (each frame one of the two by lot), which breaks the equality of pixels.
+``png``, ``jpeg``, and ``mixed`` (each frame one of the two at random), which breaks the equality of pixels.
 
 Example: ``python benchmarks/cache_exactness.py`` (about 6 minutes on one idle core); ``--items 60`` for a smoke test.
 Exit code 2 when anything differs.

@@ -71,10 +71,10 @@ def trace_scan(random: np.random.Generator, num_items: int, length: int) -> np.n
     """A third of all requests are runs of backgrounds that are seen once."""
     requests = zipf_ranks(random, num_items, length)
     run = max(1, length // 60)
-    fresh = num_items
+    next_item = num_items
     for start in range(0, length - run, 3 * run):
-        requests[start : start + run] = np.arange(fresh, fresh + run)
-        fresh += run
+        requests[start : start + run] = np.arange(next_item, next_item + run)
+        next_item += run
     return requests
 
 

@@ -188,7 +188,7 @@ def main() -> dict[str, Any]:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--jobs", nargs="+", help="training, evaluation, labelling, world (default: all in turn)"
+        "--jobs", nargs="+", help="training, evaluation, labelling, world (default: all, one after the other)"
     )
     args = parser.parse_args()
     random_numbers = random.Random(args.seed)
@@ -225,7 +225,7 @@ def trials(jobs: list[Job], base: Path, count: int, seed: int, numbers: random.R
     for number in range(count):
         job, fault = jobs[number % len(jobs)], FAULTS[(number // len(jobs)) % len(FAULTS)]
         if job.name not in undisturbed:
-            folder = fresh(base, f"undisturbed_{job.name}")
+            folder = empty_folder(base, f"undisturbed_{job.name}")
             started = time.monotonic()
             if run(job.command(folder), folder):
                 raise SystemExit(f"{job.name} failed undisturbed: {(folder / 'log.txt').read_text()[-2000:]}")
@@ -235,7 +235,7 @@ def trials(jobs: list[Job], base: Path, count: int, seed: int, numbers: random.R
         while (
             code == 0 and tries < _TRIES
         ):  # on a machine that became faster a job may end before it is disturbed
-            folder = fresh(base, f"trial_{number}_{tries}")
+            folder = empty_folder(base, f"trial_{number}_{tries}")
             if fault == "disk full":
                 code = run(job.command(folder), folder, limit=max(1, int(share * largest)))
             else:
@@ -267,7 +267,7 @@ def trials(jobs: list[Job], base: Path, count: int, seed: int, numbers: random.R
     return figures
 
 
-def fresh(base: Path, name: str) -> Path:
+def empty_folder(base: Path, name: str) -> Path:
     folder = base / name
     folder.mkdir()
     (folder / "data").symlink_to(base / "data")

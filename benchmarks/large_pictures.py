@@ -2,7 +2,7 @@
 
 A picture of 4096 x 4096 with ten phrases goes through ``Grounder.ground``. "After the model" is all that follows the
 refiner's logits at the size of the picture: threshold, score, box, count, packing, the result. Making those logits
-(SAM enlarges its maps to the picture) is told apart; with a large model it vanishes.
+(SAM enlarges its maps to the picture) is reported separately; with a large model it vanishes.
 
 Example: ``python benchmarks/large_pictures.py`` (about a minute on 2 cores, 2 GB); exits with 1 when the share is above
 its limit. ``--quick`` for a smoke test.

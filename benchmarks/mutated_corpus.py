@@ -1,7 +1,7 @@
 """What readers make of damaged and odd files: python benchmarks/mutated_corpus.py [--files 2000] [--seeds 0 1 2]
 
 Files and operators are those of the tests (tests/corpus). The last line is JSON; a traceback, a killed process or a
-value that nothing behind the reader can use gives exit code 1.
+value that nothing after the reader can use gives exit code 1.
 """
 
 from __future__ import annotations

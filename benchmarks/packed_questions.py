@@ -1,7 +1,7 @@
 """What shared rows save in training: a step on several questions per image, each image read once or once a question.
 
-Two adapters of one config family in one run, each both ways by turns: the tiny cached LLaVA with LoRA (rung 5 of the
-ladder), and the stock one with the same LoRA. Needs no data sets: scenes of TinyWorld are drawn here.
+Two adapters of one config family in one run, both ways alternately: the tiny cached LLaVA with LoRA (step 5 of
+its training), and the unmodified one with the same LoRA. Needs no data sets: scenes of TinyWorld are drawn here.
 
 Example: ``python benchmarks/packed_questions.py`` (half a minute on one core); ``--quick`` for a smoke test.
 """
@@ -29,7 +29,7 @@ CONFIGS = {"cached": "configs/cache/tiny_cached_lora.py", "stock": "configs/cach
 
 
 def make_samples(images: int, per_image: int) -> list[Sample]:
-    """Questions of ordinary scenes, those of an image one behind the other."""
+    """Questions of ordinary scenes, those of an image one after the other."""
     samples: list[Sample] = []
     index = 0
     while len(samples) < images * per_image:

@@ -95,7 +95,7 @@ def in_a_process(count: int, size: int, arguments: argparse.Namespace) -> dict[s
 
 
 def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Few and many phrases by turns.
+    """Few and many phrases alternately.
 
     Returns:
         Figures, ready for JSON; medians over the repeats.

@@ -1,4 +1,4 @@
-"""Streams by turns, for the benchmarks of the background cache."""
+"""Streams, interleaved, for the benchmarks of the background cache."""
 
 from __future__ import annotations
 

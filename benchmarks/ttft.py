@@ -1,8 +1,8 @@
 """Time to the first token: background cache (hit L2, hit L1, miss) against what one would do without it.
 
-All ways run on the same weights and take turns on the same items: stock LLaVA; stock without letterbox patches; a
+All ways run on the same weights, one after the other on each item: unmodified LLaVA; the same without letterbox; a
 prefix cache for exactly repeated images; first-k recompute of a similar image's keys and values (MPIC-like); EVS-style
-pruning of static image tokens (these two are approximate, so answers are compared with stock's). A time has everything
+pruning of static image tokens (these two are approximate, so answers are compared with the unmodified). A time has all
 in it: resizing, matching, the source of regions, vision, language model, copies of keys and values, storing, sampling.
 
 ``--width tiny``: the tiny LLaVA on all streams of TinyWorld, also where the cache loses. ``--width 7b``: LLaVA-7B's
@@ -10,15 +10,15 @@ width (4096, 32 heads, FFN 11008, 576 image tokens, ViT-L's width) with few rand
 mask per background share f, and every row's hits and misses made on purpose. There the speed-up of an L2 hit is set
 against the ideal, the ratio of floating point operations (section 5.1 of the reference, for the layers that run)::
 
-    F(n, p) = layers * (2 n (4 d^2 + 3 d ffn) + 4 d (n p + n^2 / 2))    n new tokens behind p stored ones
-    ideal   = F(stock tokens, 0) / F(new tokens, prefix tokens)
+    F(n, p) = layers * (2 n (4 d^2 + 3 d ffn) + 4 d (n p + n^2 / 2))    n new tokens after p stored ones
+    ideal   = F(all tokens, 0) / F(new tokens, prefix tokens)
 
 and against the token ratio S(f) = (S + N + T) / (N (1 - f) + T + 4). Ratios are medians over the turns of the ratio
 within a turn, by wall clock and by processor clock (a busy machine disturbs the second one less).
 
 ``--detector`` says where a miss's regions come from. ``rtdetr`` runs RT-DETR with random weights for its time only
 (part "detect" of a row); the regions are the given boxes. ``--batch 1 4 16`` measures, instead of the above, L2 hits of
-one entry in one padded pass behind its expanded keys and values, against stock in one batch of the same questions.
+one entry in one padded pass after its expanded keys and values, against one unmodified batch of the same questions.
 
 Examples: ``python benchmarks/ttft.py`` (about 2 minutes on one idle core); ``python benchmarks/ttft.py --width 7b``
 (4 GB, about 10 minutes on one idle core); ``--quick`` for a smoke test of either.
@@ -38,7 +38,7 @@ from tqdm import tqdm
 from ttft_batches import batch_table, tiny_batches, wide_batches
 from ttft_detectors import DETECTORS, RTDETR, partitioner
 from ttft_report import Request, draw_chart, print_table, table, whole_streams
-from ttft_ways import FULL, L1_ONLY, NO_CACHE, ExactImage, FirstK, Pruned, Split, Stock, Way, request
+from ttft_ways import FULL, L1_ONLY, NO_CACHE, ExactImage, FirstK, Pruned, Split, Unmodified, Way, request
 from ttft_wide import CASES, Case, speed_ups, wide_model, wide_requests
 
 from flmm_detseg.cache import BackgroundCache, CachedLMM, CacheSettings
@@ -73,8 +73,8 @@ def tiny_requests(
         cached,
         Split(model, BackgroundCache(replace(settings, levels=("L1",))), L1_ONLY),
         Split(model, None, NO_CACHE),
-        Stock(model),
-        Stock(model, drop_letterbox=True),
+        Unmodified(model),
+        Unmodified(model, drop_letterbox=True),
         ExactImage(model),
         FirstK(model),
         Pruned(model, cached),
@@ -155,7 +155,7 @@ def one_by_one(arguments: argparse.Namespace, model: CachedLMM) -> dict[str, Any
 
 
 def in_batches(arguments: argparse.Namespace, model: CachedLMM) -> dict[str, Any]:
-    """L2 hits and stock in batches: prints the table."""
+    """L2 hits and the unmodified model in batches: prints the table."""
     turns = 2 if arguments.quick else arguments.turns
     if arguments.width == "tiny":
         found = tiny_batches(model, arguments.batch, turns, 8 if arguments.quick else 40)
@@ -217,7 +217,10 @@ def main() -> dict[str, Any]:
     parser.add_argument("--turns", type=int, default=3, help="7b, and batches: requests per way and case")
     parser.add_argument("--items", type=int, default=320, help="tiny: frames of all streams")
     parser.add_argument(
-        "--encoding", choices=ENCODINGS, default="png", help="tiny: of the frames; mixed: png or jpeg by lot"
+        "--encoding",
+        choices=ENCODINGS,
+        default="png",
+        help="tiny: of the frames; mixed: png or jpeg at random",
     )
     parser.add_argument(
         "--detector",
@@ -231,7 +234,7 @@ def main() -> dict[str, Any]:
         type=positive,
         default=[],
         metavar="N",
-        help="instead of the ways one by one: so many L2 hits of one entry in one pass, against stock's batch",
+        help="instead of the ways one by one: so many L2 hits of one entry in one pass, against an unmodified batch",
     )
     parser.add_argument(
         "--cases", nargs="+", default=[case.name for case in CASES], choices=[case.name for case in CASES]

@@ -1,4 +1,4 @@
-"""Batches for ``ttft.py``: L2 hits of one entry in one pass, against stock in one batch of the same questions."""
+"""Batches for ``ttft.py``: L2 hits of one entry in one pass, against one unmodified batch of the same questions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flmm_detseg.datasets.tinyworld.streams import STREAM_KINDS, make_stream
 from flmm_detseg.lmms.parts.isolated_tower import gathered_batch
 from flmm_detseg.structures import Sample
 
-HIT, STOCK = "hit L2", "stock"
+HIT, UNMODIFIED = "hit L2", "stock"
 # Last hidden states [B, 1, d] of some prompts, and per prompt the tokens that the language model read, and had.
 _Prompts = tuple[Tensor, list[tuple[int, int]]]
 
@@ -36,7 +36,7 @@ class Batch:
     Attributes:
         case: Kind of the stream, or background share.
         turn: Batches of one turn read the same questions.
-        label: ``HIT`` or ``STOCK``.
+        label: ``HIT`` or ``UNMODIFIED``.
         wall: Milliseconds by part, all questions together.
         processor: The same by the processor's clock.
         first_tokens: Milliseconds until all first tokens are known.
@@ -53,7 +53,7 @@ class Batch:
 
 
 @torch.no_grad()
-def stock_together(model: CachedLMM, samples: Sequence[Sample], watch: Clocks) -> _Prompts:
+def unmodified_together(model: CachedLMM, samples: Sequence[Sample], watch: Clocks) -> _Prompts:
     """LLaVA as it is: images in one pass of the tower, prompts padded on the right in one of the language model."""
     with watch("prepare"):
         items = [model.prepare_text(sample) for sample in samples]
@@ -100,12 +100,12 @@ def measure(model: CachedLMM, run: Callable[[Clocks], _Prompts], case: str, turn
 def both(
     model: CachedLMM, use: CacheUse, batches: Sequence[Sequence[Sample]], case: str, bar: tqdm
 ) -> list[Batch]:
-    """Hits and stock take turns on the same questions; before that, each runs once unmeasured."""
+    """Hits and the unmodified model alternate on the same questions; before that, each runs once unmeasured."""
     found: list[Batch] = []
     for turn, samples in [(-1, batches[0]), *enumerate(batches)]:
         for label, run in (
             (HIT, partial(hits_together, model, samples, use)),
-            (STOCK, partial(stock_together, model, samples)),
+            (UNMODIFIED, partial(unmodified_together, model, samples)),
         ):
             done = measure(model, run, case, turn, label)
             bar.set_postfix_str(f"{case} {label} x {len(samples)}: {done.first_tokens / 1e3:.2f} s")
@@ -116,7 +116,7 @@ def both(
 
 
 def tiny_batches(model: CachedLMM, sizes: Sequence[int], turns: int, num_frames: int) -> list[Batch]:
-    """Frames of a stream that hit the same entry, each with its own question, by turns where there are fewer.
+    """Frames of a stream that hit the same entry, each with its own question, in rotation where there are fewer.
 
     Streams in which nothing hits are left out.
     """
@@ -181,16 +181,16 @@ def batch_table(model: CachedLMM, found: Sequence[Batch]) -> list[dict[str, Any]
     rows = []
     for case, size in dict.fromkeys((done.case, len(done.tokens)) for done in found):
         mine = [done for done in found if (done.case, len(done.tokens)) == (case, size)]
-        stock, hits = ([done for done in mine if done.label == label] for label in (STOCK, HIT))
-        pairs = list(zip(stock, hits, strict=True))
-        work = [sum(language_flops(model, *tokens) for tokens in side[0].tokens) for side in (stock, hits)]
+        plain, hits = ([done for done in mine if done.label == label] for label in (UNMODIFIED, HIT))
+        pairs = list(zip(plain, hits, strict=True))
+        work = [sum(language_flops(model, *tokens) for tokens in side[0].tokens) for side in (plain, hits)]
         row = {
             "case": case,
             "batch": size,
             "turns": len(pairs),
-            "stock_ms": round(median(done.first_tokens for done in stock), 2),
+            "stock_ms": round(median(done.first_tokens for done in plain), 2),
             "hit_ms": round(median(done.first_tokens for done in hits), 2),
-            "stock_ms_each": round(median(done.first_tokens for done in stock) / size, 2),
+            "stock_ms_each": round(median(done.first_tokens for done in plain) / size, 2),
             "hit_ms_each": round(median(done.first_tokens for done in hits) / size, 2),
             "speed_up": round(median(a.first_tokens / b.first_tokens for a, b in pairs), 3),
             "speed_up_processor": round(
@@ -201,7 +201,7 @@ def batch_table(model: CachedLMM, found: Sequence[Batch]) -> list[dict[str, Any]
         for clock in ("wall", "processor"):
             ratios = [getattr(a, clock)["language"] / getattr(b, clock)["language"] for a, b in pairs]
             row[f"prefill_{clock}"] = round(median(ratios), 3)
-        for name, side in (("stock", stock), ("hit", hits)):
+        for name, side in (("stock", plain), ("hit", hits)):
             for clock in ("wall", "processor"):
                 times = [getattr(done, clock) for done in side]
                 parts = {part: round(median(one[part] for one in times), 2) for part in times[0]}

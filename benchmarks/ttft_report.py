@@ -58,7 +58,7 @@ def table(found: list[Request], answers: bool) -> list[dict[str, Any]]:
         found: All requests.
         answers: Also compare answers.
     """
-    stock = {(done.case, done.turn): done for done in found if done.label == "stock"}
+    plain = {(done.case, done.turn): done for done in found if done.label == "stock"}
     rows = []
     for case in dict.fromkeys(done.case for done in found):
         for label in ROWS:
@@ -71,7 +71,7 @@ def table(found: list[Request], answers: bool) -> list[dict[str, Any]]:
             if not mine:
                 continue
             times = [done.first_token for done in mine]
-            pairs = [(stock[case, done.turn], done) for done in mine]
+            pairs = [(plain[case, done.turn], done) for done in mine]
             rows.append(
                 {
                     "case": case,
@@ -116,10 +116,10 @@ def whole_streams(found: list[Request]) -> list[dict[str, Any]]:
     }
     out = []
     for case in dict.fromkeys(done.case for done in found):
-        fresh = [done for done in found if done.case == case and not done.exact_repeat]
+        no_repeats = [done for done in found if done.case == case and not done.exact_repeat]
         row: dict[str, Any] = {"case": case}
         for name, labels in groups.items():
-            mine = [done for done in fresh if done.label in labels]
+            mine = [done for done in no_repeats if done.label in labels]
             row[f"{name}, mean ms"] = round(sum(d.first_token for d in mine) / max(1, len(mine)), 2)
             row[f"{name}, processor"] = round(sum(map(_processor, mine)) / max(1, len(mine)), 2)
             if name == "background cache":

@@ -52,7 +52,7 @@ class Prompted:
 
     Attributes:
         label: Row of the table.
-        decoder: Behind the prompt.
+        decoder: Ready to continue after the prompt.
         last_state: ``[1, 1, d]``.
         next_position: Rotary position of the first token of the answer.
         new_tokens: Tokens that the language model read for it.
@@ -147,7 +147,7 @@ class Split(Way):
         return Prompted(label, done.decoder, done.last_state, position, plan.length - past, past)
 
 
-class Stock(Way):
+class Unmodified(Way):
     """LLaVA as it is.
 
     Args:
@@ -254,7 +254,7 @@ class ExactImage(Way):
 class FirstK(ExactImage):
     """Position-dependent reuse as in MPIC or EPIC: a similar image's keys and values, the first k tokens read anew.
 
-    Approximate: what changed behind the first k patches is not seen by the language model. The tower has to run over
+    Approximate: what changed after the first k patches is not seen by the language model. The tower has to run over
     the whole new image, because its patches see each other.
 
     Args:
@@ -266,48 +266,48 @@ class FirstK(ExactImage):
     def __init__(self, model: CachedLMM, num_tokens: int = 32, min_equal: float = 0.4) -> None:
         super().__init__(model)
         self.num_tokens, self.min_equal = num_tokens, min_equal
-        self._donors: OrderedDict[str, tuple[np.ndarray, PrefixKV]] = OrderedDict()
+        self._images: OrderedDict[str, tuple[np.ndarray, PrefixKV]] = OrderedDict()
 
     def __call__(self, sample: Sample, watch: Clocks, session: str) -> Prompted:
-        """See :class:`Way`; the donor is the session's last image that was read in full."""
+        """See :class:`Way`; what is reused is the session's last image that was read in full."""
         item = self._item(sample, watch)
         start, end = image_span(item)
         k, ids = min(self.num_tokens, end - start), item.input_ids
         with watch("match"):
             tiles = self._tiles(item)
-            donor = self._donors.get(session)
-            if donor is not None and (donor[0] == tiles).all(1).mean() < self.min_equal:
-                donor = None
-        if donor is None:
+            reused = self._images.get(session)
+            if reused is not None and (reused[0] == tiles).all(1).mean() < self.min_equal:
+                reused = None
+        if reused is None:
             prefix, new, past = self._read(item, watch), len(ids), 0
-            self._donors[session] = tiles, prefix
-            while len(self._donors) > _DEPTH:
-                self._donors.popitem(last=False)
+            self._images[session] = tiles, prefix
+            while len(self._images) > _DEPTH:
+                self._images.popitem(last=False)
         else:
             new, past = k + len(ids) - end, end - k
             with watch("vision"):
                 image = self._image(item, torch.arange(end - start))[:k]
             with watch("language"):
-                prefix = self._patched(donor[1], image, start)
+                prefix = self._patched(reused[1], image, start)
         with watch("language"):
             decoder = self.model.lmm.prefix_decoder(prefix.keys, prefix.values)
             last = decoder.feed(self._text(ids[end:])[None], torch.arange(end, len(ids)))[:, -1:]
-        label = "first-k recompute, miss" if donor is None else "first-k recompute, reuse"
+        label = "first-k recompute, miss" if reused is None else "first-k recompute, reuse"
         return Prompted(label, decoder, last, len(ids), new, past)
 
-    def _patched(self, donor: PrefixKV, image: Tensor, start: int) -> PrefixKV:
-        """The donor with its first image tokens replaced."""
-        cut = [[tensor[:, :, :start] for tensor in side] for side in (donor.keys, donor.values)]
+    def _patched(self, reused: PrefixKV, image: Tensor, start: int) -> PrefixKV:
+        """The reused keys and values with those of the first image tokens replaced."""
+        cut = [[tensor[:, :, :start] for tensor in side] for side in (reused.keys, reused.values)]
         decoder = self.model.lmm.prefix_decoder(*cut)
         decoder.feed(image[None], start + torch.arange(len(image)))
-        fresh = decoder.snapshot()
+        recomputed = decoder.snapshot()
         return PrefixKV(
             *(
                 [
                     torch.cat([new, old[:, :, start + len(image) :]], dim=2)
                     for new, old in zip(*pair, strict=True)
                 ]
-                for pair in zip(fresh, (donor.keys, donor.values), strict=True)
+                for pair in zip(recomputed, (reused.keys, reused.values), strict=True)
             )
         )
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 from ttft_detectors import SceneDifference
 from ttft_report import Request
-from ttft_ways import FULL, L1_ONLY, NO_CACHE, ExactImage, FirstK, Pruned, Split, Stock, Way, request
+from ttft_ways import FULL, L1_ONLY, NO_CACHE, ExactImage, FirstK, Pruned, Split, Unmodified, Way, request
 
 from flmm_detseg.cache import BackgroundCache, CachedLMM, CacheSettings, Partitioner
 from flmm_detseg.lmms import LlavaAdapter
@@ -65,9 +65,9 @@ class Case:
     def sample(self, wallpaper: int, content: int) -> Sample:
         """A wallpaper with something in front of it, both by number."""
         image = np.random.default_rng([0, wallpaper]).integers(0, 256, (336, self.width, 3), dtype=np.uint8)
-        fresh = np.random.default_rng([1, content]).integers(0, 256, image.shape, dtype=np.uint8)
+        objects = np.random.default_rng([1, content]).integers(0, 256, image.shape, dtype=np.uint8)
         for x0, y0, x1, y1 in self.boxes:
-            image[y0:y1, x0:x1] = fresh[y0:y1, x0:x1]
+            image[y0:y1, x0:x1] = objects[y0:y1, x0:x1]
         meta = {"objects_xyxy": self.boxes, "scene": f"{self.name}/{wallpaper}"}
         return Sample(self.name, image, "", (), prompt=QUESTION, meta=meta)
 
@@ -100,23 +100,23 @@ def wide_requests(
             for way in (hit_l2, hit_l1, exact, first_k, pruned):
                 request(way, start, case.name, -1, max_new_tokens=1)
             for turn in range(turns):
-                fresh = case.sample(0, turn + 1)
+                sample = case.sample(0, turn + 1)
                 other = case.sample(1 + turn, 0)
                 show_before(model, case, 1 + turn)
                 jobs: list[tuple[Way, Sample]] = [
-                    (Stock(model), fresh),
-                    (hit_l2, fresh),
-                    (pruned, fresh),
-                    (hit_l1, fresh),
+                    (Unmodified(model), sample),
+                    (hit_l2, sample),
+                    (pruned, sample),
+                    (hit_l1, sample),
                     (Split(model, BackgroundCache(SETTINGS), FULL), other),
-                    (Split(model, None, NO_CACHE), fresh),
+                    (Split(model, None, NO_CACHE), sample),
                     (exact, case.sample(0, 0)),
                     (ExactImage(model), other),
-                    (first_k, fresh),
+                    (first_k, sample),
                     (FirstK(model), other),
                 ]
                 if case.width < 336:
-                    jobs.append((Stock(model, drop_letterbox=True), fresh))
+                    jobs.append((Unmodified(model, drop_letterbox=True), sample))
                 for way, sample in jobs:
                     done = request(way, sample, case.name, turn, max_new_tokens=1)
                     found.append(done)
@@ -137,20 +137,20 @@ def language_flops(model: CachedLMM, new: int, past: int) -> float:
 
 
 def speed_ups(model: CachedLMM, found: list[Request], case: Case) -> dict[str, Any]:
-    """An L2 hit against stock, beside the ideal."""
+    """An L2 hit against the unmodified model, beside the ideal."""
     mine = {(done.turn, done.label): done for done in found if done.case == case.name}
     pairs = [(done, mine[turn, "hit L2"]) for (turn, label), done in mine.items() if label == "stock"]
-    stock, hit = pairs[0]
-    ideal = language_flops(model, stock.new_tokens, 0) / language_flops(
+    plain, hit = pairs[0]
+    ideal = language_flops(model, plain.new_tokens, 0) / language_flops(
         model, hit.new_tokens, hit.past_tokens
     )
-    num_text = stock.new_tokens - 576
-    tokens = stock.new_tokens / (576 * (1 - case.f) + num_text + 4)
+    num_text = plain.new_tokens - 576
+    tokens = plain.new_tokens / (576 * (1 - case.f) + num_text + 4)
     wall = median(a.wall["language"] / b.wall["language"] for a, b in pairs)
     processor = median(a.processor["language"] / b.processor["language"] for a, b in pairs)
     return {
         "f": case.f,
-        "stock_tokens": stock.new_tokens,
+        "stock_tokens": plain.new_tokens,
         "new_tokens": hit.new_tokens,
         "ideal_prefill": round(ideal, 3),
         "ideal_tokens": round(tokens, 3),

@@ -68,12 +68,19 @@ def test_exactness_notices_wrong_features(load, monkeypatch, capsys):
     assert figures["levels"]["L2"]["max_logit_difference"] <= 1e-4
 
 
-def test_baselines_are_stock_llava(load):
+def test_baselines_are_the_unmodified_llava(load):
     ttft, ways = load("ttft"), load("ttft_ways")
     model = stream_from_config(ttft.CONFIG, untrained=True)[0].model
     exact, first_k = ways.ExactImage(model), ways.FirstK(model, num_tokens=model.layout.num_patches)
     # Squares have no letterbox.
-    all_ways = [ways.Stock(model), ways.Stock(model, drop_letterbox=True), exact, exact, first_k, first_k]
+    all_ways = [
+        ways.Unmodified(model),
+        ways.Unmodified(model, drop_letterbox=True),
+        exact,
+        exact,
+        first_k,
+        first_k,
+    ]
     cached = ways.Split(model, None, ways.NO_CACHE)
     labels = []
     for item in make_stream("camera", 1, 0, 3):
@@ -156,7 +163,7 @@ def test_every_detector_gives_the_misses_their_share(load, monkeypatch, capsys, 
         assert hit["parts_wall_ms"]["detect"] == 0 < miss["parts_wall_ms"]["detect"]
 
 
-def test_stock_in_a_batch_is_stock(load):
+def test_the_unmodified_model_in_a_batch_is_unmodified(load):
     ttft, ways, batches = load("ttft"), load("ttft_ways"), load("ttft_batches")
     model = stream_from_config(ttft.CONFIG, untrained=True)[0].model
     samples = [
@@ -165,8 +172,8 @@ def test_stock_in_a_batch_is_stock(load):
         for item in make_stream(kind, 1, 0, 3)
     ]
     with torch.no_grad():
-        last, tokens = batches.stock_together(model, samples, ways.Clocks(model.device))
-        alone = [ways.Stock(model)(sample, ways.Clocks(model.device), "") for sample in samples]
+        last, tokens = batches.unmodified_together(model, samples, ways.Clocks(model.device))
+        alone = [ways.Unmodified(model)(sample, ways.Clocks(model.device), "") for sample in samples]
     assert len(set(tokens)) > 1
     assert tokens == [(done.new_tokens, 0) for done in alone]
     wanted = torch.cat([done.last_state for done in alone])
@@ -257,10 +264,10 @@ def test_times_of_a_row_are_those_of_its_requests(load):
     found += [timed("hit L2", turn, 1.0 * (turn + 1)) for turn in range(20)]
     found.append(timed("hit L2", 20, 1000.0, repeat=True))
     rows = {row["way"]: row for row in report.table(found, answers=True)}
-    hit, stock = rows["hit L2"], rows["stock"]
+    hit, plain = rows["hit L2"], rows["stock"]
     # An exact repeat counts for the exact-image cache only.
     assert (hit["requests"], hit["ttft_p50_ms"], hit["ttft_p95_ms"]) == (20, 10.5, 19.05)
-    assert (stock["ttft_p50_ms"], stock["ttft_p95_ms"]) == (22.0, 40.0)
+    assert (plain["ttft_p50_ms"], plain["ttft_p95_ms"]) == (22.0, 40.0)
     assert (hit["speed_up"], hit["processor_p50_ms"]) == (2.0, 5.25)
     assert (hit["answers_as_stock"], hit["answers_right"]) == (1.0, 1.0)
 
@@ -287,7 +294,7 @@ def test_a_config_without_the_approximate_level_is_refused(load, monkeypatch, ca
     assert "L3 is off" in capsys.readouterr().err
 
 
-def test_look_ups_are_timed_and_a_slow_one_is_told(load, monkeypatch, capsys):
+def test_look_ups_are_timed_and_a_slow_one_is_reported(load, monkeypatch, capsys):
     module = load("cache_lookup")
     arguments = ["--entries", "30", "--lookups", "5"]
     figures = last_line(module, [*arguments, "--limit-ms", "1000"], monkeypatch, capsys)
@@ -298,7 +305,7 @@ def test_look_ups_are_timed_and_a_slow_one_is_told(load, monkeypatch, capsys):
     assert last_line(module, [*arguments, "--limit-ms", "0"], monkeypatch, capsys, code=2)["slowest_ms"] > 0
 
 
-def test_naming_is_timed_and_a_slow_one_is_told(load, monkeypatch, capsys):
+def test_naming_is_timed_and_a_slow_one_is_reported(load, monkeypatch, capsys):
     module = load("cache_guard")
     arguments = ["--layers", "2", "--calls", "5"]
     figures = last_line(module, [*arguments, "--limit-ms", "1000"], monkeypatch, capsys)
