@@ -54,6 +54,9 @@ class TensorDigests:
 
         Args:
             tensor: Any, but on the meta device.
+
+        Returns:
+            32 hex digits.
         """
         return self.of_all([tensor])[0]
 

@@ -91,6 +91,10 @@ class Fingerprints:
         Args:
             tenant: Owner of the images.
 
+        Returns:
+            The tenant with two fingerprints: of everything that vision features depend on, and of everything that keys
+            and values do.
+
         Raises:
             ConfigError: The model is in training mode: what dropout makes of a background has no name.
         """

@@ -55,6 +55,9 @@ def part_reports(model: CachedLMM, tensors: Mapping[str, Tensor] | None = None) 
     Args:
         model: Names the modules.
         tensors: Tensors by name; None for :func:`own_tensors`.
+
+    Returns:
+        One report per module that has tensors among them.
     """
     prefixes = {f"model.{path}.": part for part, paths in model.part_prefixes.items() for path in paths}
     groups: dict[str, list[tuple[str, Tensor]]] = {}

@@ -55,6 +55,9 @@ class Head(nn.Module, ABC, Generic[P]):
             states: What :attr:`capture` asked for, one entry a sample.
             batch: The samples with their targets and prepared inputs.
 
+        Returns:
+            Scalars by name, means over :meth:`num_targets`.
+
         Raises:
             DataError: A sample carries no target for this head.
         """
@@ -76,6 +79,9 @@ class Head(nn.Module, ABC, Generic[P]):
             encode: Gives the states of a batch with :attr:`capture`.
             batch: The samples; those that ``encode`` is given may have some of their phrases only.
             keep_attention: Return the attention stack with each prediction, where there is one.
+
+        Returns:
+            One prediction per sample, in order.
         """
         return self.predict(encode(batch), batch)
 
@@ -140,6 +146,9 @@ def head_of(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head | None
         heads: By name. Of several that predict for the task, the one that is named as the task is meant.
         task: See :attr:`Sample.task`.
 
+    Returns:
+        The head, or None.
+
     Raises:
         ConfigError: Several do, and none has that name.
     """
@@ -158,6 +167,9 @@ def require_head(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head:
         heads: By name.
         task: See :attr:`Sample.task`.
 
+    Returns:
+        The head.
+
     Raises:
         ConfigError: No head, or several of them, predict for the task.
     """
@@ -172,6 +184,9 @@ def checked_names(names: Sequence[str]) -> tuple[str, ...]:
 
     Args:
         names: As given in a config.
+
+    Returns:
+        The names, in their order.
 
     Raises:
         ConfigError: None, one that occurs twice, or the name of a list: only a config may use that.

@@ -151,6 +151,9 @@ class FrameFCOS(FCOSHead):
         Args:
             map_sizes: ``(h, w)`` of every level.
             images: Targets per image.
+
+        Returns:
+            Labels, distances and weights of the points of all images.
         """
         device = images[0].boxes_xyxy.device
         points = self.prior_generator.grid_priors(map_sizes, dtype=torch.float32, device=device)
@@ -236,6 +239,10 @@ class FrameFCOS(FCOSHead):
             frame_sizes: ``(H, W)`` per image; boxes are cut off at the frame.
             score_threshold: Least class probability.
             per_level: Most candidates of a level.
+
+        Returns:
+            Per image ``bboxes`` float32 ``[n, 4]`` (xyxy), ``scores`` float32 ``[n]`` in [0, 1] and ``labels`` int64
+            ``[n]``.
         """
         pixels = [maps * stride for maps, stride in zip(distances, self.strides)]
         settings = ConfigDict(score_thr=score_threshold, nms_pre=per_level, min_bbox_size=-1)

@@ -262,6 +262,9 @@ def build_gate(
         initial_share: See :class:`GateSettings`.
         tasks: See :class:`GateSettings`.
 
+    Returns:
+        A new gate of that kind, untrained.
+
     Raises:
         ConfigError: Unknown name, a value outside its range, or tasks for a gate that does not look at them.
     """

@@ -231,6 +231,9 @@ class PhraseGroundingHead(Head[Prediction]):
             states: Of the batch.
             batch: Gives the geometry.
             keep_attention: Keep the attention stacks too.
+
+        Returns:
+            Per sample what is left of its phrases.
         """
         assert states.attention is not None  # `capture` asks for it
         nothing = [None] * len(batch)
@@ -250,6 +253,9 @@ class PhraseGroundingHead(Head[Prediction]):
         Args:
             readings: Of the first half, one a sample.
             samples: The samples, in the same order.
+
+        Returns:
+            One prediction per sample: masks at the image's original size, boxes xyxy in its pixels.
 
         Raises:
             RunError: Masks, boxes or scores hold NaN or infinities; names the sample.

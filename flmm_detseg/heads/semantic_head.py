@@ -62,6 +62,9 @@ class PyramidDecoder(nn.Module):
 
         Args:
             pyramid: Levels ``[B, C, h, w]``, highest resolution first.
+
+        Returns:
+            Class logits, one map per class.
         """
         skips = [lateral(maps) for lateral, maps in zip(self.lateral, pyramid)]
         maps = skips[-1]
@@ -181,6 +184,9 @@ class SemanticSegHead(Head[Tensor]):
         Args:
             batch: Samples with label maps.
             map_size: ``(h, w)`` of the maps over the frame.
+
+        Returns:
+            Class numbers, 255 also where the semantic map says unknown.
 
         Raises:
             DataError: As :meth:`loss`.

@@ -50,6 +50,9 @@ class TaskRows(nn.Module):
         Args:
             tasks: One a sample.
 
+        Returns:
+            float32 ``[B, d]`` with a gradient to the rows.
+
         Raises:
             ConfigError: A task has no row.
         """
@@ -85,6 +88,9 @@ def rows_since(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[str]:
     Args:
         model: Holds any number of :class:`TaskRows`.
         tensors: Of the checkpoint. Where it holds a gate's other rows but not that of an added task, the task is new.
+
+    Returns:
+        Parameter names (``....added.TASK``) in the order of the model.
     """
     return [
         f"{path}.added.{task}"

@@ -74,6 +74,9 @@ class Grounder:
             untrained: Accept random heads (to try a config, or only for :meth:`answer`).
             allow_other_lmm: Accept a checkpoint that was trained on another LMM.
 
+        Returns:
+            A grounder whose model is in eval mode.
+
         Raises:
             ConfigError: The config cannot be used.
             CheckpointError: No checkpoint, an unsafe or damaged one, or one of another model.
@@ -160,6 +163,9 @@ class Grounder:
                 boxes ``(x0, y0, x1, y1)`` or bool masks ``[H, W]`` in pixels of ``image``; a
                 :class:`~flmm_detseg.structures.Region` may name another image. For LMMs that have a part for them.
             max_new_tokens: Longest answer.
+
+        Returns:
+            The text, without white space around it.
 
         Raises:
             DataError: An image cannot be read, or a turn is no pair of texts; an image has no modality, or one that no
@@ -255,6 +261,9 @@ class Grounder:
             phrases: As in :meth:`ask`.
             spans: As in :meth:`ask`.
             keep_attention: As in :meth:`ground`.
+
+        Returns:
+            Masks, boxes (xyxy) and scores in pixels of ``image``, one of each per phrase or span.
 
         Raises:
             PhraseNotFoundError: A phrase is not in the answer; names both.

@@ -138,6 +138,9 @@ def parse_instruction(instruction: str) -> Instruction:
     Args:
         instruction: One or more sentences.
 
+    Returns:
+        The steps in the order of the words, at least one, and the words that belong to none.
+
     Raises:
         DataError: Nothing is asked for, or it is no text that can be read (half a character in it).
     """

@@ -114,6 +114,9 @@ class InstructionResult:
             folder: Made when it is missing.
             name: Of the files, without suffix.
 
+        Returns:
+            ``picture`` and ``data``, the two paths as texts.
+
         Raises:
             ConfigError: A file of that name is there that is no earlier result, for example the photo itself.
             RunError: A score or box is NaN or infinite; nothing is written.
@@ -136,6 +139,9 @@ def result_files(folder: str | Path, name: str) -> tuple[Path, Path]:
     Args:
         folder: Where results go.
         name: Of the files, without suffix.
+
+    Returns:
+        Both paths; nothing is written here.
 
     Raises:
         ConfigError: A file of that name is there and no result of ours.
@@ -210,6 +216,9 @@ class Instructor:
             image: Path, PIL image, or RGB uint8 array.
             instruction: For example ``"detect the cars and segment the tree on the left"``.
             max_new_tokens: Longest answer.
+
+        Returns:
+            Regions (masks and boxes in pixels of the image) and the answers of the LMM.
 
         Raises:
             DataError: The image cannot be read, or the instruction asks for nothing.
@@ -296,6 +305,9 @@ def result_names(images: Sequence[str | Path]) -> list[str]:
 
     Args:
         images: Image files.
+
+    Returns:
+        A name per image, in order.
 
     Raises:
         ConfigError: Two images would have the same result.

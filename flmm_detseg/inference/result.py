@@ -105,6 +105,9 @@ class GroundingResult:
             index: Of the phrase.
             top: How many heads are shown.
 
+        Returns:
+            RGB picture, uint8 ``[h, w, 3]``, with titles.
+
         Raises:
             DataError: The attention was not kept.
         """
@@ -132,6 +135,9 @@ class GroundingResult:
 
         Args:
             file_name: Of the image.
+
+        Returns:
+            ``images``, ``annotations`` and ``categories`` of this one image.
 
         Raises:
             RunError: A score or box is NaN or infinite.

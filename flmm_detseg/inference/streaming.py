@@ -82,6 +82,9 @@ def settings_from_config(
         device: Of the model. The device tier is there when the config gives it a budget and names no device; with a
             model on the CPU there is neither such a tier nor pinned memory.
 
+    Returns:
+        The settings; the defaults of :class:`CacheSettings` where the config says nothing.
+
     Raises:
         ConfigError: A key is unknown or a value cannot be used.
     """

@@ -153,6 +153,9 @@ class LMMAdapter(nn.Module, ABC):
         Args:
             sample: Image, text and phrases.
 
+        Returns:
+            Tokens, pixels and geometry of the sample, unbatched, on the CPU.
+
         Raises:
             PhraseNotFoundError: A span lies outside the text.
             PhraseWithoutTokensError: A phrase has no token left.
@@ -195,6 +198,9 @@ class LMMAdapter(nn.Module, ABC):
             capture: What to keep: attention rows, hidden rows, vision layers (logits are not kept; the
                 log-probabilities always are).
             max_new_tokens: Longest answer.
+
+        Returns:
+            Text, tokens and their log-probabilities (natural), and per token what ``capture`` asks for.
 
         Raises:
             ConfigError: ``max_new_tokens`` is below 1.
@@ -240,6 +246,9 @@ class LMMAdapter(nn.Module, ABC):
 
         Args:
             names: Class names, each of one or more words.
+
+        Returns:
+            A row per name, in order.
 
         Raises:
             ConfigError: A name is no text that can be read, or has no token.

@@ -34,6 +34,9 @@ class ChatTemplate:
             num_images: How many there are.
             prompts: Questions, the last one without an answer.
             answers: Of all questions but the last, each with what ends it.
+
+        Returns:
+            The prompt of the whole conversation; the answer's text would be appended to it.
         """
         images = self.image_join.join([image_text] * num_images)
         text = self.first.format(image=images, prompt=prompts[0])
@@ -63,6 +66,9 @@ def find_template(name: str) -> ChatTemplate:
 
     Args:
         name: As in a config.
+
+    Returns:
+        The template.
 
     Raises:
         ConfigError: There is none.

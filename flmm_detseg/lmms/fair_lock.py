@@ -69,6 +69,9 @@ def exclusive(model: nn.Module) -> FairLock:
 
     Args:
         model: The transformers model itself (``LMMAdapter.model``), which all adapters around it share.
+
+    Returns:
+        The model's lock, the same one for every caller; a context manager.
     """
     with _guard:
         if model not in _locks:

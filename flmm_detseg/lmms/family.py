@@ -89,6 +89,10 @@ def decoder_windows(config: PretrainedConfig) -> dict[str, int | None]:
 
     Args:
         config: The language model's.
+
+    Returns:
+        Window in tokens by layer type (``""`` for layers of one type), None for layers that look at everything; empty
+        where no layer has a window.
     """
     window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if window is None:
@@ -186,6 +190,9 @@ class Family(ABC):
         Args:
             model: The transformers model.
             images: Their tensors are on the model's device, pixels in its dtype.
+
+        Returns:
+            Per image what the projector reads.
         """
 
     @abstractmethod
@@ -227,6 +234,9 @@ class Family(ABC):
         Args:
             features: Of all images of a batch, row after row.
             image_mask: bool ``[R, T]``.
+
+        Returns:
+            Arguments by name; none unless the family says otherwise.
         """
         return {}
 

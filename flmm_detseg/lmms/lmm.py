@@ -199,6 +199,9 @@ class LMM(LMMAdapter):
             parts: See the class.
             gradient_checkpointing: See the class.
 
+        Returns:
+            The adapter, with a processor.
+
         Raises:
             ConfigError: No such folder, a file is missing, or an argument cannot be used.
             CheckpointError: The weights are absent, damaged, or do not fit the config.
@@ -262,6 +265,9 @@ class LMM(LMMAdapter):
             added_tokens: See the class.
             parts: See the class.
             gradient_checkpointing: See the class.
+
+        Returns:
+            The adapter; with a processor if a tokenizer was given.
 
         Raises:
             ConfigError: An argument cannot be used.
@@ -526,6 +532,12 @@ class LMM(LMMAdapter):
             sequences: What it reads.
             places: Phrase tokens among them.
             capture: What to keep.
+
+        Returns:
+            What the pass left behind, for :func:`~flmm_detseg.lmms.capture.decoder_pass.states_of`.
+
+        Raises:
+            ConfigError: ``attention="eager"`` together with gradient checkpointing, or no layer of ``capture``.
         """
         eager = self.rows.attention == "eager"
         if eager and torch.is_grad_enabled() and self.model.is_gradient_checkpointing:

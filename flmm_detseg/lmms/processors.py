@@ -156,6 +156,9 @@ class LMMProcessor(ABC):
         Args:
             text: With :attr:`image_text` for each image.
             images: RGB, uint8, ``[H, W, 3]``.
+
+        Returns:
+            Tokens of the text and the images prepared for the model, in the order of the text.
         """
 
     def positions(self, input_ids: Tensor, images: Sequence[ImageInputs]) -> Tensor | None:
@@ -167,6 +170,9 @@ class LMMProcessor(ABC):
 
         Args:
             sample: Image, text and phrases.
+
+        Returns:
+            The sample in tokens and pixels, cut at ``max_length`` (CPU).
 
         Raises:
             ConfigError: The sample is an answer to learn, and the tokenizer has no end token.

@@ -82,6 +82,9 @@ def build_balancer(
         lmm: The adapter that the heads read.
         heads: By name.
 
+    Returns:
+        The balancer with a gate and a weight for each head; None where the config has none.
+
     Raises:
         ConfigError: It cannot be built, or is something else.
     """
@@ -103,6 +106,9 @@ def checked_isolation(
         isolate: LoRA groups by head.
         heads: By name.
         lmm: Has the LoRA groups.
+
+    Returns:
+        ``isolate`` itself, with tuples; heads that it leaves out may change all groups.
 
     Raises:
         ConfigError: A head or group that is not there.

@@ -299,6 +299,10 @@ class TaskBalancer(nn.Module):
         Args:
             losses: See :meth:`Weighting.forward`.
             shared: Trainable parameters of the LMM.
+
+        Returns:
+            Scalars by name: one term for each task of ``losses``, and what the weighting adds (``gradnorm``); floats by
+            name: weights, and the factors of PCGrad where it was applied.
         """
         for gate in self._gates.values():  # before any gradient is taken: the last step's are still set
             gate.scale = 1.0

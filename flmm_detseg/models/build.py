@@ -32,6 +32,9 @@ def build_lmm(config: Mapping[str, Any] | LMMAdapter) -> LMMAdapter:
     Args:
         config: Of an adapter, or the adapter.
 
+    Returns:
+        The adapter.
+
     Raises:
         ConfigError: The config cannot be built, or builds something else.
     """
@@ -62,6 +65,9 @@ def build_part(
         lmm: The LMM the part will read.
         where: Config key of the part, for errors.
         shared: What a text means where an argument is a part; None: no part is shared.
+
+    Returns:
+        The part; of whatever class its ``type`` says.
 
     Raises:
         ConfigError: Unknown type or argument, or a stated size that the LMM contradicts; names the key.

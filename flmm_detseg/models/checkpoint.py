@@ -152,6 +152,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         path: A ``.pth`` of ours, a bare state dict, ``{"state_dict": ...}``, or a DeepSpeed folder (``iter_N.pth/``,
             or the folder inside it).
 
+    Returns:
+        Its tensors (CPU, names as stored), and what it says of LMM and heads.
+
     Raises:
         CheckpointError: No such file, damaged, holds code, or holds no tensors.
     """
@@ -177,6 +180,10 @@ def read_file(path: Path, *, zero: bool = False) -> object:
     Args:
         path: The file.
         zero: It is DeepSpeed's, see :mod:`flmm_detseg.models.zero_folder`.
+
+    Returns:
+        Its content, tensors on the CPU; of a DeepSpeed file, stand-ins in place of all that is neither tensor nor plain
+        container.
 
     Raises:
         CheckpointError: See :func:`load_checkpoint`.
@@ -223,6 +230,9 @@ def states_file(path: Path) -> Path:
 
     Args:
         path: Checkpoint file or folder.
+
+    Returns:
+        A file; it need not exist where ``path`` is no folder.
 
     Raises:
         CheckpointError: The folder holds none, or several.

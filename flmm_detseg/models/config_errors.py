@@ -37,6 +37,9 @@ def explain_config_error(error: Exception, path: Path) -> str:
     Args:
         error: Of ``Config.fromfile``; MMEngine raises some without a text.
         path: The config.
+
+    Returns:
+        Where in the user's files it happened, as far as that is known, and what is wrong there.
     """
     frames = traceback.extract_tb(error.__traceback__)
     last = frames[-1] if frames else None

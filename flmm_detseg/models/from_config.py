@@ -23,6 +23,9 @@ def read_config(config: str | Path | Config) -> Config:
     Args:
         config: File, name or loaded config.
 
+    Returns:
+        The config, with a ``model``.
+
     Raises:
         ConfigError: No such file, it cannot be executed, or it has no ``model``; names the file.
     """
@@ -48,6 +51,9 @@ def dump_config(config: str | Path, out: Path) -> Path:
     Args:
         config: As in :func:`read_config`.
         out: File to write; its folder is made.
+
+    Returns:
+        ``out``.
 
     Raises:
         ConfigError: The config cannot be read.
@@ -79,6 +85,9 @@ def model_from_config(
             ``load_from``.
         device: Where to put the model; None takes ``cuda`` when there is one.
         allow_other_lmm: Accept a checkpoint that was trained on another LMM, see :class:`GroundingLMM`.
+
+    Returns:
+        The model in eval mode on its device.
 
     Raises:
         ConfigError: The config cannot be used.

@@ -180,6 +180,12 @@ class GroundingLMM(BaseModel, GroundingModule):
             samples: Records as data sets give them.
             mode: ``"loss"``, ``"predict"`` (by the samples' tasks, see :meth:`predict_tasks`) or ``"tensor"`` (the
                 captured states).
+
+        Returns:
+            What :meth:`loss`, :meth:`predict_tasks` or :meth:`encode` returns.
+
+        Raises:
+            ConfigError: Unknown ``mode``; or see the method that it stands for.
         """
         if mode == "loss":
             return self.loss(samples)
@@ -279,6 +285,10 @@ class GroundingLMM(BaseModel, GroundingModule):
         Args:
             samples: Of any tasks that have a head.
 
+        Returns:
+            By the sample's task: a :class:`Prediction` of its phrases, ``InstanceData`` of objects, or a class map
+            (int64 ``[H, W]``), in original pixels.
+
         Raises:
             ConfigError: The model has no head for a sample's task, or the task has no prediction (answers).
         """
@@ -303,6 +313,9 @@ class GroundingLMM(BaseModel, GroundingModule):
             task: Of the result, whatever the samples' own is.
             samples: Records; targets are not needed.
             keep_attention: See :meth:`Head.run <flmm_detseg.heads.base.Head.run>`.
+
+        Returns:
+            See :meth:`predict_tasks`.
 
         Raises:
             ConfigError: No head predicts for the task.
@@ -334,6 +347,9 @@ class GroundingLMM(BaseModel, GroundingModule):
             sample: The question with ``text`` the answer's text and ``phrases`` parts of it.
             generation: From :meth:`answer_with_states`.
             keep_attention: See :meth:`predict`.
+
+        Returns:
+            Masks (original size), boxes (xyxy, original pixels) and scores of the K phrases.
         """
 
         def encode(batch: GroundingBatch) -> LMMStates:
@@ -366,6 +382,9 @@ class GroundingLMM(BaseModel, GroundingModule):
 
         Args:
             samples: With answers in ``text``.
+
+        Returns:
+            One number of at least 0 per sample; 0 for those that the untouched LMM answers.
 
         Raises:
             ConfigError: The LMM as it was is gone.

@@ -50,6 +50,9 @@ def step_totals(
         device: Where processes exchange tensors.
         same_groups: All processes must hold the same groups.
 
+    Returns:
+        Means over the processes; the same in all of them.
+
     Raises:
         RunError: They do not; in all processes.
     """
@@ -89,6 +92,10 @@ def objective(
         balancer: None sums.
         shared: Trainable parameters that the heads share.
         trainable: All trainable parameters; the term ``objective.loss_reach`` gives each a gradient (0).
+
+    Returns:
+        Scalars by name: ``objective.loss_NAME`` are the terms to be summed; ``HEAD.NAME``, ``lmm.NAME`` and
+        ``balancer.NAME`` are detached.
     """
     zero = torch.zeros((), device=trainable[0].device) if trainable else torch.zeros(())
     tasks = {name: sum(_parts(losses, name), start=zero) for name in heads}

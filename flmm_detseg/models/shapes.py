@@ -33,6 +33,9 @@ def model_on_meta(config: Config, lmm_config: str | Path | None = None) -> Groun
             ``from_pretrained``.
         lmm_config: ``config.json`` of the LMM, or its folder; None looks where ``pretrained`` points.
 
+    Returns:
+        The model; none of its tensors has memory.
+
     Raises:
         ConfigError: The LMM's sizes are not available, or the config cannot be built.
     """

@@ -54,6 +54,9 @@ class PartsToShare:
             name: Key of ``model.parts``.
             where: Config key that names it, for errors.
 
+        Returns:
+            The one module of that name; built with the first call.
+
         Raises:
             ConfigError: There is no such part, it is made of itself, or it cannot be built.
         """
@@ -124,6 +127,9 @@ def other_names(model: nn.Module) -> dict[str, str]:
 
     Args:
         model: A :class:`~flmm_detseg.models.grounding_lmm.GroundingLMM`, or one without shared parts.
+
+    Returns:
+        Prefixes with their dots, e.g. ``heads.detection.sam.`` -> ``parts.sam.``; empty where nothing is shared.
     """
     parts = dict(model.named_children()).get(PREFIX.rstrip("."))
     if not isinstance(parts, SharedParts):
@@ -146,6 +152,9 @@ def to_own_names(model: nn.Module, tensors: Mapping[str, Tensor], source: str) -
         model: See :func:`other_names`.
         tensors: Of a checkpoint.
         source: Named in errors.
+
+    Returns:
+        The tensors themselves (nothing is copied), each once.
 
     Raises:
         CheckpointError: Two heads of the checkpoint each have their own, and they differ.

@@ -84,6 +84,9 @@ class StatesChecker(TensorUnpickler):
             module: As named in the pickle.
             name: As named in the pickle.
 
+        Returns:
+            :class:`Inert`: nothing is built.
+
         Raises:
             UnpicklingError: For anything else.
         """

@@ -22,6 +22,9 @@ def check_share(share: Sequence[float] | None, layout: PromptLayout) -> tuple[fl
         share: Least and largest share of a background's patches; None: off.
         layout: Of the model.
 
+    Returns:
+        The two shares, in [0, 1]; None: off.
+
     Raises:
         ConfigError: Not two shares in order, or a layout of which nothing is cached.
     """

@@ -131,6 +131,9 @@ class PromptLayout:
             num_text: Tokens of question and answer.
             record_id: Named in errors.
 
+        Returns:
+            Positions and places of all T tokens (CPU).
+
         Raises:
             DataError: Longer than ``max_length``: no group is ever cut.
         """
@@ -184,6 +187,9 @@ class PromptLayout:
         Args:
             system_ids: int64 ``[S]``.
             separators: ``[4, d]``.
+
+        Returns:
+            Hex digits; other separators, layouts or system texts have other ones.
         """
         digest = blake2b(digest_size=16)
         digest.update(repr((self.num_patches, self.positions, self.letterbox, self.compressed)).encode())

@@ -82,6 +82,9 @@ def pack_prompts(
         inputs: Prepared samples.
         groups: Per row the samples in it.
 
+    Returns:
+        A row per group, and where the tokens of every sample are in it.
+
     Raises:
         DataError: A prompt alone is too long.
     """
@@ -122,6 +125,9 @@ def phrase_places(inputs: Sequence[PartitionedInputs], packed: PackedPrompts) ->
     Args:
         inputs: The samples, in the order in which they were packed.
         packed: Rows and places of their sequences.
+
+    Returns:
+        Places of the phrase tokens of all rows, and what belongs to which sample.
 
     Raises:
         PhraseWithoutTokensError: A phrase has no token.

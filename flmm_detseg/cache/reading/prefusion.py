@@ -63,6 +63,9 @@ class PreFusion:
         Args:
             lmm: The LMM whose widths, layers and weights the modules start from.
 
+        Returns:
+            New modules: the layers change nothing yet, a compressor is random.
+
         Raises:
             ConfigError: A size does not fit the LMM.
         """
@@ -208,6 +211,10 @@ class QuestionFusion(nn.Module):
             prefix: Of the language model.
             background: Projected patches ``[n, d]``.
             part: The prompt.
+
+        Returns:
+            Keys and values ``[1, kv_heads, P, head_dim]`` of the language model's layers, then ``[1, kv_heads, n,
+            head_dim]`` of the fusion layers.
         """
         decoder = PrefixDecoder(self.layers, nn.Identity())
         if len(background):
@@ -222,6 +229,9 @@ class QuestionFusion(nn.Module):
             prefix: From :meth:`with_background`.
             suffix: ``[m + 2 + text, d]``.
             part: The prompt.
+
+        Returns:
+            ``suffix`` with a fused question, ``[m + 2 + text, d]``.
         """
         keys, values = None, None
         if len(part.background):

@@ -85,6 +85,9 @@ def split_prompt(
         partition: Its groups; None for those it was prepared with.
         changed: Patches of the background that are recomputed as object tokens, int64.
 
+    Returns:
+        The parts and the plan of the sequence (CPU).
+
     Raises:
         ConfigError: The sample was prepared by another adapter.
         DataError: The prompt is too long, or the groups are of another grid.
@@ -111,6 +114,9 @@ def with_text(layout: PromptLayout, part: PromptParts, item: LMMInputs) -> Promp
         layout: How prompts of the model are put together.
         part: Prompt of the sample whose image and groups are kept.
         item: Inputs of the other sample.
+
+    Returns:
+        The prompt, with ``part``'s background and objects.
 
     Raises:
         DataError: It is too long.

@@ -132,6 +132,9 @@ class GroupReader(LMMAdapter):
         Args:
             sample: Image, text and phrases.
 
+        Returns:
+            The sample in the LMM's own order, and the groups of its patches (CPU).
+
         Raises:
             DataError: The partitioner cannot read the sample.
         """
@@ -143,6 +146,9 @@ class GroupReader(LMMAdapter):
 
         Args:
             sample: Image, text and phrases.
+
+        Returns:
+            The sample in the LMM's own order, cut so that the separators have room (CPU).
 
         Raises:
             ConfigError: The adapter has no tokenizer.
@@ -211,6 +217,9 @@ class GroupReader(LMMAdapter):
         Args:
             background: Vision features ``[n, D]``.
             indices: Its patches, int64 ``[n]``.
+
+        Returns:
+            ``[n, D]``, or ``[C * C, D]`` of a compressor.
         """
         compressor = None if self.prefusion is None else self.prefusion.compressor
         return background if compressor is None else compressor(background.to(self.lmm.dtype), indices)
@@ -221,6 +230,9 @@ class GroupReader(LMMAdapter):
         Args:
             features: Vision features of all patches, ``[N, D]``.
             part: The prompt.
+
+        Returns:
+            ``[T, d]`` in the LMM's dtype, with gradients.
         """
         objects = self._projected(self.object_projector, features[part.objects])
         tokens = torch.cat([self.background_tokens(features[part.background]), objects])

@@ -15,6 +15,9 @@ def patch_grid(grid: PatchGrid) -> tuple[int, int]:
     Args:
         grid: Geometry of the prepared image.
 
+    Returns:
+        Rows and columns.
+
     Raises:
         ConfigError: Several levels or newline tokens (LLaVA-NeXT): patches of different sizes overlap there.
     """
@@ -70,6 +73,9 @@ def partition_tiles(
         source: Who found the objects.
         boxes_xyxy: What made patches objects, float ``[n, 4]``, original pixels.
 
+    Returns:
+        The group of each of the N patches.
+
     Raises:
         ConfigError: ``dilate`` is negative, or the LMM has no single square view.
         DataError: ``objects`` is of another size.
@@ -92,6 +98,9 @@ def box_tiles(grid: PatchGrid, boxes_xyxy: np.ndarray) -> np.ndarray:
     Args:
         grid: Geometry of the image; boxes go through the same resize and padding as the pixels did.
         boxes_xyxy: float ``[n, 4]``, half-open, original pixels; parts outside of the image are left out.
+
+    Returns:
+        True where at least a part of a pixel in a box falls into the patch.
 
     Raises:
         DataError: A coordinate is no finite number.
@@ -123,6 +132,9 @@ def mask_tiles(grid: PatchGrid, mask: np.ndarray) -> np.ndarray:
     Args:
         grid: Geometry of the image.
         mask: bool ``[H, W]`` or ``[K, H, W]`` (their union) at original size.
+
+    Returns:
+        True where at least one pixel of the mask falls into the patch.
 
     Raises:
         DataError: The mask is of another size than the image.
@@ -160,6 +172,9 @@ def partition_like(
         background: bool ``[N]``.
         drop_letterbox: Padding outside of the stored background is letterbox, not objects.
         source: Name of what drew the boundary.
+
+    Returns:
+        The group of each of the N patches; no boxes.
     """
     shape = patch_grid(grid)
     group = np.full(shape, OBJ, dtype=np.uint8).ravel()

@@ -67,6 +67,9 @@ class RegionSource(ABC):
         Args:
             sample: The image and what is known about it.
 
+        Returns:
+            Boxes (xyxy, original pixels), or a mask at original size; both may be empty.
+
         Raises:
             DataError: The sample lacks what the source reads.
         """
@@ -349,6 +352,9 @@ class Partitioner:
         Args:
             sample: Its image, and what a region source reads beside it.
             grid: Geometry of the prepared image.
+
+        Returns:
+            The group of each patch of ``grid``, raster order.
 
         Raises:
             ConfigError: The source gave less than it says, and there is a policy that needs it.

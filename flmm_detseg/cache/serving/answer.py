@@ -66,6 +66,9 @@ def answer(
         max_new_tokens: Longest answer.
         on_text: Called with each further piece of the text as soon as it cannot change any more.
 
+    Returns:
+        Text, tokens, where the background came from, and times in milliseconds.
+
     Raises:
         ConfigError: See :func:`answer_stream`.
         DataError: See :func:`~flmm_detseg.cache.serving.prefill.prefill`.
@@ -103,6 +106,9 @@ def answer_stream(
         partition: Groups of the image's patches; None asks the model's partitioner.
         capture: States to keep of the answer's tokens; None keeps none.
         max_new_tokens: Longest answer.
+
+    Returns:
+        What :func:`answer` returns, as the value of the generator (``StopIteration.value``).
 
     Raises:
         ConfigError: ``max_new_tokens`` is below 1.

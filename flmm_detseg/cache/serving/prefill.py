@@ -129,6 +129,9 @@ def prefill(
         use: The cache; None computes everything and stores nothing.
         partition: Groups to use whatever the partitioner says; not together with a cache.
 
+    Returns:
+        The prompt, and a decoder right after it.
+
     Raises:
         ConfigError: ``partition`` together with a cache, a cache for a model in training mode, or a model without a
             tokenizer.
@@ -240,6 +243,9 @@ class Request:
 
         Args:
             match: The stored background.
+
+        Returns:
+            The sample with its groups; the prompt, with the changed patches once more among the objects.
 
         Raises:
             DataError: It is too long.

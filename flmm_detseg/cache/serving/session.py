@@ -83,6 +83,9 @@ class StreamSession:
             on_text: Called with each further piece of the text.
             meta: What the partitioner may read (``Sample.meta``); ``"session"`` is the session's own.
 
+        Returns:
+            Text, tokens, where the background came from, and times in milliseconds.
+
         Raises:
             ConfigError: Unknown cache mode, given groups with a cache, ``max_new_tokens`` below 1, or a cache and a
                 model that was set to training mode meanwhile.

@@ -57,6 +57,9 @@ def answered(question: LMMInputs, token_ids: Tensor) -> LMMInputs:
     Args:
         question: Image and prompt.
         token_ids: int64 ``[A]``.
+
+    Returns:
+        Inputs of T + A tokens.
     """
     input_ids = torch.cat([question.input_ids, token_ids])
     positions = question.position_ids
@@ -79,6 +82,9 @@ def phrase_inputs(generation: Generation, phrases: Sequence[Phrase]) -> LMMInput
     Args:
         generation: The answer.
         phrases: K character ranges of ``generation.text``.
+
+    Returns:
+        The inputs of the answer with ``phrase_tokens`` ``[K, T]``; a phrase of white space only has no token.
 
     Raises:
         PhraseNotFoundError: A span lies outside the answer.

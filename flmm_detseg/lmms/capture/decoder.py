@@ -117,6 +117,9 @@ class PrefixDecoder:
 
         Args:
             lengths: Tokens of each sequence, padding left out.
+
+        Returns:
+            Per sequence a decoder of its own, ``[1, kv_heads, length, head_dim]`` keys and values per layer.
         """
         sides = self.snapshot()
         return [

@@ -57,6 +57,10 @@ def decoder_mask(
         sequences: T tokens.
         windows: See :class:`~flmm_detseg.lmms.family.LMMFacts`.
         past: Tokens before them that are in the cache; all are visible.
+
+    Returns:
+        ``[R, past + T]`` of ones where transformers adds causality itself, else ``[1 or R, 1, T, past + T]``; a dict of
+        the latter by layer type where ``windows`` names some.
     """
     embeds, visible, blocks = sequences.embeds, sequences.visible, sequences.blocks
     rows, count = embeds.shape[:2]
@@ -161,6 +165,9 @@ def read(
         windows: See :class:`~flmm_detseg.lmms.family.LMMFacts`.
         eager: The decoder's blocks are transformers' eager ones.
 
+    Returns:
+        What ``capture`` asks for of the whole batch; the last hidden states in any case.
+
     Raises:
         ConfigError: The decoder has no layer whose hidden rows are to be kept.
     """
@@ -206,6 +213,9 @@ def states_of(
         inputs: The samples.
         unembed: From last states to logits; None where these are not asked for.
         vision: Per sample its vision maps.
+
+    Returns:
+        Per sample what was captured of it, in the order of ``inputs``; None for what was not.
     """
     logits = None
     if unembed is not None:

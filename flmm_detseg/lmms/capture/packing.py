@@ -281,6 +281,9 @@ def phrase_rows(
         token_index: Per sample the place of each of its tokens in its row.
         columns: Per row the places of its patches, int64 ``[N]``.
 
+    Returns:
+        Places of the phrase tokens of all rows, and what belongs to which sample.
+
     Raises:
         PhraseWithoutTokensError: A phrase has no token.
     """

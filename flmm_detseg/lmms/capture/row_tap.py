@@ -65,6 +65,9 @@ class RowSettings:
         Args:
             settings: ``rows`` of a config; None takes the defaults.
 
+        Returns:
+            The settings, checked.
+
         Raises:
             ConfigError: Names an unknown key or a value that cannot be used.
         """
@@ -83,6 +86,9 @@ class RowSettings:
             num_layers: Decoder layers.
             num_heads: Query heads of a layer.
             rowless: Decoder layers without softmax attention.
+
+        Returns:
+            Indices of layers and heads, ascending, from 0.
 
         Raises:
             ConfigError: An index is out of range, or a layer has no attention rows.

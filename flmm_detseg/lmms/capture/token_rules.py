@@ -139,6 +139,9 @@ def token_rules(
         tokenizer: Its tokenizer, for stop strings.
         prompt_ids: The prompt, image tokens included, int64 ``[T]``.
         max_new_tokens: Longest answer.
+
+    Returns:
+        The rules, which keep the tokens chosen so far; for this one answer.
     """
     config = greedy_config(model, max_new_tokens)
     default = GenerationConfig()
@@ -228,6 +231,9 @@ def answer_room(next_position: int, limit: int | None, max_new_tokens: int, reco
         limit: Number of positions; None: any.
         max_new_tokens: What was asked for.
         record_id: Named in errors.
+
+    Returns:
+        Number of tokens, at least 1.
 
     Raises:
         ConfigError: ``max_new_tokens`` is below 1.

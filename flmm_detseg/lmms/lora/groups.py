@@ -106,6 +106,9 @@ def lora_groups(config: Mapping[str, Mapping[str, Any]]) -> tuple[LoRAGroup, ...
             like a part belongs to it; others say ``part``. Missing fields take the part's defaults: vision r 8,
             alpha 32, qkv; llm r 16, alpha 64, attention; projector r 16, alpha 64, all-linear.
 
+    Returns:
+        The groups, in the order of the config.
+
     Raises:
         ConfigError: Unknown key or part, or a value that cannot be used.
     """
@@ -217,6 +220,9 @@ def compile_target(target: str) -> re.Pattern[str]:
 
     Args:
         target: As in a config.
+
+    Returns:
+        The compiled expression; it has to match a whole name.
 
     Raises:
         ConfigError: It is none.

@@ -26,6 +26,9 @@ def lora_group_of(parameter_name: str) -> str | None:
 
     Args:
         parameter_name: Full name as ``named_parameters`` gives it.
+
+    Returns:
+        Name of the group.
     """
     found = _GROUP.search(parameter_name)
     return found.group(1) if found else None
@@ -41,6 +44,9 @@ def lora_switches(modules: Mapping[str, nn.Module]) -> list[tuple[Any, ...]]:
 
     Args:
         modules: By name, such as ``dict(model.named_modules())``; others than LoRA layers have no line.
+
+    Returns:
+        Per LoRA layer its name, whether it is off, active and merged groups, and their factors.
     """
     return [
         (name, layer.disable_adapters, layer.active_adapters, layer.merged_adapters, layer.scaling)

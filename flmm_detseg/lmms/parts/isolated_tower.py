@@ -43,6 +43,9 @@ class IsolatedTower:
             tower: Its tower.
             layer: Its ``vision_feature_layer``.
 
+        Returns:
+            The tower with the layer counted from 0.
+
         Raises:
             ConfigError: Another tower than CLIP's, or several layers are read.
         """
@@ -63,6 +66,9 @@ class IsolatedTower:
             groups: int64 ``[B, N]``: the group of each patch.
             num_groups: Groups of an image.
             layers: Whose hidden states are wanted.
+
+        Returns:
+            Per layer ``[B, N, D]``, patches in raster order.
 
         Raises:
             ConfigError: The tower has no such hidden state.

@@ -20,6 +20,9 @@ def check_free(out: str | Path) -> Path:
     Args:
         out: Folder to be written.
 
+    Returns:
+        ``out`` as a path.
+
     Raises:
         ConfigError: There is something at ``out``.
     """
@@ -43,6 +46,9 @@ def save_hub_model(
         pretrained: Folder or hub name whose tokenizer and image settings belong to it.
         out: Folder to make.
         added_tokens: Texts that became tokens of the model, in the order of their ids.
+
+    Returns:
+        ``out`` as a path.
 
     Raises:
         ConfigError: ``out`` exists, the processor cannot be read or would not fit the model, or transformers refuses

@@ -175,6 +175,9 @@ def position_limit(decoder: PreTrainedModel, max_length: int) -> int | None:
     Args:
         decoder: Of the language model.
         max_length: Longest sequence the user asked for.
+
+    Returns:
+        The number; where frequencies do not scale, at least ``max_length``.
     """
     if (limit := stateless_positions(decoder)) is not None:
         return limit
@@ -210,6 +213,9 @@ def check_image_settings(
     Args:
         settings: Fields of ``preprocessor_config.json``.
         source: Names the model in messages.
+
+    Returns:
+        Mean and standard deviation, three numbers each, of pixels in [0, 1].
 
     Raises:
         ConfigError: Names the field, its value and what is possible.

@@ -32,6 +32,9 @@ def torch_dtype(name: str) -> torch.dtype:
     Args:
         name: For example ``"bfloat16"``.
 
+    Returns:
+        The dtype.
+
     Raises:
         ConfigError: Unknown name.
     """
@@ -74,6 +77,9 @@ def load_model(family_class: type[Family], pretrained: str, dtype: torch.dtype) 
         family_class: Says which class of transformers it is.
         pretrained: Folder or hub name.
         dtype: Of the weights.
+
+    Returns:
+        The model in eval mode; all of its weights come from the files.
 
     Raises:
         ConfigError: No such model, or one of another family.
@@ -130,6 +136,9 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     Args:
         pretrained: Folder or hub name.
 
+    Returns:
+        The tokenizer; no code of its folder has run.
+
     Raises:
         ConfigError: It is missing or cannot be read.
     """
@@ -159,6 +168,9 @@ def load_normalisation(
     Args:
         pretrained: Folder or hub name.
         config: The model's config.
+
+    Returns:
+        Mean and standard deviation, three numbers each, of pixels in [0, 1].
 
     Raises:
         ConfigError: The file is missing or lacks them, or asks for other arithmetic.

@@ -107,6 +107,10 @@ def parameter_report(
         weight_dtype: Of all weights while training (DeepSpeed's bf16 casts all of them); None for as they are.
         gradient_dtype: Of gradients; None for the weight's.
         state_dtype: Of AdamW's moments.
+
+    Returns:
+        Counts per group and in total; bytes of weights, gradients and optimizer for what is trained now, and if
+        everything were.
     """
     parts = _lmm_parts(model)
     counts: dict[str, list[int]] = {}
