@@ -13,10 +13,17 @@ import numpy as np
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import existing_file, load_json, require_dir, require_keys, require_list
 from flmm_detseg.datasets.image_ids import ImageIds, read_images
-from flmm_detseg.datasets.prompt_fields import PromptImages, find_images, image_names, read_regions
+from flmm_detseg.datasets.prompt_fields import (
+    PromptImages,
+    RegionField,
+    find_images,
+    image_names,
+    load_regions,
+    read_regions,
+)
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
-from flmm_detseg.structures import Region, Sample
+from flmm_detseg.structures import Sample
 from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.values import FieldError, check_text, check_words, printable, shown
 
@@ -34,7 +41,7 @@ class _Record:
     questions: tuple[str, ...]
     answers: tuple[str, ...]
     turn: int | None  # None: drawn per epoch
-    regions: tuple[tuple[Region, ...], ...]  # of each question
+    regions: tuple[tuple[RegionField, ...], ...]  # of each question
 
 
 @DATASETS.register_module()
@@ -43,8 +50,9 @@ class LLaVAInstructDataset(GroundingDataset):
 
     Samples have ``task="vqa"``, the question as ``prompt`` and the answer as ``text``. Each turn stands alone: earlier
     turns are not part of the prompt. The ``<image>`` placeholder is removed (every family's adapter puts its own).
-    A question may say what it points at, ``"regions": [[x, y] | [x0, y0, x1, y1], ...]`` beside its ``"value"``, in
-    pixels of the image: as many as it has places for them (``<region>``), in order.
+    A question may say what it points at, ``"regions": [[x, y] | [x0, y0, x1, y1] | RLE, ...]`` beside its ``"value"``,
+    in pixels of the image (RLE: COCO's run lengths of a mask): as many as it has places for them (``<region>``), in
+    order.
     ``"image"`` may be a list, whose placeholders begin the first question; ``"modalities"`` says what each is
     (``["rgb", "depth"]``), for LMMs with a projector of their own for some. Conversations without an image are dropped
     and counted (``dropped["no image"]``).
@@ -186,7 +194,7 @@ class LLaVAInstructDataset(GroundingDataset):
             task="vqa",
             more_images=self._load_more(record.images.more, record.record_id),
             modalities=record.images.modalities,
-            regions=record.regions[turn],
+            regions=load_regions(record.regions[turn]),
             meta={"turn": turn},
         )
 

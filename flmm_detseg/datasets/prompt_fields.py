@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flmm_detseg.datasets.files import existing_file
+from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
 from flmm_detseg.errors import DataError
 from flmm_detseg.structures import Region
 from flmm_detseg.utils.values import FieldError, shown
+
+# Masks stay as their run lengths until they are wanted: a file may hold many.
+RegionField = Region | Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +96,15 @@ def find_images(
     return PromptImages(first, tuple(more), modalities)
 
 
-def read_regions(value: Any) -> tuple[Region, ...]:
-    """Points and boxes of a field ``regions``; whether they lie in the image is checked where it is read.
+def read_regions(value: Any) -> tuple[RegionField, ...]:
+    """Checks a field ``regions``; whether they lie in the image is checked where it is read.
 
     Args:
-        value: None, or ``[[x, y] | [x0, y0, x1, y1], ...]`` in pixels of the image.
+        value: None, or ``[[x, y] | [x0, y0, x1, y1] | {"size": [H, W], "counts": ...}, ...]``: points and boxes in
+            pixels of the image, masks as COCO's run lengths.
 
     Returns:
-        The regions, of the sample's first image.
+        For :func:`load_regions`.
 
     Raises:
         FieldError: It is something else.
@@ -108,9 +113,38 @@ def read_regions(value: Any) -> tuple[Region, ...]:
         return ()
     if not isinstance(value, list):
         raise FieldError(
-            f"`regions` is {shown(value)}, not a list of points [x, y] and boxes [x0, y0, x1, y1]"
+            f"`regions` is {shown(value)}, not a list of points [x, y], boxes [x0, y0, x1, y1] and run lengths of masks"
         )
+    return tuple(_checked(region) for region in value)
+
+
+def _checked(region: Any) -> RegionField:
     try:
-        return tuple(Region.of(region) for region in value)
-    except DataError as error:
+        if not isinstance(region, Mapping):
+            return Region.of(region)
+        check_segmentation(region, _size(region))
+        return region
+    except (DataError, FieldError) as error:
         raise FieldError(f"`regions`: {error}") from error
+
+
+def load_regions(fields: Sequence[RegionField]) -> tuple[Region, ...]:
+    """The regions of a field, of the sample's first image; masks are decoded.
+
+    Args:
+        fields: From :func:`read_regions`.
+
+    Returns:
+        The regions, in order.
+
+    Raises:
+        FieldError: A mask's run lengths are not those of its size.
+    """
+    return tuple(
+        field if isinstance(field, Region) else Region(mask=decode_segmentation(field, _size(field)))
+        for field in fields
+    )
+
+
+def _size(rle: Mapping[str, Any]) -> Any:
+    return rle.get("size", ())

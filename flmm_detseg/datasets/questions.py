@@ -7,9 +7,16 @@ from typing import Any
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.files import parse_line, require_dir, require_file, words_argument
-from flmm_detseg.datasets.prompt_fields import PromptImages, find_images, image_names, read_regions
+from flmm_detseg.datasets.prompt_fields import (
+    PromptImages,
+    RegionField,
+    find_images,
+    image_names,
+    load_regions,
+    read_regions,
+)
 from flmm_detseg.registry import DATASETS
-from flmm_detseg.structures import Region, Sample
+from flmm_detseg.structures import Sample
 from flmm_detseg.utils.values import FieldError, check_text, check_words, identifier, is_number, shown
 
 _LETTERS = "ABCDEFGHIJ"
@@ -25,7 +32,7 @@ class _Record:
     choices: tuple[str, ...]
     kind: str | None
     stream: dict[str, Any]
-    regions: tuple[Region, ...]
+    regions: tuple[RegionField, ...]
 
 
 @DATASETS.register_module()
@@ -42,8 +49,9 @@ class QuestionDataset(GroundingDataset):
     image's pixels (half-open), what is object rather than background in them. They go to ``meta["session"]`` and
     ``meta["objects_xyxy"]``, where the background cache looks for them.
 
-    ``"regions"``, ``[[x, y] | [x0, y0, x1, y1], ...]`` in the image's pixels, are what the question points at: as many
-    as it has places for them (``<region>``), in order; for LMMs with a part that reads them.
+    ``"regions"``, ``[[x, y] | [x0, y0, x1, y1] | RLE, ...]`` in the image's pixels, are what the question points at
+    (RLE: COCO's run lengths of a mask, ``{"size": [H, W], "counts": ...}``): as many as it has places for them
+    (``<region>``), in order; for LMMs with a part that reads them.
 
     ``"image"`` may be a list: all of them stand before the question, which is about the first one. ``"modalities"``
     says what each is (``["rgb", "depth"]``), for LMMs with a projector of their own for some.
@@ -150,7 +158,7 @@ class QuestionDataset(GroundingDataset):
             task="vqa",
             more_images=self._load_more(record.images.more, record.record_id),
             modalities=record.images.modalities,
-            regions=record.regions,
+            regions=load_regions(record.regions),
             meta={
                 "question_id": record.question_id,
                 "references": list(record.references),

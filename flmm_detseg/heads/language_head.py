@@ -24,7 +24,7 @@ class LanguageHead(Head[Tensor]):
         temperature: T of the distillation; the divergence is multiplied by its square, so that the size of the
             gradient does not depend on it.
         distill_tasks: Tasks distilled. Joint answers speak a language the base model never learned: it has nothing
-            to say about them.
+            to say about them. Nor has it about questions that point at regions: they are left out, too.
 
     Raises:
         ConfigError: A weight is negative, the temperature is not positive, or a task is not one of the head's.
@@ -75,7 +75,7 @@ class LanguageHead(Head[Tensor]):
 
         Returns:
             ``loss_answer``, ``answer_accuracy`` (teacher-forced, logged), and ``loss_distill`` where it is on and
-            the batch holds a task that is distilled; means by the tokens' weights (``LMMInputs.label_weights``).
+            the batch holds a sample that is distilled; means by the tokens' weights (``LMMInputs.label_weights``).
 
         Raises:
             DataError: A sample has no answer.
@@ -97,17 +97,23 @@ class LanguageHead(Head[Tensor]):
             "loss_answer": self.answer_weight * (weight * nll).sum() / total,
             "answer_accuracy": ((weight * (flat.argmax(-1) == targets)).sum() / total).detach(),
         }
-        chosen = [i for i, sample in enumerate(batch.samples) if sample.task in self.distill_tasks]
-        if self.distill_weight > 0 and chosen:
+        if self.distill_weight > 0:
             assert states.base_logits is not None
-            base = [
-                answer_rows(states.base_logits[i], states.logits_start[i], batch.inputs[i])[0] for i in chosen
-            ]
-            student = torch.cat([logits[i] for i in chosen])
-            divergence = distillation(student, torch.cat(base), self.temperature)
-            # A mean over all answer tokens, as the cross-entropy's, so that both scale alike over processes.
-            own = torch.cat([weights[i] for i in chosen])
-            result["loss_distill"] = self.distill_weight * (own * divergence).sum() / total
+            taught = {
+                i: base
+                for i, base in enumerate(states.base_logits)
+                if base is not None and batch.samples[i].task in self.distill_tasks
+            }
+            if taught:
+                teacher = [
+                    answer_rows(base, states.logits_start[i], batch.inputs[i])[0]
+                    for i, base in taught.items()
+                ]
+                student = torch.cat([logits[i] for i in taught])
+                divergence = distillation(student, torch.cat(teacher), self.temperature)
+                # A mean over all answer tokens, as the cross-entropy's, so that both scale alike over processes.
+                own = torch.cat([weights[i] for i in taught])
+                result["loss_distill"] = self.distill_weight * (own * divergence).sum() / total
         return result
 
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:

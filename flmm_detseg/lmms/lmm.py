@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from threading import get_ident
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
@@ -149,6 +151,9 @@ class LMM(LMMAdapter):
             processor.add_end_tokens(end_ids(model))
         self.model = model
         self.processor = processor
+        # Without added tokens, of base mode; and the thread that is in it.
+        self._own_processor = copy.copy(processor)
+        self._base_thread: int | None = None
         length = 0 if processor is None else processor.settings.max_length
         self._position_limit = position_limit(self.decoder_module, length)
         self.frozen = frozen
@@ -472,6 +477,10 @@ class LMM(LMMAdapter):
 
     def _with_regions(self, item: LMMInputs, sample: Sample) -> LMMInputs:
         filler = self._filler
+        if self._base_thread == get_ident():
+            if sample.regions:
+                raise _unread_regions(sample.record_id)
+            return item
         if filler is None:
             if sample.regions:
                 raise ConfigError(
@@ -498,6 +507,9 @@ class LMM(LMMAdapter):
         return replace(item, regions=regions, slots=slots)
 
     def _processor(self) -> LMMProcessor:
+        """The untouched one in base mode: there, the text and the id of an added token are what they were."""
+        if self._base_thread == get_ident() and self._own_processor is not None:
+            return self._own_processor
         if self.processor is None:
             raise ConfigError(
                 "the adapter was built without a tokenizer: it cannot prepare samples; pass `tokenizer`"
@@ -681,10 +693,7 @@ class LMM(LMMAdapter):
             return None
         filler = self._filler
         if filler is None or not filler.active:
-            raise ConfigError(
-                f"{pointing.record_id} points at regions, which the untouched LMM cannot read (base mode): leave "
-                "distillation off for such samples, and answer them in the retention mode 'always'"
-            )
+            raise _unread_regions(pointing.record_id)
         return filler
 
     def _fill(
@@ -852,7 +861,11 @@ class LMM(LMMAdapter):
         """See :class:`LMMAdapter`; the language model runs transformers' own sdpa function, in eval mode."""
         with self.exclusive(), self._text_attention("sdpa"), self._eval_mode(), lora_off(self.model):
             with added_tokens_off(self.model), parts_off(self.added_parts):
-                yield
+                before, self._base_thread = self._base_thread, get_ident()
+                try:
+                    yield
+                finally:
+                    self._base_thread = before
 
     @torch.no_grad()
     def class_embeddings(self, names: Sequence[str]) -> Tensor:
@@ -872,3 +885,10 @@ class LMM(LMMAdapter):
                 raise ConfigError(f"class name {name!r} has no token; give it a name of at least one letter")
             means.append(table(torch.tensor(ids, device=self.device)).float().mean(0))
         return torch.stack(means)
+
+
+def _unread_regions(record_id: str) -> ConfigError:
+    return ConfigError(
+        f"{record_id} points at regions, which the untouched LMM cannot read (base mode): there is no answer of it to "
+        "compare with; leave such samples out"
+    )

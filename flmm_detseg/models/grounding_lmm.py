@@ -40,6 +40,7 @@ from flmm_detseg.structures import (
     CaptureSpec,
     Generation,
     GroundingBatch,
+    LMMInputs,
     LMMStates,
     Prediction,
     Sample,
@@ -417,13 +418,26 @@ class GroundingLMM(BaseModel, GroundingModule):
 
     def _encode(self, batch: GroundingBatch, capture: CaptureSpec) -> LMMStates:
         keys = [sample.image_id for sample in batch.samples]
-        base_logits = None
-        if capture.base_logits:
-            # Before the adapted pass: a recomputing (checkpointed) backward must find the adapters as they were.
-            with torch.no_grad(), self.lmm.base_mode():
-                base_logits = self.lmm.encode(batch.inputs, CaptureSpec(logits=True), keys).logits
+        # Before the adapted pass: a recomputing (checkpointed) backward must find the adapters as they were.
+        base_logits = self._base_logits(batch.inputs, keys) if capture.base_logits else None
         states = self.lmm.encode(batch.inputs, capture, keys)
         return states if base_logits is None else replace(states, base_logits=base_logits)
+
+    @torch.no_grad()
+    def _base_logits(self, inputs: Sequence[LMMInputs], keys: Sequence[str | None]) -> list[Tensor | None]:
+        """Logits of the untouched LMM; None for samples that point at regions, which it cannot read."""
+        readable = [index for index, item in enumerate(inputs) if not item.regions]
+        if not readable:
+            return [None] * len(inputs)
+        with self.lmm.base_mode():
+            states = self.lmm.encode(
+                [inputs[index] for index in readable],
+                CaptureSpec(logits=True),
+                [keys[index] for index in readable],
+            )
+        assert states.logits is not None
+        found = dict(zip(readable, states.logits, strict=True))
+        return [found.get(index) for index in range(len(inputs))]
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds, by full name: parameters with ``requires_grad``, and what the LMM holds."""

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from flmm_detseg.compat import install
-from flmm_detseg.datasets import PNGDataset, RefCOCODataset
+from flmm_detseg.datasets import PNGDataset, QuestionDataset, RefCOCODataset
 from flmm_detseg.datasets.tinyworld import make_scene, narrate
 from flmm_detseg.datasets.tinyworld.formats import CATEGORY_ID
 from flmm_detseg.datasets.tinyworld.world import WorldSpec, write_world
@@ -101,7 +101,7 @@ def test_a_world_of_an_older_manifest_is_refused_clearly(copy: Path) -> None:
     del manifest["format"], manifest["folders"]
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(
-        ConfigError, match=r"another TinyWorld \(format: there None, asked 2\)\. Choose another"
+        ConfigError, match=r"another TinyWorld \(format: there None, asked 3\)\. Choose another"
     ):
         write_world(copy, SPEC, progress=False)
     for content in ("{", "[]"):
@@ -116,6 +116,45 @@ def test_the_manifest_covers_every_file(world: Path) -> None:
         name = str(path.relative_to(world))
         in_folder = any(name.startswith(f"{folder}/") for folder in manifest["folders"])
         assert in_folder or name in {*manifest["files"], "manifest.json", "contact_sheet.png"}, name
+
+
+def test_region_questions_point_at_what_they_ask_about(world: Path) -> None:
+    def read(name: str) -> list:
+        return list(QuestionDataset(str(world / "regions" / f"{name}.jsonl"), str(world / "coco")))
+
+    splits = {name: read(name) for name in ("train", "val", "val_without")}
+    seen = set()
+    for split in ("train", "val"):
+        scenes = [make_scene(SPEC.seed, index, split) for index in range(SPEC.counts()[split])]
+        assert len(splits[split]) == 2 * sum(len(scene.objects) for scene in scenes)
+        for sample in splits[split]:
+            image, number, asked = sample.meta["question_id"].split("-")
+            scene = scenes[int(image) - {"train": 1, "val": 500_000}[split]]
+            (obj,) = [obj for obj in scene.objects if obj.object_id == int(number)]
+            assert sample.text == getattr(obj, asked)
+            assert sample.prompt.count("<region>") == 1
+            (region,) = sample.regions
+            if region.point_xy is not None:
+                x, y = region.point_xy
+                assert obj.mask[int(y), int(x)]
+                form = "point"
+            elif region.box_xyxy is not None:
+                assert region.box_xyxy == obj.box_xyxy
+                form = "box"
+            else:
+                assert np.array_equal(region.mask, obj.mask)
+                form = "mask"
+            assert sample.meta["kind"] == f"{asked} {form}"
+            seen.add(sample.meta["kind"])
+    assert len(seen) == 6
+    assert not {sample.image_id for sample in splits["train"]} & {sample.image_id for sample in splits["val"]}
+    for plain, pointing in zip(splits["val_without"], splits["val"], strict=True):
+        assert (plain.record_id.split("/")[1], plain.text) == (
+            pointing.record_id.split("/")[1],
+            pointing.text,
+        )
+        assert plain.prompt == pointing.prompt.replace("<region>", "this")
+        assert plain.regions == ()
 
 
 def test_refcoco_reads_as_scenes(world: Path) -> None:

@@ -10,6 +10,7 @@
     OUT/refcoco/refs(unc).p, OUT/refcoco/instances.json     RefCOCO (image_dir = OUT/coco)
     OUT/ade/annotations/{training,validation}/*.png         label maps of the images of the same name
     OUT/llava/{train,val}.json                              LLaVA conversations (image folder = OUT/coco)
+    OUT/regions/{train,val,val_without}.jsonl               questions that point at objects (image folder = OUT/coco)
     OUT/reasonseg/{train,val}/*.jpg, *.json                 ReasonSeg
     OUT/screens/{train,val}.json, SEQUENCE/FRAME.png        phone screens: same wallpaper, other foreground
 """
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from flmm_detseg.datasets.tinyworld import formats
 from flmm_detseg.datasets.tinyworld.formats import ImageFile
 from flmm_detseg.datasets.tinyworld.reason_seg import reason_seg_record
+from flmm_detseg.datasets.tinyworld.region_questions import region_questions, without_regions
 from flmm_detseg.datasets.tinyworld.render import make_scene
 from flmm_detseg.datasets.tinyworld.scene import SPLITS, TINYWORLD_VERSION, Scene
 from flmm_detseg.datasets.tinyworld.screens import make_screens
@@ -41,7 +43,7 @@ from flmm_detseg.utils.whole_files import new_folder
 
 MANIFEST = "manifest.json"
 # Of the manifest and the folders; the pictures and texts themselves belong to TINYWORLD_VERSION.
-MANIFEST_FORMAT = 2
+MANIFEST_FORMAT = 3
 _PICTURE_FOLDERS = (
     "coco/train2017",
     "coco/val2017",
@@ -174,7 +176,7 @@ def _make_folders(out: Path) -> None:
     for year in ("train2017", "val2017"):
         (out / "coco" / year).mkdir(parents=True, exist_ok=True)
         (out / "coco/annotations" / f"panoptic_{year}").mkdir(parents=True, exist_ok=True)
-    for name in ("refcoco", "ade/annotations/training", "ade/annotations/validation", "llava"):
+    for name in ("refcoco", "ade/annotations/training", "ade/annotations/validation", "llava", "regions"):
         (out / name).mkdir(parents=True, exist_ok=True)
     for name in ("train", "val"):
         (out / "reasonseg" / name).mkdir(parents=True, exist_ok=True)
@@ -211,6 +213,7 @@ def _write_scene(job: tuple[str, int, str, int]) -> dict[str, Any]:
         "narrative": formats.png_narrative(scene, image, seed),
         "refs": formats.refcoco_refs(scene, image, seed),
         "llava": formats.llava_conversation(scene, image, seed),
+        "regions": region_questions(scene, image_id, f"{year}/{image.file_name}", seed),
     }
 
 
@@ -240,6 +243,10 @@ def _write_annotations(out: Path, results: Iterable[dict[str, Any]]) -> list[str
         narrated = [row for row in mine if row["split"] in ("train", "val")]
         contents[f"{annotations}/png_coco_{year}2017.json"] = _json([row["narrative"] for row in narrated])
         contents[f"llava/{year}.json"] = _json([row["llava"] for row in narrated])
+        pointing = [line for row in narrated for line in row["regions"]]
+        contents[f"regions/{year}.jsonl"] = _json_lines(pointing)
+        if not train:
+            contents["regions/val_without.jsonl"] = _json_lines(map(without_regions, pointing))
     refs = [ref for row in rows for ref in row["refs"]]
     # Through JSON: a pickle's bytes depend on which strings are one object, which workers change.
     contents["refcoco/refs(unc).p"] = pickle.dumps(json.loads(json.dumps(refs)), protocol=2)
@@ -288,6 +295,10 @@ def _write_screens(out: Path, spec: WorldSpec) -> list[str]:
 def _coco(images: list[Any], annotations: list[Any], categories: list[Any]) -> dict[str, Any]:
     info = {"description": "TinyWorld", "version": TINYWORLD_VERSION}
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _json_lines(lines: Iterable[Any]) -> bytes:
+    return b"".join(_json(line) + b"\n" for line in lines)
 
 
 def _json(content: Any) -> bytes:

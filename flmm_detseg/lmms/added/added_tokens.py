@@ -89,7 +89,8 @@ class GrownEmbedding(nn.Module):
     Args:
         base: The model's own table; becomes ``base_layer``.
         ids: Of the added tokens, behind the table or (where it has rows to spare) within it.
-        rows: float32 ``[n, d]``, their initial rows. While the tokens are off, they are read as these.
+        rows: float32 ``[n, d]``, their initial rows. While the tokens are off, those behind the table are read as these,
+            and those within it as the table has them: the model may have uttered such an id itself.
     """
 
     initial_rows: Tensor
@@ -120,6 +121,8 @@ class GrownEmbedding(nn.Module):
         known = torch.tensor(self.ids, device=input_ids.device)
         matches = input_ids[..., None] == known
         added = matches.any(-1)
+        if not self.active:
+            added &= input_ids >= len(self.weight)
         embeds = self.base_layer(input_ids.masked_fill(added, 0))
         # Without a graph to the rows: a batch without added tokens must not pay for one through the whole decoder.
         if not added.is_meta and not added.any():

@@ -20,12 +20,14 @@ from flmm_detseg.cache.regions.sources import GivenRegions, Partitioner
 from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
 from flmm_detseg.datasets.questions import QuestionDataset
 from flmm_detseg.errors import CheckpointError, ConfigError, DataError
+from flmm_detseg.heads import LanguageHead
 from flmm_detseg.lmms import LlavaAdapter, add_lora, lora_groups
 from flmm_detseg.lmms.weights.parameters import parameter_report
 from flmm_detseg.models.checkpoint import lmm_meta
 from flmm_detseg.models.from_config import model_from_config
 from flmm_detseg.models.merge import merge_checkpoint
 from flmm_detseg.structures import CaptureSpec, Region
+from flmm_detseg.utils.rle import encode_rle
 
 ROOT = Path(__file__).resolve().parents[3]
 PRETRAINED = str(ROOT / "data" / "models" / "tiny_llava")
@@ -181,10 +183,23 @@ def test_questions_about_regions_from_files(tmp_path):
         (tmp_path / "c.json").write_text(json.dumps([dict(id=1, image="scene.png", conversations=turns)]))
         (sample,) = LLaVAInstructDataset(str(tmp_path / "c.json"), str(tmp_path))
         assert sample.regions == (Region.of(regions[0]),)
-    for wrong in ("all", [[1, 2, 3]], [["1", "2"]], [None], 5):
+    mask = np.zeros(sample.image.shape[:2], bool)
+    mask[3:9, 4:20] = True
+    (tmp_path / "q.jsonl").write_text(json.dumps({**line, "regions": [[1, 2], encode_rle(mask)]}))
+    (sample,) = QuestionDataset(str(tmp_path / "q.jsonl"), str(tmp_path))
+    assert sample.regions[0] == Region.of((1, 2))
+    assert np.array_equal(sample.regions[1].mask, mask)
+    run = encode_rle(mask)
+    for wrong in ("all", [[1, 2, 3]], [["1", "2"]], [None], 5, [{"counts": "a"}], [{**run, "size": [4]}]):
         (tmp_path / "q.jsonl").write_text(json.dumps({**line, "regions": wrong}))
         with pytest.raises(DataError, match="regions"):
             QuestionDataset(str(tmp_path / "q.jsonl"), str(tmp_path))
+    # Damage inside of the run lengths is found where the mask is read.
+    (tmp_path / "q.jsonl").write_text(
+        json.dumps({**line, "regions": [{**run, "counts": run["counts"][:-1]}]})
+    )
+    with pytest.raises(DataError, match="question/1.*RLE counts"):
+        QuestionDataset(str(tmp_path / "q.jsonl"), str(tmp_path))[0]
 
 
 def test_images_and_their_modalities_come_from_question_and_conversation_files(tmp_path):
@@ -243,3 +258,21 @@ def test_a_projector_for_a_modality_is_saved_with_it_and_not_exported(tmp_path):
         model_from_config(other, file, device="cpu")
     with pytest.raises(ConfigError, match="OwnProjector for depth cannot be exported"):
         merge_checkpoint(config, file, tmp_path / "merged")
+
+
+def test_samples_that_point_are_left_out_of_the_distillation(tmp_path):
+    """The untouched LMM has nothing to say about them; the others are distilled as they are alone."""
+    config = write_config(tmp_path / "a", parts=REGIONS, lora=dict(llm=dict(r=2)))
+    model = model_from_config(config, untrained=True, device="cpu").train()
+    model.heads["language"] = LanguageHead(distill_weight=1.0)
+    moved(model)
+    plain = replace(asking(1), prompt="what is it ?", regions=())
+    alone = model([plain], mode="loss")
+    both = model([asking(0), plain], mode="loss")
+    count = [float(model.heads["language"].num_targets(model.prepare([s]))) for s in (asking(0), plain)]
+    share = count[1] / sum(count)
+    assert float(alone["language.loss_distill"]) > 1e-4
+    assert float(both["language.loss_distill"]) == pytest.approx(
+        share * float(alone["language.loss_distill"]), rel=1e-4
+    )
+    assert "language.loss_distill" not in model([asking(0)], mode="loss")

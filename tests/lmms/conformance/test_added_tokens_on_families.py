@@ -134,6 +134,32 @@ def test_answers_can_hold_the_tokens(family, table):
             assert "[SEG]" not in lmm.generate(sample, max_new_tokens=3)
 
 
+@torch.no_grad()
+def test_in_base_mode_texts_are_those_of_the_untouched_tokenizer(family):
+    """Added ids may be rows that the model had to spare: what it says with them is its own affair."""
+    lmm, reference = with_tokens(family), build(family)
+    sample = replace(samples()[0], prompt="what is [SEG] ?")
+    added = lmm.unembed.ids[0]
+    with lmm.base_mode():
+        inside = lmm.prepare(sample)
+    assert torch.equal(inside.input_ids, reference.prepare(sample).input_ids)
+    assert added not in inside.input_ids
+    assert added in lmm.prepare(sample).input_ids
+    if added >= len(reference.unembed.weight):
+        return
+    # Both utter a row that no word has, and read it again.
+    for module in (lmm.unembed.base_layer, reference.unembed):
+        module.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, torch.tensor(added), 100.0))
+    theirs = reference.generate_with_states(sample, EVERYTHING, max_new_tokens=3)
+    with lmm.base_mode():
+        ours = lmm.generate_with_states(sample, EVERYTHING, max_new_tokens=3)
+        text = lmm.generate(sample, max_new_tokens=3)
+    assert theirs.token_ids.tolist() == ours.token_ids.tolist() == [added] * 3
+    assert ours.text == theirs.text == text == reference.generate(sample, max_new_tokens=3)
+    assert torch.equal(ours.hidden, theirs.hidden)
+    assert "[SEG]" in lmm.processor.tokenizer.decode([added])
+
+
 def push(logits, head):
     if not head.active:
         return logits
