@@ -241,7 +241,7 @@ class LMMStates:
             Row i predicts token ``logits_start + i + 1``.
         logits_start: Per sample, position in the sequence of row 0 of ``logits``: the last token of the
             prefix.
-        base_logits: As ``logits``, of the untouched LMM; None for a sample that points at regions, which it cannot read.
+        base_logits: As ``logits``, of the untouched LMM; None for samples with regions, which it cannot read.
     """
 
     attention: list[Tensor] | None = None

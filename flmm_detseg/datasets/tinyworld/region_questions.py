@@ -1,4 +1,4 @@
-"""Questions that point at an object instead of naming it: a point, a box or a mask stands in their place ``<region>``."""
+"""Questions that point at an object instead of naming it: at their ``<region>``, a point, a box or a mask."""
 
 from __future__ import annotations
 

@@ -89,8 +89,8 @@ class GrownEmbedding(nn.Module):
     Args:
         base: The model's own table; becomes ``base_layer``.
         ids: Of the added tokens, behind the table or (where it has rows to spare) within it.
-        rows: float32 ``[n, d]``, their initial rows. While the tokens are off, those behind the table are read as these,
-            and those within it as the table has them: the model may have uttered such an id itself.
+        rows: float32 ``[n, d]``, their initial rows. While the tokens are off, ids behind the table are read as these,
+            and ids within it as the table has them: the model may have uttered such an id itself.
     """
 
     initial_rows: Tensor
