@@ -56,14 +56,14 @@ class LMMFacts:
         hidden_size: d, width of the language model.
         vision: The tower.
         parts: Where ``"vision"``, ``"llm"`` and ``"projector"`` are within the model (paths of submodules). Where one
-            lies within another, the longer path counts.
+            is inside another, the longer path counts.
         num_levels: Maps that each attention head gives, see :attr:`PatchGrid.stack`.
         windows: By layer type of the decoder, the number of positions a token looks back; None: all. Empty for a
             decoder whose layers are all alike. A decoder that takes one mask although it has a window has the type "".
         axes: Of rotary positions.
         image_attention: ``"causal"``, or ``"both"``: tokens of one image see each other.
         row_layers: Decoder layers whose attention is read unless a config names others; None: all that have rows.
-            Layers with a window do not see an image that lies far behind.
+            Layers with a window do not attend to an image that is further back.
         rowless_layers: Decoder layers without softmax attention (convolution, linear attention, state space). They
             have no attention rows, and they read the tokens that lie before a token in its row whatever a mask says:
             samples of such a model never share a row.
@@ -123,7 +123,8 @@ class Family(ABC):
         config: The model's.
 
     Attributes:
-        one_at_a_time: Transformers' own pass of the tower changes the model while it runs, so that threads take turns.
+        one_at_a_time: Transformers' own pass of the tower changes the model while it runs: one thread at a time may run
+            it.
     """
 
     one_at_a_time: ClassVar[bool] = False

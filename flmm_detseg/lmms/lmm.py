@@ -66,7 +66,7 @@ from flmm_detseg.utils.values import FieldError, check_text
 
 
 class Seen(NamedTuple):
-    """What became of the images of a sample.
+    """Tokens, features and maps of the images of a sample.
 
     Attributes:
         tokens: Of all of them, ``[num_tokens, d]``.
@@ -94,7 +94,7 @@ class LMM(LMMAdapter):
         attention: ``"rows"`` or ``"eager"`` (parity checks).
         frozen: No parameter of the LMM gets a gradient, it stays in eval mode, :meth:`encode` runs without
             autograd. False leaves ``requires_grad`` as it is.
-        share_prefix: Samples with equal images run behind one prefix: what their prompts begin with alike. Also with
+        share_prefix: Samples with equal images share one prefix: what their prompts begin with alike. Also with
             a trainable LMM; the pass stays differentiable. Not of an LMM with layers that read their neighbours in
             the row (:attr:`LMMFacts.rowless_layers`): each of its samples runs alone.
         lora: LoRA groups, see :func:`~flmm_detseg.lmms.lora.groups.lora_groups`. The LMM's own weights are frozen
@@ -372,7 +372,7 @@ class LMM(LMMAdapter):
 
     @property
     def decoder_module(self) -> PreTrainedModel:
-        """The language model's decoder."""
+        """The decoder of the language model, a module of transformers (:meth:`Family.decoder` of this model)."""
         return self.family.decoder(self.model)
 
     @property
@@ -411,7 +411,7 @@ class LMM(LMMAdapter):
     def prefix_decoder(
         self, keys: list[Tensor] | None = None, values: list[Tensor] | None = None
     ) -> PrefixDecoder:
-        """The language model behind stored keys and values (or at the beginning), see :class:`PrefixDecoder`."""
+        """:class:`PrefixDecoder`: the language model step by step, after stored keys and values or from the start."""
         return PrefixDecoder(
             self.decoder_module,
             self.unembed,
@@ -470,7 +470,7 @@ class LMM(LMMAdapter):
 
     @property
     def _known_modalities(self) -> frozenset[str] | None:
-        """What images may be, for an LMM that tells them apart; None: anything, they are read alike."""
+        """Allowed modalities of images, for an LMM that distinguishes them; None: anything, they are read alike."""
         named = [part.modalities for part in projectors(self.added_parts)]
         given = [names for names in named if names is not None]
         return frozenset({RGB}.union(*given)) if given and len(given) == len(named) else None
@@ -488,7 +488,7 @@ class LMM(LMMAdapter):
                     "lmm=dict(..., parts=dict(regions=dict(type='RegionTokens')))"
                 )
             return item
-        assert self._slot_id is not None  # whoever has a filler and a tokenizer has it
+        assert self._slot_id is not None  # set wherever there are a filler and a tokenizer
         slots = (item.input_ids == self._slot_id).nonzero().flatten()
         if len(slots) != len(sample.regions):
             raise DataError(
@@ -538,7 +538,7 @@ class LMM(LMMAdapter):
             return states_of(captured, sequences, places, inputs, unembed, vision)
 
     def read(self, sequences: Sequences, places: PhraseRows, capture: CaptureSpec) -> Captured:
-        """The forward pass of the language model; whoever makes sequences of its own calls this.
+        """From sequences to states: the forward pass of the language model, also for sequences that a caller made.
 
         Args:
             sequences: What it reads.
@@ -623,7 +623,7 @@ class LMM(LMMAdapter):
     def see(
         self, inputs: Sequence[LMMInputs], owners: Sequence[int], layers: tuple[int, ...]
     ) -> tuple[dict[int, Seen], list[dict[int, Tensor]] | None]:
-        """Runs tower and projector.
+        """From images to tokens: runs tower and projector.
 
         Args:
             inputs: Prepared samples.
@@ -631,7 +631,7 @@ class LMM(LMMAdapter):
             layers: Hidden states of the tower that are wanted.
 
         Returns:
-            Per sample with images of its own what became of them; per sample the wanted maps, None where none are.
+            Per sample with images of its own what :class:`Seen` holds; per sample the wanted maps, None where none are.
 
         Raises:
             ConfigError: The tower has no such hidden state.
@@ -699,7 +699,7 @@ class LMM(LMMAdapter):
     def _fill(
         self, embeds: Tensor, batch: PackedBatch, inputs: Sequence[LMMInputs], rows: Sequence[Seen]
     ) -> Tensor:
-        """Puts regions into their places."""
+        """Writes embeddings of regions into their places."""
         filler = self._region_reader(inputs)
         if filler is None:
             return embeds

@@ -253,7 +253,7 @@ class LMMProcessor(ABC):
                 check_words(text, name, self._control_words)
         except FieldError as error:
             raise DataError(f"{sample.record_id}: {error}") from error
-        end = self._turn_end("earlier turns cannot be told apart") if sample.turns else ""
+        end = self._turn_end("earlier turns would run into each other") if sample.turns else ""
         return self.template.prefix(
             self.image_text,
             1 + len(sample.more_images),

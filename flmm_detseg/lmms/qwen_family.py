@@ -17,7 +17,7 @@ class QwenFamily(HubFamily):
     """Images at their own aspect, squashed to multiples of a token's side; tokens are 2 x 2 patches.
 
     Positions have three axes (time, row, column): an image's tokens stand where they are in the image, and the text
-    behind it goes on after the image's longer side.
+    after it continues from the image's longer side.
 
     Attributes:
         projectors: Paths of the mergers.

@@ -69,7 +69,7 @@ def test_attention_maps_are_those_of_the_whole_matrix(positions, letterbox):
     model = cached_llava(positions=positions, letterbox=letterbox)
     item = model.prepare(boxed_sample(0, image_size=(24, 72)))
     ours = model.encode([item], CaptureSpec(attention=True)).attention[0]
-    part = model.parts(item)
+    part = model.prompt_parts(item)
     features = model.group_features(item, part.background), model.group_features(item, part.objects)
     embeds = torch.cat(
         [model.prefix_embeds(part.system_ids, features[0]), model.suffix_embeds(features[1], part.text_ids)]
@@ -230,7 +230,7 @@ def test_texts_are_cut_so_that_the_longer_sequence_fits():
     sample = boxed_sample(0)
     sample = sample.__class__(**{**vars(sample), "text": "a " * 100, "phrases": ()})
     item = model.prepare(sample)
-    assert model.parts(item).plan.length == 60
+    assert model.prompt_parts(item).plan.length == 60
     with pytest.raises(DataError, match="max_length"):
         cached_llava(max_length=30).prepare(sample)
 
@@ -279,5 +279,5 @@ def test_other_lmms_and_plain_inputs_are_refused():
     item = model.prepare(boxed_sample(0))
     other = replace(item.partition, group=item.partition.group[:9], grid=(3, 3))
     with pytest.raises(DataError, match=r"groups of 9 patches \(3 x 3\)"):
-        model.parts(item, other)
+        model.prompt_parts(item, other)
     assert len(image_columns(model.prepare(boxed_sample(0)))) == 16

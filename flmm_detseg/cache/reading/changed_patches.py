@@ -64,14 +64,14 @@ def see_groups(
     """
     layer = model.feature_layer
     if share is None or not model.training:
-        parts = [model.parts(item) for item in inputs]
-        states = model.see(inputs, layers)
+        parts = [model.prompt_parts(item) for item in inputs]
+        states = model.group_states(inputs, layers)
         return parts, states, states[layer]
     changed = [_draw(model, item, share, count) for item, count in zip(inputs, num_tokens, strict=True)]
-    parts = [model.parts(item, changed=found) for item, found in zip(inputs, changed, strict=True)]
+    parts = [model.prompt_parts(item, changed=found) for item, found in zip(inputs, changed, strict=True)]
     now = [_as_objects(item, found) for item, found in zip(inputs, changed, strict=True)]
     stored = [_as_stored(model, item, found) for item, found in zip(inputs, changed, strict=True)]
-    return parts, model.see(now, layers), model.see(stored, (layer,))[layer]
+    return parts, model.group_states(now, layers), model.group_states(stored, (layer,))[layer]
 
 
 def _draw(model: GroupReader, item: PartitionedInputs, share: tuple[float, float], num_tokens: int) -> Tensor:
@@ -80,7 +80,7 @@ def _draw(model: GroupReader, item: PartitionedInputs, share: tuple[float, float
     least, most = share
     count = round(len(background) * (least + (most - least) * float(torch.rand(()))))
     longer = num_tokens - len(item.input_ids)
-    room = model.layout.max_length - model.parts(item).plan.length - longer
+    room = model.layout.max_length - model.prompt_parts(item).plan.length - longer
     chosen = torch.randperm(len(background))[: max(0, min(count, room))]
     return background[chosen].sort().values
 

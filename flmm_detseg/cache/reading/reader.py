@@ -163,7 +163,7 @@ class GroupReader(LMMAdapter):
             )
         return self.processor(sample)
 
-    def parts(
+    def prompt_parts(
         self, item: LMMInputs, partition: PatchPartition | None = None, changed: Tensor | None = None
     ) -> PromptParts:
         """See :func:`~flmm_detseg.cache.reading.prompt_parts.split_prompt`."""
@@ -241,13 +241,13 @@ class GroupReader(LMMAdapter):
 
     def isolated_features(self, item: PartitionedInputs) -> Tensor:
         """Vision features of all patches of one sample, each group on its own, ``[N, D]``."""
-        return self.see([item], (self.feature_layer,))[self.feature_layer][0]
+        return self.group_states([item], (self.feature_layer,))[self.feature_layer][0]
 
     def vision_states(self, item: PartitionedInputs, layers: Collection[int]) -> dict[int, Tensor]:
         """Hidden states of the isolated tower as maps: per layer ``[D, rows, cols]``."""
-        return self._vision_maps(self.see([item], layers), [[0]], layers)[0]
+        return self._vision_maps(self.group_states([item], layers), [[0]], layers)[0]
 
-    def see(self, inputs: Sequence[PartitionedInputs], layers: Collection[int]) -> dict[int, Tensor]:
+    def group_states(self, inputs: Sequence[PartitionedInputs], layers: Collection[int]) -> dict[int, Tensor]:
         """Hidden states of all patches, each group on its own: per layer ``[B, N, D]``."""
         groups = torch.stack([self.layout.groups(item.partition) for item in inputs])
         pixels = torch.stack([self.pixels(item) for item in inputs])

@@ -254,7 +254,7 @@ class Request:
         partition = partition_like(self.item.grid, match.key.mask, drop_letterbox=drop)
         item = with_partition(self.item, partition)
         changed = torch.from_numpy(match.stale) if len(match.stale) else None
-        return item, self.model.parts(item, changed=changed)
+        return item, self.model.prompt_parts(item, changed=changed)
 
     def _from_match(self, use: CacheUse, match: Match) -> Prefill:
         item, parts = self.laid_out(match)
@@ -285,7 +285,7 @@ class Request:
         of them comes from the cache: the outcome has the same bits.
         """
         item = with_partition(self.item, partition)
-        parts = self.model.parts(item)
+        parts = self.model.prompt_parts(item)
         with self.model.exclusive():
             if self.model.layout.order == "image":
                 return self._in_image_order(item, parts, level)

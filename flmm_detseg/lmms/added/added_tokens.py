@@ -23,7 +23,7 @@ from flmm_detseg.utils.values import FieldError, check_text
 _TRAIN = ("rows", "tables")
 # Rows that the initial value is taken from, evenly spread; all of a small table.
 _SAMPLED = 4096
-# Of the columns' standard deviation: enough that two tokens are not the same one.
+# Of the columns' standard deviation: enough to make two tokens different.
 _NOISE = 0.02
 
 
@@ -34,7 +34,7 @@ class AddedTokens:
     Attributes:
         tokens: Their texts, such as ``("[SEG]",)``.
         train: ``"rows"``: only their rows are trained, beside LoRA where there is some; ``"tables"``: the input and
-            output tables of all tokens too (the LMM as it was is gone then).
+            output tables of all tokens too (the original LMM is lost then).
 
     Raises:
         ConfigError: A text that cannot be a token, one twice, or an unknown ``train``.
@@ -88,9 +88,9 @@ class GrownEmbedding(nn.Module):
 
     Args:
         base: The model's own table; becomes ``base_layer``.
-        ids: Of the added tokens, behind the table or (where it has rows to spare) within it.
-        rows: float32 ``[n, d]``, their initial rows. While the tokens are off, ids behind the table are read as these,
-            and ids within it as the table has them: the model may have uttered such an id itself.
+        ids: Of the added tokens, after the table or (where it has rows to spare) within it.
+        rows: float32 ``[n, d]``, their initial rows. While the tokens are off, ids after the table are read as these,
+            and ids within it as the table has them: the model may have generated such an id itself.
     """
 
     initial_rows: Tensor
@@ -143,7 +143,7 @@ class GrownUnembedding(nn.Module):
         super().__init__()
         self.base_layer = base
         self.ids = tuple(ids)
-        # In a tuple: a module of another one is no module of this one.
+        # In a tuple, so that it is not registered as a submodule here as well.
         self._tied = (rows,) if isinstance(rows, GrownEmbedding) else ()
         if isinstance(rows, Tensor):
             self.added_rows = nn.Parameter(rows.clone())
@@ -181,7 +181,7 @@ def grow(model: PreTrainedModel, settings: AddedTokens, ids: Sequence[int], know
         model: The transformers model.
         settings: The tokens, and what is trained.
         ids: Their ids.
-        known: Tokens that the tokenizer had before: rows of the table beyond are nobody's.
+        known: Tokens that the tokenizer had before: rows of the table beyond are unused.
     """
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     tied = head.weight is table.weight
@@ -230,7 +230,7 @@ def added_tokens_off(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def settle(model: PreTrainedModel) -> None:
-    """Makes added rows part of the model's own tables, for good: an ordinary model with a larger vocabulary."""
+    """Makes added rows part of the model's own tables permanently: an ordinary model with a larger vocabulary."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, GrownEmbedding) or not isinstance(head, GrownUnembedding):
         return

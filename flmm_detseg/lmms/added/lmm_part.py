@@ -29,7 +29,7 @@ class LMMPart(nn.Module, ABC):
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, facts: LMMFacts) -> None:
-        """Makes its tensors, and takes its place in the model.
+        """Makes its tensors, and inserts itself into the model.
 
         Args:
             model: The transformers model; may be on the meta device.
@@ -45,7 +45,7 @@ class LMMPart(nn.Module, ABC):
         """What it was made for, as facts for JSON; checkpoints record them."""
 
     def settle(self, model: PreTrainedModel) -> None:
-        """Becomes part of the model, for good, so that other programs can read it.
+        """Becomes part of the model permanently, so that other programs can read it.
 
         Args:
             model: The one it is attached to.
@@ -114,7 +114,7 @@ def build_parts(
 
 @contextmanager
 def parts_off(parts: Mapping[str, LMMPart]) -> Iterator[None]:
-    """Context in which no part takes part. May be nested; for one thread."""
+    """Context in which all parts are off. May be nested; for one thread."""
     before = {name: part.active for name, part in parts.items()}
     try:
         for part in parts.values():

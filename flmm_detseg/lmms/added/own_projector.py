@@ -17,7 +17,7 @@ from flmm_detseg.lmms.family import LMMFacts
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import RGB
 
-# Whose images the projector reads in this thread.
+# Modality of the images that the projector reads in this thread.
 _modality: ContextVar[str] = ContextVar("modality", default=RGB)
 
 
@@ -32,7 +32,7 @@ def projecting(modality: str) -> Iterator[None]:
 
 
 class Replaced(nn.Module):
-    """Stands where a module of the model stood, and calls it or that of the part for the images' modality.
+    """Replaces a module of the model, and calls that module or the part's for the images' modality.
 
     Args:
         base: The model's; becomes ``base_layer``.
@@ -72,7 +72,7 @@ class OwnProjector(LMMPart):
     photos.
 
     Args:
-        reset: Begin with fresh random weights of the usual ranges instead.
+        reset: Begin with new random weights of the usual ranges instead.
         modalities: Reads only images of these modalities (:attr:`~flmm_detseg.structures.Sample.modalities`); None:
             all that no other projector of one's own names.
 
@@ -114,9 +114,9 @@ class OwnProjector(LMMPart):
             own = copy.deepcopy(place.base_layer).requires_grad_(True)
             if self.reset:
                 for child in own.modules():
-                    fresh = getattr(child, "reset_parameters", None)
-                    if fresh is not None:
-                        fresh()
+                    reset_parameters = getattr(child, "reset_parameters", None)
+                    if reset_parameters is not None:
+                        reset_parameters()
             self.copies.append(own)
             place.add(self, index)
             place.base_layer.requires_grad_(False)

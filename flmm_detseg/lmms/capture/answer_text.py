@@ -52,7 +52,7 @@ def text_and_offsets(
 
 
 def answered(question: LMMInputs, token_ids: Tensor) -> LMMInputs:
-    """The question with generated tokens behind it, all of them labels; no phrases.
+    """The question with generated tokens after it, all of them labels; no phrases.
 
     Args:
         question: Image and prompt.

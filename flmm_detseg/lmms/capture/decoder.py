@@ -192,7 +192,7 @@ class AnswerRows:
     """Rows of generated tokens, filled by :meth:`PrefixDecoder.decode`.
 
     Args:
-        make_tap: A fresh tap on query 0 for each step; None to keep no attention.
+        make_tap: Makes a new tap on query 0 for each step; None to keep no attention.
         hidden_layers: Decoder layers, 1..L, ascending, whose hidden rows are kept.
     """
 

@@ -67,8 +67,8 @@ def decoder_mask(
     device = embeds.device
     if visible is None and blocks is None:
         # All ones, not None: transformers then keeps sdpa's causal kernel and builds no mask, or builds its own for
-        # windows; without a mask, positions that jump are taken for several packed sequences. Behind stored tokens
-        # causality is written out: transformers would build the same mask, far slower.
+        # windows; without a mask, positions that jump are taken for several packed sequences. After stored tokens
+        # the causal mask is written out: transformers would build the same mask, far slower.
         mask = torch.ones(rows, past + count, dtype=torch.bool, device=device)
         if not windows and 1 < count < past + count:
             mask = mask[:1].expand(count, -1).tril(past)[None, None]
@@ -129,7 +129,7 @@ def run_decoder(
 
 @dataclass(frozen=True)
 class Captured:
-    """What one pass left behind.
+    """What was kept of one pass.
 
     Attributes:
         attention: From a row tap, ``[R, K, C, N]`` float32; None where it was not asked for.
@@ -154,7 +154,7 @@ def read(
     windows: Mapping[str, int | None],
     eager: bool = False,
 ) -> Captured:
-    """One pass over whole sequences, and what it leaves behind.
+    """One pass over whole sequences, and what is kept of it.
 
     Args:
         language_model: Decoder of transformers.
@@ -204,7 +204,7 @@ def states_of(
     unembed: Callable[[Tensor], Tensor] | None,
     vision: list[dict[int, Tensor]] | None,
 ) -> LMMStates:
-    """Hands what a pass left behind to the samples.
+    """Distributes what was kept of a pass to the samples.
 
     Args:
         captured: From :func:`read`.

@@ -24,7 +24,7 @@ from flmm_detseg.structures import LMMInputs
 class PackedBatch:
     """Rows of the language model's batch, padded on the right (CPU tensors).
 
-    Right padding needs no mask under causal attention: no real token looks to its right.
+    Padding on the right needs no mask under causal attention: no real token attends to it.
 
     Attributes:
         input_ids: int64 ``[R, T]``, padded with 0.
@@ -209,7 +209,7 @@ def _positions(item: LMMInputs) -> Tensor:
 
 
 def _common_length(members: Sequence[LMMInputs]) -> int:
-    """How many tokens all prompts begin with; no answer is shared, however alike they are."""
+    """How many tokens all prompts begin with; equal answers are not shared."""
     # The same word may stand for different regions.
     regions = [int(item.slots[0]) for item in members if item.slots is not None]
     length = min([*(item.prefix_length for item in members), *regions])
@@ -219,10 +219,10 @@ def _common_length(members: Sequence[LMMInputs]) -> int:
 
 
 def visible_rows(segments: Tensor) -> Tensor:
-    """Who sees whom: earlier tokens of the prefix and of the own segment.
+    """Which tokens each token attends to: earlier ones of the prefix and of its own segment.
 
     Args:
-        segments: int64 ``[R, T]``: 0 for the prefix, another number for each text behind it, -1 for padding.
+        segments: int64 ``[R, T]``: 0 for the prefix, another number for each text after it, -1 for padding.
 
     Returns:
         bool ``[R, 1, T, T]``, True where a query (third axis) may look.

@@ -53,7 +53,7 @@ def hidden_rows(
 
 
 def split_hidden(collected: list[Tensor], layers: tuple[int, ...], places: PhraseRows) -> list[HiddenRows]:
-    """Hands the collected states to their samples.
+    """Distributes the collected states to their samples.
 
     Args:
         collected: From :func:`hidden_rows`.
@@ -74,7 +74,7 @@ def split_hidden(collected: list[Tensor], layers: tuple[int, ...], places: Phras
 
 
 def split_attention(stack: Tensor, inputs: Sequence[LMMInputs], places: PhraseRows) -> list[Tensor]:
-    """Hands the attention rows to their samples and lays them out as maps.
+    """Distributes the attention rows to their samples and lays them out as maps.
 
     Args:
         stack: From a row tap, ``[R, K, C, N]`` float32; image tokens level after level.

@@ -116,7 +116,7 @@ def greedy_config(model: PreTrainedModel, max_new_tokens: int) -> GenerationConf
     own = model.generation_config
     fields = {name: getattr(own, name, None) for name in (*_OBEYED, *_SPECIAL_TOKENS)}
     if fields["pad_token_id"] is None and (ends := end_ids(model)):
-        # As transformers would, but without telling about it in every answer.
+        # As transformers would, but without a message at every answer.
         fields["pad_token_id"] = ends[0]
     return GenerationConfig(
         **{name: value for name, value in fields.items() if value is not None},
@@ -250,7 +250,7 @@ def answer_room(next_position: int, limit: int | None, max_new_tokens: int, reco
 
 
 def warn_if_cut(num_tokens: int, last: int, ends: list[int], room: int, max_new_tokens: int) -> None:
-    """Says that an answer ends where the language model's positions end.
+    """Warns that an answer ended because the language model has no further positions.
 
     Args:
         num_tokens: Of the answer.

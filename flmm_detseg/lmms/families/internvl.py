@@ -26,7 +26,7 @@ from flmm_detseg.structures import GridLevel, ImageInputs, PatchGrid
 
 
 class InternVL(HubFamily):
-    """The image squashed to a rectangle of square tiles, and behind them all of it in one tile.
+    """The image squashed to a rectangle of square tiles, and after them all of it in one tile.
 
     Tokens are patches that were shuffled together. The stack's coarse level is the thumbnail; an image of one tile has
     no thumbnail, and its one level stands for both.

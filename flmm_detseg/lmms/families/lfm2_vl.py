@@ -29,7 +29,7 @@ _FULL = "full_attention"
 
 
 class Lfm2Vl(HubFamily):
-    """A small image at its own aspect; a large one squashed to square tiles, and behind them all of it once more.
+    """A small image at its own aspect; a large one squashed to square tiles, and after them all of it once more.
 
     A word leads every tile, so image tokens are no single run. Most decoder layers are short convolutions, which have
     no attention. The tower reads patches of any number, without a class token; a token is a square of patches.

@@ -32,7 +32,7 @@ _SLACK = 1.1
 
 
 class LlavaOnevision(HubFamily):
-    """The image squashed to a square, then tiles of it without their padding, a newline behind each row of tokens.
+    """The image squashed to a square, then tiles of it without their padding, a newline after each row of tokens.
 
     Where the tiles have more tokens than nine squares (as the config has it), their map is made smaller. Of several
     images in a prompt, each is one square. A SigLIP tower, without a class token.

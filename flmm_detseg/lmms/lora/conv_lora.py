@@ -16,7 +16,7 @@ from flmm_detseg.errors import ConfigError
 
 
 class ConvLoRADown(nn.Linear):
-    """A of a LoRA layer with its experts: ``x -> h + sum_e p_e E_e(h)``, h = A x; B stands behind it, zero at first.
+    """A of a LoRA layer with its experts: ``x -> h + sum_e p_e E_e(h)``, h = A x; B follows it, zero at first.
 
     The gate is a softmax over all experts of the mean of h over the patches. The ``top_k`` experts of an image run,
     each multiplied by its probability of the full softmax, so that the task loss reaches the gate (a softmax over the

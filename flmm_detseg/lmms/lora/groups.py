@@ -267,7 +267,7 @@ def _linears(adapter: Adaptable, part: str) -> dict[str, str]:
     """Linears of a part: by name within the part their name within ``adapter.model``."""
     adapted = lora_layers(adapter.model)
     owners = {path: name for name, paths in adapter.facts.parts.items() for path in paths}
-    # Where a part lies within another, the longer path counts.
+    # Where a part is inside another, the longer path counts.
     paths = sorted(owners, key=len, reverse=True)
     found = {}
     for name, child in adapter.model.named_modules():
@@ -302,4 +302,4 @@ def _check_numbers(where: str, r: int, alpha: float, dropout: float) -> None:
     if not alpha > 0:
         raise ConfigError(f"{where}: `alpha` is {alpha!r}; it must be positive")
     if not 0 <= dropout < 1:
-        raise ConfigError(f"{where}: `dropout` is {dropout!r}; it lies in [0, 1)")
+        raise ConfigError(f"{where}: `dropout` is {dropout!r}; it must be in [0, 1)")

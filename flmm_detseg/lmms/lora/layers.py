@@ -1,4 +1,4 @@
-"""LoRA layers inside of a module: find them, switch them off, choose who gets a gradient.
+"""LoRA layers inside of a module: find them, switch them off, choose which get a gradient.
 
 The layers are PEFT's; a group is one PEFT adapter name, so a parameter is called ``....q_proj.lora_A.GROUP.weight`` and
 the untouched weight beside it ``....q_proj.base_layer.weight``.

@@ -25,7 +25,7 @@ def add_conv_lora_to_convs(
 ) -> tuple[str, ...]:
     """Puts PEFT's Conv2d LoRA beside the convolutions of a head: ``W0 * x + alpha / r B_1x1(A_kxk * x)``.
 
-    Worth its price only where the decoder's weights are pretrained. The adapted convolutions' own weights and biases
+    Useful only where the decoder's weights are pretrained. The adapted convolutions' own weights and biases
     become buffers, which checkpoints hold; every other parameter keeps its ``requires_grad``. Grouped (also depthwise)
     convolutions are left out: A reads all channels, so the sum would be no grouped convolution any more and could not
     be merged, and a depthwise kernel has nothing to save.
@@ -72,7 +72,7 @@ def add_conv_lora_to_convs(
 
 
 def _keep(conv: nn.Module) -> None:
-    """Makes a convolution's parameters buffers that checkpoints hold: nobody publishes them."""
+    """Makes a convolution's parameters buffers that checkpoints contain, as no published weights do."""
     names = [name for name, parameter in conv.named_parameters(recurse=False) if parameter is not None]
     for name in names:
         value = getattr(conv, name).detach()

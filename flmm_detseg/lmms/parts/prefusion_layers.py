@@ -11,11 +11,11 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 
 class GatedLayers(nn.Module):
-    """Causal Llama layers with weights of their own, each behind a gate per channel that begins at 0.
+    """Causal Llama layers with weights of their own, each followed by a gate per channel that begins at 0.
 
-    ``state' = state + gate * (layer(state) - state)``: to begin with, states come out as they went in, to the bit. They
+    ``state' = state + gate * (layer(state) - state)``: before training, outputs equal inputs bit for bit. They
     are called like a language model, so that :class:`~flmm_detseg.lmms.capture.decoder.PrefixDecoder` runs them, also
-    behind stored keys and values.
+    after stored keys and values.
 
     Args:
         config: Of the language model in front of which the layers stand: gives their sizes.

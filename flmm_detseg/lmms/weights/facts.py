@@ -59,8 +59,8 @@ def check_facts(family: Family, model: PreTrainedModel, processor: LMMProcessor 
 def check_config(family: Family, source: str) -> None:
     """Refuses what ``config.json`` asks for and this package cannot do; before weights are read.
 
-    A wish for another attention function (flash_attention_2, ...) is taken out: this package brings its own, and the
-    kernels of the wish may not be installed.
+    A request for another attention function (flash_attention_2, ...) is removed: this package brings its own, and the
+    requested kernels may not be installed.
 
     Args:
         family: Of the model.
@@ -122,7 +122,7 @@ def _check_prompt(model: PreTrainedModel, processor: LMMProcessor, source: str) 
         )
     if tokenizer.eos_token_id is not None and ids[-1] == tokenizer.eos_token_id:
         raise ConfigError(
-            f"{source}: the tokenizer ends every text with {tokenizer.eos_token!r}, so that answers would begin behind "
+            f"{source}: the tokenizer ends every text with {tokenizer.eos_token!r}, so that answers would begin after "
             "an end; take it out of the post-processor of tokenizer.json (add_eos_token=false)"
         )
     ends, word = end_ids(model), processor.template.turn_end or tokenizer.eos_token

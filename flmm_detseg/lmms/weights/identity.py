@@ -41,11 +41,11 @@ def lmm_identity(lmm: LMMAdapter) -> str | None:
     Returns:
         JSON; None where there are no values (meta device), or all are trained.
     """
-    held = {name.replace(".base_layer.", ".") for name in lmm.checkpoint_buffers}
+    stored = {name.replace(".base_layer.", ".") for name in lmm.checkpoint_buffers}
     weights = {
         key: weight
         for key, (name, weight) in _weights(lmm).items()
-        if not weight.requires_grad and f"model.{name}" not in held
+        if not weight.requires_grad and f"model.{name}" not in stored
     }
     if not weights:
         return None

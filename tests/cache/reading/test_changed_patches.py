@@ -115,7 +115,7 @@ def test_only_training_has_changed_patches_and_only_when_asked():
 def test_separators_learn_with_changed_patches_and_long_texts_leave_no_room():
     model = changed_model().train()
     item = model.prepare(boxed_sample(0))
-    length = model.parts(item).plan.length
+    length = model.prompt_parts(item).plan.length
     torch.manual_seed(0)
     model.encode([item], LOGITS).logits[0].sum().backward()
     assert model.separators.grad.abs().sum() > 0

@@ -27,7 +27,7 @@ def test_without_objects_it_is_the_llava(positions):
     model = cached_llava(order="image", positions=positions, partitioner=Partitioner(NoRegions()))
     sample = boxed_sample(0)
     item = model.prepare(sample)
-    assert torch.equal(model.parts(item).plan.position_ids, torch.arange(len(item.input_ids)))
+    assert torch.equal(model.prompt_parts(item).plan.position_ids, torch.arange(len(item.input_ids)))
     ours = model.encode([item], EVERYTHING)
     plain = model.lmm.encode([model.lmm.prepare(sample)], EVERYTHING)
     torch.testing.assert_close(ours.logits[0], plain.logits[0], rtol=1e-5, atol=1e-4)
@@ -57,7 +57,7 @@ def test_answers_have_the_states_of_the_training_pass(positions, letterbox, proj
 def test_it_differs_from_the_next_step_in_the_order_alone():
     image, background = cached_llava(order="image"), cached_llava()
     item = image.prepare(boxed_sample(0))
-    part, other = image.parts(item), background.parts(item)
+    part, other = image.prompt_parts(item), background.prompt_parts(item)
     features = image.isolated_features(item)
     ours = image.image_order_embeds(features, part)[part.plan.columns]
     prefix = background.prefix_embeds(other.system_ids, features[other.background])

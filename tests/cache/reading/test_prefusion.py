@@ -158,7 +158,7 @@ def test_questions_see_the_image_and_answers_stay():
     def suffix(image, text):
         sample = replace(question(image), text=text, task="vqa")
         item = model.prepare(sample)
-        part = model.parts(item)
+        part = model.prompt_parts(item)
         plain = model.suffix_embeds(model.group_features(item, part.objects), part.text_ids)
         background = model.background_tokens(model.group_features(item, part.background))
         return model.prefusion([background], [plain], [part])[0], plain, part
@@ -260,7 +260,7 @@ def test_a_compressed_background_is_a_few_tokens(positions):
     model, plain = opened(prefusion=COMPRESSED, positions=positions), cached_llava(positions=positions)
     sample = question(screens(1)[0])
     item = model.prepare(sample)
-    part, other = model.parts(item), plain.parts(item)
+    part, other = model.prompt_parts(item), plain.prompt_parts(item)
     assert len(part.background) == 14
     assert part.plan.prefix_length == other.plan.prefix_length - 14 + 4
     start = len(part.system_ids) + 1
