@@ -57,6 +57,9 @@ SIGLIP_SO400M = dict(
     patch_size=14,
     vision_use_head=False,
 )
+IDEFICS_VISION = dict(
+    hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, patch_size=14
+)
 SIGLIP_L = dict(
     model_type="siglip_vision_model",
     hidden_size=1024,
@@ -140,6 +143,50 @@ PUBLISHED = {
             vision_config=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24),
         ),
         7.9, 28, 3584, 1568, 1024, (32, 32),
+    ),
+    "OpenGVLab/InternVL3_5-8B-HF": Published(
+        dict(
+            model_type="internvl",
+            text_config=dict(
+                model_type="qwen3",
+                hidden_size=4096,
+                intermediate_size=12288,
+                num_hidden_layers=36,
+                num_attention_heads=32,
+                num_key_value_heads=8,
+                head_dim=128,
+                vocab_size=151936,
+            ),
+            vision_config=dict(hidden_size=1024, intermediate_size=4096, num_hidden_layers=24),
+        ),
+        8.5, 36, 4096, 2304, 1024, (32, 32),
+    ),
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": Published(
+        dict(
+            model_type="smolvlm",
+            text_config=dict(
+                model_type="llama",
+                hidden_size=2048,
+                intermediate_size=8192,
+                num_hidden_layers=24,
+                num_attention_heads=32,
+                vocab_size=49280,
+            ),
+            vision_config=dict(IDEFICS_VISION, image_size=384),
+            scale_factor=3,
+        ),
+        2.2, 24, 2048, 1536, 1152, (27, 27),
+    ),
+    "HuggingFaceM4/Idefics3-8B-Llama3": Published(
+        dict(
+            model_type="idefics3",
+            text_config=dict(
+                model_type="llama", intermediate_size=14336, num_key_value_heads=8, vocab_size=128259
+            ),
+            vision_config=dict(IDEFICS_VISION, image_size=364),
+            scale_factor=2,
+        ),
+        8.5, 32, 4096, 2048, 1152, (26, 26),
     ),
     "google/gemma-3-4b-it": Published(
         dict(
