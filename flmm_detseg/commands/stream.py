@@ -190,6 +190,9 @@ def read_requests(images: Sequence[Path], question: str | None, questions: Path 
         question: Asked about every image.
         questions: JSON lines; names in them count from the folder.
 
+    Returns:
+        A request per image, or per line of the file.
+
     Raises:
         DataError: No image, a file that does not exist, or a line that cannot be used; names file and line.
     """

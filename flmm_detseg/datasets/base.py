@@ -111,6 +111,9 @@ class GroundingDataset(Dataset[Sample], ABC):
         Args:
             index: 0 to ``len(self) - 1``.
 
+        Returns:
+            The sample: RGB image, text, phrases and targets in original pixels.
+
         Raises:
             DataError: Its image or masks turn out to be unusable. With ``policy="skip"`` this can only
                 happen when the dataset was built without ``verify_images``: leaving a record out here would

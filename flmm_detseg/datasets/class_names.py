@@ -14,6 +14,9 @@ def named_classes(classes: Sequence[str] | str) -> tuple[str, ...]:
         classes: Names; or ``"tinyworld"`` (things, then stuff), ``"tinyworld_things"``, ``"coco"`` (80 things), or a
             list of mmseg's (``"ade20k"``, ``"cityscapes"``, ...).
 
+    Returns:
+        The names, in the order of their labels.
+
     Raises:
         ConfigError: The name is unknown.
     """

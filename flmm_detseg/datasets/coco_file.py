@@ -257,6 +257,9 @@ def read_categories(content: Any, file: str | Path, log: ProblemLog | None = Non
         file: The file, for errors.
         log: Decides about faulty entries; None: the first one is an error.
 
+    Returns:
+        Usable entries, as the file has them, in its order.
+
     Raises:
         DataError: There is none, or (by ``log``) one is unusable.
     """

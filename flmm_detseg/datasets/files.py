@@ -101,6 +101,9 @@ def decode_text(data: bytes) -> str:
     Args:
         data: Content of a file.
 
+    Returns:
+        The text, without the mark.
+
     Raises:
         FieldError: Another encoding; says where, and what to do.
     """
@@ -122,6 +125,9 @@ def read_text(path: str | Path, what: str) -> str:
     Args:
         path: The file.
         what: Its role, for the error.
+
+    Returns:
+        The text, without the mark.
 
     Raises:
         DataError: Missing, unreadable or of another encoding.
@@ -145,6 +151,9 @@ def parse_json(text: str) -> Any:
 
     Args:
         text: Content of a file.
+
+    Returns:
+        Plain containers, texts, numbers, booleans and None.
 
     Raises:
         FieldError: Not JSON, or nested too deep.
@@ -172,6 +181,9 @@ def parse_line(line: bytes) -> dict[str, Any]:
 
     Args:
         line: With or without its line break.
+
+    Returns:
+        The object's fields.
 
     Raises:
         FieldError: Not UTF-8, not JSON, or not an object (kind ``"broken JSON"``).
@@ -236,6 +248,9 @@ def require_list(value: Any, what: str, file: str | Path) -> list[Any]:
         what: Its name, for the error.
         file: Where it stands, for the error.
 
+    Returns:
+        ``value`` itself.
+
     Raises:
         DataError: It is not; names file and ``what`` was expected, e.g. ``"narratives"``.
     """
@@ -252,6 +267,9 @@ def list_of(value: Any, what: str) -> list[Any]:
     Args:
         value: What was decoded.
         what: The field, for the error.
+
+    Returns:
+        ``value`` itself.
 
     Raises:
         FieldError: It is not.
@@ -272,6 +290,9 @@ def words_argument(value: str | None, what: str) -> str | None:
     Args:
         value: As given in a config.
         what: The argument's name, for the error.
+
+    Returns:
+        The text, checked; None for None.
 
     Raises:
         ConfigError: See :func:`~flmm_detseg.utils.values.check_words`.

@@ -62,6 +62,9 @@ class ImageIds:
         Args:
             image_id: Its id, an integer or a text; None: unknown.
             file_name: Its file, with or without folders; None: unknown.
+
+        Returns:
+            True also where it is only likely.
         """
         key = None if image_id is None else _key(image_id)
         if file_name is None:

@@ -172,6 +172,9 @@ def image_size(path: str | Path, record: str = "") -> tuple[int, int]:
         path: The image file.
         record: Whose image it is, for the error.
 
+    Returns:
+        Rows and columns after the turn that the header asks for.
+
     Raises:
         RecordError: As :func:`open_picture`.
     """

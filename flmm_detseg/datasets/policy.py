@@ -72,6 +72,9 @@ def as_record_error(error: Exception, file: str, record: str, remedy: str) -> Re
         record: The record, if the error does not name one itself.
         remedy: What to do about it.
 
+    Returns:
+        ``error`` itself where it is one already, else a new one that names file, record and remedy.
+
     Raises:
         MemoryError, FlmmError: ``error`` is no fault of the record: a wrong config, a missing package.
     """

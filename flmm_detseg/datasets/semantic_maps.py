@@ -154,6 +154,9 @@ def semantic_classes(classes: Sequence[str] | str) -> tuple[str, ...]:
     Args:
         classes: Names in the order of the labels, or a well-known list's name.
 
+    Returns:
+        The names, in the order of the labels.
+
     Raises:
         ConfigError: Unknown, empty, repeated, or more than label maps of 8 bits can hold.
     """

@@ -79,6 +79,9 @@ def read_stems(path: str) -> tuple[str, ...]:
     Args:
         path: The list.
 
+    Returns:
+        The lines that are not empty, in order.
+
     Raises:
         DataError: The file is missing, or no UTF-8 text.
     """

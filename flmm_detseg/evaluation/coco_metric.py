@@ -298,6 +298,9 @@ def read_truth(annotation_file: str | Path) -> CocoTruth:
     Args:
         annotation_file: COCO JSON.
 
+    Returns:
+        The content for pycocotools, and which id each image and category has there.
+
     Raises:
         DataError: The file or an entry is unusable; names it.
     """

@@ -32,6 +32,9 @@ def unwanted_kinds(answer: str, references: Sequence[str]) -> list[str]:
     Args:
         answer: Of the model.
         references: Right answers; a question for a box may be answered with one.
+
+    Returns:
+        Keys of :data:`UNWANTED`; empty for an answer that is in order.
     """
     return [
         kind

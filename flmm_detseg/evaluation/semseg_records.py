@@ -136,6 +136,9 @@ def band_counts(found: np.ndarray, truth: np.ndarray, valid: np.ndarray, width: 
         valid: bool ``[H, W]``, pixels that count.
         width: Pixels, at least 1.
 
+    Returns:
+        Numbers of pixels; both 0 where neither mask has a band.
+
     Source: Cheng et al., Boundary IoU, CVPR 2021 (arXiv 2103.16562), section 4; there the image frame counts too.
     """
     square = np.ones((2 * width + 1, 2 * width + 1), dtype=np.uint8)

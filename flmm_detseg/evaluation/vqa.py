@@ -64,6 +64,9 @@ def score_answer(answer: str, references: Sequence[str], metric: str, num_choice
         metric: One of :data:`VQA_METRICS`.
         num_choices: ``scienceqa``: number of options.
 
+    Returns:
+        A score in [0, 1], none for ``open``, and the answer as it was compared, see :class:`Score`.
+
     Raises:
         ConfigError: Unknown metric.
         DataError: No reference, or one that does not fit the metric.
@@ -111,6 +114,9 @@ def vqav2_accuracy(answer: str, references: Sequence[str]) -> float:
         answer: Of the model.
         references: Answers of all people; a single one is compared for equality. One that is empty counts as a person,
             and matches nothing.
+
+    Returns:
+        In [0, 1].
 
     Source: Antol et al., VQA (arXiv 1505.00468); visualqa.org/evaluation.html.
     """

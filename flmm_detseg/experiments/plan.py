@@ -87,6 +87,9 @@ def read_plan(path: str | Path) -> Plan:
     Args:
         path: The plan's file.
 
+    Returns:
+        The plan; names in it refer to runs of an earlier stage.
+
     Raises:
         ConfigError: No such file, it cannot be executed, a key is missing or unknown, a name is used twice or refers
             to nothing earlier; names the place.

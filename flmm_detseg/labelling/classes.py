@@ -86,6 +86,9 @@ def read_ground_truth(file: str) -> GroundTruth:
     Args:
         file: COCO JSON.
 
+    Returns:
+        Categories, images and annotations that can be used.
+
     Raises:
         DataError: Missing, truncated, of another kind, or an entry is unusable; names file and entry.
     """
@@ -116,6 +119,9 @@ def read_categories(file: str) -> tuple[dict[str, Any], ...]:
     Args:
         file: COCO JSON.
 
+    Returns:
+        The entries, with integer ids.
+
     Raises:
         DataError: Missing, or the categories are unusable.
     """
@@ -133,6 +139,9 @@ def resolve_classes(
             ``listed``, else of ``categories``.
         categories: Those of the ground truth; their ids stay. Names that are not among them get ids of their own.
         listed: Categories of a file that only says what to look for; its ids are used where there is no ground truth.
+
+    Returns:
+        What to look for, in order; and COCO categories, those of the ground truth first.
 
     Raises:
         ConfigError: No class, an empty name, or two classes with the same words.

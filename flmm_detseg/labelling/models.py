@@ -103,6 +103,9 @@ class GroundingDinoDetector:
 
         Args:
             images: RGB uint8 ``[H, W, 3]``, any sizes.
+
+        Returns:
+            Per image its boxes (xyxy, its own pixels), their scores and classes (CPU).
         """
         groups: dict[tuple[int, int], list[int]] = {}
         for number, image in enumerate(images):

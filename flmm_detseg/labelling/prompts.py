@@ -49,6 +49,9 @@ def build_prompts(
         tokenizer: The detector's (a fast one: positions come from its offsets).
         max_tokens: Tokens of a prompt, with the special ones; the model would cut off the rest without a word.
 
+    Returns:
+        The prompts, each with the tokens of its classes.
+
     Raises:
         ConfigError: A wording does not fit into a prompt, or the tokenizer knows none of its words.
     """

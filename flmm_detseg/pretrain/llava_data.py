@@ -113,6 +113,9 @@ def pack(
         labels: ``[B, patches, len(LABEL_GROUPS)]``.
         prefix_length: P, tokens before the first turn.
         pad_id: Token that fills up.
+
+    Returns:
+        One row per scene, padded; targets are -100 outside of what is learned.
     """
     lengths = [sum(len(tokens) for tokens, _ in scene) for scene in turns]
     longest = -(-max(lengths) // 8) * 8

@@ -41,6 +41,9 @@ class PatchLabelLoss(nn.Module):
             features: Projected image tokens ``[B, N, D]``.
             labels: ``[B, N, len(LABEL_GROUPS)]``, -100 where a group does not apply.
             tables: Output and input embedding tables, each ``[V, D]``.
+
+        Returns:
+            A scalar.
         """
         flat, labels = features.flatten(0, 1), labels.flatten(0, 1)
         normed = F.rms_norm(flat, flat.shape[-1:])

@@ -218,6 +218,10 @@ def report_tiny_llava(model_dir: str | Path, work_dir: str | Path, history: str 
         work_dir: Of the run.
         history: What the card says of earlier runs.
 
+    Returns:
+        ``card`` (its path), ``minutes``, ``step``, ``mean``, ``accuracy`` and ``box_mean_iou``; of the ``controls``
+        their means.
+
     Raises:
         RunError: If ``work_dir`` holds no finished run.
     """

@@ -218,6 +218,9 @@ def load_tiny_llava(
     Args:
         model_dir: As written by the training.
 
+    Returns:
+        The model in eval mode, and its tokenizer.
+
     Raises:
         CheckpointError: If the folder has no ``config.json`` or the weights do not fit it.
     """

@@ -63,6 +63,9 @@ def prompted_scene(
         split: Of the world.
         generator: Random numbers of the prompts.
         max_masks: Random choice of at most so many masks; None keeps all.
+
+    Returns:
+        Image, masks, coarse logits and prompts of the scene.
     """
     scene = make_scene(seed, index, split, IMAGE_SIZES[index % len(IMAGE_SIZES)])
     masks = scene_masks(scene, generator)

@@ -452,6 +452,9 @@ def coarse_masks(logits: Tensor, image_size: tuple[int, int]) -> Tensor:
     Args:
         logits: float32 ``[K, h, w]`` covering the image.
         image_size: ``(H, W)``.
+
+    Returns:
+        True where the enlarged probability is above a half.
     """
     return above(resize_maps(logits.detach().sigmoid(), image_size), 0.5)
 

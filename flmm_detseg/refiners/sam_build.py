@@ -88,6 +88,9 @@ def build_sam(variant: str | SamSizes | None = None, checkpoint: str | Path | No
         checkpoint: An official ``.pth`` file, a ``.safetensors`` file, or a folder with ``config.json`` and
             ``model.safetensors``; None leaves random weights (also on the meta device).
 
+    Returns:
+        The model, with the weights of ``checkpoint`` or random ones.
+
     Raises:
         ConfigError: Unknown variant, or none given where one is needed.
         CheckpointError: The weights cannot be read, are unsafe, or do not fit; names the keys.
@@ -130,6 +133,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     Args:
         path: Tensors as safetensors or as a torch file.
+
+    Returns:
+        Tensors by name, on the CPU.
 
     Raises:
         CheckpointError: The file is absent, damaged, holds other objects than tensors, or would run code.

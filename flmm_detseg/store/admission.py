@@ -57,6 +57,9 @@ class GhostList:
         Args:
             record: The candidate.
             hashes: ``[n]`` uint64 of its mask tiles.
+
+        Returns:
+            True: it was seen before.
         """
         if self.knows(record, hashes):
             self._names.pop(record.entry_id, None)

@@ -88,6 +88,9 @@ class BackgroundCache:
             namespace: Owner and fingerprints.
             grid: ``(rows, cols)``; None means square.
 
+        Returns:
+            Its tiles, and an id that depends on them, the grid and the namespace.
+
         Raises:
             DataError: Shapes or dtypes do not fit.
             ConfigError: ``grid`` does not fit.
@@ -122,6 +125,10 @@ class BackgroundCache:
             live: ``[N]`` bool, False on letterbox tiles; None: all are live.
             max_stale: Changed tiles of a nearly equal background that can be recomputed at most; None: any number.
             exact: No nearly equal background, whatever the settings.
+
+        Returns:
+            The background with what is stored of it (features, keys and values) and which tiles have changed; None:
+            nothing fits.
 
         Raises:
             DataError: Shapes or dtypes do not fit.
@@ -236,6 +243,9 @@ class BackgroundCache:
             namespace: See :meth:`insert`.
             session: See :meth:`insert`.
             live: See :meth:`insert`.
+
+        Returns:
+            True: :meth:`insert` would store it, as far as can be known before.
         """
         bucket = self._maker.bucket(namespace, key.grid, key.pixels.shape[1])
         hashes = self._maker.tile_hashes(key.pixels, key.indices)

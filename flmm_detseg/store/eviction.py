@@ -33,6 +33,9 @@ class EvictionPolicy(ABC):
             saved_ms: Milliseconds that one use saves.
             num_bytes: Size of the value.
             tick: Moment of the last use, only its order counts.
+
+        Returns:
+            Any number; the value with the least is evicted first.
         """
 
 
@@ -63,6 +66,9 @@ def build_policy(name: str) -> EvictionPolicy:
 
     Args:
         name: As registered.
+
+    Returns:
+        A new policy.
 
     Raises:
         ConfigError: Unknown name.

@@ -82,6 +82,9 @@ def folder_secret(folder: Path) -> bytes:
     Args:
         folder: Of the cache.
 
+    Returns:
+        The secret; random, never logged.
+
     Raises:
         ConfigError: As :func:`claim_folder`; or the secret of a used folder is gone.
     """

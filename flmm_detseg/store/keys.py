@@ -48,6 +48,9 @@ def resolve_grid(num_tiles: int, grid: tuple[int, int] | None) -> tuple[int, int
         num_tiles: Tiles of the image.
         grid: ``(rows, cols)``.
 
+    Returns:
+        ``(rows, cols)``, as integers.
+
     Raises:
         ConfigError: The grid does not have that many tiles, or none was given and the number is no square.
     """
@@ -150,6 +153,9 @@ class KeyMaker:
             mask: ``[N]`` bool, the tiles of the background group.
             namespace: Owner and fingerprints.
             grid: ``(rows, cols)``; None means square.
+
+        Returns:
+            Its tiles, and an id that depends on them, the grid and the namespace.
 
         Raises:
             DataError: Shapes or dtypes do not fit.

@@ -62,6 +62,9 @@ def covers_enough(mask: np.ndarray, live: np.ndarray, max_object_share: float) -
         mask: Of the background.
         live: ``[N]`` bool of the image, False on letterbox tiles.
         max_object_share: See :class:`CacheSettings`.
+
+    Returns:
+        True: at most ``max_object_share`` of the live tiles is left; False also for a background without a live tile.
     """
     covered = int(np.count_nonzero(mask & live))
     return covered > 0 and covered >= int(np.count_nonzero(live)) * (1 - max_object_share)

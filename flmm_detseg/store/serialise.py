@@ -84,6 +84,9 @@ def decode(maker: KeyMaker, data: bytes) -> StoredValue:
         maker: Checks the signature.
         data: What :func:`encode` wrote.
 
+    Returns:
+        The value; its tensors are on the CPU.
+
     Raises:
         DataError: The bytes are damaged, cut off, forged, or of another format.
     """

@@ -116,6 +116,9 @@ class TieredStore:
             record: The background.
             names: Units that would be useful, the most useful first; one that has to be fetched is one of them.
             tiles: The image: what is fetched must equal it.
+
+        Returns:
+            ``[n, tile_bytes]`` uint8; None: no tier has them, or they are not those of the image.
         """
         pixels = record.pixels
         if pixels is not None:
@@ -133,6 +136,9 @@ class TieredStore:
             record: Its background.
             name: The unit's.
             pixels: The background's pixels that were compared with the image; a value of others is not handed out.
+
+        Returns:
+            The unit, with its tensors; None: it is gone, or belongs to other pixels.
         """
         with self.lock:
             unit = self._use_memory(record, name)

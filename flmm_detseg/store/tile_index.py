@@ -71,6 +71,9 @@ def make_record(key: BackgroundKey, bucket: str, scope: str, hashes: np.ndarray)
         bucket: See :class:`Record`.
         scope: See :class:`Record`.
         hashes: ``[n]`` uint64 hashes of its tiles, with their places in the image.
+
+    Returns:
+        The record, with the hashes that vote for it.
     """
     textured = np.flatnonzero(~flat_tiles(key.pixels))
     # A plain wallpaper has no other tiles than flat ones.
@@ -110,6 +113,9 @@ def unpack_record(
         voters: See :func:`pack_record`.
         digest: See :func:`pack_record`.
         signature: See :func:`sign_record`.
+
+    Returns:
+        The record.
 
     Raises:
         ValueError: The row is damaged or forged.
@@ -240,6 +246,9 @@ class TileIndex:
         Args:
             bucket: The image's.
             hashes: ``[N]`` uint64 of its tiles.
+
+        Returns:
+            A snapshot: hashes that are in the index, and records by grid.
         """
         tiles = set(hashes.tolist())
         postings = self._postings.get(bucket, {})

@@ -58,6 +58,9 @@ class CaptureSpec:
         Args:
             num_layers: Decoder layers of the language model.
 
+        Returns:
+            Layers from 1; the last one is the state after the final norm.
+
         Raises:
             ConfigError: It has no such layer.
         """

@@ -42,6 +42,9 @@ def config_file(config: str | Path, what: str = "config") -> Path:
             alone. Where several have the name, the first one is meant, and a line on stderr names both.
         what: Word for it in the error, for example of plans of several runs.
 
+    Returns:
+        A file that exists.
+
     Raises:
         ConfigError: There is none, or several have that name; says where it was looked for.
     """

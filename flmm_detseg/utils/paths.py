@@ -41,6 +41,9 @@ def image_file(path: str | Path, argument: str) -> Path:
         path: As it was given.
         argument: Name of the argument, for the error.
 
+    Returns:
+        A file that exists.
+
     Raises:
         DataError: There is no such file.
     """

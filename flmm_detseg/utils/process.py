@@ -99,6 +99,9 @@ class Progress:
         Args:
             elapsed_s: Seconds since the step began.
             measured_s: See :meth:`tick`.
+
+        Returns:
+            For example "about 2 min left in this step".
         """
         known = self._expected[: self._step + 1]
         expected = known[-1]

@@ -46,6 +46,9 @@ def named_paths(value: object) -> set[Path]:
 
     Args:
         value: Nested dicts and lists of plain values; texts with a slash that exist are paths.
+
+    Returns:
+        Paths that exist.
     """
     if isinstance(value, Mapping):
         return set().union(*map(named_paths, value.values()))

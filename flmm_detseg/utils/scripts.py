@@ -44,6 +44,9 @@ def start_script(name: str) -> list[str]:
 
     Args:
         name: In ``tools/``; an installed package has no such folder, there it is the same command of `flmm-detseg`.
+
+    Returns:
+        Words for :mod:`subprocess`; the script's arguments go behind them.
     """
     if is_checkout():
         return [sys.executable, str(_file(name))]

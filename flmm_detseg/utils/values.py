@@ -96,6 +96,9 @@ def number(value: Any, what: str, low: float = -math.inf, high: float = math.inf
         low: Least value.
         high: Largest value.
 
+    Returns:
+        The number.
+
     Raises:
         FieldError: It is none.
     """
@@ -117,6 +120,9 @@ def integer(
         low: Least value.
         high: Largest value.
         text: Take the decimal digits of a text as well (published files write some ids so).
+
+    Returns:
+        The integer.
 
     Raises:
         FieldError: It is none.
@@ -146,6 +152,9 @@ def flag(value: Any, what: str) -> bool:
         value: Anything a file gave.
         what: The field, for the error.
 
+    Returns:
+        The boolean.
+
     Raises:
         FieldError: It is none.
     """
@@ -160,6 +169,9 @@ def identifier(value: Any, what: str) -> int | str:
     Args:
         value: Anything a file gave.
         what: The field, for the error.
+
+    Returns:
+        The id; 7 for 7.0.
 
     Raises:
         FieldError: It is neither.
@@ -177,6 +189,9 @@ def picture_size(height: Any, width: Any, what: str = "size") -> tuple[int, int]
         width: Anything a file gave.
         what: The field, for the error.
 
+    Returns:
+        Two integers.
+
     Raises:
         FieldError: It is none.
     """
@@ -191,6 +206,9 @@ def picture_size(height: Any, width: Any, what: str = "size") -> tuple[int, int]
 
 def max_pixels() -> int:
     """Most pixels that a picture may have: 120 million, or what the variable FLMM_DETSEG_MAX_PIXELS says.
+
+    Returns:
+        The number.
 
     Raises:
         ConfigError: The variable holds no positive integer.

@@ -114,6 +114,9 @@ def dump_json(content: Any, *, indent: int | None = None, ascii: bool = False) -
         indent: Blanks of a level; None for one line.
         ascii: Escape all other letters.
 
+    Returns:
+        The text, without a line break at the end.
+
     Raises:
         RunError: A number is NaN or infinite; names its place.
     """
@@ -133,6 +136,9 @@ def read_json(path: Path, what: str) -> Any:
     Args:
         path: The file.
         what: What it is and what to do without it, for the error.
+
+    Returns:
+        Its content.
 
     Raises:
         DataError: It is damaged; says so in place of the parser.

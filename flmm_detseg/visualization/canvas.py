@@ -57,6 +57,9 @@ def check_image(image: np.ndarray) -> np.ndarray:
     Args:
         image: RGB.
 
+    Returns:
+        ``image`` itself.
+
     Raises:
         ValueError: It is not; names shape and dtype.
     """

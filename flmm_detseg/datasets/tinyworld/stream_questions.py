@@ -48,6 +48,9 @@ def pick_question(
         questions: Not empty.
         rng: Source of the draw.
         cross_share: Share of questions of the group ``"cross"``.
+
+    Returns:
+        One of ``questions``.
     """
     cross = [item for item in questions if item[2] == "cross"]
     plain = [item for item in questions if item[2] != "cross"]

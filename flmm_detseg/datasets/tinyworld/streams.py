@@ -147,6 +147,9 @@ def reencode(image: np.ndarray, encoding: str, quality: int = 90) -> np.ndarray:
         image: RGB uint8 ``[H, W, 3]``.
         encoding: ``"png"`` or ``"jpeg"``.
         quality: Of JPEG.
+
+    Returns:
+        RGB uint8 ``[H, W, 3]``; of a PNG the same pixels.
     """
     file = io.BytesIO()
     options = {"quality": quality} if encoding == "jpeg" else {}

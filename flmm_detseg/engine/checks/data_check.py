@@ -27,6 +27,9 @@ def datasets_of_config(path: str) -> dict[str, Mapping[str, Any]]:
     Args:
         path: Config file.
 
+    Returns:
+        Their configs by key, such as ``train_dataloader.dataset``.
+
     Raises:
         ConfigError: It cannot be read, or has none.
     """

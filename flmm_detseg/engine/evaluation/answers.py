@@ -132,6 +132,9 @@ class ForgettingTask(_AnswerTask):
             dataset: Where they come from.
             options: Of the evaluation.
 
+        Returns:
+            Per question a list of one entry: both answers, and the divergence in nats where it was asked for.
+
         Raises:
             ConfigError: The model was fully fine-tuned: there is nothing left to compare with.
         """

@@ -134,6 +134,9 @@ def evaluate_model(
         options: What to evaluate and how.
         task: Kind of evaluation.
         provenance: Facts to put into the results file.
+
+    Returns:
+        Figures per data set, and where the results file is; None in all processes but the main one.
     """
     state = PartialState(cpu=not torch.cuda.is_available())
     work_dir = Path(options.work_dir or Path("work_dirs") / config_name(options.config) / "eval")

@@ -86,6 +86,9 @@ class Task(ABC, Generic[Options]):
             samples: Of one image.
             dataset: They are from.
             options: What to evaluate and how.
+
+        Returns:
+            Per sample its entries, JSON-ready.
         """
 
     @abstractmethod

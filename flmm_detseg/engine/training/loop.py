@@ -119,6 +119,9 @@ class ResumableTrainLoop(TrainLoop):
     def run(self) -> Any:
         """Trains to the last iteration; returns the model.
 
+        Returns:
+            The trained model, in its wrapper where it has one.
+
         Raises:
             RunError: Another training writes to the same work folder.
         """

@@ -34,6 +34,9 @@ def parameter_names(optimizer: Any) -> list[str] | None:
 
     Args:
         optimizer: torch's, or DeepSpeed's ZeRO (stages 1 and 2), whose flat partitions follow that order.
+
+    Returns:
+        Full names, in the optimizer's order.
     """
     groups = getattr(optimizer, "bit16_groups", None)
     if groups is None:
@@ -48,6 +51,9 @@ def state_tensors(optimizer: Any) -> dict[str, Tensor]:
 
     Args:
         optimizer: torch's, or DeepSpeed's ZeRO, which holds the one that steps.
+
+    Returns:
+        The tensors themselves, nothing is copied.
     """
     states = getattr(optimizer, "optimizer", optimizer).state
     return {

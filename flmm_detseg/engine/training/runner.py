@@ -40,6 +40,9 @@ class GroundingRunner(Runner):
                 MMEngine's default.
             model: The model.
 
+        Returns:
+            The wrapper on the run's device, or the model itself for one process.
+
         Raises:
             ConfigError: The type cannot be found.
         """

@@ -35,6 +35,9 @@ def batch_figures(runner: Runner | FlexibleRunner, loader: DataLoader) -> dict[s
     Args:
         runner: The run.
         loader: Its training data.
+
+    Returns:
+        ``processes``, ``batch_size`` (of one process) and ``accumulation`` (batches per step of the optimizer).
     """
     if uses_deepspeed(runner):
         accumulation = runner.strategy.config["gradient_accumulation_steps"]
@@ -127,6 +130,9 @@ def last_checkpoint(work_dir: Path) -> Path | None:
 
     Args:
         work_dir: Where the run writes.
+
+    Returns:
+        The file or folder; it exists.
 
     Raises:
         CheckpointError: The one that ``last_checkpoint`` names is gone, or it names none (a power cut).
