@@ -37,7 +37,7 @@ def read_questions(file: Path, images: Path) -> list[Asked]:
         ]
         return [(name, image, question, (answer,)) for name, image, (question, answer) in turns]
     records = QuestionDataset(file=str(file), image_dir=str(images)).records
-    return [(str(item.question_id), str(item.path), item.text, item.references) for item in records]
+    return [(str(item.question_id), str(item.images.path), item.text, item.references) for item in records]
 
 
 def beginning(question: str) -> str:

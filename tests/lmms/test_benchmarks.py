@@ -87,3 +87,31 @@ def test_phrases_fail_above_their_limit(monkeypatch, capsys):
         module.main()
     assert stop.value.code == 1
     assert not json.loads(capsys.readouterr().out.splitlines()[-1])["passed"]
+
+
+def test_answer_rules_compare_answers_with_the_most_frequent_one(monkeypatch, capsys, tmp_path):
+    module = load("answer_rules")
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"")
+    asked = {"text": "what colour is it ?", "answer": "red"}
+    train = [
+        {**asked, "question_id": i, "image": "a.png", "answer": word} for i, word in enumerate("bacbacb")
+    ]
+    val = [
+        {**asked, "question_id": i, "image": f"{'ab'[i // 2]}.png", "answer": word}
+        for i, word in enumerate("babc")
+    ]
+    answers = [{"question_id": i, "metadata": {"score": float(i > 0)}} for i in range(4)]
+    files = {"train.jsonl": train, "val.jsonl": val, "answers.jsonl": answers}
+    for name, lines in files.items():
+        (tmp_path / name).write_text("\n".join(map(json.dumps, lines)))
+    places = [str(tmp_path / name) for name in files]
+    arguments = [*places[:2], "--images", str(tmp_path), "--answers", places[2]]
+    monkeypatch.setattr(sys, "argv", ["answer_rules", *arguments])
+    figures = module.main()["figures"]
+    # "b" is right twice, once an image; the given answers are wrong once, in one of two images.
+    assert figures["most frequent answer"] == {
+        "accuracy": 0.5, "low": 0.5, "high": 0.5, "num_questions": 4, "num_images": 2,
+    }  # fmt: skip
+    given = figures[places[2]]
+    assert (given["accuracy"], given["low"], given["high"]) == (0.75, 0.5, 1.0)
