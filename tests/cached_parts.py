@@ -11,7 +11,7 @@ from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.cache.regions.sources import GivenRegions, Partitioner
 from flmm_detseg.structures import Sample
 
-# Position embeddings and attention of a fresh tower are nearly uniform: nothing would depend on anything.
+# Position embeddings and attention of a new tower are nearly uniform: nothing would depend on anything.
 _LOUDER = 20
 
 

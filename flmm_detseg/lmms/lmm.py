@@ -546,7 +546,7 @@ class LMM(LMMAdapter):
             capture: What to keep.
 
         Returns:
-            What the pass left behind, for :func:`~flmm_detseg.lmms.capture.decoder_pass.states_of`.
+            What was kept of the pass, for :func:`~flmm_detseg.lmms.capture.decoder_pass.states_of`.
 
         Raises:
             ConfigError: ``attention="eager"`` together with gradient checkpointing, or no layer of ``capture``.

@@ -46,7 +46,7 @@ def start_script(name: str) -> list[str]:
         name: In ``tools/``; an installed package has no such folder, there it is the same command of `flmm-detseg`.
 
     Returns:
-        Words for :mod:`subprocess`; the script's arguments go behind them.
+        Words for :mod:`subprocess`; the script's arguments follow them.
     """
     if is_checkout():
         return [sys.executable, str(_file(name))]
