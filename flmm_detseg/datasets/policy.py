@@ -99,6 +99,9 @@ class ProblemLog:
     Attributes:
         problems: Skipped records (always empty with ``"raise"``).
         dropped: Records left out because there is nothing to learn from them (not faulty), by reason.
+
+    Raises:
+        ConfigError: There is no such policy.
     """
 
     def __init__(self, policy: str) -> None:

@@ -34,6 +34,7 @@ def phrase_records(sample: Sample, prediction: Prediction, *, sweep: bool = Fals
 
     Raises:
         DataError: The sample has no masks, or the prediction belongs to another record or has another shape.
+        RunError: Logits are NaN.
     """
     if sample.masks is None:
         raise DataError(f"{sample.record_id}: it has no masks to evaluate against.")

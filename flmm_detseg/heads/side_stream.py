@@ -50,6 +50,9 @@ class PixelStem(SideStream):
 
         Returns:
             ``[B, C_s, ceil(S / stride), ceil(S / stride)]``, dtype of the weights.
+
+        Raises:
+            ConfigError: The LMM's processor makes no such view.
         """
         given = [item.images[0].view for item in batch.inputs]
         views = [view for view in given if view is not None]

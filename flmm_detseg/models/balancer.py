@@ -264,6 +264,9 @@ class TaskBalancer(nn.Module):
         seed: Of the random order in which PCGrad takes the tasks: a function of seed and number of steps so far, which
             checkpoints hold.
 
+    Raises:
+        ConfigError: There is no such way to combine gradients.
+
     Source: Yu et al., Gradient Surgery, arXiv 2001.06782, algorithm 1.
     """
 

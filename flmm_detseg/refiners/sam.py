@@ -342,6 +342,9 @@ class SAMRefiner(nn.Module):
 
         Returns:
             ``[U, D, e, e]`` and, per sample, the row that belongs to it.
+
+        Raises:
+            DataError: Two different images have one key.
         """
         keys: Sequence[str | None] = image_keys if image_keys is not None else [None] * len(images)
         # A key alone is not trusted: two pictures under one name would share an embedding.

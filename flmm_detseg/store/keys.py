@@ -81,6 +81,9 @@ class KeyMaker:
     Args:
         secret: At least 16 bytes. Processes and machines that share entries share it; without it names can neither
             be guessed nor stored files forged.
+
+    Raises:
+        ConfigError: The secret is shorter.
     """
 
     def __init__(self, secret: bytes) -> None:

@@ -38,6 +38,9 @@ class TieredStore:
         settings: Budgets, folder, URL.
         maker: Names and checksums.
         stats: Where events are counted.
+
+    Raises:
+        ConfigError: Unknown eviction policy, or device, pinned memory, folder or server cannot be used.
     """
 
     def __init__(self, settings: CacheSettings, maker: KeyMaker, stats: CacheStats) -> None:

@@ -52,6 +52,9 @@ def run_tool(main: Callable[[], Mapping[str, Any] | None]) -> None:
     Exits with 0 on success, 2 on a :class:`FlmmError`, 3 on a fault of the machine (a full disk, no permission, ...),
     130 when interrupted; each of these is one line on stderr, no traceback. Any other exception propagates with its
     traceback, which also gives a non-zero status.
+
+    Raises:
+        SystemExit: With these codes.
     """
     try:
         figures = main()

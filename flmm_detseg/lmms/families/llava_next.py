@@ -37,6 +37,9 @@ class LlavaNextProcessor(PixelProcessor):
         image_side: Side of a tile.
         patch_size: Side of a patch.
         settings: Prompts and pixels.
+
+    Raises:
+        ConfigError: No canvas, or one that tiles do not fill.
     """
 
     def __init__(
