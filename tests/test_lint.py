@@ -50,3 +50,10 @@ def test_types_of_the_inner_rooms_are_checked_strictly() -> None:
     assert settings["packages"] == ["flmm_detseg"]
     # A name that is no package (any more) would be an error of mypy; one whose check is off would not.
     assert not [part for part in settings["overrides"] if part.get("ignore_errors")]
+
+
+def test_an_ignored_type_error_has_its_code_and_its_reason() -> None:
+    lines = [line for path in (ROOT / "flmm_detseg").rglob("*.py") for line in path.read_text().splitlines()]
+    ignored = [line for line in lines if re.search(r"#\s*type:\s*ignore", line)]
+    assert ignored
+    assert [line for line in ignored if not re.search(r"# type: ignore\[[\w-]+\]  # \w", line)] == []
