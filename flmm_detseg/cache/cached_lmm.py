@@ -212,16 +212,16 @@ class CachedLMM(GroupReader):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             keys = image_keys if self.lmm.share_prefix else None
             items = partitioned(inputs)
-            groups = share_images(items, keys)
-            firsts = [items[members[0]] for members in groups]
-            longest = [max(len(items[member].input_ids) for member in members) for members in groups]
+            members = share_images(items, keys)
+            firsts = [items[samples[0]] for samples in members]
+            longest = [max(len(items[member].input_ids) for member in samples) for samples in members]
             layers = (self.feature_layer, *capture.vision_layers)
             leads, states, stored = see_groups(self, firsts, layers, longest, self.stale_share)
             wanted = capture.vision_layers
-            vision = self._vision_maps(states, groups, wanted) if wanted else None
+            vision = self._vision_maps(states, members, wanted) if wanted else None
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)
-            packed = pack_prompts(self.layout, leads, items, groups)
+            packed = pack_prompts(self.layout, leads, items, members)
             sequences = packed.sequences(self._sequences(states[self.feature_layer], packed.rows, stored))
             places = phrase_places(items, packed)
             captured = self.lmm.read(sequences, places, capture)

@@ -704,8 +704,8 @@ class LMM(LMMAdapter):
         if filler is None:
             return embeds
         maps, regions, places = [], [], torch.zeros(embeds.shape[:2], dtype=torch.bool)
-        for row, (members, seen) in enumerate(zip(batch.groups, rows, strict=True)):
-            for member in members:
+        for row, (samples, seen) in enumerate(zip(batch.members, rows, strict=True)):
+            for member in samples:
                 item = inputs[member]
                 if item.regions:
                     places[row, batch.token_index[member][item.slots]] = True
@@ -730,7 +730,7 @@ class LMM(LMMAdapter):
         share: bool,
     ) -> Sequences:
         batch = pack(inputs, owners if share and not self.facts.rowless_layers else None)
-        rows = [seen[owners[members[0]]] for members in batch.groups]
+        rows = [seen[owners[samples[0]]] for samples in batch.members]
         image_mask = batch.image_mask.to(self.device)
         words = batch.input_ids
         if self._slot_id is not None:
@@ -747,7 +747,7 @@ class LMM(LMMAdapter):
             visible=batch.visible,
             blocks=image_blocks(batch.image_mask) if self.facts.image_attention == "both" else None,
             arguments=self.family.decoder_arguments(features, image_mask),
-            members=batch.groups,
+            members=batch.members,
             token_index=batch.token_index,
         )
 

@@ -26,14 +26,14 @@ class PackedPrompts:
 
     Attributes:
         rows: What runs: per row one prompt whose text is that of all its samples, one after the other.
-        groups: Per row the samples in it.
+        members: Per row the samples in it.
         token_index: Per sample the place of each token of the LMM's own sequence in its row, int64 ``[T_i]``
             (meaningless for patches that are not sent).
         visible: bool ``[R, 1, T, T]``, True where a query (third axis) may look; None for plain causal attention.
     """
 
     rows: list[PromptParts]
-    groups: list[list[int]]
+    members: list[list[int]]
     token_index: list[Tensor]
     visible: Tensor | None
 
@@ -44,7 +44,7 @@ class PackedPrompts:
             embeds,
             positions=positions,
             visible=self.visible,
-            members=self.groups,
+            members=self.members,
             token_index=self.token_index,
         )
 
@@ -61,18 +61,18 @@ def share_images(
     Returns:
         Per row the samples in it, in order of their first one.
     """
-    groups: dict[tuple[int, bytes, bytes], list[int]] = {}
+    sharing: dict[tuple[int, bytes, bytes], list[int]] = {}
     for index, (item, owner) in enumerate(zip(inputs, distinct_images(inputs, image_keys), strict=True)):
         system_ids = item.input_ids[: image_span(item)[0]].numpy().tobytes()
-        groups.setdefault((owner, item.partition.group.tobytes(), system_ids), []).append(index)
-    return list(groups.values())
+        sharing.setdefault((owner, item.partition.group.tobytes(), system_ids), []).append(index)
+    return list(sharing.values())
 
 
 def pack_prompts(
     layout: PromptLayout,
     leads: Sequence[PromptParts],
     inputs: Sequence[PartitionedInputs],
-    groups: Sequence[Sequence[int]],
+    members: Sequence[Sequence[int]],
 ) -> PackedPrompts:
     """Puts the texts of each row after its image.
 
@@ -80,7 +80,7 @@ def pack_prompts(
         layout: Order and positions.
         leads: Per row the prompt of its first sample; its groups (and changed patches) apply to all of them.
         inputs: Prepared samples.
-        groups: Per row the samples in it.
+        members: Per row the samples in it.
 
     Returns:
         A row per group, and where the tokens of every sample are in it.
@@ -89,9 +89,9 @@ def pack_prompts(
         DataError: A prompt alone is too long.
     """
     shared, rows = [], []
-    for lead, members in zip(leads, groups, strict=True):
+    for lead, samples in zip(leads, members, strict=True):
         start = lead.plan.prompt_length
-        parts = [with_text(layout, lead, inputs[member]) for member in members]
+        parts = [with_text(layout, lead, inputs[member]) for member in samples]
         image = torch.cat([torch.arange(len(lead.system_ids)), lead.plan.columns.clamp(min=0)])
         rests = [part.plan.position_ids[None, start:] for part in parts]
         shared.append(SharedRow(image, lead.plan.position_ids[None, :start], rests))
@@ -111,12 +111,12 @@ def pack_prompts(
                 fusion_positions=torch.cat([lead.fusion_positions[:image_size], *fusion]),
             )
         )
-    found = lay_out(shared, groups)
+    found = lay_out(shared, members)
     rows = [
         replace(row, plan=replace(row.plan, position_ids=positions[0]))
         for row, positions in zip(rows, found.positions, strict=True)
     ]
-    return PackedPrompts(rows, [list(members) for members in groups], found.token_index, found.visible)
+    return PackedPrompts(rows, [list(samples) for samples in members], found.token_index, found.visible)
 
 
 def phrase_places(inputs: Sequence[PartitionedInputs], packed: PackedPrompts) -> PhraseRows:
@@ -133,4 +133,4 @@ def phrase_places(inputs: Sequence[PartitionedInputs], packed: PackedPrompts) ->
         PhraseWithoutTokensError: A phrase has no token.
     """
     columns = [row.plan.columns.clamp(min=0) for row in packed.rows]
-    return phrase_rows(inputs, packed.groups, packed.token_index, columns)
+    return phrase_rows(inputs, packed.members, packed.token_index, columns)

@@ -254,9 +254,9 @@ class GroupReader(LMMAdapter):
         return self.tower.states(pixels, groups.to(pixels.device), self.layout.num_groups, layers)
 
     def _vision_maps(
-        self, states: dict[int, Tensor], groups: Sequence[Sequence[int]], layers: Collection[int]
+        self, states: dict[int, Tensor], members: Sequence[Sequence[int]], layers: Collection[int]
     ) -> list[dict[int, Tensor]]:
-        rows = {member: row for row, members in enumerate(groups) for member in members}
+        rows = {member: row for row, samples in enumerate(members) for member in samples}
         return [
             {layer: states[layer][rows[index]].T.unflatten(1, self.vision_grid) for layer in layers}
             for index in range(len(rows))

@@ -29,7 +29,7 @@ class PackedBatch:
     Attributes:
         input_ids: int64 ``[R, T]``, padded with 0.
         image_mask: bool ``[R, T]``.
-        groups: Per row the samples in it.
+        members: Per row the samples in it.
         token_index: Per sample the place of each of its tokens in its row, int64 ``[T_i]``.
         position_ids: int64 ``[R, T]``, or ``[A, R, T]`` where the LMM has several axes; None where they are simply
             0..T-1.
@@ -39,7 +39,7 @@ class PackedBatch:
 
     input_ids: Tensor
     image_mask: Tensor
-    groups: list[list[int]]
+    members: list[list[int]]
     token_index: list[Tensor]
     position_ids: Tensor | None
     visible: Tensor | None
@@ -106,13 +106,13 @@ def pack(inputs: Sequence[LMMInputs], owners: Sequence[int] | None) -> PackedBat
     Returns:
         The batch; rows in order of their first sample.
     """
-    groups: dict[tuple[int, bytes], list[int]] = {}
+    sharing: dict[tuple[int, bytes], list[int]] = {}
     for index, item in enumerate(inputs):
-        head = item.input_ids[: int(item.image_mask.nonzero()[-1]) + 1].numpy().tobytes()
-        key = (index, b"") if owners is None else (owners[index], head)
-        groups.setdefault(key, []).append(index)
+        beginning = item.input_ids[: int(item.image_mask.nonzero()[-1]) + 1].numpy().tobytes()
+        key = (index, b"") if owners is None else (owners[index], beginning)
+        sharing.setdefault(key, []).append(index)
 
-    members = list(groups.values())
+    members = list(sharing.values())
     starts = [_common_length([inputs[member] for member in row]) for row in members]
     rows = lay_out(
         [
@@ -134,7 +134,7 @@ def pack(inputs: Sequence[LMMInputs], owners: Sequence[int] | None) -> PackedBat
     return PackedBatch(
         input_ids=pad_sequence(ids, batch_first=True),
         image_mask=pad_sequence(images, batch_first=True),
-        groups=members,
+        members=members,
         token_index=rows.token_index,
         position_ids=rows.padded_positions() if own or rows.visible is not None else None,
         visible=rows.visible,
@@ -269,7 +269,7 @@ def phrase_entries(phrase_tokens: Tensor, record_id: str) -> tuple[Tensor, Tenso
 
 def phrase_rows(
     inputs: Sequence[LMMInputs],
-    groups: Sequence[Sequence[int]],
+    members: Sequence[Sequence[int]],
     token_index: Sequence[Tensor],
     columns: Sequence[Tensor],
 ) -> PhraseRows:
@@ -277,7 +277,7 @@ def phrase_rows(
 
     Args:
         inputs: Prepared samples.
-        groups: Per row the samples in it.
+        members: Per row the samples in it.
         token_index: Per sample the place of each of its tokens in its row.
         columns: Per row the places of its patches, int64 ``[N]``.
 
@@ -290,10 +290,10 @@ def phrase_rows(
     positions, phrase_ids, counts = [], [], []
     row_slices: list[tuple[int, slice, slice]] = [(0, slice(0), slice(0))] * len(inputs)
     sample_phrase_ids: list[Tensor] = [torch.empty(0)] * len(inputs)
-    for row, members in enumerate(groups):
+    for row, samples in enumerate(members):
         entry_start = phrase_start = 0
         row_positions, row_phrases = [], []
-        for member in members:
+        for member in samples:
             item = inputs[member]
             tokens, phrases = phrase_entries(item.phrase_tokens, item.record_id)
             row_positions.append(token_index[member][tokens])
@@ -316,20 +316,20 @@ def phrase_rows(
 
 
 def answer_states(
-    last: Tensor, inputs: Sequence[LMMInputs], groups: Sequence[Sequence[int]], token_index: Sequence[Tensor]
+    last: Tensor, inputs: Sequence[LMMInputs], members: Sequence[Sequence[int]], token_index: Sequence[Tensor]
 ) -> list[Tensor]:
     """Cuts out the states that predict answers.
 
     Args:
         last: Last hidden states ``[R, T, d]`` of a packed batch.
         inputs: Prepared samples.
-        groups: Per row the samples in it.
+        members: Per row the samples in it.
         token_index: Per sample the place of each of its tokens in its row.
 
     Returns:
         Per sample the states from its prompt's last token on, ``[T_i - prefix_length + 1, d]``.
     """
-    rows = {member: row for row, members in enumerate(groups) for member in members}
+    rows = {member: row for row, samples in enumerate(members) for member in samples}
     return [
         last[rows[index], token_index[index][item.prefix_length - 1 :].to(last.device)]
         for index, item in enumerate(inputs)

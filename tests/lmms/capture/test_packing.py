@@ -64,7 +64,7 @@ def test_samples_that_share_nothing_take_the_plain_path():
     packed = pack(batch.inputs, distinct_images(batch.inputs, ["a", "b", "c"]))
     assert packed.visible is None
     assert packed.position_ids is None
-    assert packed.groups == [[0], [1], [2]]
+    assert packed.members == [[0], [1], [2]]
 
 
 @BUILDERS
@@ -92,7 +92,7 @@ def test_other_prompts_share_the_image_and_other_pixels_nothing():
     batch = make_batch(adapter, [first, other_prompt, other_pixels, first])
     owners = distinct_images(batch.inputs, ["x"] * 4)
     assert owners == [0, 0, 2, 0]
-    assert pack(batch.inputs, owners).groups == [[0, 1, 3], [2]]
+    assert pack(batch.inputs, owners).members == [[0, 1, 3], [2]]
     assert distinct_images(batch.inputs, [None] * 4) == [0, 1, 2, 3]
     assert distinct_images(batch.inputs, None) == [0, 1, 2, 3]
     keys = ["x"] * 4
