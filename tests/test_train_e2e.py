@@ -139,7 +139,7 @@ def test_a_nan_batch_stops_the_run_and_keeps_the_last_finite_checkpoint(baseline
     code, error = tool(monkeypatch, capsys, config, "--work-dir", str(work))
     assert code == 2
     line = error.splitlines()[-1]
-    assert line.startswith("RunError: iteration 3: loss terms that are no numbers: ")
+    assert line.startswith("RunError: iteration 3: loss terms with NaN or infinities: ")
     for part in ("loss = nan", "phrase.loss_mask = nan", "phrase.sam_loss_dice = nan", f"{work}/iter_2.pth"):
         assert part in line, line
     records = line.partition("records: ")[2].partition(". The")[0].split(", ")

@@ -289,7 +289,7 @@ class _Sessions:
 
 @contextmanager
 def _closing(cache: BackgroundCache, prometheus: Path | None) -> Iterator[None]:
-    """Whatever happens, the figures are written and what waits for the disk is on it."""
+    """On every exit, writes the figures and flushes what waits for the disk."""
     try:
         yield
     finally:
@@ -337,7 +337,7 @@ def _ask(
 def _compare(
     sessions: _Sessions, requests: Sequence[Request], answers: Sequence[Answer], max_new_tokens: int
 ) -> dict[str, Any]:
-    """Asks again without the cache. Approximate answers (L3) may differ: they are counted apart."""
+    """Asks again without the cache. Approximate answers (L3) may differ: they are counted separately."""
     exact, near = [], 0
     pairs = list(zip(requests, answers, strict=True))
     for request, found in tqdm(pairs, desc="without the cache", unit="question"):

@@ -1,4 +1,4 @@
-"""Trains a config; the same as `xtuner train CONFIG`, in this process and with a truthful exit code."""
+"""Trains a config; the same as `xtuner train CONFIG`, in this process and with an exit code that shows failure."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from flmm_detseg import __version__
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """There are none."""
+    """Declares no arguments."""
 
 
 def run(args: argparse.Namespace) -> None:
-    """Prints it."""
+    """Prints the version."""
     print(__version__)

@@ -168,7 +168,7 @@ class GroundingDataset(Dataset[Sample], ABC):
             self._log.handle(problem)
 
     def _read_entries(self, file: Path, key: str, entries: Any, add: Callable[[Any, str], None]) -> None:
-        """Hands every entry of a list of an annotation file on; the policy decides about faulty ones.
+        """Yields every entry of a list of an annotation file; the policy decides about faulty ones.
 
         Args:
             file: Where the list is from.

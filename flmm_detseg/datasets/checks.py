@@ -159,7 +159,7 @@ def _doubtful_boxes(sample: Sample, file: str) -> list[Problem]:
 
 
 def _judge(check: DataCheck, dataset: Any, readable: Sequence[int], file: str) -> None:
-    """What only the whole shows: nothing to learn from, or another convention of boxes."""
+    """Problems that only all records together show: nothing to learn from, or another convention of boxes."""
     counts = check.counts
     num_boxes = counts.get("objects", 0) + counts.get("crowds", 0)
 

@@ -228,7 +228,7 @@ class CocoFile:
                 read(entry, where)
             except Exception as error:
                 if isinstance(entry, dict):
-                    if key == "annotations":  # whatever is wrong, its image is not whole any more
+                    if key == "annotations":  # whatever the error, its image is incomplete now
                         self._taint(entry.get("image_id"))
                     if isinstance(entry.get("id"), (int, str)):
                         where = f"{key[:-1]} {shown(entry['id'])}"

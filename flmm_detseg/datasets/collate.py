@@ -55,7 +55,7 @@ class EpochSampler(DefaultSampler):
 
 @DATA_SAMPLERS.register_module()
 class ImageSampler(EpochSampler):
-    """For :class:`~flmm_detseg.datasets.ImageMix`: hands whole visits of images to the processes, in the mix's order.
+    """For :class:`~flmm_detseg.datasets.ImageMix`: gives whole visits of images to the processes, in the mix's order.
 
     Args:
         dataset: The mix.
@@ -70,7 +70,7 @@ class ImageSampler(EpochSampler):
             raise ConfigError(
                 f"ImageSampler is for ImageMix, `dataset` is a {type(dataset).__name__}; use EpochSampler"
             )
-        # A number, lest the processes agree on one.
+        # A given number, so that the processes need not agree on a random one.
         super().__init__(dataset, shuffle=False, seed=seed or 0)
         self.per_image = dataset.per_image
         self.num_samples = math.ceil(dataset.epoch_length / self.world_size) * self.per_image

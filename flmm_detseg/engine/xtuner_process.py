@@ -1,4 +1,4 @@
-"""``xtuner train`` as a user runs it: XTuner starts another interpreter and throws its exit code away.
+"""``xtuner train`` as a user runs it: XTuner starts another interpreter and ignores its exit code.
 
 XTuner asks a config for its ``framework`` before anything else. The shipped runtime answers with ``framework`` of this
 module, which is found when it is asked for; so this is the first code of ours in that interpreter.
@@ -32,7 +32,7 @@ def __getattr__(name: str) -> Any:
 
 
 def watch(arguments: list[str]) -> None:
-    """Sees to it that a failure of this process is visible, and refuses what cannot work on this machine.
+    """Makes a failure of this process visible, and refuses what cannot work on this machine.
 
     Args:
         arguments: Command line of ``xtuner/tools/train.py``.
@@ -58,7 +58,7 @@ def watch(arguments: list[str]) -> None:
         except OSError:
             noted = ""
         print(
-            f"(xtuner itself ends with exit code 0 all the same{noted}; `python tools/train.py` has a truthful one)",
+            f"(xtuner itself ends with exit code 0 all the same{noted}; `python tools/train.py` reports it)",
             file=sys.stderr,
         )
 
@@ -67,7 +67,7 @@ def watch(arguments: list[str]) -> None:
 
 
 def check_gpu(deepspeed: bool) -> None:
-    """Refuses XTuner's own DeepSpeed road on a machine without a GPU, where it would fail without words.
+    """Refuses XTuner's own use of DeepSpeed on a machine without a GPU, where it would fail without a message.
 
     Args:
         deepspeed: Whether DeepSpeed was asked for.

@@ -14,7 +14,7 @@ from flmm_detseg.evaluation.box_records import ordered_images
 from flmm_detseg.evaluation.vqa_text import normalise_answer
 
 VQA_METRICS = ("vqav2", "exact", "scienceqa", "pope", "yes_no", "open")
-# Longer references are descriptions: equality with them says nothing.
+# Longer references are descriptions: equality with them has no meaning.
 MAX_SHORT_WORDS = 8
 # VQAv2's formula wants three others who gave the answer: of fewer people, the right answer could never score 1.
 MIN_VOTERS = 4
@@ -24,7 +24,7 @@ _ANSWER_IS = re.compile(r"The answer is ([A-Z])\.")
 
 @dataclass(frozen=True)
 class Score:
-    """What an answer is worth.
+    """The score of an answer.
 
     Attributes:
         score: In [0, 1]; None for ``open``, which nothing here can judge.

@@ -1,4 +1,4 @@
-"""One table from many runs: what each scored, what it trained, what it took."""
+"""One table from many runs: metrics, trained parameters, memory and time of each."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def ablation_table(
     table = folder / "table.md"
     write_text(table, markdown(rows, settings.get("title", config_name(plan_file)), str(plan_file)))
     write_json(folder / "table.json", rows)
-    # After the table is written: hours of training are not to be lost to a misspelt column.
+    # After the table is written, so that a misspelt column does not cost hours of training.
     if missing := [column for column in columns if column not in known]:
         raise ConfigError(
             f"{plan_file}: columns {', '.join(missing)} are in no evaluation; there are {', '.join(known)}"

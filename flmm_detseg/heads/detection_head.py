@@ -152,7 +152,7 @@ class DetectionHead(Head[InstanceData]):
         return self.sam is None or all(module is not part for module in self.sam.modules())
 
     def keep_as_is(self, part: nn.Module) -> None:
-        """Keeps the refiner's decoder for boxes: trained for phrases it would forget them."""
+        """Keeps the refiner's decoder as published: trained for phrases it would no longer fit boxes."""
         if self.sam is not None and part is self.sam:
             self.sam.keep_box_decoder()
 

@@ -170,7 +170,7 @@ class FrameFCOS(FCOSHead):
         owner = owners[positive] - (self.num_classes + 1)
         labels = torch.full_like(owners, self.num_classes)
         labels[positive] = torch.cat([objects.labels for objects in images])[owner]
-        # Points inside a crowd say nothing, unless an object is there.
+        # Points inside a crowd are ignored, unless an object is there.
         weights = torch.cat(
             [(~_inside(level, objects.ignored_xyxy)).float() for level in points for objects in images]
         )

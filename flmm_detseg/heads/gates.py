@@ -97,7 +97,7 @@ class LayerGate(nn.Module, ABC):
         Raises:
             ConfigError: See :meth:`check_task`.
         """
-        # Float32: shares near 1e-4 and outlier channels do not go together in half precision.
+        # Float32: half precision cannot hold shares near 1e-4 times outlier channels.
         with torch.autocast(maps.device.type, enabled=False):
             shares = self.shares(maps.float(), tasks)
             self._figures = _figures(shares.detach())
@@ -167,7 +167,7 @@ class StaticGate(LayerGate):
 
 
 class TaskGate(LayerGate):
-    """``task``: a network on an embedding of the sample's task; the input is not looked at."""
+    """``task``: a network on an embedding of the sample's task; the input is ignored."""
 
     uses_tasks = True
 

@@ -1,4 +1,4 @@
-"""The answer itself: cross-entropy on its tokens, and distillation to the LMM as it was."""
+"""The language head: cross-entropy on the answer's tokens, and distillation to the untouched LMM."""
 
 from __future__ import annotations
 

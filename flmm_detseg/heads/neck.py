@@ -35,7 +35,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class SideStream(nn.Module, ABC):
-    """A second look at the images, finer than the vision tower's.
+    """A second stream of image features, finer than the vision tower's.
 
     Attributes:
         channels: C_s of its maps.

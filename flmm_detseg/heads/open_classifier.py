@@ -69,7 +69,7 @@ class OpenClassifier(nn.Module):
         """
         if len(self.embeddings) == 0:
             raise ConfigError("the open classifier has no classes; call `set_class_embeddings` first")
-        # Embeddings of a language model differ in length far more than in what they mean.
+        # Embeddings of a language model differ far more in length than in direction.
         text = F.normalize(self.embeddings.float(), dim=-1) * math.sqrt(self.embeddings.shape[1])
         text = self.text_proj(text.to(self.text_proj.weight.dtype)).float()
         image = F.normalize(self.image_proj(features).float(), dim=1)

@@ -36,7 +36,7 @@ TARGET_RESOLUTIONS = ("processor", "full")
 
 
 class PhraseReading(NamedTuple):
-    """What the phrases of one sample become before the refiner.
+    """The phrases of one sample before the refiner.
 
     Attributes:
         coarse_logits: float32 ``[K, h, w]`` over the image.
@@ -325,7 +325,7 @@ class PhraseGroundingHead(Head[Prediction]):
 
 
 def _prediction(sample: Sample, reading: PhraseReading, refined: LogitMaps | None) -> Prediction:
-    """Boxes, scores and packed masks, a few masks at a time: nothing of full size stays but bits."""
+    """Boxes, scores and packed masks, a few masks at a time: only packed bits of full size remain."""
     size = sample.image_size
     maps = LogitMaps(reading.coarse_logits, size) if refined is None else refined
     boxes, scores, packed = [], [], []

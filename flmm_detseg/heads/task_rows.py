@@ -36,7 +36,7 @@ class TaskRows(nn.Module):
         _check_names(added)
         self.weight = nn.Parameter(torch.empty(len(TASKS), channels))
         nn.init.normal_(self.weight)
-        # Drawn after the others, which thus begin alike whatever is added.
+        # Drawn after the others, so that their initial values do not depend on what is added.
         self.added = nn.ParameterDict({name: nn.Parameter(torch.randn(channels)) for name in added})
 
     @property
@@ -105,7 +105,7 @@ def _check_names(added: Sequence[str]) -> None:
     for place, name in enumerate(added):
         if name in (*TASKS, *added[:place]):
             raise ConfigError(f"`gate_tasks`: {name!r} has a row already (rows: {', '.join(TASKS)})")
-        # A parameter's name: without dots, and none of the container's own.
+        # The name of a parameter: without dots, and different from the container's attributes.
         if not (isinstance(name, str) and name.isidentifier()) or hasattr(nn.ParameterDict(), name):
             raise ConfigError(
                 f"`gate_tasks`: {name!r} cannot be the name of a parameter; take letters, digits and underscores, for "

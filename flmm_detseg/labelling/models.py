@@ -24,7 +24,7 @@ from flmm_detseg.labelling.prompts import Prompt, build_prompts, match_classes
 
 # Boxes that SAM's decoder gets at a time: their masks are scaled up to the whole image in float32.
 _BOXES_PER_CALL = 32
-# Said, not guessed: of an image of 1 or 3 rows the first side would be taken for the channels.
+# Given, not guessed: in an image of 1 or 3 rows the first side would be taken for the channels.
 _LAYOUT = "channels_last"
 
 

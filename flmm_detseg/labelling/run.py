@@ -1,4 +1,4 @@
-"""Labels the images of a folder and writes one COCO JSON; goes on where an earlier run stopped."""
+"""Labels the images of a folder and writes one COCO JSON; continues where an earlier run stopped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a box needs to become a label."""
+"""Thresholds that a box must reach to become a label."""
 
 from __future__ import annotations
 

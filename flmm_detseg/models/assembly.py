@@ -140,7 +140,7 @@ def give_class_embeddings(heads: Mapping[str, Head], lmm: LMMAdapter) -> None:
 
 
 def lend_sam(heads: Mapping[str, Head]) -> None:
-    """One head's SAM also makes masks of other heads' boxes, as it is before any training or loading.
+    """One head's SAM also makes masks of other heads' boxes, with its weights as built, before any training or loading.
 
     Args:
         heads: By name.

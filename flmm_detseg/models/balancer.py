@@ -46,7 +46,7 @@ class Weighting(nn.Module):
                 raise ConfigError(f"weights: {name!r} is {value}; a weight must not be negative")
 
     def order(self, tasks: Sequence[str]) -> None:
-        """Puts what is kept by task into another order of the same tasks; before a checkpoint of that order is read."""
+        """Reorders what is stored by task, before a checkpoint with another order of the same tasks is read."""
 
     def forward(self, losses: Mapping[str, Tensor], shared: Sequence[Tensor]) -> dict[str, Tensor]:
         """Weighted losses.
@@ -226,7 +226,7 @@ class _Scale(torch.autograd.Function):
 
 
 class GradientGate:
-    """Stands between the LMM and a head: what the head sends back is scaled, the head's own gradient is not.
+    """Scales the gradient that passes from a head to the LMM; the head's own gradient is unchanged.
 
     The scale is read when the gradient passes, so it can be set after the forward pass: combining the tasks'
     gradients on shared parameters with any coefficients needs no second way of writing gradients, and works

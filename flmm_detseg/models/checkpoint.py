@@ -74,7 +74,7 @@ def trainable_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
 
 
 def state_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers, and parameters that are trained no more, that belong to the run, so that checkpoints must hold them:
+    """Buffers and frozen parameters that belong to the run, so that checkpoints must contain them:
     those a module names in an attribute ``checkpoint_buffers`` (with dots for what is in its submodules).
     """
     return {
@@ -87,7 +87,7 @@ def state_buffers(model: nn.Module) -> dict[str, Tensor]:
 def fingerprint(lmm: nn.Module) -> str:
     """sha256 over an LMM's frozen parameters and its buffers: equal if and only if every bit is."""
     digest = hashlib.sha256()
-    # LoRA moves the weight it stands beside to `base_layer`; the weight is the same.
+    # LoRA moves the adapted weight to `base_layer`; the weight is the same.
     frozen = [
         (name.replace(".base_layer.", "."), p.detach())
         for name, p in lmm.named_parameters()

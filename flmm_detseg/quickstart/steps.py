@@ -47,7 +47,7 @@ class Quickstart:
     pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     def run(self, commands: Sequence[Command], slots: int) -> dict[str, dict[str, Any]]:
-        """Runs commands side by side, the machine's cores shared among them."""
+        """Runs commands in parallel, the machine's cores divided among them."""
         self.summary.commands.extend(map(str, commands))
         slots = min(slots, len(commands), os.cpu_count() or 1)
         threads = max(1, (os.cpu_count() or 1) // slots)

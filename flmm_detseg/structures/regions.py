@@ -94,7 +94,7 @@ class Region:
         )
 
     def check(self, sizes: list[tuple[int, int]]) -> None:
-        """Makes sure that it lies in one of these images.
+        """Checks that it is inside one of these images.
 
         Args:
             sizes: Original ``(H, W)`` of the prompt's images.
@@ -126,7 +126,7 @@ class Region:
                 raise DataError(f"a region's box {self.box_xyxy} lies outside of {where}")
 
     def weights(self, grid: PatchGrid) -> Tensor:
-        """How much of the region lies in each cell of the vision maps.
+        """The share of each cell of the vision maps that the region covers.
 
         Args:
             grid: Geometry of its image, which :meth:`check` saw.
@@ -172,11 +172,11 @@ def _cells(count: int, start: float, end: float, length: int) -> Tensor:
 
 
 def _part(borders: Tensor, low: float, high: float) -> Tensor:
-    """How much of ``low`` to ``high`` lies in each cell, float64 ``[count]``."""
+    """Overlap of ``low`` to ``high`` with each cell, float64 ``[count]``."""
     return (borders[1:].clamp(max=high) - borders[:-1].clamp(min=low)).clamp(min=0)
 
 
 def _overlap(borders: Tensor, pixels: Tensor) -> Tensor:
-    """How much of each pixel lies in each cell, float64 ``[count, pixels]``."""
+    """Overlap of each pixel with each cell, float64 ``[count, pixels]``."""
     ends = torch.minimum(borders[1:, None], pixels[None] + 1.0)
     return (ends - torch.maximum(borders[:-1, None], pixels[None].double())).clamp(min=0)

@@ -26,7 +26,7 @@ class Phrase:
     is_plural: bool | None = None
 
 
-# Tasks whose text is an answer that ends: what ends a turn follows it and is learned.
+# Tasks whose text is a complete answer: the end token of a turn follows it and is learned.
 ANSWER_TASKS = frozenset({"vqa", "joint"})
 
 
@@ -52,7 +52,7 @@ class DenseTargets:
     weights: np.ndarray | None = None
 
 
-# What an image is unless a sample says otherwise.
+# Modality of images unless a sample names another.
 RGB = "rgb"
 
 

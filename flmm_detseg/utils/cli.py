@@ -1,4 +1,4 @@
-"""What all command-line tools share: a truthful exit code, one clear error line, one JSON line at the end."""
+"""What all command-line tools share: an exit code that shows failure, one error line, one JSON line at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much time is left, measured: from the counters that child processes print, not from what steps once took."""
+"""Remaining time, from the counters that child processes print, not from earlier runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Meter:
 
     @property
     def note(self) -> str:
-        """Where it is, for a display."""
+        """Its progress, for a display."""
         if not self._seen:
             return "starting"
         bar = f"{self._bar}: " if self._bar else ""
@@ -63,7 +63,7 @@ class Meter:
         (first, begin), (last, done) = self._seen[0], self._seen[-1]
         step = done - self._seen[-2][1]
         now, pace = self._clock(), (last - first) / (done - begin)
-        # If the next count is late, the pace is at best what it were if that came now.
+        # If the next count is late, the speed is at most what it would be if that count came now.
         late = (now - first) / (done + step - begin) * max(0, self._total - done - step)
         here = max(pace * (self._total - done) - (now - last), late)
         bars = _BARS.search(self._bar)
@@ -82,7 +82,7 @@ class Meter:
 def step_left_s(
     running: Sequence[Meter], waiting: int, finished_s: Sequence[float], slots: int
 ) -> float | None:
-    """Seconds until commands that run side by side are all over.
+    """Seconds until commands that run in parallel have all ended.
 
     Args:
         running: Those that run.

@@ -1,4 +1,4 @@
-"""Faults of the machine in a sentence: what stopped a program, and what to do before the same command runs again."""
+"""Faults of the machine in one sentence each: what stopped a program, and what to do before running it again."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BY_NUMBER = {
     errno.ESTALE: f"the network file system lost the file. {_AGAIN}",
     errno.ENAMETOOLONG: "a file name is too long for this file system: choose shorter folders",
 }
-# What libraries say where they do not hand the number on.
+# Messages of libraries that do not pass the error number on.
 _BY_TEXT = (
     (r"/torch_\d+|out of shared memory|Bus error", _SHARED_MEMORY),
     (r"No space left on device|disk is full|StorageFull", _BY_NUMBER[errno.ENOSPC]),

@@ -1,4 +1,4 @@
-"""Numbers that are no numbers: NaN and infinities, found in one pass and without a copy."""
+"""NaN and infinities, found in one pass and without a copy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def require_finite(what: str, record_ids: Sequence[str], tensors: Iterable[Tensor]) -> None:
-    """Refuses to go on from outputs that are no numbers: a threshold or an argmax would hide them.
+    """Refuses outputs with NaN or infinities, which a threshold or an argmax would hide.
 
     Args:
         what: Named in the error.

@@ -1,4 +1,4 @@
-"""One program at a time for files that a run writes: a lock that the system drops when its holder dies."""
+"""One program at a time for files that a run writes: a lock that the system releases when its holder dies."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from functools import cache
 
 
 def give_back_memory() -> None:
-    """Hands freed memory back to the operating system, where the C library knows how (glibc); nothing elsewhere.
+    """Returns freed memory to the operating system, where the C library can (glibc); does nothing elsewhere.
 
     Rounds of large and small tensors leave holes in the heap that the next round does not fit into: without this, the
     resident set of many rounds is twice that of one. It takes some milliseconds.

@@ -1,4 +1,4 @@
-"""Help with names that a user wrote and the program does not know."""
+"""Suggestions for unknown names that a user wrote."""
 
 from __future__ import annotations
 

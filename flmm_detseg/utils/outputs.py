@@ -1,4 +1,4 @@
-"""What a tool writes must not be what it reads: a result in the place of a photo or of annotations is a loss."""
+"""Keeps tools from overwriting what they read, such as photos or annotations."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def roots() -> list[Path]:
 
 
 def image_file(path: str | Path, argument: str) -> Path:
-    """:func:`find` for an image that a command names: before minutes are spent on a model.
+    """:func:`find` for an image that a command names: before a model is loaded, which may take minutes.
 
     Args:
         path: As it was given.

@@ -1,4 +1,4 @@
-"""Steps as child processes: several at once, a log each, a truthful end, a display of what goes on."""
+"""Steps as child processes: several at once, a log each, failures reported, progress shown."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Command:
 
 
 class Progress:
-    """Numbered steps with the time they took and an estimate of what is left.
+    """Numbered steps with the time they took and an estimate of the remaining time.
 
     The running step's rest is what its processes' counters say; what steps once took only tells the later ones apart.
 
@@ -72,7 +72,7 @@ class Progress:
         self._shown = self._began
 
     def tick(self, note: str, measured_s: float | None = None) -> None:
-        """Shows that the step is alive; may be called as often as one likes.
+        """Shows that the step runs; may be called at any rate.
 
         Args:
             note: What goes on.

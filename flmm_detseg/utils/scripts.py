@@ -7,7 +7,7 @@ from pathlib import Path
 
 from flmm_detseg.utils.paths import REPOSITORY, is_checkout
 
-# Script in tools/ -> the command that it is another name of.
+# Script in tools/ -> the command that it is an alias of.
 COMMANDS = {
     "ablation_table.py": ("table",),
     "check_data.py": ("data", "check"),

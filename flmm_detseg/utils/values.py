@@ -17,7 +17,7 @@ from typing import Any
 from flmm_detseg.errors import ConfigError, DataError
 
 MAX_PIXELS_VARIABLE = "FLMM_DETSEG_MAX_PIXELS"
-# Room for cameras of 100 megapixels; RGB and its decoder take about 8 bytes a pixel, so about 1 GB.
+# Enough for cameras of 100 megapixels; RGB and its decoder take about 8 bytes a pixel, so about 1 GB.
 DEFAULT_MAX_PIXELS = 120_000_000
 # float64 holds every integer up to here; no coordinate, area or count is larger.
 LARGEST_NUMBER = float(2**53)

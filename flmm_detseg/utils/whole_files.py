@@ -1,4 +1,4 @@
-"""Files of our own that are whole or not there, also after a power cut, and JSON that every parser reads."""
+"""Files that are complete or absent, also after a power cut, and JSON that every parser reads."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Any
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.utils.lock import holding
 
-# What file systems say that do not sync folders.
+# Error numbers of file systems that do not sync folders.
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EISDIR, errno.EACCES)
 
 
 def sync(path: Path) -> None:
-    """Brings a file, or a folder and all it holds, to the disk: a rename may reach it before what it renames."""
+    """Syncs a file, or a folder and all it holds, to the disk: a rename may reach the disk before the content."""
     if path.is_dir():
         for inner in path.iterdir():
             sync(inner)
@@ -34,10 +34,10 @@ def sync(path: Path) -> None:
 
 
 def _sync_entries(folder: Path) -> None:
-    """Brings the names in a folder to the disk, where the file system can: some of networks and FUSE cannot."""
+    """Syncs the names in a folder to the disk, where the file system can: some network and FUSE ones cannot."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # one may write there, and not look
+    except PermissionError:  # the folder may be writable and not readable
         return
     try:
         os.fsync(descriptor)

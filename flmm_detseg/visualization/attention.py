@@ -1,4 +1,4 @@
-"""Which attention heads carry a phrase, and what they look at."""
+"""Which attention heads locate a phrase, and what they attend to."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ def head_ious(stack: np.ndarray, target: np.ndarray) -> np.ndarray:
     hits = np.cumsum(target.reshape(-1)[order], axis=1)
     union = np.arange(1, flat.shape[1] + 1) + target.sum() - hits
     values = np.take_along_axis(flat, order, axis=1)
-    # A threshold cannot part cells of equal value: only the last of them counts.
+    # A threshold cannot separate cells of equal value: only the last of them counts.
     last = np.append(values[:, 1:] < values[:, :-1], np.ones((len(flat), 1), dtype=bool), axis=1)
     return np.where(last, hits / union, 0.0).max(axis=1)
 
 
 def head_concentration(stack: np.ndarray) -> np.ndarray:
-    """How little of the image a map looks at: one minus its entropy over log of the number of cells.
+    """How concentrated a map is: one minus its entropy over log of the number of cells.
 
     Args:
         stack: Non-negative maps ``[C, rows, cols]``.

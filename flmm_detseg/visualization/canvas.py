@@ -69,7 +69,7 @@ def check_image(image: np.ndarray) -> np.ndarray:
 
 
 def readable_size(image_size: tuple[int, int], *, min_side: int, max_side: int) -> tuple[int, int]:
-    """Size at which people can see something, aspect kept.
+    """Size large enough to see, aspect kept.
 
     Args:
         image_size: ``(H, W)``.
@@ -177,6 +177,6 @@ def with_title(picture: np.ndarray, title: str, *, size: int = 14, colour: RGB =
 
 
 def text_on(colour: RGB) -> RGB:
-    """Black or white, whichever reads better on ``colour``."""
+    """Black or white, whichever has more contrast with ``colour``."""
     luminance = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
     return INK if luminance > 150 else PAPER

@@ -1,7 +1,7 @@
 """Evaluation of a config's data sets: sharded over processes, resumable, with one results file.
 
 A model call holds samples of one image, always the same ones, on a fixed number of CPU threads: floating-point
-sums depend on both, and one pixel on the wrong side of a threshold would already change a figure. So figures, made
+sums depend on both, and a single pixel on the other side of a threshold changes a figure. So figures, made
 from facts about each record in a fixed order, do not depend on the number of processes or on the batch size. It costs
 little: the samples of an image share its prefix, and one image's tokens keep a large model busy.
 """
@@ -106,7 +106,7 @@ def evaluate(options: Options, task: Task[Options]) -> dict[str, Any] | None:
     if state.is_main_process:
         log_part_reports(model)
     settings = json.dumps(config.model.to_dict(), sort_keys=True, default=str)
-    # Checkpoints of further models (a detector's): their tensors are none of the model's, names say nothing of content.
+    # Checkpoints of further models (a detector's): their tensors are not part of the model, names do not show content.
     files = {str(p): file_hash(p) for p in named_paths(config.model.to_dict()) if p.is_file()}
     provenance = {"config": config.pretty_text, "model": settings, "checkpoint": source, "files": files}
     return evaluate_model(model, datasets, options, task, provenance)

@@ -71,7 +71,7 @@ class PhraseTask(Task[PhraseOptions]):
         return {"sweep": options.threshold_sweep}
 
     def conventions(self, options: PhraseOptions) -> dict[str, Any]:
-        """What is made of empty targets."""
+        """How empty targets are counted."""
         return {"empty_targets": options.empty}
 
     def overrides(self, options: PhraseOptions) -> dict[str, Any]:

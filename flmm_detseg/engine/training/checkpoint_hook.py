@@ -79,7 +79,7 @@ class GroundingCheckpointHook(CheckpointHook):
         )
 
     def before_train(self, runner: Runner) -> None:
-        """Checks what a resumed DeepSpeed folder gave: MMEngine's strategy shows it to no hook and loads it leniently.
+        """Checks what a resumed DeepSpeed folder gave: MMEngine's strategy calls no hook for it and loads it leniently.
 
         Args:
             runner: The run.

@@ -1,4 +1,4 @@
-"""No optimizer step from numbers that are no numbers: a run stops before it, or leaves the step out and counts."""
+"""No optimizer step from NaN or infinities: a run stops before it, or leaves the step out and counts it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _LISTED = 16
 
 
 class FiniteSteps:
-    """Stands before a run's optimizer wrapper and looks at every loss and gradient before a parameter is changed.
+    """Wraps a run's optimizer wrapper and checks every loss and gradient before a parameter is changed.
 
     Where one process finds NaN or an infinity, all act as one. Steps that a loss scaler leaves out (float16's
-    overflows) are its own matter, until ``max_skips`` of them come in a row: then no scale helps.
+    overflows) are left to it, until ``max_skips`` of them come in a row: then no scale helps.
 
     Args:
         runner: The run.
@@ -157,7 +157,7 @@ class FiniteSteps:
         figures = {name: value.detach() for name, value in outputs.items()}
         if self._loss_fails:
             terms = [f"{name} = {float(figures[name].float().mean())}" for name in not_finite(figures)]
-            own = f"loss terms that are no numbers: {', '.join(terms)}" if terms else ""
+            own = f"loss terms with NaN or infinities: {', '.join(terms)}" if terms else ""
         else:
             names = self._gradients[:_LISTED]
             own = f"a gradient holds NaN or infinities: {', '.join(names)} (loss = {float(figures['loss']):.6g})"
@@ -186,7 +186,7 @@ def everywhere(fine: bool) -> bool:
 
 
 def check_state(runner: Runner, name: str, optimizer: bool) -> None:
-    """Looks at all that a checkpoint would hold, before it is written.
+    """Checks all that a checkpoint would hold, before it is written.
 
     Args:
         runner: The run.
@@ -201,7 +201,7 @@ def check_state(runner: Runner, name: str, optimizer: bool) -> None:
         broken += not_finite(state_tensors(runner.optim_wrapper.optimizer))
     if not everywhere(not broken):
         raise RunError(
-            f"{name} was not written, for it would hold NaN or infinities: {_listed(broken)}. Earlier checkpoints are "
+            f"{name} was not written: it would hold NaN or infinities: {_listed(broken)}. Earlier checkpoints are "
             f"kept (last: {_last(runner) or 'none'}); go on from one with a lower learning rate or in another precision"
         )
 

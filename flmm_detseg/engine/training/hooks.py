@@ -1,4 +1,4 @@
-"""Hooks that show what a run does and guard what it must not do."""
+"""Hooks that show what a run does and check what it must not change."""
 
 from __future__ import annotations
 

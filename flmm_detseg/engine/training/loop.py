@@ -1,4 +1,4 @@
-"""The training loop: XTuner's, which goes on after an interruption as if there had been none."""
+"""The training loop: XTuner's, which continues after an interruption as if there had been none."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ class ResumableTrainLoop(TrainLoop):
 
 
 def check_image_batches(loader: DataLoader) -> None:
-    """Batches of an :class:`~flmm_detseg.datasets.ImageMix` must not cut images in two: what it is for would be lost.
+    """Checks that batches of an :class:`~flmm_detseg.datasets.ImageMix` keep the records of an image together.
 
     Args:
         loader: Of the training data.
@@ -157,12 +157,12 @@ def check_image_batches(loader: DataLoader) -> None:
     sampler, size = batches.sampler, batches.batch_size
     if not isinstance(sampler, ImageSampler):
         raise ConfigError(
-            f"`train_dataloader.sampler` is a {type(sampler).__name__}, which tears the images of an ImageMix "
-            "apart; use ImageSampler"
+            f"`train_dataloader.sampler` is a {type(sampler).__name__}, which separates the records of an image; use "
+            "ImageSampler"
         )
     if size % sampler.per_image:
         raise ConfigError(
-            f"`train_dataloader.batch_size` is {size}, which cuts images in two; give a multiple of `per_image` "
+            f"`train_dataloader.batch_size` is {size}, which splits images; give a multiple of `per_image` "
             f"({sampler.per_image})"
         )
 
@@ -179,7 +179,7 @@ def endless(loader: DataLoader, start: int) -> Iterator[Any]:
     """
     epoch, skipped = divmod(start, len(loader))
     while True:
-        # Of the batch sampler: with one of our own, the loader's `sampler` is a stand-in that nothing reads.
+        # Of the batch sampler: with one of our own, the loader's `sampler` is a placeholder that nothing reads.
         batches = batch_sampler_of(loader)
         batches.sampler.set_epoch(epoch, start=skipped * batches.batch_size)
         yield from loader

@@ -1,4 +1,4 @@
-"""AdamW with a learning rate per part of the model, stated where every launcher keeps it."""
+"""AdamW with a learning rate per part of the model, configured where no launcher replaces it."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from flmm_detseg.errors import CheckpointError
 from flmm_detseg.models.checkpoint import HEADS, check_finite, head_order
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 
-# Entry of a checkpoint's meta: names of the optimizer's parameters, by place.
+# Entry of a checkpoint's meta: names of the optimizer's parameters, by index.
 PARAMETERS = "optimizer_parameters"
 # State of the shape of its parameter.
 _LIKE_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg")
@@ -65,7 +65,7 @@ def state_tensors(optimizer: Any) -> dict[str, Tensor]:
 
 
 def take_order(model: GroundingLMM, content: Mapping[str, Any]) -> None:
-    """Puts the model's heads into the order they had in the run that is gone on with.
+    """Puts the model's heads into the order they had in the resumed run.
 
     A config that MMEngine wrote has its keys sorted. The order decides what the balancer's vectors mean, in which
     order PCGrad takes the tasks, what is drawn for which head, and where DeepSpeed's partitions are cut.
@@ -80,7 +80,7 @@ def take_order(model: GroundingLMM, content: Mapping[str, Any]) -> None:
 
 
 def check_order(optimizer: Any, content: Mapping[str, Any], source: str) -> None:
-    """Compares the order of parameters with that of a DeepSpeed folder, which is read by place.
+    """Compares the order of parameters with that of a DeepSpeed folder, which is read by index.
 
     Args:
         optimizer: Of the run.
@@ -96,7 +96,7 @@ def check_order(optimizer: Any, content: Mapping[str, Any], source: str) -> None
     place = next((i for i, (a, b) in enumerate(zip(stored, own)) if a != b), min(len(stored), len(own)))
     first = [names[place] if place < len(names) else "nothing" for names in (stored, own)]
     raise CheckpointError(
-        f"{source}: DeepSpeed's partitions are read by place, and the optimizer's parameter {place} was {first[0]}, "
+        f"{source}: DeepSpeed's partitions are read by index, and the optimizer's parameter {place} was {first[0]}, "
         f"now {first[1]}. Resume with the config of that run (order of `optimizer.groups`), or start from its tensors: "
         f"--cfg-options load_from={source}"
     )
@@ -177,7 +177,7 @@ def follow_config(runner: Runner | FlexibleRunner, checkpoint: dict[str, Any], s
 
 
 def follow_config_of_engine(strategy: DeepSpeedStrategy) -> None:
-    """Lets DeepSpeed's ``resume``, which shows itself to no hook, keep the settings and schedules this run states.
+    """Lets DeepSpeed's ``resume``, which calls no hook, keep the settings and schedules that this run states.
 
     It also refuses an optimizer's state with NaN or infinities, with a CheckpointError.
     """
@@ -238,7 +238,7 @@ def _fits(values: Mapping[str, Any], shape: Sequence[int] | None) -> bool:
 
 
 def _stored_names(checkpoint: Mapping[str, Any]) -> Sequence[str] | Mapping[int, str] | None:
-    """Parameter names of a stored optimizer by place; for files that do not record them, by their tensors' order."""
+    """Parameter names of a stored optimizer by index; for files that do not record them, by their tensors' order."""
     if PARAMETERS in checkpoint["meta"]:
         return checkpoint["meta"][PARAMETERS]
     tensors, stored = checkpoint["state_dict"], checkpoint["optimizer"]

@@ -150,7 +150,7 @@ def last_checkpoint(work_dir: Path) -> Path | None:
             f"{pointer} names no checkpoint, it is empty or damaged (a power cut?); {_instead(work_dir)}, or delete "
             f"{pointer.name} to start from the beginning"
         )
-    # The second stands in between two renames of a folder, the third where the work folder was moved.
+    # The second exists between two renames of a folder, the third where the work folder was moved.
     for path in (named, named.with_name(f"replaced_{named.name}"), work_dir / named.name):
         if path.exists():
             return path

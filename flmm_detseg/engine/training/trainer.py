@@ -88,7 +88,7 @@ def train(options: TrainOptions) -> dict[str, Any] | None:
     path = config_file(options.config)
     config = read_config(path)
     work_dir = Path(options.work_dir or config.get("work_dir") or f"work_dirs/{path.stem}")
-    if options.launcher == "none" or os.environ.get("RANK") == "0":  # elsewhere the loop sees to it
+    if options.launcher == "none" or os.environ.get("RANK") == "0":  # in other launches the loop does it
         with holding(work_dir / LOCK, f"training in {work_dir}"):
             return _train(options, path, config, work_dir)
     return _train(options, path, config, work_dir)

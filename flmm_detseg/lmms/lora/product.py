@@ -1,4 +1,4 @@
-"""The weights that LoRA adds up to: distance from the base model, and merging into it."""
+"""The weight change that LoRA amounts to: its distance from the base model, and merging."""
 
 from __future__ import annotations
 

@@ -154,13 +154,13 @@ def test_a_loss_scaler_lowers_its_scale_undisturbed_until_no_scale_helps(runner,
     assert SKIPPED not in runner.message_hub.runtime_info
     with pytest.raises(RunError, match="iteration 6: the loss scaler left out 3 steps in a row"):
         train(runner, steps, *[batch(INF_GRADIENT)] * 3)
-    with pytest.raises(RunError, match="loss terms that are no numbers: .*loss_line = nan"):
+    with pytest.raises(RunError, match="loss terms with NaN or infinities: .*loss_line = nan"):
         steps.run(batch(NAN_LOSS))
 
 
 @pytest.mark.case("model/nan_batch")
 def test_all_processes_stop_where_one_finds_it(runner, monkeypatch):
-    other = "process 1: loss terms that are no numbers: loss_line = nan; records: there 4"
+    other = "process 1: loss terms with NaN or infinities: loss_line = nan; records: there 4"
     monkeypatch.setattr(finite_steps, "get_world_size", lambda: 2)
     monkeypatch.setattr(finite_steps, "all_reduce", lambda flag, op: flag.mul_(0))
     monkeypatch.setattr(finite_steps, "all_gather_object", lambda own: [own, other])
