@@ -69,7 +69,7 @@ class Check:
 
 
 def examine() -> list[Check]:
-    """Looks at everything; takes some seconds (imports)."""
+    """Runs every probe; takes some seconds (imports)."""
     checks = [*_package_checks()]
     probes: list[tuple[str, bool, Callable[[], str], str]] = [
         ("Python", True, _python, "install Python 3.11 or 3.12 and run `make install PYTHON=python3.11`"),
@@ -163,7 +163,7 @@ def _probe(name: str, core: bool, probe: Callable[[], str], remedy: str) -> Chec
             detail = probe()
     except AbsentError as error:
         return Check(name, False, core, str(error), remedy)
-    except Exception as error:  # a doctor reports every failure
+    except Exception as error:  # every failure is reported
         text = str(error).strip().splitlines() or [""]
         return Check(name, False, core, f"{type(error).__name__}: {text[0]}", remedy)
     return Check(name, True, core, detail)

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class FlmmError(Exception):
-    """Base of every error that is the user's to mend (config, data, checkpoint, environment)."""
+    """Base of every error that the user can fix (config, data, checkpoint, environment)."""
 
 
 class ConfigError(FlmmError, ValueError):

@@ -36,7 +36,7 @@ def _modules(room: str, *names: str) -> list[str]:
 
 
 def way_to_build(kind: Any, arguments: Collection[str]) -> Any:
-    """What a ``type`` means together with the arguments beside it.
+    """How to build a ``type`` with the arguments beside it.
 
     Args:
         kind: Class, function or method.

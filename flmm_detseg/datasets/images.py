@@ -249,7 +249,7 @@ def _is_deep(picture: Image.Image) -> bool:
 
 
 def _grey_step(picture: Image.Image) -> int:
-    """What Pillow multiplies grey values of 2 or 4 bits by, so that the largest is 255 (tools that shrink PNGs)."""
+    """Pillow's factor for grey values of 2 or 4 bits, so that the largest is 255 (tools that shrink PNGs)."""
     return next(
         (255 // (2 ** int(form[2]) - 1) for form in _raw_forms(picture) if re.match("L;[24]", form)), 1
     )

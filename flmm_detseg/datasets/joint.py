@@ -146,7 +146,7 @@ class JointDataset(GroundingDataset):
         self.records = kept
 
     @property
-    def annotation_files(self) -> tuple[Path, ...]:  # type: ignore[override]  # nobody sets it from outside
+    def annotation_files(self) -> tuple[Path, ...]:  # type: ignore[override]  # not to be set from outside
         """Annotation files of the reader and the answers."""
         files = self.answers.annotation_files if self.answers is not None else ()
         return (*self.dataset.annotation_files, *files)
@@ -288,7 +288,7 @@ class JointDataset(GroundingDataset):
             polygons = None
             if self.mask_form == "polygons":
                 polygons = mask_to_polygons(pixels, self.max_points).polygons
-                if not polygons:  # nothing of a thin mask may be left
+                if not polygons:  # a thin mask may have no pixel left
                     continue
             masks.append(_Mask(index if dense.masks is not None else None, label, pixels, polygons))
         return masks

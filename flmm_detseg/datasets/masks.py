@@ -70,7 +70,7 @@ def check_polygons(polygons: Any) -> None:
             wrong = next(value for value in part if not is_number(value))
             raise FieldError(f"a polygon holds {shown(wrong)}, which is not a number", "bad mask")
         try:
-            finite = math.isfinite(sum(part))  # of nan and infinities nothing else comes
+            finite = math.isfinite(sum(part))  # the result of nan and infinities
         except OverflowError:  # an integer of hundreds of digits
             finite = False
         if not finite:
@@ -122,7 +122,7 @@ def _is_integer(value: Any) -> bool:
 
 
 def _read_counts(compressed: str | bytes, most: int) -> list[int]:
-    """Decompresses RLE counts: pycocotools takes any text and leaves pixels that it does not cover undefined.
+    """Decompresses RLE counts: pycocotools accepts any text and leaves pixels that it does not cover undefined.
 
     Args:
         compressed: The text.

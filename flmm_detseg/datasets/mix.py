@@ -151,7 +151,7 @@ class WeightedMix(_Mix):
         return int(self._plan[1][index]), int(self._plan[2][index])
 
     def _lengths(self) -> list[int]:
-        """How much each member has of what positions stand for."""
+        """Per member, the number of items (records or images) that positions count."""
         return [len(dataset) for dataset in self.datasets]
 
     def _make_plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -241,7 +241,7 @@ def _records_by_image(dataset: Any) -> list[np.ndarray]:
 
 
 def member_stretch(length: int, count: int, epoch: int, seed: tuple[int, ...] | None) -> np.ndarray:
-    """The stretch that an epoch takes of a data set's endless stream of passes over its records.
+    """The part that an epoch takes of a data set's endless sequence of passes over its records.
 
     Args:
         length: Records of the data set.

@@ -1,4 +1,4 @@
-"""What happens to a record that cannot be used: an error that names it, or a counted and listed skip."""
+"""Records that cannot be used: an error that names the record, or a counted and listed skip."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def record_error(file: str, record: str, message: str, remedy: str, kind: str) -
 
 
 def as_record_error(error: Exception, file: str, record: str, remedy: str) -> RecordError:
-    """The error of one record, out of whatever reading it raised.
+    """The error of one record, from whatever reading it raised.
 
     Values are checked where they are read, and a fault found there says what is wrong. Which other exceptions a value
     can cause is not listed here: any of them is this record's problem, under the name of its type.
@@ -112,7 +112,7 @@ class ProblemLog:
         self.dropped: dict[str, list[str]] = {}
 
     def handle(self, error: RecordError) -> None:
-        """Raises or notes one problem.
+        """Raises or records one problem.
 
         Args:
             error: What is wrong with a record.
@@ -125,7 +125,7 @@ class ProblemLog:
         self.problems.append(error.problem)
 
     def drop(self, reason: str, record: str) -> None:
-        """Notes a record that is well-formed but has nothing to offer."""
+        """Counts a record that is well-formed but has nothing to learn from."""
         self.dropped.setdefault(reason, []).append(record)
 
     def counts(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""What annotation files say of a prompt beside its words: several images, what each of them is, and regions."""
+"""Fields of a prompt in annotation files besides its text: several images, their modalities, and regions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flmm_detseg.errors import DataError
 from flmm_detseg.structures import Region
 from flmm_detseg.utils.values import FieldError, shown
 
-# Masks stay as their run lengths until they are wanted: a file may hold many.
+# Masks stay run lengths until they are used: a file may have many.
 RegionField = Region | Mapping[str, Any]
 
 

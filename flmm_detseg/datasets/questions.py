@@ -94,7 +94,7 @@ class QuestionDataset(GroundingDataset):
 
     def _read_line(self, number: int, line: bytes) -> _Record:
         entry = parse_line(line)
-        image_names(entry.get("image"))  # before all else: what is most often forgotten
+        image_names(entry.get("image"))  # first: what is most often forgotten
         if not isinstance(entry.get("text"), str) or not entry["text"].strip():
             raise FieldError("`text` is missing or not a text", "missing key")
         if entry.get("question_id") is None:
@@ -119,7 +119,7 @@ class QuestionDataset(GroundingDataset):
         )
 
     def _read_stream(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """What the line says of the stream that its image is a frame of."""
+        """Fields of the line about the stream that its image is a frame of."""
         stream: dict[str, Any] = {}
         if entry.get("session") is not None:
             stream["session"] = str(identifier(entry["session"], "session"))
@@ -137,7 +137,7 @@ class QuestionDataset(GroundingDataset):
         answers = given if isinstance(given, list) else [given]
         answers = [answer.get("answer") if isinstance(answer, dict) else answer for answer in answers]
         texts = [answer for answer in answers if isinstance(answer, str)]
-        # Of several people one may have said nothing (VizWiz); the metric counts him as one who agrees with nobody.
+        # One of several people may give no answer (VizWiz); the metric counts it as one that agrees with no other.
         if len(texts) < len(answers) or not any(map(str.strip, texts)):
             message = "no reference: `answers`, `answer` or `label` must be a text or a list of texts"
             raise FieldError(message, "missing key")

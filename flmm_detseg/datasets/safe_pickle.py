@@ -29,7 +29,7 @@ _ALLOWED = {
 
 
 # The unpickler in Python, not the one in C: that one allocates what a damaged file asks for (a memo of 2**31 entries)
-# and is killed, where this one notices that the bytes are not there.
+# and is killed, where this one notices that the bytes are missing.
 class _PlainDataUnpickler(pickle._Unpickler):
     dispatch = dict(pickle._Unpickler.dispatch)
 

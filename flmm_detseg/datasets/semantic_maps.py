@@ -79,7 +79,7 @@ class SemanticMapsDataset(GroundingDataset):
         self._finish(verify_images, str(self.label_dir))
 
     @property
-    def annotation_files(self) -> tuple[Path, ...]:  # type: ignore[override]  # nobody sets it from outside
+    def annotation_files(self) -> tuple[Path, ...]:  # type: ignore[override]  # not to be set from outside
         """The label maps in use."""
         return tuple(record.label_path for record in self.records)
 

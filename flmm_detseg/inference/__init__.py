@@ -1,4 +1,4 @@
-"""The Python API for people: ask a grounding LMM about an image, get masks and boxes."""
+"""The Python API: ask a grounding LMM about an image, get masks and boxes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Grounded(Protocol):
 
 
 class CocoFile:
-    """Collects results. Each distinct phrase is a category; an image that comes again keeps its id.
+    """Collects results. Each distinct phrase is a category; an image that occurs again keeps its id.
 
     A phrase whose mask is empty has a category and no annotation: COCO knows no object without pixels.
     """

@@ -37,7 +37,7 @@ RegionLike: TypeAlias = Region | Sequence[float] | np.ndarray
 
 
 class Grounder:
-    """A grounding LMM with hands: image and caption in, masks and boxes of its phrases out.
+    """A grounding LMM for use: image and caption in, masks and boxes of its phrases out.
 
     Args:
         model: A built model; put into eval mode.
@@ -101,7 +101,7 @@ class Grounder:
         keep_attention: bool = False,
         batch_size: int = 8,
     ) -> GroundingResult | list[GroundingResult]:
-        """Finds the pixels that phrases of a caption speak of.
+        """Finds the pixels that phrases of a caption refer to.
 
         Args:
             image: Path, PIL image, or RGB uint8 array ``[H, W, 3]``; a list of them for several at once.
@@ -149,7 +149,7 @@ class Grounder:
         regions: Sequence[RegionLike] = (),
         max_new_tokens: int = 128,
     ) -> str:
-        """The LMM's own answer (greedy): grounding has not changed it. With ``regions`` or ``modalities`` that the LMM
+        """The LMM's own answer (greedy), not changed by grounding. With ``regions`` or ``modalities`` that the LMM
         cannot read by itself, that of the LMM with its part for them.
 
         Args:

@@ -176,7 +176,7 @@ def parse_instruction(instruction: str) -> Instruction:
 
 
 def _clauses(text: str) -> list[_Clause]:
-    """Verbs with the text up to the next one: nothing between two clauses is left over but joints and politeness."""
+    """Verbs with the text up to the next one: between two clauses only joints and polite words remain."""
     text = text.rstrip()
     politeness = _Politeness(text)
     marks = [match.start() for match in _SENTENCE.finditer(text)]
@@ -209,7 +209,7 @@ def _clauses(text: str) -> list[_Clause]:
 
 
 class _Politeness:
-    """Runs of polite words, each read once however many places lie within it."""
+    """Runs of polite words, each read once, at however many places reading begins."""
 
     def __init__(self, text: str) -> None:
         self._text = text

@@ -49,7 +49,7 @@ class Region:
 
 @dataclass(frozen=True)
 class InstructionResult:
-    """What came of an instruction.
+    """The result of an instruction.
 
     Attributes:
         image: RGB uint8 ``[H, W, 3]``.
@@ -164,7 +164,7 @@ def _is_result(data: Path) -> bool:
 
 
 class Instructor:
-    """A joint model with hands: an image and an instruction in; text, boxes, masks, a picture and JSON out.
+    """A joint model for use: an image and an instruction in; text, boxes, masks, a picture and JSON out.
 
     Args:
         model: With the heads that instructions need.

@@ -1,4 +1,4 @@
-"""From what people type (phrases, character spans, or nothing) to the phrases of a sample."""
+"""From a user's input (phrases, character spans, or nothing) to the phrases of a sample."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ _BREAKS = frozenset(
     made fill fills filled cover covers covered surround surrounds surrounded park parked locate located place placed
     face faces facing use uses used go goes get gets take takes took""".split()
 )
-# No thing by themselves: they belong to a phrase only in front of a noun.
+# Not nouns by themselves: they belong to a phrase only in front of a noun.
 _ADJECTIVES = frozenset(
     """red orange yellow green blue purple violet pink brown black white grey gray golden silver cyan magenta
     big bigger biggest small smaller smallest large larger largest tall taller short shorter long round
     bright dark light young old new empty full open closed wooden visible striped dotted same different other""".split()
 )
-# Where, not what.
+# Places, not things.
 _PLACES = frozenset("left right top bottom side front back middle center centre corner edge".split())
 # What the answer is about as a whole.
 _PICTURES = frozenset("image picture photo photograph scene".split())
@@ -95,7 +95,7 @@ def locate_phrases(caption: str, phrases: Sequence[str], record: str = "") -> tu
 
 
 def noun_phrases(text: str) -> tuple[Phrase, ...]:
-    """Finds what an English text may be grounded by, with word lists alone.
+    """Finds noun phrases of an English text to ground, with word lists alone.
 
     A phrase is a run of determiners, numbers, adjectives and nouns: it ends at punctuation, at a function word or a
     common verb, before a determiner or digits, and at words in -ing or -ly that do not follow a determiner. Words of

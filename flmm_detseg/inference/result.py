@@ -1,4 +1,4 @@
-"""What grounding gives back: plain numpy, in pixels of the original image."""
+"""Results of grounding: plain numpy, in pixels of the original image."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class GroundingResult:
 
     @cached_property
     def masks(self) -> np.ndarray:
-        """Bool ``[K, H, W]``; unpacked and kept at the first look: a byte a pixel of every mask."""
+        """Bool ``[K, H, W]``; unpacked at the first access and cached: a byte a pixel of every mask."""
         return self.packed.unpack().numpy()
 
     def mask(self, index: int) -> np.ndarray:
@@ -69,7 +69,7 @@ class GroundingResult:
 
     @cached_property
     def refined_logits(self) -> np.ndarray | None:
-        """float32 ``[K, H, W]``, None where the config has no refiner; made and kept at the first look."""
+        """float32 ``[K, H, W]``, None where the config has no refiner; computed at the first access and cached."""
         return None if self.refined is None else self.refined.enlarge().numpy()
 
     def overlay(self, *, boxes: bool = False, beside: bool = False) -> np.ndarray:

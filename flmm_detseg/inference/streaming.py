@@ -21,7 +21,7 @@ from flmm_detseg.store.settings import ApproximateSettings
 from flmm_detseg.structures import Sample
 from flmm_detseg.utils.names import suggest
 
-# Settings that have settings of their own.
+# Settings that contain further settings.
 _NESTED = {"approximate": ApproximateSettings}
 
 
@@ -124,7 +124,7 @@ def _settings(kind: type, given: Mapping[str, Any], where: str) -> Any:
 
 @MODELS.register_module()
 class HeadRegions(RegionSource):
-    """What our own detection head finds is object.
+    """Objects are what the model's own detection head finds.
 
     Args:
         config: Config of a model with a detection head, or the built model.

@@ -1,4 +1,4 @@
-"""What an answer says: boxes, masks and words, in canonical coordinates. Immutable, checked when made."""
+"""The content of an answer: boxes, masks and words, in canonical coordinates. Immutable, checked when made."""
 
 from __future__ import annotations
 

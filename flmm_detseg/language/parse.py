@@ -14,7 +14,7 @@ from flmm_detseg.language.wording import MAX_ITEMS, SECTION_TAG, is_repeated
 MAX_CHARS = 100_000
 MAX_PROBLEMS = 100
 
-# What tells a tag inside a line of words from a word with a colon: the beginning of a list.
+# What distinguishes a tag inside a line of words from a word with a colon: the beginning of a list.
 _LIST_AHEAD = re.compile(r"\s{0,4}(?:none\b|[^\n;:\[\]<>]{0,204}(?:\[|<|\(\s{0,4}[0-9]))", re.IGNORECASE)
 _LINE_MARKUP = " \t*#>_`-"
 _MAX_LINE_MARKUP = 8
@@ -22,7 +22,7 @@ _MAX_LINE_MARKUP = 8
 
 @dataclass(frozen=True)
 class ParseProblem:
-    """What went wrong and at which character.
+    """A problem and the character at which it occurred.
 
     Attributes:
         kind: ``too_long``, ``text_before_sections``, ``second_answer``, ``repaired``, ``repeated_box``, or the reason

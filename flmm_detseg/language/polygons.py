@@ -17,7 +17,7 @@ _EPSILON_GROWTH = 1.4
 
 @dataclass(frozen=True)
 class MaskPolygons:
-    """Polygons of a mask and what they lose.
+    """Polygons of a mask and their error.
 
     Attributes:
         polygons: Parts, largest first; empty when nothing of the mask is wide enough for canonical coordinates.

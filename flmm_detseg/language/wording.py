@@ -1,4 +1,4 @@
-"""What serialiser and parser agree on: section tags, the words that may stand in a label, what counts as repeated."""
+"""Conventions of serialiser and parser: section tags, the words that may stand in a label, what counts as repeated."""
 
 from __future__ import annotations
 

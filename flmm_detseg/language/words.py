@@ -19,7 +19,7 @@ _UNSPACED_FROM = 0x2E80
 # Vowels and finals of hangul written letter by letter: they go on with the syllable before them.
 _HANGUL_TAIL = range(0x1160, 0x1200)
 _SKIN_TONES = range(0x1F3FB, 0x1F400)
-# Of words that are looked for with `str.find`, whose time may grow with the product of both lengths.
+# Longest words that are searched with `str.find`, whose time may grow with the product of both lengths.
 _SHORT = 200
 _ZERO_WIDTH_SPACE, _ZERO_WIDTH_JOINER = "\u200b", "\u200d"
 
@@ -124,7 +124,7 @@ def _joins(character: str) -> bool:
 
 
 def canonical(word: str) -> str:
-    """One form for all spellings of a text, without what nobody sees (variation selectors, joiners)."""
+    """One form for all spellings of a text, without invisible characters (variation selectors, joiners)."""
     if word.isascii():
         return word
     seen = "".join(char for char in unicodedata.normalize("NFD", word) if not _invisible(char))

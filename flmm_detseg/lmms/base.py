@@ -228,7 +228,7 @@ class LMMAdapter(nn.Module, ABC):
 
     @property
     def keeps_base(self) -> bool:
-        """Whether the LMM as it was is still there in :meth:`base_mode` (not when fully fine-tuned, or merged)."""
+        """Whether :meth:`base_mode` still gives the original LMM (not when fully fine-tuned, or merged)."""
         untouched = self.frozen and not (self.merged or self.checkpoint_buffers)
         added = self.added_tokens is not None or len(self.added_parts) > 0
         beside = bool(self.lora_groups) or (added and not self.merged)

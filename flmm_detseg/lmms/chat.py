@@ -1,4 +1,4 @@
-"""How a conversation is written down for a language model."""
+"""Chat templates: a conversation as text for a language model."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def decoder_windows(config: PretrainedConfig) -> dict[str, int | None]:
 
 @dataclass(frozen=True)
 class Features:
-    """What a tower made of one image.
+    """A tower's features of one image.
 
     Attributes:
         states: What the projector reads, ``[views, n, D]`` or ``[n, D]``.

@@ -77,7 +77,7 @@ class HubFamily(Family):
     def split_images(
         self, processor: ProcessorMixin, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, PatchGrid, dict[str, Tensor]]]:
-        """Takes the images of a processor's outputs apart.
+        """Splits a processor's outputs by image.
 
         Args:
             processor: Transformers' own.

@@ -41,7 +41,7 @@ class TextPrompt(NamedTuple):
 
 
 class MaskPrompt(NamedTuple):
-    """What coarse masks of one image become for SAM.
+    """SAM's prompts from the coarse masks of one image.
 
     Attributes:
         mask_logits: float32 ``[K, 1, 4e, 4e]`` over SAM's padded square.
@@ -143,7 +143,7 @@ class SAMRefiner(nn.Module):
         return self.model.prompt_encoder.embed_dim
 
     def train(self, mode: bool = True) -> SAMRefiner:
-        """Switches all but the image encoder, which stays in evaluation mode."""
+        """Sets the mode of all but the image encoder, which stays in evaluation mode."""
         super().train(mode)
         self.model.image_encoder.eval()
         return self
@@ -194,7 +194,7 @@ class SAMRefiner(nn.Module):
         image_keys: Sequence[str | None] | None = None,
         phrases_per_call: int | None = None,
     ) -> list[LogitMaps]:
-        """Refined masks at the decoder's own size, which is all that many phrases or a large image can afford.
+        """Refined masks at the decoder's own size: full size takes too much memory for many phrases or a large image.
 
         Args:
             images: Per sample RGB uint8 ``[H, W, 3]``.
@@ -212,7 +212,7 @@ class SAMRefiner(nn.Module):
         side = 4 * self.model.prompt_encoder.image_embedding_size[0]
         gradients = torch.is_grad_enabled()
         # One block a sample from the beginning: small results between the large ones of the calls would keep a
-        # process's memory from being given back, and joining them would need it twice.
+        # process's memory from being returned, and joining them would need it twice.
         found = [logits.new_zeros(len(logits), side, side, dtype=torch.float32) for logits in coarse_logits]
         if sum(counts):
             embeddings, image_index = self.encode_images(images, image_keys)

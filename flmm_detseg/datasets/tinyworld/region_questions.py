@@ -49,7 +49,7 @@ def region_questions(scene: Scene, image_id: int, image: str, seed: int) -> list
 
 
 def without_regions(line: dict[str, Any]) -> dict[str, Any]:
-    """The same question with the word "this" where it pointed: what can be answered by guessing."""
+    """The same question with the word "this" where it pointed: what can be answered without looking."""
     text = line["text"].replace("<region>", "this")
     return {**{key: value for key, value in line.items() if key != "regions"}, "text": text}
 

@@ -8,7 +8,7 @@ from flmm_detseg.datasets.tinyworld.scene import Scene, SceneObject
 
 ATTRIBUTES: tuple[str, ...] = ("size", "texture", "colour")
 RELATIONS: tuple[str, ...] = ("left of", "right of", "above", "below")
-# Pixels by which a relation or an extreme place must hold to be said (of a 112-pixel image).
+# Least margin in pixels of a relation or an extreme place that is stated (of a 112-pixel image).
 RELATION_MARGIN = 10.0
 # Closer than this a relation is not denied either: neither true nor false.
 RELATION_DOUBT = 3.0
@@ -56,12 +56,12 @@ def relation_gap(first: SceneObject, relation: str, second: SceneObject) -> floa
 
 
 def holds(first: SceneObject, relation: str, second: SceneObject) -> bool:
-    """A relation that can be said: by a clear margin."""
+    """Whether a relation may be stated: by a clear margin."""
     return relation_gap(first, relation, second) >= RELATION_MARGIN
 
 
 def possible(first: SceneObject, relation: str, second: SceneObject) -> bool:
-    """A relation that a listener might accept: anything that is not clearly false."""
+    """Whether a relation is not clearly false, so that a reader might accept it."""
     return relation_gap(first, relation, second) > -RELATION_DOUBT
 
 

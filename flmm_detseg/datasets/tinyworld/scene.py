@@ -126,7 +126,7 @@ def plan_objects(rng: np.random.Generator, image_size: tuple[int, int], split: s
     share_large = {"testA": 1.0, "testB": 0.2}.get(split, 0.5)
     kinds = list(rng.choice(KINDS, size=num_objects))
     colours = list(rng.choice(list(COLOURS), size=num_objects))
-    # Twins make attribute expressions need a second thought: repeat a kind or a colour now and then.
+    # Similar objects make attribute expressions harder: repeat a kind or a colour now and then.
     for i in range(1, num_objects):
         if rng.random() < 0.3:
             kinds[i] = kinds[int(rng.integers(i))]

@@ -24,9 +24,9 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.whole_files import new_folder
 
 MANIFEST = "streams.json"
-# The chat that scrolls has no background: nothing of it is kept, and all of it is one group.
+# The chat that scrolls has no background: nothing of it can be cached, and all of it is one group.
 STREAM_FILE_KINDS = ("screen", "camera", "slides")
-# Encodings of the frames by split: trained on what comes, evaluated on what is sharp.
+# Encodings of the frames by split: training sees PNG and JPEG, evaluation PNG.
 _ENCODINGS = {"train": "mixed", "val": "png"}
 _TEXT_CATEGORIES = {CLOCK_QUESTION: "clock", SCORE_QUESTION: "score"}
 _CHOICE = 9

@@ -1,4 +1,4 @@
-"""What decides the files of TinyWorld's streams."""
+"""Parameters that determine the files of TinyWorld's streams."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flmm_detseg.errors import ConfigError
 
 @dataclass(frozen=True)
 class StreamSpec:
-    """What decides the files.
+    """Parameters that determine the files.
 
     Attributes:
         train_streams: Streams of every kind of the split train.

@@ -36,7 +36,7 @@ CLOCK_QUESTION, SCORE_QUESTION = "what time is it ?", "what is the score ?"
 _STREAMS = 5
 _SIZE = (112, 112)
 _SCREEN_SIZE = (112, 80)
-# Share of frames that are shown a second time: somebody asks again about what is to be seen.
+# Share of frames that are shown a second time, with another question.
 _ASK_AGAIN = {"screen": 0.1, "camera": 0.1, "slides": 0.3, "scroll": 0.1}
 _SCROLL_STEP, _MESSAGE_ROWS, _HEADER_ROWS = 7, 28, 18
 _CENTRES = ((28.0, 28.0), (84.0, 28.0), (28.0, 84.0), (84.0, 84.0))
@@ -84,7 +84,7 @@ class _Frame:
     scene: Scene
     fixed: frozenset[int]
     objects_xyxy: tuple[Box, ...]
-    # Questions that the scene's objects do not tell: about texts.
+    # Questions about texts, which are not among the scene's objects.
     texts: tuple[tuple[str, str], ...] = ()
 
 
@@ -196,7 +196,7 @@ def _screen_frame(screen: Screen, split: str, score: int) -> _Frame:
 
 @dataclass(frozen=True, eq=False)
 class _Stage:
-    """What stays: regions, and objects in front of them."""
+    """The constant part: regions, and objects in front of them."""
 
     image: np.ndarray
     region_map: np.ndarray

@@ -131,7 +131,7 @@ class GrownEmbedding(nn.Module):
 
 
 class GrownUnembedding(nn.Module):
-    """An output table with further rows; without them it gives what it gave.
+    """An output table with further rows; without them its output is unchanged.
 
     Args:
         base: From states to logits; becomes ``base_layer``.

@@ -1,4 +1,4 @@
-"""A projector of one's own in place of the model's, which stays as it is; one for all images or one a modality."""
+"""A trained projector in place of the model's, which stays as it is; one for all images or one per modality."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Replaced(nn.Module):
         self._owners.append((part, index))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Arguments and result are the module's."""
+        """Takes and returns what the module does."""
         module = self.base_layer
         part = projector_of([part for part, _ in self._owners], _modality.get())
         for owner, index in self._owners:

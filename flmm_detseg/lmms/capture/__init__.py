@@ -1,1 +1,1 @@
-"""What is caught while the language model runs: attention rows, hidden rows, answers."""
+"""What is captured while the language model runs: attention rows, hidden rows, answers."""

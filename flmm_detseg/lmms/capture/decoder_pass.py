@@ -1,4 +1,4 @@
-"""The one forward pass of a language model's decoder, whatever stands in its sequences."""
+"""The one forward pass of a language model's decoder, for sequences of any content."""
 
 from __future__ import annotations
 

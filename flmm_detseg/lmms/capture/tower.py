@@ -1,4 +1,4 @@
-"""Hidden states of a vision tower, caught while it runs."""
+"""Hidden states of a vision tower, captured while it runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def tower_states(blocks: Sequence[nn.Module], layers: Collection[int]) -> Iterator[dict[int, Tensor]]:
-    """Collects what blocks give while the context is open.
+    """Collects the outputs of blocks while the context is open.
 
     Only of passes of this thread: others may use the tower at the same time.
 
