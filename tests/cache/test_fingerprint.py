@@ -413,7 +413,7 @@ UNTOLD = [
 
 @pytest.mark.case("model/data_write")
 @pytest.mark.parametrize("change", UNTOLD)
-def test_changes_that_no_counter_tells_of_are_seen_before_a_hit(change):
+def test_changes_without_a_version_counter_are_seen_before_a_hit(change):
     model = built(**LORA)
     if change is not_contiguous:
         model.separators = nn.Parameter(model.separators.detach().T.clone().T, requires_grad=False)

@@ -148,7 +148,7 @@ def _questions(tmp_path: Path, name: str, counts: list[int]) -> QuestionDataset:
     return QuestionDataset(file=str(folder / "q.jsonl"), image_dir=str(folder), name=name)
 
 
-def test_an_image_mix_puts_questions_of_an_image_behind_one_another(tmp_path):
+def test_an_image_mix_puts_questions_of_an_image_after_one_another(tmp_path):
     members = [_questions(tmp_path, "many", [5, 4, 6, 1]), _questions(tmp_path, "few", [2, 3])]
     mix = ImageMix(members, weights=[2, 1], per_image=3, images_per_epoch=6, seed=3)
     assert len(mix) == 18

@@ -175,7 +175,7 @@ def test_a_resumed_epoch_goes_on(members, mode):
         assert batches(mix, epoch, start=44, mode=mode, batch_size=4) == straight[11:]
 
 
-def test_without_shuffling_members_take_turns(members):
+def test_without_shuffling_members_alternate(members):
     mix = mix_of(members, refer=1, png=1)
     found = batches(mix, shuffle=False, epoch_length=12)
     assert tasks(mix, found) == ["refer", "png"] * 3

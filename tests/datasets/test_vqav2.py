@@ -100,7 +100,7 @@ def changed(folder: Path, change) -> tuple[Path, Path]:
 
 
 @pytest.mark.case("data/13_vqa_converter_edge_answers")
-def test_one_who_said_nothing_goes_all_the_way(tmp_path):
+def test_a_missing_answer_passes_every_step(tmp_path):
     def silent(questions, annotations):
         annotations[-1]["answers"][0]["answer"] = ""  # of "net"
 

@@ -39,7 +39,7 @@ def test_points_are_bounded_and_more_of_them_fit_better(max_points, iou):
     assert result.iou >= iou
 
 
-def test_the_largest_parts_stay_and_losses_are_said():
+def test_the_largest_parts_stay_and_losses_are_reported():
     mask = disc(40, 40, 30) | disc(120, 60, 20) | disc(100, 110, 5)
     mask &= ~disc(40, 40, 10)
     result = mask_to_polygons(mask, max_parts=2)

@@ -68,7 +68,7 @@ def test_sam_settings_change_little(monkeypatch, capsys):
     assert set(figures["speedup"]["bfloat16 sdpa"]) == {"windowed", "global", "vit_l"}
 
 
-def test_large_pictures_tell_apart_what_follows_the_model(monkeypatch, capsys):
+def test_large_pictures_separate_what_follows_the_model(monkeypatch, capsys):
     figures = last_line("large_pictures", ["--phrases", "3"], monkeypatch, capsys)
     assert 0 < figures["share_after_the_model"] < figures["share_with_enlarging"] < 1
     assert 0 < figures["covered_by_a_mask"] < 1

@@ -216,7 +216,7 @@ def test_an_uncertainty_at_its_limit_comes_back() -> None:
     assert gradient(0.0) == 0.0, "further out goes nothing"
 
 
-def test_hidden_rows_keep_their_layers_behind_a_gate() -> None:
+def test_hidden_rows_keep_their_layers_after_a_gate() -> None:
     balancer = TaskBalancer(gradients="pcgrad")
     balancer.setup(["a", "b"])
     rows = HiddenRows(torch.randn(2, 3, 4, requires_grad=True), torch.zeros(3, dtype=torch.long), (2, 7))

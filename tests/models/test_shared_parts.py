@@ -201,7 +201,7 @@ def necks(**changes) -> dict[str, Any]:
     return {"heads": heads, "parts": {"neck": neck, "view": stem}, "lmm": tiny_llava()}
 
 
-def test_parts_of_parts_and_a_neck_whose_gate_tells_tasks_apart() -> None:
+def test_parts_of_parts_and_a_neck_whose_gate_distinguishes_tasks() -> None:
     model = make_model(**necks())
     neck = model.parts["neck"]
     assert model.heads["detection"].neck is model.heads["segmentation"].neck is neck
@@ -223,7 +223,7 @@ def test_parts_of_parts_and_a_neck_whose_gate_tells_tasks_apart() -> None:
         assert torch.equal(again.state_dict()[name], value), name
 
 
-def test_a_learning_rate_that_misses_a_shared_part_is_said(monkeypatch) -> None:
+def test_a_learning_rate_that_misses_a_shared_part_is_reported(monkeypatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(optimizer, "print_log", lambda text, *_: said.append(text))
     parameters = list(shared().parameters())

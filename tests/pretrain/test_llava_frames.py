@@ -90,7 +90,7 @@ def test_a_chunk_has_its_share_of_frames_and_a_visit_asks_for_their_texts(tokeni
     assert len(folders) == 2
 
 
-def test_streams_of_all_kinds_come_by_turns():
+def test_streams_of_all_kinds_alternate():
     frames = stream_frames(0, 0, 22, 112)
     assert len(frames) == 22
     with_clock = [any(kind == "clock" for kind, _, _ in frame.questions) for frame in frames]

@@ -37,7 +37,7 @@ def test_bounds_are_the_exact_ones():
     assert clopper_pearson(0, 0, 0.95) == (0.0, 1.0)
 
 
-def test_edges_tell_text():
+def test_edges_mark_text():
     image = np.full((32, 32, 3), 200, np.uint8)
     image[8:16:2, 8:16] = 0
     found = text_bearing(cut_tiles(image, 4), 32, 0.08)

@@ -376,7 +376,7 @@ def test_after_a_pause_a_disk_with_room_is_used_again(tmp_path, monkeypatch):
     assert len(files(tmp_path)) == 1
 
 
-def test_requests_do_not_wait_for_a_disk_that_is_written_behind(tmp_path, monkeypatch):
+def test_requests_do_not_wait_for_a_disk_with_write_behind(tmp_path, monkeypatch):
     cache = open_cache(folder=tmp_path, write_behind=2)
     goes_on = threading.Event()
     with monkeypatch.context() as patch:

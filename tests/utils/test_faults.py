@@ -59,7 +59,7 @@ def test_one_line_with_the_remedy(error, words, capsys):
 
 
 @pytest.mark.case("security/diskfull")
-def test_a_full_disk_is_seen_behind_another_error(capsys):
+def test_a_full_disk_is_seen_within_another_error(capsys):
     error = ValueError("saving failed")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert ended(error, capsys)[0] == 3

@@ -69,7 +69,7 @@ def test_it_differs_from_the_next_step_in_the_order_alone():
     assert torch.equal(ours - part.plan.position_ids[0], theirs - 2)
 
 
-def test_nothing_of_it_can_be_kept():
+def test_nothing_of_it_can_be_cached():
     model = cached_llava(order="image")
     session = StreamSession(model, BackgroundCache(CacheSettings(min_tiles=1)))
     image, meta = screens(1)[0], {"objects_xyxy": SCREEN_BOX}

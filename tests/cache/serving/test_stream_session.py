@@ -359,7 +359,7 @@ def test_given_groups_do_not_go_with_a_cache():
         answer(model, sample, use=CacheUse(new_cache()), partition=partition)
 
 
-def test_pictures_come_by_every_road_and_what_is_none_is_named(tmp_path):
+def test_images_of_every_form_are_read_and_others_are_named(tmp_path):
     model, pixels = cached_llava().eval(), screens(1)[0]
     session = StreamSession(model, None)
     path = tmp_path / "screen.png"

@@ -151,7 +151,7 @@ def test_a_batch_is_its_samples_one_by_one(family):
 
 
 @torch.no_grad()
-def test_texts_behind_one_image_are_read_as_if_alone(family):
+def test_texts_after_one_image_are_read_as_if_alone(family):
     lmm = build(family)
     items = [lmm.prepare(sample) for sample in samples()]
     keys = [sample.image_id for sample in samples()]

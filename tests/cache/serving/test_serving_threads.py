@@ -1,4 +1,4 @@
-"""Threads and tenants beside a request: nobody switches the model within it, nobody sees another one's images."""
+"""Threads and tenants beside a request: it sees one state of the model, and no tenant reaches another's images."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_off_leaves_the_frames_of_the_stream_alone():
     assert [objects(session, image) for image in (second, third)] == [[], [5, 6]]
 
 
-def test_images_without_a_stream_leave_nothing_behind():
+def test_images_without_a_stream_are_not_remembered():
     source = FrameDifference()
     first, second = screens(2)
     for image in (first, second):
