@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from flmm_detseg.cache.reading.changed_patches import check_share, see_groups
 from flmm_detseg.cache.reading.layout import only_sent
-from flmm_detseg.cache.reading.packing import pack_prompts, phrase_places, share_images
+from flmm_detseg.cache.reading.packing import PackedPrompts, pack_prompts, phrase_places, share_images
 from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.cache.reading.prompt_parts import (
     PromptParts,
@@ -191,6 +191,20 @@ class CachedLMM(GroupReader):
         ]
         return pad_sequence(rows, batch_first=True)
 
+    def _with_regions(self, embeds: Tensor, packed: PackedPrompts, items: Sequence[LMMInputs]) -> Tensor:
+        """As :meth:`with_regions`, of several texts a row."""
+        pointing = {
+            row: items[member]
+            for row, samples in enumerate(packed.members)
+            for member in samples
+            if items[member].regions
+        }
+        if not pointing:
+            return embeds
+        read = dict(zip(pointing, self.lmm.region_maps(list(pointing.values())), strict=True))
+        maps = [read.get(row, []) for row in range(len(packed.members))]
+        return self.lmm.fill_regions(embeds, packed.members, packed.token_index, items, maps)
+
     # Batches.
 
     def encode(
@@ -222,7 +236,8 @@ class CachedLMM(GroupReader):
             if not (capture.attention or capture.hidden or capture.logits):
                 return LMMStates(vision=vision)
             packed = pack_prompts(self.layout, leads, items, members)
-            sequences = packed.sequences(self._sequences(states[self.feature_layer], packed.rows, stored))
+            embeds = self._sequences(states[self.feature_layer], packed.rows, stored)
+            sequences = packed.sequences(self._with_regions(embeds, packed, items))
             places = phrase_places(items, packed)
             captured = self.lmm.read(sequences, places, capture)
             if captured.attention is not None:

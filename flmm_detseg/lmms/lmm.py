@@ -24,7 +24,6 @@ from flmm_detseg.lmms.capture.decoder import AnswerRows, PrefixDecoder
 from flmm_detseg.lmms.capture.decoder_pass import Captured, Sequences, image_blocks, read, states_of
 from flmm_detseg.lmms.capture.greedy_answer import GreedyAnswer
 from flmm_detseg.lmms.capture.packing import (
-    PackedBatch,
     PhraseRows,
     distinct_images,
     image_columns,
@@ -401,7 +400,9 @@ class LMM(LMMAdapter):
         return config.vision_config if part == "vision" else config.get_text_config()
 
     def words(self, input_ids: Tensor) -> Tensor:
-        """Input embeddings of tokens."""
+        """Input embeddings of tokens; those of places of regions are any word's, see :meth:`fill_regions`."""
+        if self._slot_id is not None:
+            input_ids = input_ids.masked_fill(input_ids == self._slot_id, 0)  # the tables may not have it
         return self.model.get_input_embeddings()(input_ids.to(self.device))
 
     def grouped_tower(self) -> IsolatedTower | None:
@@ -438,13 +439,26 @@ class LMM(LMMAdapter):
 
     def prepare(self, sample: Sample) -> LMMInputs:
         """See :class:`LMMAdapter`; regions need a part that reads them, and a place in the text each."""
-        return self._with_parts(self._processor()(sample), sample)
+        return self.with_parts(self._processor()(sample), sample)
 
     def _question(self, sample: Sample) -> LMMInputs:
-        return self._with_parts(self._processor().question(sample), sample)
+        return self.with_parts(self._processor().question(sample), sample)
 
-    def _with_parts(self, item: LMMInputs, sample: Sample) -> LMMInputs:
-        """What only the parts of an LMM read of a sample."""
+    def with_parts(self, item: LMMInputs, sample: Sample) -> LMMInputs:
+        """Adds what only the parts of an LMM read of a sample.
+
+        Args:
+            item: The sample as its processor prepared it.
+            sample: Its regions and modalities.
+
+        Returns:
+            ``item`` with both.
+
+        Raises:
+            ConfigError: The sample points at regions, and nothing reads them.
+            DataError: Regions and their places in the text differ in number, a region lies outside of its image, or no
+                part reads a modality.
+        """
         return self._with_regions(self._with_modalities(item, sample), sample)
 
     def _with_modalities(self, item: LMMInputs, sample: Sample) -> LMMInputs:
@@ -696,23 +710,54 @@ class LMM(LMMAdapter):
             raise _unread_regions(pointing.record_id)
         return filler
 
-    def _fill(
-        self, embeds: Tensor, batch: PackedBatch, inputs: Sequence[LMMInputs], rows: Sequence[Seen]
+    def region_maps(self, inputs: Sequence[LMMInputs]) -> list[list[dict[int, Tensor]]]:
+        """What regions are read from, for whoever makes sequences of its own: the tower runs over whole images.
+
+        Args:
+            inputs: Prepared samples.
+
+        Returns:
+            Per sample and image its maps ``[D, rows, cols]`` by layer.
+        """
+        seen, _ = self.see(inputs, range(len(inputs)), ())
+        return [seen[index].maps for index in range(len(inputs))]
+
+    def fill_regions(
+        self,
+        embeds: Tensor,
+        members: Sequence[Sequence[int]],
+        token_index: Sequence[Tensor],
+        inputs: Sequence[LMMInputs],
+        maps: Sequence[Sequence[Mapping[int, Tensor]]],
     ) -> Tensor:
-        """Writes embeddings of regions into their places."""
+        """Writes embeddings of regions into their places.
+
+        Args:
+            embeds: ``[R, T, d]``.
+            members: Per row the samples in it.
+            token_index: Per sample the place of each of its tokens in the row, int64 ``[T_i]``.
+            inputs: The samples.
+            maps: Per row those of :meth:`region_maps`; empty where no sample of it points.
+
+        Returns:
+            ``[R, T, d]``; ``embeds`` itself where no sample points.
+
+        Raises:
+            ConfigError: A sample points, and nothing reads its regions (base mode).
+        """
         filler = self._region_reader(inputs)
         if filler is None:
             return embeds
-        maps, regions, places = [], [], torch.zeros(embeds.shape[:2], dtype=torch.bool)
-        for row, (samples, seen) in enumerate(zip(batch.members, rows, strict=True)):
+        read, regions, places = [], [], torch.zeros(embeds.shape[:2], dtype=torch.bool)
+        for row, (samples, found) in enumerate(zip(members, maps, strict=True)):
             for member in samples:
                 item = inputs[member]
                 if item.regions:
-                    places[row, batch.token_index[member][item.slots]] = True
-                maps += [seen.maps[region.image] for region, _ in item.regions]
+                    places[row, token_index[member][item.slots]] = True
+                read += [found[region.image] for region, _ in item.regions]
                 regions += [(region, weights.to(self.device)) for region, weights in item.regions]
-        found = filler.fill(maps, regions)
-        return embeds.masked_scatter(places.to(self.device)[..., None], found.to(embeds))
+        filled = filler.fill(read, regions)
+        return embeds.masked_scatter(places.to(self.device)[..., None], filled.to(embeds))
 
     def _on_device(self, image: ImageInputs) -> ImageInputs:
         further = {
@@ -732,14 +777,13 @@ class LMM(LMMAdapter):
         batch = pack(inputs, owners if share and not self.facts.rowless_layers else None)
         rows = [seen[owners[samples[0]]] for samples in batch.members]
         image_mask = batch.image_mask.to(self.device)
-        words = batch.input_ids
-        if self._slot_id is not None:
-            words = words.masked_fill(words == self._slot_id, 0)  # no word: the tables may not have it
-        embeds = self.words(words)
+        embeds = self.words(batch.input_ids)
         embeds = embeds.masked_scatter(
             image_mask[..., None], torch.cat([row.tokens for row in rows]).to(embeds)
         )
-        embeds = self._fill(embeds, batch, inputs, rows)
+        embeds = self.fill_regions(
+            embeds, batch.members, batch.token_index, inputs, [row.maps for row in rows]
+        )
         features = [found for row in rows for found in row.features]
         return Sequences(
             embeds,

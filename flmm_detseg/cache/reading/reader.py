@@ -22,6 +22,7 @@ from flmm_detseg.cache.reading.prompt_parts import (
 from flmm_detseg.cache.regions.sources import Partitioner
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms import LMMAdapter
+from flmm_detseg.lmms.added.lmm_part import LMMPart, SlotFiller
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower
 from flmm_detseg.lmms.processors import PixelProcessor
@@ -77,6 +78,12 @@ class GroupReader(LMMAdapter):
         self._wrapped = (built,)
         self.model, self.facts, self.lora_groups = built.model, built.facts, built.lora_groups
         self.added_tokens = built.added_tokens
+        if built.added_parts:
+            if prefusion is not None:
+                raise ConfigError(
+                    "pre-fusion reads words, and regions are none: leave `prefusion` or `lmm.parts` out"
+                )
+            self.parts = built.parts
         self.attention_layers, self.attention_heads = built.attention_layers, built.attention_heads
         self.feature_layer = self.tower.feature_layer
         self.partitioner = MODELS.build(partitioner) if isinstance(partitioner, Mapping) else partitioner
@@ -107,6 +114,11 @@ class GroupReader(LMMAdapter):
     def lmm(self) -> LMM:
         """The wrapped adapter."""
         return self._wrapped[0]
+
+    @property
+    def added_parts(self) -> Mapping[str, LMMPart]:
+        """See :class:`LMMAdapter`."""
+        return self.lmm.added_parts
 
     @property
     def vision_grid(self) -> tuple[int, int]:
@@ -161,7 +173,7 @@ class GroupReader(LMMAdapter):
                 f"{sample.record_id}: the prompt has {1 + len(sample.more_images)} images; the background cache reads "
                 "one a prompt: ask about one, or use the LMM without it"
             )
-        return self.processor(sample)
+        return self.lmm.with_parts(self.processor(sample), sample)
 
     def prompt_parts(
         self, item: LMMInputs, partition: PatchPartition | None = None, changed: Tensor | None = None
@@ -239,6 +251,23 @@ class GroupReader(LMMAdapter):
         order = torch.cat([part.background, part.objects]).argsort()
         return torch.cat([self.lmm.words(part.system_ids), tokens[order], self.lmm.words(part.text_ids)])
 
+    def with_regions(self, embeds: Tensor, item: LMMInputs) -> Tensor:
+        """Writes embeddings of regions into their places in the text.
+
+        They are read from the whole image, not from its groups: what was cached does not change them.
+
+        Args:
+            embeds: Of a sequence that ends with the sample's text, ``[T, d]``.
+            item: The sample.
+
+        Returns:
+            ``[T, d]``.
+        """
+        if not item.regions:
+            return embeds
+        places = torch.arange(len(item.input_ids)) + len(embeds) - len(item.input_ids)
+        return self.lmm.fill_regions(embeds[None], [[0]], [places], [item], self.lmm.region_maps([item]))[0]
+
     def isolated_features(self, item: PartitionedInputs) -> Tensor:
         """Vision features of all patches of one sample, each group on its own, ``[N, D]``."""
         return self.group_states([item], (self.feature_layer,))[self.feature_layer][0]
@@ -267,12 +296,13 @@ def _readable(lmm: LMMAdapter) -> tuple[LMM, IsolatedTower]:
     """An LMM that can be read in groups, and its tower.
 
     Raises:
-        ConfigError: Another family, added parts, a sliding window, or Conv-LoRA in the vision tower.
+        ConfigError: Another family, an added part that changes what an image becomes, a sliding window, or Conv-LoRA in
+            the vision tower.
     """
-    if lmm.added_parts:
+    if other := [name for name, part in lmm.added_parts.items() if not isinstance(part, SlotFiller)]:
         raise ConfigError(
-            f"the background cache does not read an LMM with added parts ({', '.join(lmm.added_parts)}): leave "
-            "`lmm.parts` out, or use the LMM without the cache"
+            f"the background cache does not read an LMM with a projector of its own ({', '.join(other)}): leave it out "
+            "of `lmm.parts` and use CachedLMM(projectors='separate'), which trains and stores its own"
         )
     tower = lmm.grouped_tower() if isinstance(lmm, LMM) else None
     if not isinstance(lmm, LMM) or tower is None:

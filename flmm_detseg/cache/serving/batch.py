@@ -80,7 +80,8 @@ def _run(model: GroupReader, hits: Sequence[_Hit], watch: Stopwatch) -> list[Pre
         features = _features(model, items, parts[0].objects)
     with watch("suffix"):
         rows = [
-            model.suffix_embeds(found, part.text_ids) for found, part in zip(features, parts, strict=True)
+            model.with_regions(model.suffix_embeds(found, part.text_ids), item)
+            for found, part, item in zip(features, parts, items, strict=True)
         ]
         if model.prefusion is not None:
             rows = [

@@ -335,7 +335,7 @@ class Request:
             features = self.model.isolated_features(item)
         with self.watch("suffix"):
             decoder = self.model.lmm.prefix_decoder()
-            embeds = self.model.image_order_embeds(features, parts)
+            embeds = self.model.with_regions(self.model.image_order_embeds(features, parts), item)
             last = decoder.feed(embeds[None], parts.plan.position_ids)
         return Prefill(item, parts, decoder, last[:, -1:], level, None, False, None)
 
@@ -376,7 +376,7 @@ class Request:
         with self.watch("suffix"):
             count = self.model.num_layers
             decoder = self.model.lmm.prefix_decoder(prefix.keys[:count], prefix.values[:count])
-            embeds = self.model.suffix_embeds(features, parts.text_ids)
+            embeds = self.model.with_regions(self.model.suffix_embeds(features, parts.text_ids), item)
             if self.model.prefusion is not None:
                 embeds = self.model.prefusion.fuse_suffix(prefix, embeds, parts)
             last = decoder.feed(embeds[None], parts.plan.position_ids[parts.plan.prefix_length :])

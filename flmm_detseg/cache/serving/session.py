@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 from flmm_detseg.cache.reading.reader import GroupReader
@@ -13,7 +13,7 @@ from flmm_detseg.cache.serving.prefill import CacheUse
 from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.store.background_cache import BackgroundCache
-from flmm_detseg.structures import CaptureSpec, Sample
+from flmm_detseg.structures import CaptureSpec, Region, Sample
 from flmm_detseg.structures.partition import PatchPartition
 
 CACHE_MODES = ("on", "exact", "off")
@@ -67,6 +67,7 @@ class StreamSession:
         max_new_tokens: int = 128,
         on_text: Callable[[str], None] | None = None,
         meta: Mapping[str, Any] | None = None,
+        regions: Sequence[object] = (),
     ) -> Answer:
         """Answers a question about the stream's next image.
 
@@ -82,6 +83,8 @@ class StreamSession:
             max_new_tokens: Longest answer.
             on_text: Called with each further piece of the text.
             meta: What the partitioner may read (``Sample.meta``); ``"session"`` is the session's own.
+            regions: What the question points at, one for each of its places (``<region>``): points ``(x, y)``, boxes
+                ``(x0, y0, x1, y1)`` or bool masks ``[H, W]`` in pixels of the image.
 
         Returns:
             Text, tokens, where the background came from, and times in milliseconds.
@@ -93,7 +96,7 @@ class StreamSession:
         """
         return answer(
             self.model,
-            self._sample(image, text, meta),
+            self._sample(image, text, meta, regions),
             use=self._use(cache),
             partition=partition,
             capture=capture,
@@ -110,22 +113,26 @@ class StreamSession:
         capture: CaptureSpec | None = None,
         max_new_tokens: int = 128,
         meta: Mapping[str, Any] | None = None,
+        regions: Sequence[object] = (),
     ) -> Generator[str, None, Answer]:
         """As :meth:`ask`; yields the text piece by piece, ``StopIteration.value`` is the answer."""
         return answer_stream(
             self.model,
-            self._sample(image, text, meta),
+            self._sample(image, text, meta, regions),
             use=self._use(cache),
             capture=capture,
             max_new_tokens=max_new_tokens,
         )
 
-    def _sample(self, image: ImageLike, text: str | None, meta: Mapping[str, Any] | None) -> Sample:
+    def _sample(
+        self, image: ImageLike, text: str | None, meta: Mapping[str, Any] | None, regions: Sequence[object]
+    ) -> Sample:
         # Without the cache the stream is another one, also for partitioners that remember images: a request that is
         # not to write must not change what the next one with the cache finds.
         meta = {**(meta or {}), SESSION: (self.tenant, self.session_id, "off")}
         name = f"session/{self.session_id}"
-        return Sample(name, read_image(image, name), "", (), prompt=text, meta=meta)
+        pointed = tuple(Region.of(region) for region in regions)
+        return Sample(name, read_image(image, name), "", (), prompt=text, meta=meta, regions=pointed)
 
     def _use(self, mode: str) -> CacheUse | None:
         if mode not in CACHE_MODES:

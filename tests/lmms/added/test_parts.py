@@ -16,6 +16,7 @@ from transformers import LlavaForConditionalGeneration
 
 from flmm_detseg import Grounder
 from flmm_detseg.cache import CachedLMM
+from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.cache.regions.sources import GivenRegions, Partitioner
 from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
 from flmm_detseg.datasets.questions import QuestionDataset
@@ -144,10 +145,13 @@ def test_lora_that_comes_later_keeps_the_base():
     assert lmm.keeps_base
 
 
-def test_the_cache_refuses_them():
+def test_the_cache_refuses_what_changes_its_images():
     lmm = LlavaAdapter.from_config(tiny_llava_config(), tokenizer=tiny_tokenizer(), parts=PROJECTOR)
-    with pytest.raises(ConfigError, match=r"added parts \(projector\)"):
+    with pytest.raises(ConfigError, match=r"projector of its own \(projector\)"):
         CachedLMM(lmm, Partitioner(GivenRegions("meta")))
+    lmm = LlavaAdapter.from_config(tiny_llava_config(), tokenizer=tiny_tokenizer(), parts=REGIONS)
+    with pytest.raises(ConfigError, match="leave `prefusion` or `lmm.parts` out"):
+        CachedLMM(lmm, Partitioner(GivenRegions("meta")), prefusion=PreFusion())
 
 
 def test_questions_about_regions_from_the_api(tmp_path):
