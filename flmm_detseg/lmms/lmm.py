@@ -491,7 +491,7 @@ class LMM(LMMAdapter):
 
     def _with_regions(self, item: LMMInputs, sample: Sample) -> LMMInputs:
         filler = self._filler
-        if self._base_thread == get_ident():
+        if self.in_base_mode:
             if sample.regions:
                 raise _unread_regions(sample.record_id)
             return item
@@ -522,7 +522,7 @@ class LMM(LMMAdapter):
 
     def _processor(self) -> LMMProcessor:
         """The untouched one in base mode: there, the text and the id of an added token are what they were."""
-        if self._base_thread == get_ident() and self._own_processor is not None:
+        if self.in_base_mode and self._own_processor is not None:
             return self._own_processor
         if self.processor is None:
             raise ConfigError(
@@ -910,6 +910,11 @@ class LMM(LMMAdapter):
                     yield
                 finally:
                     self._base_thread = before
+
+    @property
+    def in_base_mode(self) -> bool:
+        """Whether this thread is in :meth:`base_mode`; others, which wait for it, prepare samples meanwhile."""
+        return self._base_thread == get_ident()
 
     @torch.no_grad()
     def class_embeddings(self, names: Sequence[str]) -> Tensor:

@@ -160,12 +160,15 @@ class GroupReader(LMMAdapter):
             sample: Image, text and phrases.
 
         Returns:
-            The sample in the LMM's own order, cut so that the separators have room (CPU).
+            The sample in the LMM's own order, cut so that the separators have room (CPU); in base mode what the LMM
+            itself makes of it.
 
         Raises:
             ConfigError: The adapter has no tokenizer.
             DataError: The sample has several images.
         """
+        if self.lmm.in_base_mode:
+            return self.lmm.prepare(sample)
         if self.processor is None:
             raise ConfigError("the adapter was built without a tokenizer; pass `tokenizer`")
         if sample.more_images:

@@ -169,6 +169,7 @@ def test_behind_the_cache_they_are_read_as_without_it():
     (theirs,) = lmm.encode([lmm.prepare(item)], LOGITS).logits
     assert ours.shape == theirs.shape
     with cached.base_mode():
+        assert torch.equal(cached.prepare(item).input_ids, cached_llava().prepare(item).input_ids)
         (base,) = cached.encode([cached.prepare(boxed_sample())], LOGITS).logits
     assert base.shape[-1] == theirs.shape[-1] - 1
     assert cached.trained_layout["added_tokens"] == ["[SEG]"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
 
@@ -140,8 +141,10 @@ def test_in_base_mode_texts_are_those_of_the_untouched_tokenizer(family):
     lmm, reference = with_tokens(family), build(family)
     sample = replace(samples()[0], prompt="what is [SEG] ?")
     added = lmm.unembed.ids[0]
-    with lmm.base_mode():
+    with lmm.base_mode(), ThreadPoolExecutor(1) as others:
         inside = lmm.prepare(sample)
+        elsewhere = others.submit(lmm.prepare, sample).result()
+    assert added in elsewhere.input_ids, "a thread that is not in base mode"
     assert torch.equal(inside.input_ids, reference.prepare(sample).input_ids)
     assert added not in inside.input_ids
     assert added in lmm.prepare(sample).input_ids
