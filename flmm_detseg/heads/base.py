@@ -126,7 +126,7 @@ class Head(nn.Module, ABC, Generic[P]):
         """Gives the head another one's refiner, to be used as it is; a head that has its own, or no use, ignores it."""
 
 
-def named_heads(heads: Mapping[str, Head] | nn.ModuleDict) -> dict[str, Head]:
+def named_heads(heads: Mapping[str, Head[Any]] | nn.ModuleDict) -> dict[str, Head[Any]]:
     """Heads by name, known as heads: a ``ModuleDict`` knows modules only.
 
     Args:
@@ -139,7 +139,7 @@ def named_heads(heads: Mapping[str, Head] | nn.ModuleDict) -> dict[str, Head]:
     return dict(items)
 
 
-def head_of(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head | None:
+def head_of(heads: Mapping[str, Head[Any]] | nn.ModuleDict, task: str) -> Head[Any] | None:
     """The head whose prediction is the result of a task; None where no head predicts for it.
 
     Args:
@@ -160,7 +160,7 @@ def head_of(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head | None
     )
 
 
-def require_head(heads: Mapping[str, Head] | nn.ModuleDict, task: str) -> Head:
+def require_head(heads: Mapping[str, Head[Any]] | nn.ModuleDict, task: str) -> Head[Any]:
     """As :func:`head_of`.
 
     Args:

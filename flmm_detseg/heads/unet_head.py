@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,12 @@ class Float32InterpConv(InterpConv):
     """mmseg's interpolate-then-convolve block with :class:`Float32Upsample`; parameter names unchanged."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, with_cp: bool, norm_cfg: dict, act_cfg: dict
+        self,
+        in_channels: int,
+        out_channels: int,
+        with_cp: bool,
+        norm_cfg: dict[str, Any],
+        act_cfg: dict[str, Any],
     ) -> None:
         super().__init__(in_channels, out_channels, with_cp=with_cp, norm_cfg=norm_cfg, act_cfg=act_cfg)
         self.interp_upsample[0] = Float32Upsample(scale_factor=2, mode="bilinear", align_corners=False)

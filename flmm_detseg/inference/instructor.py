@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import Head, head_of, require_head
-from flmm_detseg.inference.grounder import ImageLike, read_image
 from flmm_detseg.inference.instructions import Step, match_class, parse_instruction
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Phrase, Sample

@@ -27,7 +27,8 @@ from flmm_detseg.labelling.classes import (
     resolve_classes,
 )
 from flmm_detseg.labelling.models import Detections, GroundingDinoDetector, SamSegmenter
-from flmm_detseg.labelling.select import Thresholds, select_boxes
+from flmm_detseg.labelling.select import select_boxes
+from flmm_detseg.labelling.thresholds import Thresholds
 from flmm_detseg.utils.lock import holding
 from flmm_detseg.utils.outputs import refuse_overwrite
 from flmm_detseg.utils.paths import find

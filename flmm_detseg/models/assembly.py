@@ -16,10 +16,10 @@ from flmm_detseg.models.shared_parts import PREFIX, PartsToShare, SharedParts
 
 
 def build_heads(
-    heads: Mapping[str, Mapping[str, Any] | Head],
+    heads: Mapping[str, Mapping[str, Any] | Head[Any]],
     parts: Mapping[str, Mapping[str, Any] | nn.Module],
     lmm: LMMAdapter,
-) -> tuple[SharedParts, dict[str, Head]]:
+) -> tuple[SharedParts, dict[str, Head[Any]]]:
     """Heads by name, and the parts that they share.
 
     Args:
@@ -37,7 +37,7 @@ def build_heads(
     if not heads:
         raise ConfigError("`model.heads` is empty; a GroundingLMM needs at least one head")
     shared = PartsToShare(parts, lmm)
-    built: dict[str, Head] = {}
+    built: dict[str, Head[Any]] = {}
     for name, part in heads.items():
         head = build_part(part, lmm, f"model.heads.{name}", shared)
         if not isinstance(head, Head):
@@ -73,7 +73,7 @@ def freeze_parameters(heads: nn.ModuleDict, parts: SharedParts, prefixes: Sequen
 
 
 def build_balancer(
-    balancer: Mapping[str, Any] | TaskBalancer | None, lmm: LMMAdapter, heads: Mapping[str, Head]
+    balancer: Mapping[str, Any] | TaskBalancer | None, lmm: LMMAdapter, heads: Mapping[str, Head[Any]]
 ) -> TaskBalancer | None:
     """The balancer, made for these heads.
 
@@ -98,7 +98,7 @@ def build_balancer(
 
 
 def checked_isolation(
-    isolate: Mapping[str, Sequence[str]], heads: Mapping[str, Head], lmm: LMMAdapter
+    isolate: Mapping[str, Sequence[str]], heads: Mapping[str, Head[Any]], lmm: LMMAdapter
 ) -> dict[str, tuple[str, ...]]:
     """Which LoRA groups each head may change.
 
@@ -124,7 +124,7 @@ def checked_isolation(
     return {name: tuple(groups) for name, groups in isolate.items()}
 
 
-def give_class_embeddings(heads: Mapping[str, Head], lmm: LMMAdapter) -> None:
+def give_class_embeddings(heads: Mapping[str, Head[Any]], lmm: LMMAdapter) -> None:
     """Heads that find classes by their words get these from the LMM.
 
     Args:
@@ -139,7 +139,7 @@ def give_class_embeddings(heads: Mapping[str, Head], lmm: LMMAdapter) -> None:
             head.set_class_embeddings(lmm.class_embeddings(head.class_names))
 
 
-def lend_sam(heads: Mapping[str, Head]) -> None:
+def lend_sam(heads: Mapping[str, Head[Any]]) -> None:
     """One head's SAM also makes masks of other heads' boxes, with its weights as built, before any training or loading.
 
     Args:
@@ -159,7 +159,7 @@ def lend_sam(heads: Mapping[str, Head]) -> None:
         head.borrow_sam(sam)
 
 
-def refuse_shared(heads: Mapping[str, Head], parts: SharedParts, head_lora: Mapping[str, Any]) -> None:
+def refuse_shared(heads: Mapping[str, Head[Any]], parts: SharedParts, head_lora: Mapping[str, Any]) -> None:
     """Makes sure that LoRA on a head changes no part that other heads share.
 
     Args:

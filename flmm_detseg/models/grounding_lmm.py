@@ -99,7 +99,7 @@ class GroundingLMM(BaseModel, GroundingModule):
     def __init__(
         self,
         lmm: Mapping[str, Any] | LMMAdapter,
-        heads: Mapping[str, Mapping[str, Any] | Head],
+        heads: Mapping[str, Mapping[str, Any] | Head[Any]],
         freeze: Sequence[str] = (),
         train_lmm: bool = True,
         balancer: Mapping[str, Any] | TaskBalancer | None = None,

@@ -83,7 +83,7 @@ class PartsToShare:
             self._trainable[name] = [p for p in part.parameters() if p.requires_grad]
         return self._built[name]
 
-    def settle(self, heads: Mapping[str, Head]) -> SharedParts:
+    def settle(self, heads: Mapping[str, Head[Any]]) -> SharedParts:
         """Decides which parts are trained, once all heads are built: those that one head trains.
 
         Args:

@@ -162,7 +162,7 @@ One seed; no claim beyond TinyWorld.
 
 
 def write_llava_card(
-    model_dir: str | Path, run: Mapping[str, Any], scores: Mapping[str, dict], history: str = ""
+    model_dir: str | Path, run: Mapping[str, Any], scores: Mapping[str, dict[str, Any]], history: str = ""
 ) -> Path:
     """Writes ``README.md`` (the model card) and ``figures.json`` beside the weights.
 

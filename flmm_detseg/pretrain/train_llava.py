@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -264,7 +264,7 @@ def _train_process(rank: int, settings: LlavaTrainSettings, port: int) -> None:
 
 
 def train_tiny_llava(
-    settings: LlavaTrainSettings, launch: Callable[..., object] = mp.spawn
+    settings: LlavaTrainSettings, launch: Callable[..., object] = spawn
 ) -> dict[str, object]:
     """Trains the tiny LLaVA and exports it to ``settings.out_dir``.
 

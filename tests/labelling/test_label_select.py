@@ -5,7 +5,8 @@ import torch
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.labelling.models import Detections
-from flmm_detseg.labelling.select import Thresholds, select_boxes
+from flmm_detseg.labelling.select import select_boxes
+from flmm_detseg.labelling.thresholds import Thresholds
 
 SIZE = (50, 100)  # (H, W)
 IDS = [7, 4]

@@ -22,7 +22,7 @@ from flmm_detseg.labelling import run
 from flmm_detseg.labelling.classes import resolve_classes
 from flmm_detseg.labelling.models import GroundingDinoDetector, SamSegmenter
 from flmm_detseg.labelling.run import LabelOptions, pseudo_label
-from flmm_detseg.labelling.select import Thresholds
+from flmm_detseg.labelling.thresholds import Thresholds
 
 TOOL = Path(__file__).parents[2] / "tools/pseudo_label.py"
 CPU = torch.device("cpu")

@@ -54,7 +54,7 @@ class ResumableTrainLoop(TrainLoop):
     def __init__(
         self,
         runner: Runner,
-        dataloader: DataLoader | dict[str, Any],
+        dataloader: DataLoader[Any] | dict[str, Any],
         max_iters: int | None = None,
         max_epochs: float | None = None,
         val_begin: int = 1,
@@ -141,7 +141,7 @@ class ResumableTrainLoop(TrainLoop):
         return self.runner.model
 
 
-def check_image_batches(loader: DataLoader) -> None:
+def check_image_batches(loader: DataLoader[Any]) -> None:
     """Checks that batches of an :class:`~flmm_detseg.datasets.ImageMix` keep the records of an image together.
 
     Args:
@@ -167,7 +167,7 @@ def check_image_batches(loader: DataLoader) -> None:
         )
 
 
-def endless(loader: DataLoader, start: int) -> Iterator[Any]:
+def endless(loader: DataLoader[Any], start: int) -> Iterator[Any]:
     """Batches of epoch after epoch, from a batch number on.
 
     Args:

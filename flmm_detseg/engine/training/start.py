@@ -29,7 +29,7 @@ LOCK = ".training.lock"
 BATCH = "batch"
 
 
-def batch_figures(runner: Runner | FlexibleRunner, loader: DataLoader) -> dict[str, int]:
+def batch_figures(runner: Runner | FlexibleRunner, loader: DataLoader[Any]) -> dict[str, int]:
     """What the data position and the optimizer's state depend on.
 
     Args:
@@ -52,7 +52,7 @@ def batch_figures(runner: Runner | FlexibleRunner, loader: DataLoader) -> dict[s
     }
 
 
-def batch_sampler_of(loader: DataLoader) -> Any:
+def batch_sampler_of(loader: DataLoader[Any]) -> Any:
     """The loader's batch sampler: torch's, or one of our own with its ``sampler`` and ``batch_size``."""
     return loader.batch_sampler
 
@@ -70,7 +70,7 @@ def unwrap(model: nn.Module) -> GroundingLMM:
     return inner
 
 
-def prepare_start(runner: Runner | FlexibleRunner, loader: DataLoader, max_iters: int) -> None:
+def prepare_start(runner: Runner | FlexibleRunner, loader: DataLoader[Any], max_iters: int) -> None:
     """Loads what ``load_from`` names, or checks what is to be resumed.
 
     Args:
