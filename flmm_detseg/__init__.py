@@ -8,13 +8,13 @@ from flmm_detseg.utils.lazy import lazy_names
 from flmm_detseg.utils.quiet import drop_import_noise
 
 __version__ = "0.1.0"
-__all__ = ["Grounder", "GroundingResult", "__version__"]
+__all__ = ["AttentionMaps", "AttentionReader", "Grounder", "GroundingResult", "__version__"]
 
 # Here, because every command and every script imports this before anything that prints them.
 drop_import_noise()
 
 if TYPE_CHECKING:
-    from flmm_detseg.inference import Grounder, GroundingResult
+    from flmm_detseg.inference import AttentionMaps, AttentionReader, Grounder, GroundingResult
 
 
 # On first use, so that `import flmm_detseg` (configs, the help of commands) costs nothing.

@@ -11,6 +11,7 @@ from flmm_detseg.commands import (
     data,
     doctor,
     evaluate,
+    explain,
     export,
     ground,
     imports,
@@ -29,6 +30,7 @@ from flmm_detseg.utils.cli import run_tool
 
 COMMANDS = {
     "ground": ground,
+    "explain": explain,
     "infer": infer,
     "stream": stream,
     "train": train,

@@ -6,9 +6,18 @@ from typing import TYPE_CHECKING
 
 from flmm_detseg.utils.lazy import lazy_names
 
-__all__ = ["Grounder", "GroundingResult", "InstructionResult", "Instructor"]
+__all__ = [
+    "AttentionMaps",
+    "AttentionReader",
+    "Grounder",
+    "GroundingResult",
+    "InstructionResult",
+    "Instructor",
+]
 
 if TYPE_CHECKING:
+    from flmm_detseg.inference.attention_maps import AttentionMaps
+    from flmm_detseg.inference.attention_reader import AttentionReader
     from flmm_detseg.inference.grounder import Grounder
     from flmm_detseg.inference.instructor import InstructionResult, Instructor
     from flmm_detseg.inference.result import GroundingResult

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,24 +16,19 @@ from PIL import Image
 
 from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.inference.phrases import check_spans, locate_phrases, noun_phrases
+from flmm_detseg.inference.phrases import noun_phrases
 from flmm_detseg.inference.result import GroundingResult
+from flmm_detseg.inference.samples import RegionLike, Span, located_phrases, question_sample
 from flmm_detseg.structures import (
     CaptureSpec,
     Generation,
     PatchGrid,
-    Phrase,
     Prediction,
-    Region,
     Sample,
-    Turn,
 )
 
 if TYPE_CHECKING:
     from flmm_detseg.models import GroundingLMM
-
-Span: TypeAlias = tuple[int, int]
-RegionLike: TypeAlias = Region | Sequence[float] | np.ndarray
 
 
 class Grounder:
@@ -171,7 +166,10 @@ class Grounder:
             DataError: An image cannot be read, or a turn is no pair of texts; an image has no modality, or one that no
                 part reads.
         """
-        sample = _question(read_image(image, "image"), question, turns, more_images, modalities, regions)
+        pixels = read_image(image, "image")
+        sample = question_sample(
+            pixels, question, turns=turns, more_images=more_images, modalities=modalities, regions=regions
+        )
         lmm = self.model.lmm
         own = nullcontext() if lmm.needs_parts(sample) else lmm.base_mode()
         with torch.inference_mode(), own:
@@ -220,7 +218,9 @@ class Grounder:
                 empty.
         """
         pixels = read_image(image, "image")
-        sample = _question(pixels, question, turns, more_images, modalities, regions)
+        sample = question_sample(
+            pixels, question, turns=turns, more_images=more_images, modalities=modalities, regions=regions
+        )
         with torch.inference_mode():
             generation = self.model.answer_with_states(sample, max_new_tokens=max_new_tokens)
         return self.ground_answer(pixels, generation, phrases, spans=spans, keep_attention=keep_attention)
@@ -284,7 +284,7 @@ class Grounder:
         located = (
             noun_phrases(text)
             if phrases is None and spans is None
-            else _located("answer", text, phrases, spans)
+            else located_phrases("answer", text, phrases, spans)
         )
         sample = Sample("answer", pixels, text, located)
         with torch.inference_mode():
@@ -334,34 +334,6 @@ class Grounder:
         )
 
 
-def _question(
-    pixels: np.ndarray,
-    question: str | None,
-    turns: Sequence[tuple[str, str]],
-    more_images: Sequence[ImageLike],
-    modalities: Sequence[str],
-    regions: Sequence[RegionLike],
-) -> Sample:
-    earlier = []
-    for index, turn in enumerate(turns):
-        if isinstance(turn, str) or len(turn) != 2:
-            raise DataError(f"turn {index} is {turn!r:.80}; a pair (question, answer) is needed")
-        earlier.append(Turn(*turn))
-    further = tuple(read_image(image, f"further image {index}") for index, image in enumerate(more_images))
-    pointed = tuple(Region.of(region) for region in regions)
-    return Sample(
-        "question",
-        pixels,
-        "",
-        (),
-        prompt=question,
-        turns=tuple(earlier),
-        more_images=further,
-        modalities=tuple(modalities),
-        regions=pointed,
-    )
-
-
 def _sample(
     record: str,
     image: ImageLike,
@@ -372,28 +344,7 @@ def _sample(
 ) -> Sample:
     if not isinstance(caption, str):
         raise DataError(f"{record}: the caption is a {type(caption).__name__}; one image takes one text")
-    located = _located(record, caption, phrases, spans)
+    located = located_phrases(record, caption, phrases, spans)
     pixels = read_image(image, record)
     key = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
     return Sample(record, pixels, caption, located, prompt=prompt, image_id=key)
-
-
-def _located(
-    record: str,
-    caption: str,
-    phrases: Sequence[str] | None,
-    spans: Sequence[Span | Sequence[Span]] | None,
-) -> tuple[Phrase, ...]:
-    if isinstance(phrases, str):
-        raise DataError(f"{record}: phrases is one text ({phrases!r}); pass a list of texts")
-    for name, values in (("phrases", phrases), ("spans", spans)):
-        if values is not None and not isinstance(values, Sequence):
-            raise DataError(f"{record}: {name} is a {type(values).__name__}; pass a list")
-    located: tuple[Phrase, ...] = (
-        locate_phrases(caption, phrases, record)
-        if phrases is not None
-        else check_spans(caption, spans or [], record)
-    )
-    if not located:
-        raise DataError(f"{record}: no phrase to ground in {caption!r}")
-    return located

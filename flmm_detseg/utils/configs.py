@@ -15,6 +15,7 @@ FOLDER = "configs"
 _SUFFIXES = (".py", ".json", ".yaml", ".yml")
 # What the quickstart trains, stored with this package: knows the synthetic TinyWorld and nothing else.
 TINY_CONFIG = "configs/tiny/frozen_tiny_llava_refcoco_png.py"
+TINY_LMM = "data/models/tiny_llava"
 TINY_HEADS = "data/models/tiny_heads/heads.pth"
 
 
