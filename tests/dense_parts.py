@@ -29,6 +29,8 @@ SQUEEZED = PatchGrid(
     (50, 100), (56, 112), 0, 0, (56, 112), (GridLevel(ROWS, ROWS), GridLevel(4, 8, newline_cols=1))
 )
 GRIDS = (PADDED, TALL, SQUEEZED)
+# An image at its own aspect.
+WIDE = PatchGrid((40, 90), (2 * PATCH, 5 * PATCH), 0, 0, (2 * PATCH, 5 * PATCH), (GridLevel(2, 5),))
 
 
 def make_neck(**changes) -> VisionNeck:
@@ -72,6 +74,7 @@ def make_dense_case(
         image = rng.integers(0, 256, (*grid.image_size, 3), dtype=np.uint8)
         samples.append(Sample(name, image, "", (), task=task, dense=make_targets(grid)))
         tiles = () if len(grid.levels) == 1 else (3,)
+        rows, cols = grid.view_grid
         inputs.append(
             LMMInputs(
                 input_ids=torch.zeros(0, dtype=torch.long),
@@ -79,12 +82,14 @@ def make_dense_case(
                 labels=torch.zeros(0, dtype=torch.long),
                 image_mask=torch.zeros(0, dtype=torch.bool),
                 prefix_length=0,
-                images=one_image(torch.randn(*tiles, 3, SIDE, SIDE, generator=generator), grid),
+                images=one_image(
+                    torch.randn(*tiles, 3, rows * PATCH, cols * PATCH, generator=generator), grid
+                ),
                 record_id=name,
             )
         )
         vision.append(
-            {layer: torch.randn(VISION_CHANNELS, ROWS, ROWS, generator=generator) for layer in LAYERS}
+            {layer: torch.randn(VISION_CHANNELS, rows, cols, generator=generator) for layer in LAYERS}
         )
     return LMMStates(vision=vision), GroundingBatch(samples, inputs)
 

@@ -15,6 +15,7 @@ from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads.base import Head, checked_names
 from flmm_detseg.heads.fcos import FrameFCOS, Objects
 from flmm_detseg.heads.frame import Frame
+from flmm_detseg.heads.grids import OneGrid, by_grid, same_grid, summed
 from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.ops.masks import above, pieces
 from flmm_detseg.refiners import SAMRefiner
@@ -165,9 +166,13 @@ class DetectionHead(Head[InstanceData]):
         """Positive points, at least one where there is a sample: what every loss is divided by."""
         if len(batch) == 0:
             return 0
+        return max(1, sum(self._positives(batch.part(places)) for places in same_grid(batch)))
+
+    def _positives(self, batch: GroundingBatch) -> int:
+        """Positive points of images of one grid."""
         frames = self.neck.frames(batch)
         objects = [self._objects(sample, frame) for sample, frame in zip(batch.samples, frames)]
-        return max(1, len(self.fcos.assign(self.neck.map_sizes(frames[0]), objects).positive))
+        return len(self.fcos.assign(self.neck.map_sizes(frames[0]), objects).positive)
 
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
         """FCOS's losses.
@@ -183,16 +188,22 @@ class DetectionHead(Head[InstanceData]):
         Raises:
             DataError: A sample has no boxes, or labels outside the classes.
         """
-        logits, distances, centreness = self.fcos(self.neck(states, batch))
+        parts = by_grid(states, batch)
+        # Divided by one number, so that the parts' losses add up.
+        count = self.num_targets(batch) if len(parts) > 1 else None
+        return summed([self._losses(part, len(part.batch) / len(batch), count) for part in parts])
+
+    def _losses(self, part: OneGrid, share: float, count: int | None) -> dict[str, Tensor]:
+        """Losses of images of one grid, divided by ``count``, and their share of the gate's figures."""
+        logits, distances, centreness = self.fcos(self.neck(part.states, part.batch))
         device = logits[0].device
         objects = [
             self._objects(sample, frame, device)
-            for sample, frame in zip(batch.samples, self.neck.frames(batch))
+            for sample, frame in zip(part.batch.samples, self.neck.frames(part.batch))
         ]
-        result = self.fcos.losses(logits, distances, centreness, objects)
-        result.update(
-            {name: torch.tensor(value, device=device) for name, value in self.neck.statistics().items()}
-        )
+        result = self.fcos.losses(logits, distances, centreness, objects, count)
+        figures = self.neck.statistics().items()
+        result.update({name: torch.tensor(share * value, device=device) for name, value in figures})
         return result
 
     @torch.no_grad()
@@ -207,20 +218,11 @@ class DetectionHead(Head[InstanceData]):
             Per sample ``bboxes`` (float32 ``[N, 4]``, xyxy, original image pixels, inside the image), ``scores``
             (float32 ``[N]``), ``labels`` (int64 ``[N]``), and with a refiner ``masks`` (bool ``[N, H, W]``).
         """
-        frames = self.neck.frames(batch)
-        outputs = self.fcos(self.neck(states, batch))
-        logits, distances, centreness = outputs
+        rows: dict[int, InstanceData] = {}
+        for grid in by_grid(states, batch):
+            rows.update(zip(grid.places, self._find(grid), strict=True))
+        found = [rows[place] for place in range(len(batch))]
         ids = [sample.record_id for sample in batch.samples]
-        require_finite("detection head's outputs", ids, (maps for levels in outputs for maps in levels))
-        candidates = self.fcos.candidates(
-            logits,
-            distances,
-            centreness,
-            frame_sizes=[frame.size for frame in frames],
-            score_threshold=self.score_threshold,
-            per_level=self.candidates_per_level,
-        )
-        found = [self._select(boxes, frame) for boxes, frame in zip(candidates, frames)]
         refiner = self.refiner
         if refiner is not None:
             found_maps = refiner.maps_from_boxes(
@@ -236,6 +238,23 @@ class DetectionHead(Head[InstanceData]):
                     masks[part] = above(maps.enlarge(part), 0.0)
                 objects.masks = masks
         return found
+
+    def _find(self, part: OneGrid) -> list[InstanceData]:
+        """Objects of images of one grid, without masks."""
+        frames = self.neck.frames(part.batch)
+        outputs = self.fcos(self.neck(part.states, part.batch))
+        logits, distances, centreness = outputs
+        ids = [sample.record_id for sample in part.batch.samples]
+        require_finite("detection head's outputs", ids, (maps for levels in outputs for maps in levels))
+        candidates = self.fcos.candidates(
+            logits,
+            distances,
+            centreness,
+            frame_sizes=[frame.size for frame in frames],
+            score_threshold=self.score_threshold,
+            per_level=self.candidates_per_level,
+        )
+        return [self._select(boxes, frame) for boxes, frame in zip(candidates, frames)]
 
     def _select(self, candidates: InstanceData, frame: Frame) -> InstanceData:
         """Candidates in the frame -> kept objects in the image."""

@@ -183,6 +183,7 @@ class FrameFCOS(FCOSHead):
         distances: Sequence[Tensor],
         centreness: Sequence[Tensor],
         images: Sequence[Objects],
+        count: int | None = None,
     ) -> dict[str, Tensor]:
         """Losses of a batch; first three arguments are what :meth:`forward` gives.
 
@@ -191,14 +192,15 @@ class FrameFCOS(FCOSHead):
             distances: Per level ``[B, 4, h, w]``.
             centreness: Per level ``[B, 1, h, w]``.
             images: Targets per image.
+            count: What sums are divided by; None: the number of positives, at least 1.
 
         Returns:
-            ``loss_cls``, ``loss_bbox``, ``loss_centerness``: sums over points, divided by the number of positives
-            (at least 1).
+            ``loss_cls``, ``loss_bbox``, ``loss_centerness``: sums over points, divided by ``count``.
         """
         map_sizes = [(maps.shape[-2], maps.shape[-1]) for maps in logits]
         assignment = self.assign(map_sizes, images)
-        count = max(1, len(assignment.positive))
+        if count is None:
+            count = max(1, len(assignment.positive))
         flat_logits, flat_distances, flat_centreness = map(_flatten, (logits, distances, centreness))
         # One-hot targets: label indices would need mmcv's compiled operator on a GPU.
         one_hot = nn.functional.one_hot(assignment.labels, self.num_classes + 1)[:, :-1]

@@ -1,4 +1,4 @@
-"""The frame of dense heads: the squared view the vision tower sees, in pixels, and the way from and to the image."""
+"""The frame of dense heads: the tower's view of the whole image, in pixels, and the way from and to the image."""
 
 from __future__ import annotations
 

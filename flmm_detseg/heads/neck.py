@@ -127,7 +127,7 @@ class VisionNeck(nn.Module):
             )
 
     def forward(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
-        """The pyramid of a batch, whose images all have the same patch grid (the squared view).
+        """The pyramid of a batch, whose images all have the same patch grid.
 
         Args:
             states: With ``vision`` maps of :attr:`vision_layers`.
@@ -144,8 +144,8 @@ class VisionNeck(nn.Module):
         sizes = {tuple(maps[layer].shape[-2:]) for maps in states.vision for layer in self.vision_layers}
         if len(sizes) > 1:
             raise ConfigError(
-                f"images of a batch have patch grids of {sorted(sizes)}; this head reads one grid a batch: use "
-                "batch_size=1, or an LMM whose tower sees a fixed square"
+                f"images have patch grids of {sorted(sizes)}; a neck reads one grid a call: divide the batch by "
+                "flmm_detseg.heads.grids.by_grid"
             )
         dtype = next(self.levels.parameters()).dtype
         layers = [

@@ -188,7 +188,7 @@ class PhraseGroundingHead(Head[Prediction]):
         counts = [len(sample.phrases) for sample in batch.samples]
         few = [i for i, count in enumerate(counts) if count <= self.phrases_per_pass]
         if few:
-            part = GroundingBatch([batch.samples[i] for i in few], [batch.inputs[i] for i in few])
+            part = batch.part(few)
             found = self.read(encode(part), part, keep_attention=keep_attention)
             readings.update(zip(few, found, strict=True))
         for index in set(range(len(batch))) - set(few):

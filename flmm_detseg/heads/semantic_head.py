@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads.base import Head, checked_names
+from flmm_detseg.heads.grids import OneGrid, by_grid, summed
 from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.heads.seg_losses import IGNORE, SegmentationLoss
 from flmm_detseg.ops.masks import resize_maps
@@ -140,7 +141,15 @@ class SemanticSegHead(Head[Tensor]):
         return len(batch)
 
     def logits(self, states: LMMStates, batch: GroundingBatch) -> Tensor:
-        """Class logits over the frame, float32 ``[B, classes, h, w]``, at the finest level's size."""
+        """Class logits over the frame, float32 ``[B, classes, h, w]``, at the finest level's size.
+
+        Args:
+            states: With the neck's vision maps.
+            batch: Images of one patch grid.
+
+        Returns:
+            Logits of every class.
+        """
         return self.decoder(self.neck(states, batch)).float()
 
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
@@ -157,32 +166,38 @@ class SemanticSegHead(Head[Tensor]):
         Raises:
             DataError: A sample has no semantic map, one of another size, or a label that is no class.
         """
-        logits = self.logits(states, batch)
-        height, width = self.neck.frames(batch)[0].size
+        parts = by_grid(states, batch)
+        return summed([self._losses(part, len(part.batch) / len(batch)) for part in parts])
+
+    def _losses(self, part: OneGrid, share: float) -> dict[str, Tensor]:
+        """Figures of images of one grid, times their share of the batch."""
+        logits = self.logits(part.states, part.batch)
+        height, width = self.neck.frames(part.batch)[0].size
         size = (math.ceil(height / self.loss_stride), math.ceil(width / self.loss_stride))
         if size != tuple(logits.shape[-2:]):
             logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        result = self.seg_loss(logits, self.targets(batch, size).to(logits.device))
+        result = self.seg_loss(logits, self.targets(part.batch, size).to(logits.device))
         figures = self.neck.statistics().items()
         result.update({name: torch.tensor(value, device=logits.device) for name, value in figures})
-        return result
+        return {name: share * value for name, value in result.items()}
 
     @torch.no_grad()
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
         """The class of every pixel, per sample int64 ``[H, W]`` at the original size."""
-        logits = self.logits(states, batch)
-        require_finite("class logits", [sample.record_id for sample in batch.samples], [logits])
-        labels = []
-        for maps, frame in zip(logits, self.neck.frames(batch)):
-            window = frame.crop(resize_maps(maps, frame.size))
-            labels.append(resize_maps(window, frame.image_size).argmax(0))
-        return labels
+        labels: dict[int, Tensor] = {}
+        for part in by_grid(states, batch):
+            logits = self.logits(part.states, part.batch)
+            require_finite("class logits", [sample.record_id for sample in part.batch.samples], [logits])
+            for place, maps, frame in zip(part.places, logits, self.neck.frames(part.batch), strict=True):
+                window = frame.crop(resize_maps(maps, frame.size))
+                labels[place] = resize_maps(window, frame.image_size).argmax(0)
+        return [labels[place] for place in range(len(batch))]
 
     def targets(self, batch: GroundingBatch, map_size: tuple[int, int]) -> Tensor:
         """Semantic maps over the frame, uint8 ``[B, h, w]`` on the CPU; 255 outside the image.
 
         Args:
-            batch: Samples with label maps.
+            batch: Samples with label maps; images of one patch grid.
             map_size: ``(h, w)`` of the maps over the frame.
 
         Returns:

@@ -198,6 +198,10 @@ class GroundingBatch:
     def __len__(self) -> int:
         return len(self.samples)
 
+    def part(self, places: Sequence[int]) -> GroundingBatch:
+        """The samples at some places, in the order given."""
+        return GroundingBatch([self.samples[i] for i in places], [self.inputs[i] for i in places])
+
 
 @dataclass(frozen=True)
 class HiddenRows:

@@ -98,11 +98,11 @@ def test_batch_equals_single_samples():
             torch.testing.assert_close(maps[index : index + 1], alone, rtol=1e-5, atol=1e-5)
 
 
-def test_one_grid_a_batch():
+def test_one_grid_a_call():
     states, batch = make_dense_case()
     other = {layer: maps[:, :-1] for layer, maps in states.vision[0].items()}
     mixed = LMMStates(vision=[other, *states.vision[1:]])
-    with pytest.raises(ConfigError, match="one grid a batch"):
+    with pytest.raises(ConfigError, match="one grid a call"):
         make_neck()(mixed, batch)
 
 
