@@ -13,7 +13,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
 
 if TYPE_CHECKING:
-    from flmm_detseg.refiners import SAMRefiner
+    from flmm_detseg.refiners import Refiner
 
 P = TypeVar("P")
 # One pass of the LMM with what a head captures, or what was kept of an answer.
@@ -118,11 +118,11 @@ class Head(nn.Module, ABC, Generic[P]):
         """Called before training or loading when other heads train a part that this head uses without training it."""
 
     @property
-    def lent_sam(self) -> SAMRefiner | None:
+    def lent_sam(self) -> Refiner | None:
         """A refiner that other heads may use as it is, without training it."""
         return None
 
-    def borrow_sam(self, sam: SAMRefiner) -> None:
+    def borrow_sam(self, sam: Refiner) -> None:
         """Gives the head another one's refiner, to be used as it is; a head that has its own, or no use, ignores it."""
 
 

@@ -18,7 +18,7 @@ from flmm_detseg.heads.frame import Frame
 from flmm_detseg.heads.grids import OneGrid, by_grid, same_grid, summed
 from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.ops.masks import above, pieces
-from flmm_detseg.refiners import SAMRefiner
+from flmm_detseg.refiners import Refiner
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
 from flmm_detseg.utils.finite import require_finite
@@ -65,7 +65,7 @@ class DetectionHead(Head[InstanceData]):
         class_names: Sequence[str],
         classifier: str = "closed",
         hidden_size: int | None = None,
-        sam: SAMRefiner | None = None,
+        sam: Refiner | None = None,
         feat_channels: int = 256,
         stacked_convs: int = 4,
         range_factor: float = 8.0,
@@ -87,7 +87,7 @@ class DetectionHead(Head[InstanceData]):
         self.classifier = classifier
         self.neck = neck
         self.sam = sam.requires_grad_(False) if sam is not None else None
-        self._borrowed: tuple[SAMRefiner, ...] = ()
+        self._borrowed: tuple[Refiner, ...] = ()
         self.score_threshold = score_threshold
         self.nms_iou = nms_iou
         self.candidates_per_level = candidates_per_level
@@ -143,7 +143,7 @@ class DetectionHead(Head[InstanceData]):
             fcos.conv_cls.embeddings, self.class_names = before, names
             fcos.num_classes = fcos.cls_out_channels = len(names)
 
-    def borrow_sam(self, sam: SAMRefiner) -> None:
+    def borrow_sam(self, sam: Refiner) -> None:
         """See :class:`Head`; masks of boxes then come from it."""
         if self.sam is None:
             self._borrowed = (sam,)  # in a tuple: no submodule, its parameters belong to another head
@@ -158,7 +158,7 @@ class DetectionHead(Head[InstanceData]):
             self.sam.keep_box_decoder()
 
     @property
-    def refiner(self) -> SAMRefiner | None:
+    def refiner(self) -> Refiner | None:
         """What makes masks of boxes: the head's own, else a borrowed one."""
         return self.sam if self.sam is not None else next(iter(self._borrowed), None)
 

@@ -15,7 +15,7 @@ from flmm_detseg.heads.losses import MaskLoss
 from flmm_detseg.heads.unet_head import UNetHead
 from flmm_detseg.ops.boxes import masks_to_boxes
 from flmm_detseg.ops.masks import above, mask_scores, pieces, resize_masks
-from flmm_detseg.refiners import SAMRefiner, TextPrompt
+from flmm_detseg.refiners import Refiner, TextPrompt
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import (
     CaptureSpec,
@@ -98,7 +98,7 @@ class PhraseGroundingHead(Head[Prediction]):
     def __init__(
         self,
         mask_head: UNetHead,
-        sam: SAMRefiner | None,
+        sam: Refiner | None,
         num_layers: int,
         hidden_size: int,
         text_dim: int = 256,
@@ -138,7 +138,7 @@ class PhraseGroundingHead(Head[Prediction]):
         return self.sam is not None and self.sam.use_text
 
     @property
-    def lent_sam(self) -> SAMRefiner | None:
+    def lent_sam(self) -> Refiner | None:
         """The refiner."""
         return self.sam
 

@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING
 from flmm_detseg.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from flmm_detseg.refiners.sam import MaskPrompt, SAMRefiner, TextPrompt
+    from flmm_detseg.refiners.base import Refiner
+    from flmm_detseg.refiners.prompts import MaskPrompt, TextPrompt
+    from flmm_detseg.refiners.sam import SAMRefiner
     from flmm_detseg.refiners.sam_build import VARIANTS, SamSizes, build_sam, save_sam
 
-__all__ = ["VARIANTS", "MaskPrompt", "SAMRefiner", "SamSizes", "TextPrompt", "build_sam", "save_sam"]
+__all__ = [
+    "VARIANTS",
+    "MaskPrompt",
+    "Refiner",
+    "SAMRefiner",
+    "SamSizes",
+    "TextPrompt",
+    "build_sam",
+    "save_sam",
+]
 
 __getattr__, __dir__ = lazy_names(__name__)

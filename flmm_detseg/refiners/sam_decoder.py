@@ -1,17 +1,13 @@
-"""segment-anything's mask decoder over a batch of prompts of many images.
-
-The decoder's own ``forward`` takes the prompts of one image, all with the same number of tokens. Here every
-prompt brings its own image embedding and padded tokens are masked, so that one call serves a whole batch.
-Only the order of operations is our own: all weights are those of the ``MaskDecoder`` that is passed in.
-"""
+"""segment-anything's mask decoder over a batch of prompts of many images, see :mod:`~flmm_detseg.refiners.two_way`."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, TwoWayTransformer
 from segment_anything.modeling.transformer import Attention, TwoWayAttentionBlock
 from torch import Tensor
+
+from flmm_detseg.refiners.two_way import AttentionParts, BlockParts, TwoWayParts, two_way
 
 
 def decode_masks(
@@ -42,53 +38,28 @@ def decode_masks(
     token_mask = torch.cat([sparse_mask.new_ones(count, own.shape[1]), sparse_mask], dim=1)
     keys = (image_embeddings + dense).flatten(2).transpose(1, 2)
     key_pe = image_pe.flatten(2).transpose(1, 2)
-    tokens, keys = _two_way(decoder.transformer, tokens, token_mask[:, None, None], keys, key_pe)
+    tokens, keys = two_way(_parts(decoder.transformer), tokens, token_mask, keys, key_pe)
     upscaled = decoder.output_upscaling(keys.transpose(1, 2).reshape(count, width, rows, cols))
     kernels = [mlp(tokens[:, 1 + index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)]
     logits = torch.einsum("nmd,ndhw->nmhw", torch.stack(kernels, dim=1), upscaled)
     return logits, decoder.iou_prediction_head(tokens[:, 0])
 
 
-def _two_way(
-    transformer: TwoWayTransformer, tokens: Tensor, token_mask: Tensor, keys: Tensor, key_pe: Tensor
-) -> tuple[Tensor, Tensor]:
-    queries = tokens
-    for block in transformer.layers:
-        queries, keys = _two_way_block(block, queries, keys, tokens, key_pe, token_mask)
-    attended = _attend(transformer.final_attn_token_to_image, queries + tokens, keys + key_pe, keys)
-    return transformer.norm_final_attn(queries + attended), keys
+def _parts(transformer: TwoWayTransformer) -> TwoWayParts:
+    blocks = [_block(block) for block in transformer.layers]
+    return TwoWayParts(blocks, _attention(transformer.final_attn_token_to_image), transformer.norm_final_attn)
 
 
-def _two_way_block(
-    block: TwoWayAttentionBlock,
-    queries: Tensor,
-    keys: Tensor,
-    query_pe: Tensor,
-    key_pe: Tensor,
-    token_mask: Tensor,
-) -> tuple[Tensor, Tensor]:
-    if block.skip_first_layer_pe:
-        queries = _attend(block.self_attn, queries, queries, queries, token_mask)
-    else:
-        positioned = queries + query_pe
-        queries = queries + _attend(block.self_attn, positioned, positioned, queries, token_mask)
-    queries = block.norm1(queries)
-    queries = queries + _attend(block.cross_attn_token_to_image, queries + query_pe, keys + key_pe, keys)
-    queries = block.norm2(queries)
-    queries = block.norm3(queries + block.mlp(queries))
-    to_tokens = _attend(
-        block.cross_attn_image_to_token, keys + key_pe, queries + query_pe, queries, token_mask
+def _block(block: TwoWayAttentionBlock) -> BlockParts:
+    return BlockParts(
+        to_tokens=_attention(block.self_attn),
+        to_image=_attention(block.cross_attn_token_to_image),
+        mlp=block.mlp,
+        from_image=_attention(block.cross_attn_image_to_token),
+        norms=(block.norm1, block.norm2, block.norm3, block.norm4),
+        is_first=block.skip_first_layer_pe,
     )
-    return queries, block.norm4(keys + to_tokens)
 
 
-def _attend(
-    attention: Attention, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None = None
-) -> Tensor:
-    def heads(projected: Tensor) -> Tensor:
-        return projected.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-
-    attended = F.scaled_dot_product_attention(
-        heads(attention.q_proj(query)), heads(attention.k_proj(key)), heads(attention.v_proj(value)), key_mask
-    )
-    return attention.out_proj(attended.transpose(1, 2).flatten(2))
+def _attention(layer: Attention) -> AttentionParts:
+    return AttentionParts(layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj, layer.num_heads)

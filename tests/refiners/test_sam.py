@@ -9,7 +9,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.ops.boxes import masks_to_boxes
 from flmm_detseg.refiners import SAMRefiner, TextPrompt, build_sam
-from flmm_detseg.refiners.sam import coarse_masks, pad_text
+from flmm_detseg.refiners.prompts import coarse_masks, pad_text
 from flmm_detseg.refiners.sam_decoder import decode_masks
 
 SWITCHES = [
