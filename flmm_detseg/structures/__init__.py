@@ -2,6 +2,7 @@
 
 from flmm_detseg.structures.generation import Generation
 from flmm_detseg.structures.grid import GridLevel, PatchGrid
+from flmm_detseg.structures.head_ranking import HeadRanking
 from flmm_detseg.structures.maps import LogitMaps, PackedMasks
 from flmm_detseg.structures.partition import PatchPartition
 from flmm_detseg.structures.regions import Region
@@ -24,6 +25,7 @@ __all__ = [
     "Generation",
     "GridLevel",
     "GroundingBatch",
+    "HeadRanking",
     "HiddenRows",
     "ImageInputs",
     "LMMInputs",
