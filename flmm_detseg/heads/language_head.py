@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +26,8 @@ class LanguageHead(Head[Tensor]):
         temperature: T of the distillation; the divergence is multiplied by its square, so that the size of the
             gradient does not depend on it.
         distill_tasks: Tasks distilled. Joint answers speak a language the base model never learned: it has nothing
-            to say about them. Nor has it about questions that point at regions: they are left out, too.
+            to say about them. Nor has it about what only parts of the LMM read (regions, modalities with a projector
+            of their own): such questions are left out, too.
 
     Raises:
         ConfigError: A weight is negative, the temperature is not positive, or a task is not one of the head's.
@@ -110,7 +113,7 @@ class LanguageHead(Head[Tensor]):
                     for i, base in taught.items()
                 ]
                 student = torch.cat([logits[i] for i in taught])
-                divergence = distillation(student, torch.cat(teacher), self.temperature)
+                divergence = distillation(student, torch.cat(teacher), self.temperature, states.added_ids)
                 # A mean over all answer tokens, as the cross-entropy's, so that both scale alike over processes.
                 own = torch.cat([weights[i] for i in taught])
                 result["loss_distill"] = self.distill_weight * (own * divergence).sum() / total
@@ -144,19 +147,27 @@ def answer_rows(logits: Tensor, start: int, inputs: LMMInputs) -> tuple[Tensor, 
     return logits[: len(labels)][learned], labels[learned], weights[learned]
 
 
-def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+def distillation(
+    student: Tensor, teacher: Tensor, temperature: float, added_ids: Sequence[int] = ()
+) -> Tensor:
     """``T^2 * KL(teacher || student)`` per token at temperature T, over the words both know.
 
     Args:
         student: ``[A, V]`` logits.
-        teacher: ``[A, V']`` logits; words added to the student's vocabulary are the last ones and are left out.
+        teacher: ``[A, V']`` logits; where one has more than the other, those at the end are left out.
         temperature: T.
+        added_ids: Tokens that only the student knows, wherever they are; left out of both.
 
     Returns:
         float32 ``[A]``, no gradient to the teacher.
     """
     known = min(student.shape[-1], teacher.shape[-1])
-    log_student = F.log_softmax(student[:, :known].float() / temperature, dim=-1)
-    log_teacher = F.log_softmax(teacher[:, :known].detach().float() / temperature, dim=-1)
+    student, teacher = student[:, :known], teacher[:, :known].detach()
+    if within := [token_id for token_id in added_ids if token_id < known]:
+        words = torch.ones(known, dtype=torch.bool, device=student.device)
+        words[within] = False
+        student, teacher = student[:, words], teacher[:, words]
+    log_student = F.log_softmax(student.float() / temperature, dim=-1)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=-1)
     divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
     return divergence * temperature**2

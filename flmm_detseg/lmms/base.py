@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from flmm_detseg.lmms.added.added_tokens import AddedTokens
+from flmm_detseg.lmms.added.added_tokens import AddedTokens, GrownUnembedding
 from flmm_detseg.lmms.added.lmm_part import LMMPart
 from flmm_detseg.lmms.fair_lock import FairLock, exclusive
 from flmm_detseg.lmms.family import LMMFacts
@@ -58,8 +58,17 @@ class LMMAdapter(nn.Module, ABC):
         return {}
 
     def needs_parts(self, sample: Sample) -> bool:
-        """Whether a sample shows what only parts of the LMM read: it points at regions, or at other than photos."""
+        """Whether a sample shows what only parts of the LMM read: it points at regions, or has an image of a modality
+        that a projector of one's own is for. The untouched LMM has nothing to say about it: no distillation, no
+        divergence.
+        """
         return bool(sample.regions)
+
+    @property
+    def added_ids(self) -> tuple[int, ...]:
+        """Ids of the added tokens that have logits; the untouched LMM knows no such token."""
+        head = self.model.get_output_embeddings()
+        return head.ids if isinstance(head, GrownUnembedding) else ()
 
     @property
     def num_layers(self) -> int:

@@ -249,6 +249,7 @@ class GradientGate:
             logits=states.logits and [gate(item) for item in states.logits],
             logits_start=states.logits_start,
             base_logits=states.base_logits,
+            added_ids=states.added_ids,
         )
 
 

@@ -40,7 +40,6 @@ from flmm_detseg.structures import (
     CaptureSpec,
     Generation,
     GroundingBatch,
-    LMMInputs,
     LMMStates,
     Prediction,
     Sample,
@@ -378,14 +377,15 @@ class GroundingLMM(BaseModel, GroundingModule):
             return self.lmm.generate_with_states(sample, capture, max_new_tokens=max_new_tokens)
 
     @torch.no_grad()
-    def answer_kl(self, samples: list[Sample]) -> list[float]:
+    def answer_kl(self, samples: list[Sample]) -> list[float | None]:
         """``KL(base || model)`` per sample: mean over the answer's tokens (``sample.text``, teacher-forced), nats.
 
         Args:
             samples: With answers in ``text``.
 
         Returns:
-            One number of at least 0 per sample; 0 for those that the untouched LMM answers.
+            One number of at least 0 per sample; 0 for those that the untouched LMM answers, None for those that only
+            parts of the LMM read (:meth:`LMMAdapter.needs_parts`).
 
         Raises:
             ConfigError: The LMM as it was is gone.
@@ -393,19 +393,20 @@ class GroundingLMM(BaseModel, GroundingModule):
         self.retention.require_base("the divergence from the base model")
         batch = self.prepare(samples)
         states = self.lmm.encode(batch.inputs, CaptureSpec(logits=True))
-        with self.lmm.base_mode():
-            base = self.lmm.encode(batch.inputs, CaptureSpec(logits=True))
-        result = []
+        base_logits = self._base_logits(batch, [None] * len(samples))
+        result: list[float | None] = []
         assert states.logits is not None  # both were asked for
         assert states.logits_start is not None
-        assert base.logits is not None
         for i, (sample, inputs) in enumerate(zip(batch.samples, batch.inputs, strict=True)):
-            start = states.logits_start[i]
-            teacher = answer_rows(base.logits[i], start, inputs)[0]
+            start, base = states.logits_start[i], base_logits[i]
+            if base is None:
+                result.append(None)
+                continue
+            teacher = answer_rows(base, start, inputs)[0]
             student = (
                 teacher if self.retention.plain(sample) else answer_rows(states.logits[i], start, inputs)[0]
             )
-            result.append(float(distillation(student, teacher, 1.0).mean()))
+            result.append(float(distillation(student, teacher, 1.0, self.lmm.added_ids).mean()))
         return result
 
     def prepare(self, samples: list[Sample]) -> GroundingBatch:
@@ -419,25 +420,29 @@ class GroundingLMM(BaseModel, GroundingModule):
     def _encode(self, batch: GroundingBatch, capture: CaptureSpec) -> LMMStates:
         keys = [sample.image_id for sample in batch.samples]
         # Before the adapted pass: a recomputing (checkpointed) backward must find the adapters as they were.
-        base_logits = self._base_logits(batch.inputs, keys) if capture.base_logits else None
+        base_logits = self._base_logits(batch, keys) if capture.base_logits else None
         states = self.lmm.encode(batch.inputs, capture, keys)
-        return states if base_logits is None else replace(states, base_logits=base_logits)
+        if base_logits is None:
+            return states
+        return replace(states, base_logits=base_logits, added_ids=self.lmm.added_ids)
 
     @torch.no_grad()
-    def _base_logits(self, inputs: Sequence[LMMInputs], keys: Sequence[str | None]) -> list[Tensor | None]:
-        """Logits of the untouched LMM; None for samples that point at regions, which it cannot read."""
-        readable = [index for index, item in enumerate(inputs) if not item.regions]
+    def _base_logits(self, batch: GroundingBatch, keys: Sequence[str | None]) -> list[Tensor | None]:
+        """Logits of the untouched LMM; None for samples that show what only parts of the LMM read."""
+        readable = [
+            index for index, sample in enumerate(batch.samples) if not self.lmm.needs_parts(sample)
+        ]
         if not readable:
-            return [None] * len(inputs)
+            return [None] * len(batch)
         with self.lmm.base_mode():
             states = self.lmm.encode(
-                [inputs[index] for index in readable],
+                [batch.inputs[index] for index in readable],
                 CaptureSpec(logits=True),
                 [keys[index] for index in readable],
             )
         assert states.logits is not None
         found = dict(zip(readable, states.logits, strict=True))
-        return [found.get(index) for index in range(len(inputs))]
+        return [found.get(index) for index in range(len(batch))]
 
     def trainable_state_dict(self) -> dict[str, Tensor]:
         """The tensors a checkpoint holds, by full name: parameters with ``requires_grad``, and what the LMM holds."""

@@ -29,8 +29,8 @@ class CaptureSpec:
         vision_layers: Indices into the vision tower's hidden states (0 = embeddings) to return as feature
             maps.
         logits: Logits of the language head over the text positions.
-        base_logits: The same of the untouched LMM (no added part), for distillation; a second pass without
-            gradient.
+        base_logits: The same of the untouched LMM (no added part), for distillation, of the samples that it can read;
+            a second pass without gradient.
 
     Raises:
         ConfigError: ``hidden`` is neither ``"all"`` nor layers of 1 or higher.
@@ -248,7 +248,10 @@ class LMMStates:
             Row i predicts token ``logits_start + i + 1``.
         logits_start: Per sample, position in the sequence of row 0 of ``logits``: the last token of the
             prefix.
-        base_logits: As ``logits``, of the untouched LMM; None for samples with regions, which it cannot read.
+        base_logits: As ``logits``, of the untouched LMM, perhaps of fewer tokens; None for samples that it cannot read:
+            they point at regions, or show images that a projector of one's own is for.
+        added_ids: With ``base_logits``: ids of added tokens, which the untouched LMM does not have (where its table has
+            rows to spare, it has logits there that mean nothing).
     """
 
     attention: list[Tensor] | None = None
@@ -257,6 +260,7 @@ class LMMStates:
     logits: list[Tensor] | None = None
     logits_start: list[int] | None = None
     base_logits: list[Tensor | None] | None = None
+    added_ids: tuple[int, ...] = ()
 
 
 @dataclass

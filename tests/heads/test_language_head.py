@@ -105,6 +105,15 @@ def test_added_words_are_left_out_of_the_distillation() -> None:
         distillation(student, teacher, 1.0), distillation(student[:, :7], teacher, 1.0)
     )
     assert distillation(teacher, teacher, 3.0).abs().max() < 1e-6
+    # In rows that the table had to spare the untouched LMM has logits, too.
+    other = teacher.clone()
+    other[:, [2, 5]] += 9
+    words = [0, 1, 3, 4, 6]
+    assert distillation(other, teacher, 3.0, (2, 5)).abs().max() < 1e-6
+    torch.testing.assert_close(
+        distillation(student, teacher, 2.0, (2, 5, 7, 8)),
+        distillation(student[:, words], teacher[:, words], 2.0),
+    )
 
 
 def test_capture_asks_for_the_base_only_where_it_is_used() -> None:

@@ -136,9 +136,15 @@ class ForgettingTask(_AnswerTask):
             Per question a list of one entry: both answers, and the divergence in nats where it was asked for.
 
         Raises:
-            ConfigError: The model was fully fine-tuned: there is nothing left to compare with.
+            ConfigError: There is nothing to compare with: the model was fully fine-tuned, or only parts of the LMM can
+                read a question (regions, modalities with a projector of their own).
         """
         model.retention.require_base("forgetting")
+        if (unread := next(filter(model.lmm.needs_parts, samples), None)) is not None:
+            raise ConfigError(
+                f"{unread.record_id} shows what only parts of the LMM read (regions, or a modality with a projector of "
+                "its own): there is no answer of the untouched LMM to compare with; leave such samples out"
+            )
         adapted = [_answer(model, sample, options) for sample in samples]
         with model.lmm.base_mode():
             base = [_answer(model, sample, options) for sample in samples]

@@ -98,7 +98,7 @@ class StandIn(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
         self.adapted, self.calls = True, 0
-        self.lmm = SimpleNamespace(base_mode=self.base_mode)
+        self.lmm = SimpleNamespace(base_mode=self.base_mode, needs_parts=lambda sample: bool(sample.regions))
         self.heads = nn.ModuleDict()
 
     @contextmanager

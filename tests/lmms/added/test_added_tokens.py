@@ -14,10 +14,12 @@ from tiny import make_sample, tiny_llava_config, tiny_tokenizer
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.heads import LanguageHead
 from flmm_detseg.lmms import LlavaAdapter
 from flmm_detseg.lmms.added.added_tokens import AddedTokens, grown_tables, is_added
 from flmm_detseg.lmms.weights.identity import lmm_identity
 from flmm_detseg.lmms.weights.parameters import parameter_report
+from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.checkpoint import lmm_meta
 from flmm_detseg.models.from_config import model_from_config
 from flmm_detseg.models.merge import merge_checkpoint
@@ -130,6 +132,19 @@ def test_a_checkpoint_holds_the_rows_and_fits_the_same_tokens_only(tmp_path):
         assert torch.equal(
             model.lmm.encode([item], LOGITS).logits[0], again.lmm.encode([item], LOGITS).logits[0]
         )
+
+
+@pytest.mark.parametrize("spare", [0, 5])
+def test_without_training_there_is_nothing_to_distil(spare):
+    """Also where the new ids are rows that the tables had to spare."""
+    words, config = tiny_tokenizer(), tiny_llava_config()
+    config.text_config.vocab_size = len(words) + spare
+    lmm = LlavaAdapter.from_config(config, tokenizer=words, added_tokens=["[SEG]"], lora=LORA)
+    model = GroundingLMM(lmm, {"language": LanguageHead(distill_weight=1.0)})
+    sample = replace(spoken(), text="a red ring")
+    assert lmm.added_ids == (len(words),)
+    assert float(model.loss([sample])["language.loss_distill"]) == pytest.approx(0, abs=1e-6)
+    assert model.answer_kl([sample]) == [pytest.approx(0, abs=1e-6)]
 
 
 @torch.no_grad()

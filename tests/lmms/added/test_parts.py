@@ -20,6 +20,7 @@ from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.cache.regions.sources import GivenRegions, Partitioner
 from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
 from flmm_detseg.datasets.questions import QuestionDataset
+from flmm_detseg.engine.evaluation.answers import FORGETTING
 from flmm_detseg.errors import CheckpointError, ConfigError, DataError
 from flmm_detseg.heads import LanguageHead
 from flmm_detseg.lmms import LlavaAdapter, add_lora, lora_groups
@@ -264,19 +265,29 @@ def test_a_projector_for_a_modality_is_saved_with_it_and_not_exported(tmp_path):
         merge_checkpoint(config, file, tmp_path / "merged")
 
 
-def test_samples_that_point_are_left_out_of_the_distillation(tmp_path):
-    """The untouched LMM has nothing to say about them; the others are distilled as they are alone."""
-    config = write_config(tmp_path / "a", parts=REGIONS, lora=dict(llm=dict(r=2)))
+DEPTH = dict(depth=dict(type="OwnProjector", modalities=["depth"]))
+
+
+@pytest.mark.parametrize("parts", [REGIONS, DEPTH], ids=["regions", "depth"])
+def test_what_only_parts_read_is_left_out_of_the_distillation(parts, tmp_path):
+    """The untouched LMM has nothing to say about it; the others are distilled as they are alone."""
+    config = write_config(tmp_path / "a", parts=parts, lora=dict(llm=dict(r=2)))
     model = model_from_config(config, untrained=True, device="cpu").train()
     model.heads["language"] = LanguageHead(distill_weight=1.0)
     moved(model)
     plain = replace(asking(1), prompt="what is it ?", regions=())
+    shown = asking(0) if parts is REGIONS else replace(plain, record_id="depth/0", modalities=("depth",))
     alone = model([plain], mode="loss")
-    both = model([asking(0), plain], mode="loss")
-    count = [float(model.heads["language"].num_targets(model.prepare([s]))) for s in (asking(0), plain)]
+    both = model([shown, plain], mode="loss")
+    count = [float(model.heads["language"].num_targets(model.prepare([s]))) for s in (shown, plain)]
     share = count[1] / sum(count)
     assert float(alone["language.loss_distill"]) > 1e-4
     assert float(both["language.loss_distill"]) == pytest.approx(
         share * float(alone["language.loss_distill"]), rel=1e-4
     )
-    assert "language.loss_distill" not in model([asking(0)], mode="loss")
+    assert "language.loss_distill" not in model([shown], mode="loss")
+    none, some = model.answer_kl([shown, plain])
+    assert none is None
+    assert some > 1e-4
+    with pytest.raises(ConfigError, match=f"{shown.record_id} shows what only parts of the LMM read"):
+        FORGETTING.facts(model, [plain, shown], None, None)
