@@ -429,9 +429,7 @@ class GroundingLMM(BaseModel, GroundingModule):
     @torch.no_grad()
     def _base_logits(self, batch: GroundingBatch, keys: Sequence[str | None]) -> list[Tensor | None]:
         """Logits of the untouched LMM; None for samples that show what only parts of the LMM read."""
-        readable = [
-            index for index, sample in enumerate(batch.samples) if not self.lmm.needs_parts(sample)
-        ]
+        readable = [index for index, sample in enumerate(batch.samples) if not self.lmm.needs_parts(sample)]
         if not readable:
             return [None] * len(batch)
         with self.lmm.base_mode():
