@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from flmm_detseg.engine.checks.config_diff import base_files
 from flmm_detseg.models.shapes import model_on_meta
+from flmm_detseg.registry import OPTIMIZERS
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -437,6 +438,7 @@ RECIPES = {
     for path in sorted(CONFIGS.glob("*/frozen_*_refcoco_png.py"))
     if path.parent.name != "tiny"
 }
+DETSEG = sorted(path for path in CONFIGS.glob("*/detseg_lora*.py") if path.parent.name != "tiny")
 
 
 def test_every_published_model_of_a_recipe_has_its_sizes_here() -> None:
@@ -475,3 +477,28 @@ def test_a_recipe_fits_the_published_model_and_says_its_channels(name: str, tmp_
     said = re.search(r"(\d+) attention channels", ast.get_docstring(ast.parse(base.read_text())) or "")
     assert said is not None, base
     assert int(said[1]) == published.channels, base
+
+
+@pytest.mark.parametrize("recipe", DETSEG, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("no_first_values")
+def test_dense_heads_and_lora_fit_the_published_model(recipe: Path, tmp_path: Path) -> None:
+    config = Config.fromfile(recipe)
+    published = PUBLISHED[config.model.lmm.pretrained]
+    (tmp_path / "config.json").write_text(json.dumps(published.config))
+    model = model_on_meta(config, tmp_path)
+    blocks = model.lmm.facts.vision.num_layers
+    for name in ("detection", "segmentation"):
+        layers = model.heads[name].neck.vision_layers
+        # LLaVA-1.5 reads the last block but one.
+        assert layers[-1] == (blocks - 1 if "llava" in recipe.parts else blocks)
+        assert list(layers) == sorted(layers)
+    # Names are what the optimizer's groups go by; the optimizer refuses a group that matches none.
+    optimizer = OPTIMIZERS.build(dict(config.optim_wrapper.optimizer, params=model.parameters()))
+    rates = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if ".lora_" in parameter.flmm_name:
+                rates.setdefault(parameter.flmm_name.split(".")[-2], set()).add(group["lr"])
+    assert rates == {"vision": {0.5e-4}, "llm": {2e-4}, "projector": {2e-4}}
+    lora = sum(p.numel() for name, p in model.lmm.named_parameters() if ".lora_" in name)
+    assert 0 < lora < 0.05 * published.billions * 1e9
