@@ -113,7 +113,9 @@ class LanguageHead(Head[Tensor]):
                     for i, base in taught.items()
                 ]
                 student = torch.cat([logits[i] for i in taught])
-                divergence = distillation(student, torch.cat(teacher), self.temperature, states.added_ids)
+                divergence = distillation(
+                    student, torch.cat(teacher), self.temperature, states.added_ids or ()
+                )
                 # A mean over all answer tokens, as the cross-entropy's, so that both scale alike over processes.
                 own = torch.cat([weights[i] for i in taught])
                 result["loss_distill"] = self.distill_weight * (own * divergence).sum() / total

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flmm_detseg.errors import ConfigError
@@ -34,6 +36,8 @@ def projecting(modality: str) -> Iterator[None]:
 class Replaced(nn.Module):
     """Replaces a module of the model, and calls that module or the part's for the images' modality.
 
+    A part's module may be of another dtype than the model: it is given its own, and what it returns has the model's.
+
     Args:
         base: The model's; becomes ``base_layer``.
     """
@@ -55,12 +59,32 @@ class Replaced(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Takes and returns what the module does."""
-        module = self.base_layer
         part = projector_of([part for part, _ in self._owners], _modality.get())
         for owner, index in self._owners:
             if owner is part:
-                module = owner.copies[index]
+                return _in_own_dtype(owner.copies[index], args, kwargs)
+        return self.base_layer(*args, **kwargs)
+
+
+def _in_own_dtype(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a module returns, in the dtype of what it is given."""
+    floats = [
+        value
+        for value in (*args, *kwargs.values())
+        if isinstance(value, Tensor) and value.is_floating_point()
+    ]
+    own = next((weight.dtype for weight in module.parameters()), None)
+    given = floats[0].dtype if floats else None
+    if own is None or given is None or own == given:
         return module(*args, **kwargs)
+    own_kwargs = {name: _cast(value, own) for name, value in kwargs.items()}
+    return _cast(module(*_cast(args, own), **own_kwargs), given)
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(dtype) if value.is_floating_point() else value
+    return tuple(_cast(item, dtype) for item in value) if isinstance(value, tuple) else value
 
 
 @MODELS.register_module()
@@ -69,10 +93,12 @@ class OwnProjector(LMMPart):
 
     Begins as the model's own projector, so nothing changes before training. Several of them, each for its own
     ``modalities``, make an LMM that reads other kinds of pictures (depth, heat) without a change to how it reads
-    photos.
+    photos. Its weights are float32 whatever the model's are, as LoRA's: in bfloat16 small steps would be rounded away.
 
     Args:
-        reset: Begin with new random weights of the usual ranges instead.
+        reset: Begin with new random weights instead: what torch's layers begin with, else what the model's class begins
+            with; a matrix that begins with zeros there, or is no layer's, is drawn with the standard deviation of the
+            model's ``initializer_range``. Norms begin as ones that change nothing.
         modalities: Reads only images of these modalities (:attr:`~flmm_detseg.structures.Sample.modalities`); None:
             all that no other projector of one's own names.
 
@@ -111,12 +137,9 @@ class OwnProjector(LMMPart):
                 place = Replaced(place)
                 parent, _, leaf = path.rpartition(".")
                 setattr(model.get_submodule(parent), leaf, place)
-            own = copy.deepcopy(place.base_layer).requires_grad_(True)
+            own = copy.deepcopy(place.base_layer).float().requires_grad_(True)
             if self.reset:
-                for child in own.modules():
-                    reset_parameters = getattr(child, "reset_parameters", None)
-                    if reset_parameters is not None:
-                        reset_parameters()
+                _draw_anew(own, _class_of(model, path), path)
             self.copies.append(own)
             place.add(self, index)
             place.base_layer.requires_grad_(False)
@@ -136,7 +159,43 @@ class OwnProjector(LMMPart):
             )
         for path, own in zip(self._paths, self.copies, strict=True):
             parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, own)
+            setattr(model.get_submodule(parent), leaf, own.to(model.dtype))
+
+
+def _class_of(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """The innermost model of transformers around a module: its class knows what the module begins with."""
+    names = path.split(".")
+    around = [model.get_submodule(".".join(names[:depth])) for depth in range(len(names))]
+    return next(module for module in reversed(around) if isinstance(module, PreTrainedModel))
+
+
+@torch.no_grad()
+def _draw_anew(module: nn.Module, model: PreTrainedModel, path: str) -> None:
+    """Gives every tensor of a projector a new value, see :class:`OwnProjector`.
+
+    Raises:
+        ConfigError: Nothing says what a tensor begins with.
+    """
+    for weight in module.parameters():
+        weight.fill_(math.nan)  # whatever is left of it was not drawn
+    for child in module.modules():
+        reset_parameters = getattr(child, "reset_parameters", None)
+        if reset_parameters is None:
+            model._init_weights(child)
+        else:
+            reset_parameters()
+    std = getattr(model.config.get_text_config(), "initializer_range", 0.02)
+    for name, weight in module.named_parameters():
+        if weight.is_meta:
+            continue
+        missing = bool(weight.isnan().any())
+        if weight.ndim > 1 and (missing or not weight.any()):
+            weight.normal_(std=std)
+        elif missing:
+            raise ConfigError(
+                f"OwnProjector: reset=True does not know what `{path}.{name}` begins with; leave `reset` out: it then "
+                "begins as the model's own projector"
+            )
 
 
 def projector_of(parts: Collection[OwnProjector], modality: str) -> OwnProjector | None:

@@ -16,7 +16,8 @@ from flmm_detseg.lmms.added.lmm_part import parts_off
 from flmm_detseg.structures import CaptureSpec, Region
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
-PARTS = dict(regions=dict(type="RegionTokens", layers=(-1, 1)), projector=dict(type="OwnProjector"))
+PROJECTOR = dict(projector=dict(type="OwnProjector"))
+PARTS = dict(regions=dict(type="RegionTokens", layers=(-1, 1)), **PROJECTOR)
 LOGITS = CaptureSpec(logits=True)
 
 
@@ -82,10 +83,64 @@ def test_in_base_mode_it_is_the_untouched_model_bit_for_bit(family):
 
 @torch.no_grad()
 def test_an_own_projector_begins_as_the_models(family):
-    lmm, reference = with_parts(family)
+    lmm = build(family)
     items = [lmm.prepare(sample) for sample in samples()[:2]]
-    assert_same(lmm.encode(items, EVERYTHING), reference.encode(items, EVERYTHING))
-    assert lmm.generate(samples()[0], max_new_tokens=5) == reference.generate(samples()[0], max_new_tokens=5)
+    expected, answer = lmm.encode(items, LOGITS).logits, lmm.generate(samples()[0], max_new_tokens=5)
+    lmm._add_parts(PROJECTOR)
+    for copied, own in zip(lmm.parts["projector"].copies, projectors(lmm), strict=True):
+        assert same_tensors(copied, own)
+    for ours, theirs in zip(lmm.encode(items, LOGITS).logits, expected, strict=True):
+        assert torch.equal(ours, theirs)
+    assert lmm.generate(samples()[0], max_new_tokens=5) == answer
+    for copied in lmm.parts["projector"].copies:
+        for weight in copied.parameters():
+            weight.add_(0.3)
+    assert not torch.equal(lmm.encode(items, LOGITS).logits[0], expected[0]), "it is read"
+
+
+def same_tensors(one, other) -> bool:
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@torch.no_grad()
+def test_a_projector_that_begins_anew_has_nothing_of_the_models(family):
+    lmm, fresh = build(family), build(family)
+    for path in lmm.facts.parts["projector"]:
+        for weight in lmm.model.get_submodule(path).parameters():
+            weight.add_(3)
+    lmm._add_parts(dict(projector=dict(type="OwnProjector", reset=True)))
+    part = lmm.parts["projector"]
+    for path, copied, own in zip(part._paths, part.copies, projectors(lmm), strict=True):
+        norms = [name for name, child in copied.named_modules() if "norm" in type(child).__name__.lower()]
+        for name, weight in copied.named_parameters():
+            if weight.ndim > 1:
+                assert (weight != own.get_parameter(name)).float().mean() > 0.99, name
+                assert 0 < weight.std() < 1, name
+                assert abs(weight.mean()) < 0.2, name
+            elif name.rpartition(".")[0] in norms:
+                assert torch.equal(weight, fresh.model.get_submodule(path).get_parameter(name)), name
+    assert lmm.encode([lmm.prepare(samples()[0])], LOGITS).logits[0].isfinite().all()
+
+
+def test_an_own_projector_of_a_bfloat16_model_is_trained_in_float32(family):
+    lmm = build(family, dtype="bfloat16")
+    item = lmm.prepare(samples()[0])
+    with torch.no_grad():
+        (theirs,) = lmm.encode([item], LOGITS).logits
+    lmm._add_parts(PROJECTOR)
+    (ours,) = lmm.encode([item], LOGITS).logits
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert (ours - theirs).norm() < 0.03 * theirs.norm(), "but for rounding"
+    trained = [weight for weight in lmm.parameters() if weight.requires_grad]
+    assert all(weight.dtype == torch.float32 for weight in trained)
+    ours.float().log_softmax(-1)[:, -20:].sum().backward()
+    before = [weight.detach().clone() for weight in trained]
+    optimizer = torch.optim.AdamW(trained, lr=1e-5)
+    for _ in range(20):
+        optimizer.step()
+    changed = torch.cat([(now != old).flatten() for now, old in zip(trained, before, strict=True)])
+    assert changed.float().mean() > 0.95
 
 
 @torch.no_grad()
@@ -136,5 +191,9 @@ def test_regions_and_places_agree_or_are_refused(family):
         reference.prepare(sample)
     with lmm.base_mode(), pytest.raises(ConfigError, match="untouched LMM cannot read"):
         lmm.encode([lmm.prepare(sample)], LOGITS)
-    with parts_off(lmm.added_parts):
-        lmm.encode([lmm.prepare(samples()[0])], LOGITS)
+    plain = samples()[0]
+    with parts_off(lmm.added_parts), torch.no_grad():
+        (without,) = lmm.encode([lmm.prepare(plain)], LOGITS).logits
+        assert torch.equal(without, reference.encode([reference.prepare(plain)], LOGITS).logits[0])
+        with pytest.raises(ConfigError, match="untouched LMM cannot read"):
+            lmm.encode([lmm.prepare(sample)], LOGITS)
