@@ -34,7 +34,7 @@ UTTERANCES = ChatTemplate(
 
 
 class IdeficsFamily(HubFamily):
-    """The image enlarged to a long side of the processor's, squashed to a rectangle of square tiles, and after them all
+    """The image resized to a long side of the processor's, squashed to a rectangle of square tiles, and after them all
     of it in one tile.
 
     A word names the place of every tile, so image tokens are no single run. The tower (SigLIP) has no class token; a
@@ -85,11 +85,13 @@ class IdeficsFamily(HubFamily):
 
     def check_model(self, model: PreTrainedModel, source: str) -> None:
         """See :class:`Family`; answers stay those of transformers, wrong or right."""
-        if model.dtype == torch.float32 and not model.device.type == "meta":
+        vision = self.config.vision_config
+        side = vision.image_size // vision.patch_size
+        if wrong := wrong_rows(side, model.dtype):
             print_log(
-                f"{source}: in float32, transformers {transformers.__version__} gives patches of this tower positions "
-                "one row and one column too low (its pull request 47133); in dtype='bfloat16' they are right "
-                "where a tile's side is a power of two of patches",
+                f"{source}: transformers {transformers.__version__} gives patches of this tower wrong positions in "
+                f"{str(model.dtype).removeprefix('torch.')}: {wrong} of {side} rows and columns of a tile are those of "
+                "a neighbour (its pull request 47133)",
                 logger="current",
                 level=logging.WARNING,
             )
@@ -160,3 +162,22 @@ class IdeficsFamily(HubFamily):
     def own_inputs(self, item: LMMInputs) -> dict[str, Tensor]:
         """See :class:`Family`; tiles of one text stand in a row of their own."""
         return {"pixel_values": torch.cat([image.pixel_values for image in item.images])[None]}
+
+
+def wrong_rows(side: int, dtype: torch.dtype) -> int:
+    """How many rows (as many columns) of a tile get another row's position from transformers' towers.
+
+    Their arithmetic, in the dtype of the pixels: a row is looked up by its place in the tile, a fraction that rounding
+    may put on the wrong side of a border.
+
+    Args:
+        side: Patches along the side of a tile.
+        dtype: Of the model.
+
+    Returns:
+        0 to ``side``.
+    """
+    borders = torch.arange(1 / side, 1.0, 1 / side, device="cpu")
+    rows = torch.arange(side, device="cpu")
+    fractions = rows.to(dtype) / torch.tensor(side, device="cpu") * (1 - 1e-6)
+    return int((torch.bucketize(fractions, borders, right=True) != rows).sum())

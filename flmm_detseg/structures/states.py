@@ -250,8 +250,8 @@ class LMMStates:
             prefix.
         base_logits: As ``logits``, of the untouched LMM, perhaps of fewer tokens; None for samples that it cannot read:
             they point at regions, or show images that a projector of one's own is for.
-        added_ids: With ``base_logits``: ids of added tokens, of all samples. The untouched LMM does not have these (where
-            its table has rows to spare, it has logits there that mean nothing).
+        added_ids: With ``base_logits``: ids of added tokens, of all samples. The untouched LMM has none of them (where
+            its table has rows to spare, its logits there mean nothing).
     """
 
     attention: list[Tensor] | None = None
