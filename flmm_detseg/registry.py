@@ -25,6 +25,7 @@ from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
 from mmengine.registry import Registry, build_model_from_cfg
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.utils.names import suggest
 
 # Name it when building from a string type: a runner in the same process sets MMEngine's default scope to its own.
 SCOPE = "flmm_detseg"
@@ -63,6 +64,60 @@ def way_to_build(kind: Any, arguments: Collection[str]) -> Any:
             return way
     several = " or ".join(f"`{', '.join(missing)}`" for missing in list(needed.values())[1:])
     raise ConfigError(f"{kind.__name__} needs {several}, given are: {', '.join(arguments) or 'none'}")
+
+
+def find_type(kind: Any, registry: Registry, where: str) -> Any:
+    """What a config's ``type`` means.
+
+    Args:
+        kind: A registered name; anything else is returned as it is.
+        registry: Where names are looked up.
+        where: Config key of the part, for errors.
+
+    Returns:
+        Class, function or method.
+
+    Raises:
+        ConfigError: The name is not registered.
+    """
+    if not isinstance(kind, str):
+        return kind
+    found = registry.get(kind)
+    if found is None:
+        raise ConfigError(
+            f"`{where}.type` is {kind!r}, which is not registered{suggest(kind, list(registry.module_dict))} "
+            "(flmm_detseg.registry.MODELS lists them)"
+        )
+    return found
+
+
+def check_arguments(
+    factory: Any, arguments: Collection[str], where: str, filled_in: Collection[str] = ()
+) -> None:
+    """Checks that a ``type`` can be called with the arguments beside it.
+
+    Args:
+        factory: From :func:`find_type`.
+        arguments: Names of the arguments.
+        where: Config key of the part, for errors.
+        filled_in: Arguments that a config may leave out, because somebody else fills them in.
+
+    Raises:
+        ConfigError: It has no such argument, or lacks one.
+    """
+    known = inspect.signature(factory).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
+        return
+    for name in arguments:
+        if name not in known:
+            raise ConfigError(f"`{where}` has no argument `{name}`{suggest(name, list(known))}")
+    missing = [
+        name
+        for name, p in known.items()
+        if p.default is inspect.Parameter.empty and name not in arguments and name not in filled_in
+    ]
+    if missing:
+        raise ConfigError(f"`{where}` lacks {', '.join(f'`{name}`' for name in missing)}")
 
 
 def _build(cfg: Any, registry: Registry, default_args: Any = None) -> Any:

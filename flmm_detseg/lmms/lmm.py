@@ -336,9 +336,28 @@ class LMM(LMMAdapter):
         self.parts = nn.ModuleDict(found)
         self.frozen = False
         if (filler := self._filler) is not None and self.processor is not None:
-            there = filler.token in self.processor.tokenizer.get_vocab()
-            ids = [] if there else self.processor.add_tokens([filler.token])
-            self._slot_id = ids[0] if ids else self.processor.tokenizer.convert_tokens_to_ids(filler.token)
+            name = next(name for name, part in found.items() if part is filler)
+            self._slot_id = self._slot_token(self.processor, filler.token, f"lmm.parts.{name}.token")
+
+    def _slot_token(self, processor: LMMProcessor, token: str, where: str) -> int:
+        """The id of what stands for a region, which the tokenizer gets unless it is one of the added tokens."""
+        tokenizer = processor.tokenizer
+        if self.added_tokens is not None and token in self.added_tokens.tokens:
+            return int(tokenizer.convert_tokens_to_ids(token))
+        taken = (
+            "the tokenizer has already"
+            if token in tokenizer.get_vocab()
+            else "the chat template is written with"
+            if token in processor.prompt("")
+            else "is part of a control word, or has one"
+            if any(token in word or word in token for word in processor.control_words)
+            else None
+        )
+        if taken is not None:
+            raise ConfigError(
+                f"`{where}` is {token!r}, which {taken}; choose another one, such as '<region>'"
+            )
+        return processor.add_tokens([token])[0]
 
     @property
     def added_parts(self) -> Mapping[str, LMMPart]:

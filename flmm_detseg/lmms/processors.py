@@ -118,6 +118,11 @@ class LMMProcessor(ABC):
         """What stands for one image in a text."""
         return self.image_token
 
+    @property
+    def control_words(self) -> frozenset[str]:
+        """What texts of users and data sets may not have: it would bring an image or end a turn."""
+        return frozenset(self._control_words)
+
     def add_end_tokens(self, token_ids: Iterable[int]) -> None:
         """Tokens that end the model's answers beside the tokenizer's own end token; texts may not hold special ones.
 

@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol, get_args, get_type_hints
 
 from mmengine.config import ConfigDict
-from mmengine.registry import Registry
 from torch import nn
 
 from flmm_detseg.datasets.class_names import named_classes
 from flmm_detseg.errors import ConfigError, FlmmError
 from flmm_detseg.lmms.base import LMMAdapter
-from flmm_detseg.registry import MODELS, way_to_build
-from flmm_detseg.utils.names import suggest
+from flmm_detseg.registry import MODELS, check_arguments, find_type, way_to_build
 
 # Arguments that follow from the LMM, wherever a part has an argument of that name.
 _DERIVED = {
@@ -83,7 +81,7 @@ def _build(
     arguments = dict(config)
     if "type" not in arguments:
         raise ConfigError(f"`{where}` has no `type` (keys: {', '.join(map(str, arguments)) or 'none'})")
-    factory = _resolve(arguments.pop("type"), where)
+    factory = find_type(arguments.pop("type"), MODELS, where)
     try:
         factory = way_to_build(factory, list(arguments))
     except ConfigError as error:
@@ -103,7 +101,7 @@ def _build(
             arguments[name] = named_classes(value)
         elif shared is not None and isinstance(value, str) and _wants_part(factory, name):
             arguments[name] = shared.take(value, f"{where}.{name}")
-    _check_names(signature, arguments, where)
+    check_arguments(factory, arguments, where, _DERIVED)
     for name, value in derived.items():
         if name not in signature.parameters:
             continue
@@ -125,35 +123,3 @@ def _wants_part(factory: Any, name: str) -> bool:
     except (NameError, TypeError):  # a name that only type checkers import, or no Python function
         return False
     return any(inspect.isclass(kind) and issubclass(kind, nn.Module) for kind in (hint, *get_args(hint)))
-
-
-def _resolve(kind: Any, where: str) -> Any:
-    if not isinstance(kind, str):
-        return kind
-    found = MODELS.get(kind)
-    if found is None:
-        raise ConfigError(
-            f"`{where}.type` is {kind!r}, which is not registered{suggest(kind, _names(MODELS))} "
-            "(flmm_detseg.registry.MODELS lists them)"
-        )
-    return found
-
-
-def _names(registry: Registry) -> list[str]:
-    return list(registry.module_dict)
-
-
-def _check_names(signature: inspect.Signature, arguments: Mapping[str, Any], where: str) -> None:
-    known = signature.parameters
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in known.values()):
-        return
-    for name in arguments:
-        if name not in known:
-            raise ConfigError(f"`{where}` has no argument `{name}`{suggest(name, list(known))}")
-    missing = [
-        name
-        for name, p in known.items()
-        if p.default is inspect.Parameter.empty and name not in arguments and name not in _DERIVED
-    ]
-    if missing:
-        raise ConfigError(f"`{where}` lacks {', '.join(f'`{name}`' for name in missing)}")

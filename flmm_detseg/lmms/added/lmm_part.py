@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, FlmmError
 from flmm_detseg.lmms.family import LMMFacts
-from flmm_detseg.registry import MODELS, SCOPE
+from flmm_detseg.registry import MODELS, check_arguments, find_type
 from flmm_detseg.structures import Region
+from flmm_detseg.utils.values import shown
 
 
 class LMMPart(nn.Module, ABC):
@@ -96,20 +97,46 @@ def build_parts(
         The parts by name, trainable; empty for no config.
 
     Raises:
-        ConfigError: No such part, or it does not fit.
+        ConfigError: No such part, or it does not fit; names ``lmm.parts.NAME``.
     """
     parts: dict[str, LMMPart] = {}
-    for name, settings in (config or {}).items():
-        part = settings if isinstance(settings, nn.Module) else MODELS.build(dict(settings, _scope_=SCOPE))
-        if not isinstance(part, LMMPart):
-            raise ConfigError(
-                f"`lmm.parts.{name}` is a {type(part).__name__}, which is no part of an LMM (LMMPart)"
-            )
-        part.attach(model, facts)
+    for name, settings in _named(config).items():
+        where = f"lmm.parts.{name}"
+        try:
+            part = settings if isinstance(settings, nn.Module) else _build(settings, where)
+            if not isinstance(part, LMMPart):
+                raise ConfigError(f"a {type(part).__name__} is no part of an LMM (LMMPart)")
+            part.attach(model, facts)
+        except FlmmError as error:
+            known = f"`{where}" in str(error)
+            raise error if known else type(error)(f"`{where}`: {error}") from error
         parts[name] = part.requires_grad_(True)
     if len([part for part in parts.values() if isinstance(part, SlotFiller)]) > 1:
         raise ConfigError("`lmm.parts` has several parts that fill places of the prompt; one is possible")
     return parts
+
+
+def _named(config: object) -> Mapping[str, Any]:
+    """The parts of a config by name."""
+    if config is None:
+        return {}
+    form = "parts have names of your own: parts=dict(NAME=dict(type=...))"
+    if not isinstance(config, Mapping) or "type" in config:
+        raise ConfigError(f"`lmm.parts` is {shown(config)}; {form}")
+    for name in config:
+        # What nn.ModuleDict takes, and parameters can be called.
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+            raise ConfigError(f"`lmm.parts` has a part called {name!r}, which cannot be a name; {form}")
+    return config
+
+
+def _build(settings: object, where: str) -> nn.Module:
+    if not isinstance(settings, Mapping) or "type" not in settings:
+        raise ConfigError(f"`{where}` is {shown(settings)}; dict(type=..., ...) is needed")
+    arguments = dict(settings)
+    factory = find_type(arguments.pop("type"), MODELS, where)
+    check_arguments(factory, arguments, where)
+    return factory(**arguments)
 
 
 @contextmanager

@@ -103,11 +103,13 @@ class OwnProjector(LMMPart):
             all that no other projector of one's own names.
 
     Raises:
-        ConfigError: ``modalities`` is empty, or no list of names.
+        ConfigError: ``modalities`` is empty, or no list of names; ``reset`` is no switch.
     """
 
     def __init__(self, reset: bool = False, modalities: Sequence[str] | None = None) -> None:
         super().__init__()
+        if not isinstance(reset, bool):
+            raise ConfigError(f"OwnProjector: `reset` is {reset!r}; True or False is needed")
         if modalities is not None and (
             isinstance(modalities, str)
             or not modalities

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from flmm_detseg.errors import CheckpointError, ConfigError, DataError
 from flmm_detseg.heads import LanguageHead
 from flmm_detseg.lmms import LlavaAdapter, add_lora, lora_groups
 from flmm_detseg.lmms.weights.parameters import parameter_report
+from flmm_detseg.models.build import build_lmm
 from flmm_detseg.models.checkpoint import lmm_meta
 from flmm_detseg.models.from_config import model_from_config
 from flmm_detseg.models.merge import merge_checkpoint
@@ -123,12 +125,74 @@ def test_an_own_projector_is_exported_in_the_models_place(tmp_path):
         (dict(parts=dict(head=dict(type="LanguageHead"))), "no part of an LMM"),
         (dict(parts=dict(own=dict(type="OwnProjector", modalities="depth"))), "list of names"),
         (dict(parts=dict(a=dict(type="RegionTokens"), b=dict(type="RegionTokens"))), "several parts"),
+        (
+            dict(parts=dict(own=dict(type="OwnProjektor"))),
+            r"`lmm.parts.own.type`.*did you mean `OwnProjector`",
+        ),
+        (dict(parts=dict(type="RegionTokens")), r"`lmm.parts` is .*parts=dict\(NAME=dict\(type=...\)\)"),
+        (dict(parts=["RegionTokens"]), r"`lmm.parts` is .*parts=dict\(NAME=dict\(type=...\)\)"),
+        (dict(parts=dict(own=dict(reset=True))), r"`lmm.parts.own` is .*dict\(type=..., ...\) is needed"),
+        (dict(parts=dict(own="OwnProjector")), r"`lmm.parts.own` is .*dict\(type=..., ...\) is needed"),
+        (dict(parts=dict(own=dict(type="OwnProjector", rest=1))), "`lmm.parts.own` has no argument `rest`"),
+        (dict(parts=dict(own=dict(type="OwnProjector", reset="no"))), "`lmm.parts.own`: .*`reset` is 'no'"),
+        (dict(parts={"a.b": dict(type="OwnProjector")}), "called 'a.b', which cannot be a name"),
+        (dict(parts=dict(keys=dict(type="OwnProjector"))), "called 'keys', which cannot be a name"),
+        (dict(parts=dict(training=dict(type="OwnProjector"))), "called 'training', which cannot be a name"),
+        (dict(parts={"": dict(type="OwnProjector")}), "called '', which cannot be a name"),
+        (
+            dict(parts=dict(spot=dict(type="RegionTokens", layers=-2))),
+            "`lmm.parts.spot`: .*`layers` is -2; a list",
+        ),
+        (dict(parts=dict(spot=dict(type="RegionTokens", layers="12"))), "`layers` is '12'; a list"),
+        (dict(parts=dict(spot=dict(type="RegionTokens", layers=[True]))), "`layers` is .True.; a list"),
+        (
+            dict(parts=dict(spot=dict(type="RegionTokens", layers=(-100,)))),
+            r"`lmm.parts.spot`: .*\[-100\].* -1 to -",
+        ),
+        (dict(parts=dict(spot=dict(type="RegionTokens", hidden=0))), "`hidden` is 0"),
+        (dict(parts=dict(spot=dict(type="RegionTokens", token=3))), "`token` is 3"),
+        (dict(parts=dict(spot=dict(type="RegionTokens", token="zebra"))), "a word that texts may have"),
     ],
     ids=str,
 )
 def test_what_does_not_fit_is_refused(lmm, message):
     with pytest.raises(ConfigError, match=message):
         LlavaAdapter.from_config(tiny_llava_config(), tokenizer=tiny_tokenizer(), **lmm)
+
+
+@pytest.mark.parametrize(
+    ("token", "why"),
+    [
+        ("<image>", "the tokenizer has already"),
+        ("</s>", "the tokenizer has already"),
+        ("<unk>", "the tokenizer has already"),
+        (".", "the tokenizer has already"),
+        ("ASSISTANT:", "the chat template is written with"),
+        ("<image", "the chat template is written with"),
+        ("<<image>>", "is part of a control word, or has one"),
+    ],
+)
+def test_a_token_that_texts_have_otherwise_stands_for_no_region(token, why):
+    parts = dict(spot=dict(type="RegionTokens", token=token))
+    with pytest.raises(ConfigError, match=f"`lmm.parts.spot.token` is '{re.escape(token)}', which {why}"):
+        LlavaAdapter.from_config(tiny_llava_config(), tokenizer=tiny_tokenizer(), parts=parts)
+
+
+def test_an_added_token_may_stand_for_regions():
+    lmm = LlavaAdapter.from_config(
+        tiny_llava_config(),
+        tokenizer=tiny_tokenizer(),
+        added_tokens=["<spot>"],
+        parts=dict(spot=dict(type="RegionTokens", token="<spot>")),
+    )
+    item = lmm.prepare(replace(asking(), prompt="what is <spot> ?"))
+    assert item.input_ids[item.slots].tolist() == list(lmm.added_ids)
+
+
+def test_a_part_without_a_name_is_named_by_the_model_too():
+    lmm = dict(type="LlavaAdapter", pretrained=PRETRAINED, parts=dict(type="RegionTokens"))
+    with pytest.raises(ConfigError, match=r"`model.lmm`: `lmm.parts` is .*parts=dict\(NAME="):
+        build_lmm(lmm)
 
 
 def test_lora_of_a_projector_that_is_not_read_is_refused():
