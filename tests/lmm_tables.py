@@ -7,6 +7,7 @@ import re
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -24,6 +25,8 @@ PAGE = ROOT / "docs" / "lmms.md"
 IMAGE_SIZE = (480, 640)  # (H, W) of a common photo of COCO
 PHRASE_TOKENS = 30
 _MARK = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+_GRIDS: dict[tuple[Any, ...], PatchGrid] = {}
 
 
 @cache
@@ -152,11 +155,14 @@ def image_grid(family: Family, name: str) -> PatchGrid:
         return processor.prepare_image(image).grid
     assert isinstance(family, HubFamily)
     make = next(make for start, make in IMAGES.items() if name.startswith(start))
-    images = make()
-    picture = family.fit_image(SimpleNamespace(image_processor=images), Image.fromarray(image))
-    outputs = images([picture], return_tensors="pt", **family.processor_arguments)
-    ((_, grid, _),) = family.split_images(SimpleNamespace(image_processor=images), outputs, [IMAGE_SIZE])
-    return grid
+    # Sizes of a family that cut images alike: processors are what takes time here.
+    key = make, type(family), repr(family.config.vision_config)
+    if key not in _GRIDS:
+        own = SimpleNamespace(image_processor=make())
+        picture = family.fit_image(own, Image.fromarray(image))
+        outputs = own.image_processor([picture], return_tensors="pt", **family.processor_arguments)
+        ((_, _GRIDS[key], _),) = family.split_images(own, outputs, [IMAGE_SIZE])
+    return _GRIDS[key]
 
 
 def _cache_row(recipe: Path, published: Published) -> tuple[str, ...]:
