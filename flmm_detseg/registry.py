@@ -153,7 +153,7 @@ MODELS = Registry(
         *_modules("lmms", "all_families"),
         *_modules("lmms.added", "own_projector", "region_tokens"),
         *_modules("heads", "detection_head", "language_head", "neck", "phrase_head", "semantic_head"),
-        *_modules("heads", "side_stream", "unet_head"),
+        *_modules("heads", "attention_mask_head", "side_stream", "unet_head"),
         *_modules("refiners", "sam"),
         *_modules("cache", "cached_lmm", "reading.prefusion"),
         *_modules("cache.regions", "hf_detector", "mmdet_detector", "sources"),
@@ -169,7 +169,7 @@ DATASETS = Registry(
     scope=SCOPE,
     locations=[
         *_modules("datasets", "coco_instances", "joint", "jsonl", "llava_instruct", "mix", "png"),
-        *_modules("datasets", "questions", "refcoco", "semantic_maps", "task_sampler"),
+        *_modules("datasets", "phrase_list", "questions", "refcoco", "semantic_maps", "task_sampler"),
     ],
 )
 # Samplers and collation register with MMEngine itself, whose runner looks there; these two import them.

@@ -8,6 +8,7 @@ from flmm_detseg.compat import install
 from flmm_detseg.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
     from flmm_detseg.heads.base import Head, head_of, named_heads, require_head
     from flmm_detseg.heads.detection_head import DetectionHead
     from flmm_detseg.heads.language_head import LanguageHead
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from flmm_detseg.heads.unet_head import UNetHead
 
 __all__ = [
+    "AttentionMaskHead",
     "DetectionHead",
     "Head",
     "LanguageHead",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
 from flmm_detseg.heads.base import Encode, Head
 from flmm_detseg.heads.losses import MaskLoss
 from flmm_detseg.heads.unet_head import UNetHead
@@ -70,7 +71,8 @@ class PhraseGroundingHead(Head[Prediction]):
     ``text_proj.*``, ``text_layer_weights``). The two text parameters exist only where a refiner uses text.
 
     Args:
-        mask_head: Coarse masks from attention stacks.
+        mask_head: Coarse masks from attention stacks: a U-Net, or :class:`AttentionMaskHead`. With the latter nothing
+            of this head is trained: the refiner, which then takes no text, stays as it was published.
         sam: Refiner; None keeps the coarse masks.
         num_layers: L of the LMM.
         hidden_size: d of the LMM.
@@ -87,7 +89,8 @@ class PhraseGroundingHead(Head[Prediction]):
             the LMM again for every so many (of a generated answer, whose rows are kept, only merged again).
 
     Raises:
-        ConfigError: ``text_dim`` is not the refiner's, the resolution is unknown, or a number is below 1.
+        ConfigError: ``text_dim`` is not the refiner's, the resolution is unknown, a number is below 1, or the refiner
+            wants text of a head that is not trained.
 
     Source: F-LMM, arXiv 2406.05821, section 3.
     """
@@ -97,7 +100,7 @@ class PhraseGroundingHead(Head[Prediction]):
 
     def __init__(
         self,
-        mask_head: UNetHead,
+        mask_head: UNetHead | AttentionMaskHead,
         sam: Refiner | None,
         num_layers: int,
         hidden_size: int,
@@ -124,6 +127,14 @@ class PhraseGroundingHead(Head[Prediction]):
         self.target_resolution = target_resolution
         self.keep_attention = keep_attention
         self.mask_loss = MaskLoss(loss_mask_weight, loss_dice_weight)
+        self.trained = not isinstance(mask_head, AttentionMaskHead)
+        if not self.trained:
+            if sam is not None and sam.use_text:
+                raise ConfigError(
+                    "AttentionMaskHead is not trained, so nothing makes text prompts for the refiner: set "
+                    "`sam.use_text`=False"
+                )
+            self.requires_grad_(False)
         if sam is not None and sam.use_text:
             if text_dim != sam.prompt_dim:
                 raise ConfigError(
@@ -287,6 +298,12 @@ class PhraseGroundingHead(Head[Prediction]):
         Returns:
             Per sample float32 ``[K_i, h_i, w_i]`` covering the image.
         """
+        if (
+            not self.trained
+        ):  # a mean over maps is better without the cells of the padding, which see no image
+            return self.mask_head.forward_grouped(
+                [_crop(stack, inputs.grid) for stack, inputs in zip(stacks, batch.inputs)]
+            )
         if sum(map(len, stacks)) <= self.phrases_per_call:
             logits = self.mask_head.forward_grouped(stacks)
         else:
@@ -350,4 +367,4 @@ def _prediction(sample: Sample, reading: PhraseReading, refined: LogitMaps | Non
 
 def _crop(maps: Tensor, grid: PatchGrid) -> Tensor:
     rows, cols = grid.crop_window((maps.shape[-2], maps.shape[-1]))
-    return maps[:, rows, cols]
+    return maps[..., rows, cols]

@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
 from flmm_detseg.models.checkpoint import load_file
 from flmm_detseg.models.config_errors import explain_config_error, relative_import
 from flmm_detseg.models.grounding_lmm import GroundingLMM
@@ -91,12 +92,13 @@ def model_from_config(
 
     Raises:
         ConfigError: The config cannot be used.
-        CheckpointError: No checkpoint and not ``untrained``; or it does not fit the model.
+        CheckpointError: No checkpoint and not ``untrained``, where there is something to train; or it does not fit the
+            model.
     """
     config = read_config(config)
     checkpoint = checkpoint or config.get("load_from")
     name = config.filename or "the config"
-    if checkpoint is None and not untrained:
+    if checkpoint is None and not untrained and not _nothing_to_train(config.model):
         raise CheckpointError(
             f"no checkpoint for {name}: its heads are untrained and would ground nothing; pass the "
             "checkpoint that `python tools/train.py` wrote (its last line names it), set `load_from` in the "
@@ -113,6 +115,13 @@ def model_from_config(
         load_file(model, checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()
+
+
+def _nothing_to_train(model: ConfigDict) -> bool:
+    """Whether a config's heads are those that are never trained, so that no checkpoint of them can be."""
+    kinds = [head.get("mask_head", {}).get("type") for head in model.get("heads", {}).values()]
+    found = [MODELS.get(kind) if isinstance(kind, str) else kind for kind in kinds]
+    return bool(found) and all(kind is AttentionMaskHead for kind in found) and not model.lmm.get("lora")
 
 
 def without_start(model: ConfigDict) -> ConfigDict:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # What a referring expression without a pixel counts as.
 EMPTY_CONVENTIONS = ("skip", "count_as_zero", "grefcoco")
+# How attention heads are ranked.
+RANKING_METHODS = ("contrast", "localisation")
 # What computes COCO's figures.
 COCO_BACKENDS = ("pycocotools", "faster")
 # Where the boxes of an evaluation come from: the detection head, or answers in words.

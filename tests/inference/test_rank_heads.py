@@ -1,0 +1,153 @@
+"""Ranking attention heads without masks: planted heads are found, and the tiny LLaVA's own point at things."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny import make_sample, tiny_llava
+
+from flmm_detseg.commands import rank_heads as command
+from flmm_detseg.datasets.phrase_list import PhraseList
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.inference.rank_heads import (
+    agreement_scores,
+    attention_of,
+    contrast_scores,
+    elbow,
+    localisation_scores,
+    one_phrase_each,
+    rank_heads,
+    spatial_entropy,
+    with_wrong_phrases,
+)
+from flmm_detseg.structures import HeadRanking, Phrase
+
+ROOT = Path(__file__).resolve().parents[2]
+RNG = np.random.default_rng(0)
+
+
+def blob(row: int, col: int) -> np.ndarray:
+    """A map of 12 x 12 with one bright place of 9 cells."""
+    values = np.full((12, 12), 0.001)
+    values[row : row + 3, col : col + 3] = 0.1
+    return values
+
+
+def stacks(places: list[tuple[int, int]]) -> list[np.ndarray]:
+    """Heads: 0 points at the place, 1 looks at a corner whatever is said, 2 is noise, 3 gives the image nothing."""
+    found = []
+    for place in places:
+        noise = RNG.random((12, 12)) * 0.01
+        found.append(np.stack([blob(*place), blob(0, 0), noise, blob(*place) * 1e-4]).astype(np.float32))
+    return found
+
+
+PLACES = [(2, 7), (6, 1), (8, 8), (4, 4)]
+
+
+def test_a_head_that_follows_the_phrase_leads_the_contrast():
+    right, wrong = stacks(PLACES), stacks(PLACES[1:] + PLACES[:1])
+    scores = contrast_scores(right, wrong)
+    assert scores.argmax() == 0
+    assert scores[1] < 1e-9  # the same wherever the phrase is
+    assert scores[0] > 20 * scores[3]  # attention that the image does not get counts little
+
+
+def test_agreement_is_iou_with_the_common_mask():
+    right = stacks(PLACES)
+    scores = agreement_scores(right, [0])
+    assert scores[0] == scores[3] == 1.0
+    assert scores[1] < 0.1 > scores[2]
+
+
+def test_localisation_prefers_one_place_among_heads_that_look_at_the_image():
+    scores = localisation_scores(stacks(PLACES))
+    assert set(np.argsort(-scores)[:2]) == {0, 1}  # one place each; 2 has many, 3 none of the attention
+
+
+def test_spatial_entropy_and_elbow_by_hand():
+    assert spatial_entropy(blob(2, 2)) == 0
+    two = np.maximum(blob(1, 1), blob(8, 8))
+    assert spatial_entropy(two) == pytest.approx(np.log(2))
+    assert spatial_entropy(np.ones((3, 3))) == float("inf")
+    touching = np.zeros((4, 4))
+    touching[0, 0] = touching[1, 1] = 1  # by a corner: one place
+    assert spatial_entropy(touching) == 0
+    assert elbow(np.array([0.0, 0.01, 0.02, 0.5, 1.0])) == 0.02
+    assert elbow(np.array([0.3, 0.3])) == 0.3
+
+
+def test_samples_are_a_phrase_each_about_other_images():
+    records = [replace(make_sample(index), image_id=str(index // 2)) for index in range(6)]
+    chosen = one_phrase_each(iter(records), 2)
+    assert [sample.image_id for sample in chosen] == ["0", "1"]
+    for sample in chosen:
+        assert sample.phrases == (Phrase(((0, len(sample.text)),)),)
+        assert sample.masks is None
+    assert len(one_phrase_each(records, 9)) == 3
+    named = [
+        replace(sample, text=text, phrases=(Phrase(((0, 1),)),)) for sample, text in zip(chosen * 2, "aabc")
+    ]
+    assert [sample.text for sample in with_wrong_phrases(named)] == ["b", "b", "c", "a"]
+    with pytest.raises(DataError, match="all phrases are 'a'"):
+        with_wrong_phrases(named[:2])
+
+
+def test_batches_change_nothing_and_the_file_holds_it():
+    lmm = tiny_llava()
+    samples = one_phrase_each((replace(make_sample(i), image_id=str(i)) for i in range(5)), 5)
+    alone, together = (attention_of(lmm, samples, size) for size in (1, 5))
+    for a, b in zip(alone, together, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+        assert a.shape[0] == len(lmm.attention_layers) * len(lmm.attention_heads)
+    for method in ("contrast", "localisation"):
+        ranking = rank_heads(lmm, samples, "tiny", method)
+        assert HeadRanking.from_dict(json.loads(json.dumps(ranking.to_dict())), "f") == ranking
+        assert set(ranking.heads) == {(a, b) for a in lmm.attention_layers for b in lmm.attention_heads}
+        assert list(ranking.scores) == sorted(ranking.scores, reverse=True)
+    with pytest.raises(ConfigError, match="'best'; known: contrast, localisation"):
+        rank_heads(lmm, samples, "tiny", "best")
+    with pytest.raises(DataError, match="on 1 phrases"):
+        rank_heads(lmm, samples[:1], "tiny")
+
+
+def arguments(*words: str):
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args([*words, "--device", "cpu"])
+
+
+def test_the_command_ranks_on_images_and_phrases(tmp_path):
+    lines = []
+    for index in range(6):
+        sample = make_sample(index)
+        Image.fromarray(sample.image).save(tmp_path / f"{index}.png")
+        lines.append(json.dumps({"image": f"{index}.png", "phrase": sample.phrase_text(0)}))
+    (tmp_path / "phrases.jsonl").write_text("\n".join(lines))
+    files = ["--phrases", str(tmp_path / "phrases.jsonl"), "--image-dir", str(tmp_path)]
+    lmm = ["--lmm", str(ROOT / "data" / "models" / "tiny_llava")]
+    out = tmp_path / "new" / "ranking.json"
+    figures = command.run(arguments(*lmm, *files, "--images", "4", "--out", str(out)))
+    ranking = HeadRanking.from_dict(json.loads(out.read_text()), str(out))
+    assert figures["phrases"] == ranking.num_phrases == 4
+    assert figures["best"] == [list(pair) for pair in ranking.heads[:10]]
+    for words, message in (
+        ([*lmm, "--out", "a.json"], "either a config, or"),
+        (["c", *lmm, "--out", "a.json"], "either a config, or"),
+        (["--out", "a.json"], "either a config, or"),
+        ([*lmm, *files, "--images", "1", "--out", "a.json"], "--images is 1"),
+        ([*lmm, *files, "--out", files[1]], "is an input"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            command.run(arguments(*words))
+    (tmp_path / "phrases.jsonl").write_text(lines[0] + '\n{"image": "gone.png", "phrase": "a"}')
+    with pytest.raises(DataError, match=r"line 2: .*gone\.png"):
+        PhraseList(files[1], files[3])
+    assert len(PhraseList(files[1], files[3], policy="skip")) == 1
