@@ -121,7 +121,7 @@ def with_wrong_phrases(samples: Sequence[Sample]) -> list[Sample]:
         later = (other % len(samples) for other in range(index + 1, index + len(samples)))
         other = next((place for place in later if texts[place] != texts[index]), None)
         if other is None:
-            raise DataError(f"all phrases are {texts[0]!r}; heads are told apart by different ones")
+            raise DataError(f"all phrases are {texts[0]!r}; heads are distinguished by different ones")
         wrong.append(replace(sample, text=texts[other], phrases=samples[other].phrases))
     return wrong
 
