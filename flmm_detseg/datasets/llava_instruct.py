@@ -16,10 +16,12 @@ from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.prompt_fields import (
     PromptImages,
     RegionField,
+    check_places,
     find_images,
     image_names,
     load_regions,
     read_regions,
+    region_token_argument,
 )
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
@@ -52,7 +54,7 @@ class LLaVAInstructDataset(GroundingDataset):
     turns are not part of the prompt. The ``<image>`` placeholder is removed (every family's adapter puts its own).
     A question may say what it points at, ``"regions": [[x, y] | [x0, y0, x1, y1] | RLE, ...]`` beside its ``"value"``,
     in pixels of the image (RLE: COCO's run lengths of a mask): as many as it has places for them (``<region>``), in
-    order.
+    order. Whether they lie in the image is found when it is read.
     ``"image"`` may be a list, whose placeholders begin the first question; ``"modalities"`` says what each is
     (``["rgb", "depth"]``), for LMMs with a projector of their own for some. Conversations without an image are dropped
     and counted (``dropped["no image"]``).
@@ -70,10 +72,11 @@ class LLaVAInstructDataset(GroundingDataset):
         policy: ``"raise"`` | ``"skip"`` for conversations that cannot be used.
         verify_images: Decode every image at construction, so that ``policy="skip"`` covers them too.
         name: First part of record ids.
+        region_token: What stands for a region in questions: the ``token`` of the LMM's part.
 
     Raises:
         DataError: A file is missing or of another kind, or (``policy="raise"``) a conversation is unusable.
-        ConfigError: ``turns`` has another value.
+        ConfigError: ``turns`` has another value, or ``region_token`` cannot be used.
 
     Source: Liu et al., Visual Instruction Tuning, NeurIPS 2023 (arXiv 2304.08485).
     """
@@ -89,6 +92,7 @@ class LLaVAInstructDataset(GroundingDataset):
         policy: str = "raise",
         verify_images: bool = False,
         name: str = "llava",
+        region_token: str = "<region>",
     ) -> None:
         super().__init__(policy)
         if turns not in TURNS:
@@ -97,6 +101,7 @@ class LLaVAInstructDataset(GroundingDataset):
         self.annotation_files = (self.file,)
         self.image_dir = require_dir(image_dir, "image folder")
         self.turns, self.seed, self.name = turns, seed, name
+        self.region_token = region_token_argument(region_token)
         excluded = read_images(exclude_image_ids_file, exclude_image_ids)
         self.records = self._read_records(excluded)
         self._finish(verify_images, str(self.file))
@@ -126,12 +131,29 @@ class LLaVAInstructDataset(GroundingDataset):
                     self._log.drop("excluded image", stem)
                     continue
                 questions, answers = self._read_turns(entry["conversations"], len(names))
-                regions = tuple(read_regions(turn.get("regions")) for turn in entry["conversations"][::2])
+                regions = self._read_regions(entry, questions, answers)
                 images = find_images(entry, self.image_dir, find)
                 for suffix, turn in self._choices(len(questions)):
                     records.append(_Record(stem + suffix, number, images, questions, answers, turn, regions))
                 number += 1
         return records
+
+    def _read_regions(
+        self, entry: dict[str, Any], questions: Sequence[str], answers: Sequence[str]
+    ) -> tuple[tuple[RegionField, ...], ...]:
+        """Of each question; raises FieldError unless it has a place for each."""
+        found = []
+        for number, turn in enumerate(entry["conversations"]):
+            try:
+                if number % 2 == 0:
+                    found.append(read_regions(turn.get("regions")))
+                    texts = questions[number // 2], [answers[number // 2]]
+                    check_places(*texts, len(found[-1]), self.region_token)
+                elif turn.get("regions"):
+                    raise FieldError("an answer has `regions`; they belong beside the `value` of a question")
+            except FieldError as error:
+                raise FieldError(f"conversations[{number}]: {error}", error.kind) from error
+        return tuple(found)
 
     def _choices(self, num_turns: int) -> list[tuple[str, int | None]]:
         if self.turns == "all":
@@ -184,9 +206,10 @@ class LLaVAInstructDataset(GroundingDataset):
 
     def _read(self, record: _Record) -> Sample:
         turn = self._turn(record)
+        image = self._load_image(record.images.path, record.record_id)
         return Sample(
             record_id=record.record_id,
-            image=self._load_image(record.images.path, record.record_id),
+            image=image,
             text=record.answers[turn],
             phrases=(),
             prompt=record.questions[turn],
@@ -194,7 +217,7 @@ class LLaVAInstructDataset(GroundingDataset):
             task="vqa",
             more_images=self._load_more(record.images.more, record.record_id),
             modalities=record.images.modalities,
-            regions=load_regions(record.regions[turn]),
+            regions=load_regions(record.regions[turn], image.shape[:2]),
             meta={"turn": turn},
         )
 

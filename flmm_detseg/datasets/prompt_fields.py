@@ -9,7 +9,7 @@ from typing import Any
 
 from flmm_detseg.datasets.files import existing_file
 from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
-from flmm_detseg.errors import DataError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.structures import Region
 from flmm_detseg.utils.values import FieldError, shown
 
@@ -96,6 +96,42 @@ def find_images(
     return PromptImages(first, tuple(more), modalities)
 
 
+def region_token_argument(value: Any) -> str:
+    """Checks the argument of a data set that says what stands for a region.
+
+    Args:
+        value: Of the config.
+
+    Returns:
+        The text.
+
+    Raises:
+        ConfigError: It is no text, or has white space.
+    """
+    if not isinstance(value, str) or not value or any(map(str.isspace, value)):
+        raise ConfigError(f"`region_token` is {shown(value)}; a text without white space is needed")
+    return value
+
+
+def check_places(question: str, answers: Sequence[str], regions: int, token: str) -> None:
+    """Checks that a question has a place for each of its regions, and its answers none.
+
+    Args:
+        question: As the LMM will read it.
+        answers: To it.
+        regions: How many it has.
+        token: What stands for one in the texts.
+
+    Raises:
+        FieldError: It has more or fewer.
+    """
+    remedy = "if that is no place of a region here, set `region_token` to what is"
+    if (places := question.count(token)) != regions:
+        raise FieldError(f"{places} times {token} in the question, but {regions} `regions`; {remedy}")
+    if found := next((answer for answer in answers if token in answer), None):
+        raise FieldError(f"answer {shown(found)} holds {token}: regions stand in questions; {remedy}")
+
+
 def read_regions(value: Any) -> tuple[RegionField, ...]:
     """Checks a field ``regions``; whether they lie in the image is checked where it is read.
 
@@ -119,6 +155,11 @@ def read_regions(value: Any) -> tuple[RegionField, ...]:
 
 
 def _checked(region: Any) -> RegionField:
+    if not isinstance(region, Mapping) and not (isinstance(region, list) and len(region) in (2, 4)):
+        raise FieldError(
+            f"`regions`: {shown(region)} is no point [x, y], box [x0, y0, x1, y1] or mask as COCO's run lengths (RLE) "
+            '{"size": [H, W], "counts": ...}'
+        )
     try:
         if not isinstance(region, Mapping):
             return Region.of(region)
@@ -128,22 +169,29 @@ def _checked(region: Any) -> RegionField:
         raise FieldError(f"`regions`: {error}") from error
 
 
-def load_regions(fields: Sequence[RegionField]) -> tuple[Region, ...]:
+def load_regions(fields: Sequence[RegionField], image_size: tuple[int, int]) -> tuple[Region, ...]:
     """The regions of a field, of the sample's first image; masks are decoded.
 
     Args:
         fields: From :func:`read_regions`.
+        image_size: ``(H, W)`` of the image.
 
     Returns:
         The regions, in order.
 
     Raises:
-        FieldError: A mask's run lengths are not those of its size.
+        FieldError: A mask's run lengths are not those of its size, or a region does not lie in the image.
     """
-    return tuple(
-        field if isinstance(field, Region) else Region(mask=decode_segmentation(field, _size(field)))
-        for field in fields
-    )
+    regions = []
+    for index, field in enumerate(fields):
+        try:
+            mask = None if isinstance(field, Region) else decode_segmentation(field, _size(field))
+            region = field if isinstance(field, Region) else Region(mask=mask)
+            region.check([image_size])
+        except (DataError, FieldError) as error:
+            raise FieldError(f"`regions`[{index}]: {error}") from error
+        regions.append(region)
+    return tuple(regions)
 
 
 def _size(rle: Mapping[str, Any]) -> Any:

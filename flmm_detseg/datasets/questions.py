@@ -10,10 +10,12 @@ from flmm_detseg.datasets.files import parse_line, require_dir, require_file, wo
 from flmm_detseg.datasets.prompt_fields import (
     PromptImages,
     RegionField,
+    check_places,
     find_images,
     image_names,
     load_regions,
     read_regions,
+    region_token_argument,
 )
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Sample
@@ -51,7 +53,8 @@ class QuestionDataset(GroundingDataset):
 
     ``"regions"``, ``[[x, y] | [x0, y0, x1, y1] | RLE, ...]`` in the image's pixels, are what the question points at
     (RLE: COCO's run lengths of a mask, ``{"size": [H, W], "counts": ...}``): as many as it has places for them
-    (``<region>``), in order; for LMMs with a part that reads them.
+    (``<region>``), in order; for LMMs with a part that reads them. Whether they lie in the image is found when it is
+    read.
 
     ``"image"`` may be a list: all of them stand before the question, which is about the first one. ``"modalities"``
     says what each is (``["rgb", "depth"]``), for LMMs with a projector of their own for some.
@@ -64,10 +67,11 @@ class QuestionDataset(GroundingDataset):
         policy: ``"raise"`` | ``"skip"`` for lines that cannot be used.
         verify_images: Decode every image at construction, so that ``policy="skip"`` covers them too.
         name: First part of record ids.
+        region_token: What stands for a region in questions: the ``token`` of the LMM's part.
 
     Raises:
         DataError: The file is missing, or (``policy="raise"``) a line is unusable; names file and line.
-        ConfigError: ``prompt_suffix`` cannot be used.
+        ConfigError: ``prompt_suffix`` or ``region_token`` cannot be used.
     """
 
     def __init__(
@@ -78,12 +82,14 @@ class QuestionDataset(GroundingDataset):
         policy: str = "raise",
         verify_images: bool = False,
         name: str = "question",
+        region_token: str = "<region>",
     ) -> None:
         super().__init__(policy)
         self.file = require_file(file, "question file")
         self.annotation_files = (self.file,)
         self.image_dir = require_dir(image_dir, "image folder")
         self.prompt_suffix, self.name = words_argument(prompt_suffix, "prompt_suffix"), name
+        self.region_token = region_token_argument(region_token)
         remedy = "Mend the line, or use policy='skip' to leave such lines out."
         self.records = self._read_lines(self.file, remedy, self._read_line)
         self._finish(verify_images, str(self.file))
@@ -101,21 +107,26 @@ class QuestionDataset(GroundingDataset):
             raise FieldError("`question_id` is missing", "missing key")
         question_id = identifier(entry["question_id"], "question_id")
         images = find_images(entry, self.image_dir)
-        choices = entry.get("choices") or []
+        choices = [] if entry.get("choices") is None else entry["choices"]
         if not _are_texts(choices) or len(choices) > len(_LETTERS):
             raise FieldError("`choices` must be a list of at most 10 texts")
         choices = [check_text(choice, "choices") for choice in choices]
         text = check_words(check_text(entry["text"], "text").replace("<image>", "").strip(), "text")
+        if not text:
+            raise FieldError("`text` is no question: nothing but <image>", "bad text")
+        text = f"{text}\n{self.prompt_suffix}" if self.prompt_suffix else text
+        references, regions = self._references(entry, choices), read_regions(entry.get("regions"))
+        check_places(text, references, len(regions), self.region_token)
         return _Record(
             record_id=f"{self.name}/{question_id}",
             question_id=question_id,
             images=images,
-            text=f"{text}\n{self.prompt_suffix}" if self.prompt_suffix else text,
-            references=self._references(entry, choices),
+            text=text,
+            references=references,
             choices=tuple(choices),
             kind=None if entry.get("category") is None else str(identifier(entry["category"], "category")),
             stream=self._read_stream(entry),
-            regions=read_regions(entry.get("regions")),
+            regions=regions,
         )
 
     def _read_stream(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -148,9 +159,10 @@ class QuestionDataset(GroundingDataset):
         return tuple(texts)
 
     def _read(self, record: _Record) -> Sample:
+        image = self._load_image(record.images.path, record.record_id)
         return Sample(
             record_id=record.record_id,
-            image=self._load_image(record.images.path, record.record_id),
+            image=image,
             text=next(filter(str.strip, record.references)),
             phrases=(),
             prompt=record.text,
@@ -158,7 +170,7 @@ class QuestionDataset(GroundingDataset):
             task="vqa",
             more_images=self._load_more(record.images.more, record.record_id),
             modalities=record.images.modalities,
-            regions=load_regions(record.regions),
+            regions=load_regions(record.regions, image.shape[:2]),
             meta={
                 "question_id": record.question_id,
                 "references": list(record.references),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,10 +39,11 @@ class Region:
             raise DataError(
                 f"a region is a point, a box or a mask; given: {', '.join(given) or 'none of point_xy, box_xyxy, mask'}"
             )
-        if isinstance(self.image, bool) or not isinstance(self.image, int) or self.image < 0:
+        if isinstance(self.image, bool) or not isinstance(self.image, numbers.Integral) or self.image < 0:
             raise DataError(
                 f"a region's `image` is {self.image!r}; a number of the prompt's images is needed: 0, 1, ..."
             )
+        object.__setattr__(self, "image", int(self.image))
         for name, count in (("point_xy", 2), ("box_xyxy", 4)):
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _numbers(values, name, count))
@@ -82,8 +84,6 @@ class Region:
         if isinstance(value, np.ndarray):
             value = value.tolist()
         if isinstance(value, list | tuple) and len(value) in (2, 4):
-            if any(isinstance(number, str | bool) for number in value):
-                raise DataError(f"a region is {value!r:.80}; numbers are needed")
             return (
                 cls(point_xy=tuple(value), image=image)
                 if len(value) == 2
@@ -151,12 +151,16 @@ class Region:
 
 def _numbers(values: object, name: str, count: int) -> tuple[float, ...]:
     try:
-        numbers = tuple(float(value) for value in values)  # type: ignore[attr-defined]  # else caught below
+        # Texts and booleans would become numbers, too.
+        found = tuple(
+            math.nan if isinstance(value, str | bytes | bool | np.bool_) else float(value)
+            for value in values  # type: ignore[attr-defined]  # else caught below
+        )
     except (TypeError, ValueError, OverflowError):
-        numbers = ()
-    if len(numbers) != count or not all(math.isfinite(number) for number in numbers):
-        raise DataError(f"a region's `{name}` is {values!r}; {count} finite numbers are needed")
-    return numbers
+        found = ()
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise DataError(f"a region's `{name}` is {values!r:.80}; {count} finite numbers are needed")
+    return found
 
 
 def _around(point_xy: tuple[float, float], size: tuple[int, int]) -> tuple[float, float, float, float]:

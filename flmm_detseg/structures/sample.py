@@ -87,8 +87,8 @@ class Sample:
         more_images: Further images of the prompt, as ``image``, after it. Phrases are grounded in ``image``.
         modalities: What each image of the prompt is, ``"rgb"`` or a name of your own such as ``"depth"``; empty where
             all are ``"rgb"``. An LMM reads them alike unless one of its parts is for some of them.
-        regions: Regions that the text points at, in the order of their places in it (``<region>``, or what the LMM's
-            part is set to).
+        regions: Regions that the sample points at, in the order of their places (``<region>``, or what the LMM's part
+            is set to), which may be in ``prompt``, in ``turns`` and in ``text``: as many as there are places in all.
         meta: Further facts a metric or a report wants (plain containers only), e.g. ``{"sentence_id": 7}``.
     """
 

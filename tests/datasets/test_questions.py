@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_detseg.datasets import QuestionDataset
-from flmm_detseg.errors import DataError
+from flmm_detseg.datasets import LLaVAInstructDataset, QuestionDataset
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.utils.rle import encode_rle
 
 
 def write(folder: Path, *entries: dict | str) -> dict[str, str]:
@@ -64,6 +65,23 @@ def test_forms_of_references(tmp_path):
             {"image": "a.png", "text": "?", "question_id": 1, "answer": "A", "choices": "xy"},
             "`choices` must be a list",
         ),
+        (
+            {"image": "a.png", "text": "?", "question_id": 1, "answer": "A", "choices": False},
+            "`choices` must be a list",
+        ),
+        ({"image": "a.png", "text": " <image>\n", "question_id": 1, "answer": "A"}, "nothing but <image>"),
+        (
+            {"image": "a.png", "text": "<region> ?", "question_id": 1, "answer": "A"},
+            "line 2: .*1 times <region> in the question, but 0 `regions`",
+        ),
+        (
+            {"image": "a.png", "text": "?", "question_id": 1, "answer": "A", "regions": [[1, 2]]},
+            "line 2: .*0 times <region> in the question, but 1 `regions`",
+        ),
+        (
+            {"image": "a.png", "text": "?", "question_id": 1, "answer": "a <region>"},
+            "line 2: .*answer 'a <region>' holds <region>",
+        ),
         *(
             (
                 {"image": "a.png", "text": "?", "question_id": 1, "answer": "A", "boxes": boxes},
@@ -106,3 +124,66 @@ def test_frames_of_streams_say_what_changes(tmp_path):
     assert (frame["session"], frame["objects_xyxy"]) == ("desk", boxes)
     assert empty["objects_xyxy"] == []
     assert "session" not in empty
+
+
+# Of an image of 8 x 9 pixels.
+OUTSIDE = {
+    "point": ([9.5, 2], "point .* outside"),
+    "box": ([-4, -4, 0, 3], "box .* outside"),
+    "size": (encode_rle(np.ones((9, 8), bool)), r"mask is \(9, 8\)"),
+    "empty": (encode_rle(np.zeros((8, 9), bool)), "empty"),
+}
+
+
+@pytest.mark.parametrize("region", OUTSIDE)
+def test_a_region_outside_of_its_image_is_the_records_problem(tmp_path, region):
+    value, match = OUTSIDE[region]
+    line = {"image": "a.png", "text": "<region> or <region> ?", "answer": "x"}
+    files = write(
+        tmp_path,
+        {**line, "question_id": 0, "regions": [[9, 8], value]},
+        {**line, "question_id": 1, "regions": [[9, 8], [-1, -1, 1, 1]]},
+    )
+    with pytest.raises(DataError, match=rf"questions.jsonl.*question/0.*`regions`\[1\].*{match}"):
+        QuestionDataset(**files)[0]
+    with pytest.raises(DataError, match="question/0"):
+        QuestionDataset(**files, verify_images=True)
+    dataset = QuestionDataset(**files, policy="skip", verify_images=True)
+    assert [sample.record_id for sample in dataset] == ["question/1"]
+    (problem,) = dataset.problems
+    assert "question/0" in str(problem)
+
+
+def test_regions_of_conversations_stand_in_their_questions(tmp_path):
+    files = write(tmp_path, {})
+    file = tmp_path / "talk.json"
+
+    def read(*turns: dict, **arguments) -> LLaVAInstructDataset:
+        roles = ("human", "gpt") * 2
+        told = [{"from": role, **turn} for role, turn in zip(roles, turns)]
+        file.write_text(json.dumps([{"id": 1, "image": "a.png", "conversations": told}]))
+        return LLaVAInstructDataset(str(file), files["image_dir"], turns="all", **arguments)
+
+    first, answer = {"value": "<image>what ?"}, {"value": "a ring"}
+    second = {"value": "and <region> ?", "regions": [[1, 2, 3, 4]]}
+    plain, pointing = read(first, answer, second, answer)
+    assert plain.regions == ()
+    assert pointing.regions[0].box_xyxy == (1, 2, 3, 4)
+    with pytest.raises(DataError, match=r"talk.json.*entry 0 .*conversations\[3\]: an answer has `regions`"):
+        read(first, answer, second, {**answer, "regions": [[1, 2]]})
+    with pytest.raises(DataError, match=r"conversations\[2\]: 1 times <region> .* but 0 `regions`"):
+        read(first, answer, {"value": "and <region> ?"}, answer)
+    with pytest.raises(DataError, match=r"conversations\[2\]: answer .* holds <region>"):
+        read(first, answer, second, {"value": "as <region>"})
+    with pytest.raises(DataError, match=r"conversations\[2\]: `regions`: 5 is no point"):
+        read(first, answer, {**second, "regions": [5]}, answer)
+    outside = read(first, answer, {**second, "regions": [[90, 2]]}, answer)
+    with pytest.raises(DataError, match="talk.json.*llava/0-1/turn-1.*outside"):
+        outside[1]
+    # Another LMM's token: this text is none.
+    assert len(read(first, answer, {"value": "and <region> ?"}, answer, region_token="<spot>")) == 2
+    with pytest.raises(DataError, match="0 times <spot> in the question, but 1 `regions`"):
+        read(first, answer, second, answer, region_token="<spot>")
+    for wrong in ("", "a b", None):
+        with pytest.raises(ConfigError, match="`region_token` is"):
+            read(first, answer, region_token=wrong)

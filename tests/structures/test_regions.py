@@ -103,3 +103,16 @@ def test_what_people_give():
     for wrong in ("a box", (1, 2, 3), ("1", "2"), None, np.ones((2, 2, 2), bool), np.array(5)):
         with pytest.raises(DataError, match="a region"):
             Region.of(wrong)
+
+
+def test_numbers_are_those_of_numpy_too_but_no_texts():
+    region = Region(point_xy=(np.float32(1.5), np.int64(2)), image=np.int64(1))
+    assert region == Region(point_xy=(1.5, 2.0), image=1)
+    assert type(region.image) is int
+    for values in (("1", "2", "3", "4"), (b"1", b"2", b"3", b"4"), (False, False, True, np.True_)):
+        for make in (lambda box: Region(box_xyxy=box), Region.of):
+            with pytest.raises(DataError, match="4 finite numbers are needed"):
+                make(values)
+    for image in (True, 1.0, -1, "1"):
+        with pytest.raises(DataError, match="`image`"):
+            Region(point_xy=(1, 1), image=image)

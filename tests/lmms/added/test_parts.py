@@ -254,7 +254,8 @@ def test_questions_about_regions_from_files(tmp_path):
         assert sample.regions == (Region.of(regions[0]),)
     mask = np.zeros(sample.image.shape[:2], bool)
     mask[3:9, 4:20] = True
-    (tmp_path / "q.jsonl").write_text(json.dumps({**line, "regions": [[1, 2], encode_rle(mask)]}))
+    pair = dict(text="is <region> left of <region> ?", regions=[[1, 2], encode_rle(mask)])
+    (tmp_path / "q.jsonl").write_text(json.dumps({**line, **pair}))
     (sample,) = QuestionDataset(str(tmp_path / "q.jsonl"), str(tmp_path))
     assert sample.regions[0] == Region.of((1, 2))
     assert np.array_equal(sample.regions[1].mask, mask)
@@ -262,6 +263,10 @@ def test_questions_about_regions_from_files(tmp_path):
     for wrong in ("all", [[1, 2, 3]], [["1", "2"]], [None], 5, [{"counts": "a"}], [{**run, "size": [4]}]):
         (tmp_path / "q.jsonl").write_text(json.dumps({**line, "regions": wrong}))
         with pytest.raises(DataError, match="regions"):
+            QuestionDataset(str(tmp_path / "q.jsonl"), str(tmp_path))
+    for polygon in ([[1, 2, 3, 4, 5, 6]], [[[1, 2, 3, 4, 5, 6]]]):
+        (tmp_path / "q.jsonl").write_text(json.dumps({**line, "regions": polygon}))
+        with pytest.raises(DataError, match=r'run lengths \(RLE\) \{"size": \[H, W\], "counts"'):
             QuestionDataset(str(tmp_path / "q.jsonl"), str(tmp_path))
     # Damage inside of the run lengths is found where the mask is read.
     (tmp_path / "q.jsonl").write_text(
