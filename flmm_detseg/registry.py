@@ -154,7 +154,7 @@ MODELS = Registry(
         *_modules("lmms.added", "own_projector", "region_tokens"),
         *_modules("heads", "detection_head", "language_head", "neck", "phrase_head", "semantic_head"),
         *_modules("heads", "attention_mask_head", "side_stream", "unet_head"),
-        *_modules("refiners", "sam"),
+        *_modules("refiners", "sam", "sam2"),
         *_modules("cache", "cached_lmm", "reading.prefusion"),
         *_modules("cache.regions", "hf_detector", "mmdet_detector", "sources"),
         *_modules("store", "settings"),

@@ -11,7 +11,8 @@ from transformers.utils import cached_file
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.evaluation.results import weights_hash
-from flmm_detseg.lmms.weights.loading import check_folder, remote_code_hint
+from flmm_detseg.lmms.weights.loading import remote_code_hint
+from flmm_detseg.utils.hub import check_folder
 from flmm_detseg.utils.provenance import file_hash
 
 

@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms import families
 from flmm_detseg.lmms.lmm import LMM
-from flmm_detseg.lmms.weights.loading import check_folder
+from flmm_detseg.utils.hub import check_folder
 
 for _module in pkgutil.iter_modules(families.__path__, f"{families.__name__}."):
     importlib.import_module(_module.name)

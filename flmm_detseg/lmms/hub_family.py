@@ -19,8 +19,9 @@ from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms.chat import ChatTemplate
 from flmm_detseg.lmms.family import Family
 from flmm_detseg.lmms.processors import LMMProcessor, ProcessorSettings, Tokens
-from flmm_detseg.lmms.weights.loading import check_folder, remote_code_hint
+from flmm_detseg.lmms.weights.loading import remote_code_hint
 from flmm_detseg.structures import ImageInputs, PatchGrid
+from flmm_detseg.utils.hub import check_folder
 
 _WORD = re.compile(r"<[^<>\s]+>")
 

@@ -11,7 +11,8 @@ from transformers import AddedToken, AutoProcessor, PreTrainedModel
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.family import Family
-from flmm_detseg.lmms.weights.loading import check_folder, remote_code_hint
+from flmm_detseg.lmms.weights.loading import remote_code_hint
+from flmm_detseg.utils.hub import check_folder
 
 
 def check_free(out: str | Path) -> Path:

@@ -19,7 +19,7 @@ from transformers import (
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.lmms.family import Family
 from flmm_detseg.lmms.weights.facts import check_config, check_image_settings, check_image_sizes
-from flmm_detseg.utils.paths import find, places
+from flmm_detseg.utils.hub import check_folder
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Buffers that old checkpoints hold and new models compute.
@@ -41,33 +41,6 @@ def torch_dtype(name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise ConfigError(f"`dtype` is {name!r}; allowed: {sorted(_DTYPES)}")
     return _DTYPES[name]
-
-
-def check_folder(pretrained: str) -> str:
-    """Checks that a model name is a folder in hub layout, or can be a hub name.
-
-    Args:
-        pretrained: Folder or hub name.
-
-    Returns:
-        The folder (see :func:`~flmm_detseg.utils.paths.find`), or the hub name.
-
-    Raises:
-        ConfigError: It looks like a path and is none, or the folder has no config.
-    """
-    path = find(pretrained)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise ConfigError(f"{path}: no config.json; the folder is not a model in hub layout")
-        return str(path)
-    if path.exists():
-        raise ConfigError(f"{path} is a file; `pretrained` wants the folder of a model in hub layout")
-    if path.is_absolute() or pretrained.startswith((".", "~")) or pretrained.count("/") != 1:
-        raise ConfigError(
-            f"{path}: no such folder ({places(pretrained)}); put the model there in hub layout "
-            "(config.json, *.safetensors, tokenizer files) or name one on the hub as owner/name"
-        )
-    return pretrained
 
 
 def load_model(family_class: type[Family], pretrained: str, dtype: torch.dtype) -> PreTrainedModel:
