@@ -49,7 +49,7 @@ def tables() -> dict[str, str]:
             [_recipe_row(recipe, published) for recipe, published in models],
         ),
         "cache": _table(
-            ("family", "background cache", "in the way"),
+            ("adapter", "background cache", "in the way"),
             [_cache_row(recipe, published) for recipe, published in first.values()],
         ),
         "version": _version() + "\n",
@@ -160,7 +160,7 @@ def image_grid(family: Family, name: str) -> PatchGrid:
     if key not in _GRIDS:
         own = SimpleNamespace(image_processor=make())
         picture = family.fit_image(own, Image.fromarray(image))
-        outputs = own.image_processor([picture], return_tensors="pt", **family.processor_arguments)
+        outputs = own.image_processor([picture], return_tensors="pt", **family.arguments(own))
         ((_, _GRIDS[key], _),) = family.split_images(own, outputs, [IMAGE_SIZE])
     return _GRIDS[key]
 
@@ -168,9 +168,7 @@ def image_grid(family: Family, name: str) -> PatchGrid:
 def _cache_row(recipe: Path, published: Published) -> tuple[str, ...]:
     family = family_of(recipe, published)
     facts = family.facts
-    name = Path(inspect.getfile(type(family))).stem
-    if len(facts.parts["vision"]) > 1:
-        name += " (two towers)"
+    name = f"`{_adapter(recipe).__name__}`"
     if type(family).grouped_tower is not Family.grouped_tower:
         return (
             name,

@@ -450,8 +450,11 @@ def recipe_config(path: Path) -> Config:
     return Config.fromfile(path)
 
 
+# The same model, read with pan and scan.
+PAN = " (pan and scan)"
+PUBLISHED[f"google/gemma-3-4b-it{PAN}"] = PUBLISHED["google/gemma-3-4b-it"]._replace(channels=80)
 RECIPES = {
-    recipe_config(path).model.lmm.pretrained: path
+    recipe_config(path).model.lmm.pretrained + (PAN if "_pan_" in path.stem else ""): path
     for path in sorted(CONFIGS.glob("*/frozen_*_refcoco_png.py"))
     if path.parent.name != "tiny"
 }

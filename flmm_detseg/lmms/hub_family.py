@@ -65,6 +65,10 @@ class HubFamily(Family):
         processor.tokenise(processor.prompt("a"), [np.full((64, 64, 3), 128, np.uint8)])
         return processor
 
+    def arguments(self, processor: ProcessorMixin) -> Mapping[str, Any]:
+        """Further arguments of a processor's call; :attr:`processor_arguments` unless the family says otherwise."""
+        return self.processor_arguments
+
     def fit_image(self, processor: ProcessorMixin, image: Image.Image) -> Image.Image:
         """An image as transformers' processor can read it; the same image, as a rule."""
         return image
@@ -157,7 +161,7 @@ class HubProcessor(LMMProcessor):
                 text=[text],
                 return_offsets_mapping=True,
                 return_tensors="pt",
-                **self.family.processor_arguments,
+                **self.family.arguments(self.hub),
             )
         except (RuntimeError, ValueError) as error:
             # Processors refuse images of extreme shapes in their own ways.

@@ -1,9 +1,11 @@
-"""Gemma 3 (transformers' ``Gemma3ForConditionalGeneration``): windows, image tokens that see each other."""
+"""Gemma 3 (transformers' ``Gemma3ForConditionalGeneration``): windows, image tokens that see each other, pan and scan."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +26,18 @@ from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import GridLevel, ImageInputs, LMMInputs, PatchGrid
 
 _FULL = "full_attention"
+# Least side of a crop in pixels, most crops, least ratio of the sides of an image that is cropped.
+_PAN_AND_SCAN = MappingProxyType(
+    {
+        "pan_and_scan_min_crop_size": 256,
+        "pan_and_scan_max_num_crops": 4,
+        "pan_and_scan_min_ratio_to_activate": 1.2,
+    }
+)
 
 
 class Gemma3(HubFamily):
-    """The image squashed to a square, averaged down to a fixed number of tokens; pan and scan is left out.
+    """The image squashed to a square, averaged down to a fixed number of tokens.
 
     Five of six decoder layers look back a window only, so rows are read from the others. The projector has no linear
     layer, so it takes no LoRA.
@@ -37,6 +47,7 @@ class Gemma3(HubFamily):
 
     model_class = Gemma3ForConditionalGeneration
     config_class = Gemma3Config
+    num_levels = 1
     processor_class = Gemma3Processor
     image_text = "<start_of_image>"
     template = ChatTemplate(
@@ -64,6 +75,7 @@ class Gemma3(HubFamily):
                 "llm": ("model.language_model",),
                 "projector": ("model.multi_modal_projector",),
             },
+            num_levels=self.num_levels,
             windows=decoder_windows(text),
             image_attention="both",
             row_layers=full or None,
@@ -88,13 +100,25 @@ class Gemma3(HubFamily):
         self, processor: ProcessorMixin, outputs: Mapping[str, Tensor], sizes: Sequence[tuple[int, int]]
     ) -> list[tuple[Tensor, PatchGrid, dict[str, Tensor]]]:
         """See :class:`HubFamily`."""
-        side = self.config.vision_config.image_size
-        level = GridLevel(*(math.isqrt(self.config.mm_tokens_per_image),) * 2)
-        found: list[tuple[Tensor, PatchGrid, dict[str, Tensor]]] = []
-        for size, values in zip(sizes, outputs["pixel_values"], strict=True):
-            grid = PatchGrid(size, (side, side), 0, 0, (side, side), (level,), view=self.facts.vision.grid)
-            found.append((values[None], grid, {}))
-        return found
+        side, tokens = self.config.vision_config.image_size, math.isqrt(self.config.mm_tokens_per_image)
+        whole, grids = GridLevel(tokens, tokens), []
+        for size in sizes:
+            crops = self._crops(processor, size)
+            down, across = crops or (1, 1)
+            levels: tuple[GridLevel, ...] = (whole,)
+            if crops is not None:
+                levels = (whole, GridLevel(down * tokens, across * tokens, tiles=crops))
+            frame = down * side, across * side
+            stack = (0, len(levels) - 1)[-self.num_levels :]
+            grids.append(
+                PatchGrid(size, frame, 0, 0, frame, levels, stack=stack, view=self.facts.vision.grid)
+            )
+        pixels = outputs["pixel_values"].split([grid.num_tokens // tokens**2 for grid in grids])
+        return [(values, grid, {}) for values, grid in zip(pixels, grids, strict=True)]
+
+    def _crops(self, processor: ProcessorMixin, size: tuple[int, int]) -> tuple[int, int] | None:
+        """``(rows, cols)`` of crops that follow the whole image; None: none."""
+        return None
 
     def tower_blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """See :class:`Family`."""
@@ -102,22 +126,54 @@ class Gemma3(HubFamily):
 
     def features(self, model: PreTrainedModel, images: Sequence[ImageInputs]) -> list[Features]:
         """See :class:`Family`."""
+        views = [len(image.pixel_values) for image in images]
         states = model.model.vision_tower(torch.cat([image.pixel_values for image in images]))
-        return [Features(part) for part in states.last_hidden_state]
+        return [Features(part) for part in states.last_hidden_state.split(views)]
 
     def project(
         self, model: PreTrainedModel, features: Sequence[Features], images: Sequence[ImageInputs]
     ) -> list[Tensor]:
         """See :class:`Family`."""
-        return list(model.model.multi_modal_projector(torch.stack([found.states for found in features])))
+        tokens = model.model.multi_modal_projector(torch.cat([found.states for found in features]))
+        return [part.flatten(0, 1) for part in tokens.split([len(found.states) for found in features])]
 
     def view_maps(self, states: Tensor, images: Sequence[ImageInputs]) -> list[Tensor]:
-        """See :class:`Family`."""
-        return [part.T.unflatten(1, self.facts.vision.grid) for part in states]
+        """See :class:`Family`; an image's first view shows the whole of it."""
+        views = states.split([len(image.pixel_values) for image in images])
+        return [part[0].T.unflatten(1, self.facts.vision.grid) for part in views]
 
     def own_inputs(self, item: LMMInputs) -> dict[str, Tensor]:
         """See :class:`Family`; token types say which tokens see each other."""
         return {**super().own_inputs(item), "token_type_ids": item.image_mask[None].long()}
+
+
+class Gemma3Pan(Gemma3):
+    """Of a long image, two to four crops follow in a row or a column (pan and scan).
+
+    The one level of an image without crops stands for both. Words stand between the whole image and its crops, and
+    tokens of a crop see each other. The settings of pan and scan are those stored with the model, else transformers'
+    own.
+    """
+
+    num_levels = 2
+
+    def arguments(self, processor: ProcessorMixin) -> dict[str, Any]:
+        """See :class:`HubFamily`."""
+        own, given = processor.image_processor, {}
+        for name, default in _PAN_AND_SCAN.items():
+            stored = getattr(own, name, None)
+            given[name] = default if stored is None else stored
+        return {"do_pan_and_scan": True, **given}
+
+    def _crops(self, processor: ProcessorMixin, size: tuple[int, int]) -> tuple[int, int] | None:
+        least, most, ratio = (self.arguments(processor)[name] for name in _PAN_AND_SCAN)
+        longer, shorter = max(size), min(size)
+        if longer / shorter < ratio:
+            return None
+        count = min(most, max(2, min(longer // least, math.floor(longer / shorter + 0.5))))
+        if min(math.ceil(longer / count), shorter) < least:
+            return None
+        return (1, count) if size[1] >= size[0] else (count, 1)
 
 
 @MODELS.register_module()
@@ -125,3 +181,10 @@ class Gemma3Adapter(LMM):
     """Gemma 3. See :class:`~flmm_detseg.lmms.lmm.LMM`."""
 
     family_class = Gemma3
+
+
+@MODELS.register_module()
+class Gemma3PanAdapter(Gemma3Adapter):
+    """Gemma 3 with pan and scan. See :class:`~flmm_detseg.lmms.lmm.LMM`."""
+
+    family_class = Gemma3Pan

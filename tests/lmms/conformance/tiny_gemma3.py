@@ -8,7 +8,7 @@ from flmm_detseg.lmms.families.gemma3 import Gemma3Adapter
 SPECIAL = ["<image_soft_token>", "<start_of_image>", "<end_of_image>", "<start_of_turn>", "<end_of_turn>"]
 
 
-def build(**arguments) -> Gemma3Adapter:
+def build(kind: type[Gemma3Adapter] = Gemma3Adapter, **arguments) -> Gemma3Adapter:
     """Two of three layers look back 24 positions, which is less than a prompt."""
     words = tokenizer(
         PreTrainedTokenizerFast,
@@ -41,6 +41,6 @@ def build(**arguments) -> Gemma3Adapter:
         boi_token_index=5,
         eoi_token_index=6,
     )
-    images = Gemma3ImageProcessor(size={"height": 112, "width": 112})
+    images = Gemma3ImageProcessor(size={"height": 112, "width": 112}, pan_and_scan_min_crop_size=32)
     processor = Gemma3Processor(images, words, image_seq_length=16)
-    return Gemma3Adapter.from_config(config, **{"tokenizer": processor, **arguments})
+    return kind.from_config(config, **{"tokenizer": processor, **arguments})
