@@ -1,4 +1,4 @@
-"""Gemma 3 (transformers' ``Gemma3ForConditionalGeneration``): windows, image tokens that see each other, pan and scan."""
+"""Gemma 3 (transformers' ``Gemma3ForConditionalGeneration``): windows, two-way attention of images, pan and scan."""
 
 from __future__ import annotations
 
