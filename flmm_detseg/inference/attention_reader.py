@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from flmm_detseg.datasets.images import ImageLike, read_image
-from flmm_detseg.errors import DataError
+from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.inference.attention_maps import AttentionMaps
 from flmm_detseg.inference.samples import Span, located_phrases, question_sample
 from flmm_detseg.lmms.base import LMMAdapter
@@ -27,6 +27,11 @@ class AttentionReader:
 
     Attributes:
         capture: What is kept of a pass.
+        layers: Decoder layers that are read, ascending.
+        heads: Heads that are read of each, ascending.
+
+    Raises:
+        ConfigError: The LMM reads other heads of one layer than of another, as a ranking chooses them.
 
     Example:
         >>> reader = AttentionReader.from_pretrained("Qwen/Qwen3-VL-2B-Instruct")
@@ -38,6 +43,14 @@ class AttentionReader:
 
     def __init__(self, lmm: LMMAdapter) -> None:
         self.lmm = lmm.eval()
+        self.layers, self.heads = (
+            tuple(sorted(set(indices))) for indices in zip(*lmm.attention_pairs, strict=True)
+        )
+        if len(self.layers) * len(self.heads) != len(lmm.attention_pairs):
+            raise ConfigError(
+                f"AttentionReader labels rows by layer and by head, and this LMM reads {len(lmm.attention_pairs)} "
+                "single heads (rows `heads`='top:N'); leave `heads` out there, or give lists of layers and heads"
+            )
 
     @classmethod
     def from_pretrained(
@@ -179,8 +192,8 @@ class AttentionReader:
             text=text,
             pieces=tuple(" ".join(text[start:end] for start, end in phrase.spans) for phrase in chosen),
             spans=tuple(phrase.spans for phrase in chosen),
-            layers=tuple(self.lmm.attention_layers),
-            heads=tuple(self.lmm.attention_heads),
+            layers=self.layers,
+            heads=self.heads,
             levels=self.lmm.facts.num_levels,
             grid=grid,
             stack_of=stack_of,

@@ -329,8 +329,7 @@ class Grounder:
             result,
             attention=prediction.attention.numpy(),
             grid=grid or self.model.lmm.prepare(sample).grid,
-            attention_layers=tuple(self.model.lmm.attention_layers),
-            attention_heads=tuple(self.model.lmm.attention_heads),
+            attention_pairs=self.model.lmm.attention_pairs,
         )
 
 

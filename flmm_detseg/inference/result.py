@@ -36,8 +36,8 @@ class GroundingResult:
         attention: float32 ``[K, C, rows, cols]``, the attention rows of the phrases' tokens on the image
             tokens, padding included; None unless asked for (``keep_attention=True``).
         grid: Geometry of ``attention``; ``grid.crop_window`` cuts the padding away.
-        attention_layers: Decoder layers in ``attention``; channel = layer * heads + head.
-        attention_heads: Heads in ``attention``.
+        attention_pairs: ``(layer, head)`` of the channels of ``attention``, in order; families that see an image twice
+            have all of them for the whole image, then all of them for its tiles.
     """
 
     image: np.ndarray = field(repr=False)
@@ -51,8 +51,7 @@ class GroundingResult:
     refined: LogitMaps | None = field(default=None, repr=False)
     attention: np.ndarray | None = field(default=None, repr=False)
     grid: PatchGrid | None = field(default=None, repr=False)
-    attention_layers: tuple[int, ...] = ()
-    attention_heads: tuple[int, ...] = ()
+    attention_pairs: tuple[tuple[int, int], ...] = ()
 
     def __len__(self) -> int:
         """K."""
@@ -117,8 +116,7 @@ class GroundingResult:
         return draw_attention_heads(
             self.image,
             self.attention[index],
-            self.attention_layers,
-            self.attention_heads,
+            self.attention_pairs,
             mask if mask.any() else None,
             grid=self.grid,
             phrase=self.phrases[index],

@@ -31,8 +31,9 @@ class LMMAdapter(nn.Module, ABC):
     Attributes:
         model: The transformers model.
         facts: Sizes and places of it.
-        attention_layers: Indices of the decoder layers in the attention stack, in channel order.
-        attention_heads: Indices of the heads of each of these layers in the attention stack, in channel order.
+        attention_pairs: ``(layer, head)`` of the channels of the attention stack, ascending. A family whose heads give
+            several maps has all of them for the first level, then all of them for the next.
+        ranked_heads: A ranking chose these heads; checkpoints then record which they are.
         frozen: No gradient flows through the LMM: :meth:`encode` runs without autograd.
         lora_groups: LoRA groups by name, see :func:`~flmm_detseg.lmms.lora.groups.add_lora`.
         added_tokens: Tokens that the LMM did not have; None for none.
@@ -43,14 +44,14 @@ class LMMAdapter(nn.Module, ABC):
 
     model: PreTrainedModel
     facts: LMMFacts
-    attention_layers: tuple[int, ...]
-    attention_heads: tuple[int, ...]
+    attention_pairs: tuple[tuple[int, int], ...]
     frozen: bool
     lora_groups: Mapping[str, LoRAGroup]
     added_tokens: AddedTokens | None = None
     trains_base: bool = False
     merged: bool = False
     checkpoint_buffers: tuple[str, ...] = ()
+    ranked_heads: bool = False
 
     @property
     def added_parts(self) -> Mapping[str, LMMPart]:
@@ -82,8 +83,8 @@ class LMMAdapter(nn.Module, ABC):
 
     @property
     def attention_channels(self) -> int:
-        """C of the attention stack: selected layers x heads x grid levels."""
-        return len(self.attention_layers) * len(self.attention_heads) * self.facts.num_levels
+        """C of the attention stack: selected heads of all layers x grid levels."""
+        return len(self.attention_pairs) * self.facts.num_levels
 
     @property
     def vision_channels(self) -> int:

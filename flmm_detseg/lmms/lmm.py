@@ -89,8 +89,9 @@ class LMM(LMMAdapter):
         merge: Merge of the attention rows of a phrase's tokens, ``"mean"`` or ``"max"``.
         layers: Decoder layers whose attention is read, None for all, or for those that the family names
             (:attr:`LMMFacts.row_layers`).
-        heads: Heads whose attention is read, None for all.
+        heads: Heads whose attention is read, None for all; ``"top:N"`` for the best of ``ranking``.
         attention: ``"rows"`` or ``"eager"`` (parity checks).
+        ranking: File of a ranking of heads, see :class:`~flmm_detseg.lmms.capture.row_tap.RowSettings`.
         frozen: No parameter of the LMM gets a gradient, it stays in eval mode, :meth:`encode` runs without
             autograd. False leaves ``requires_grad`` as it is.
         share_prefix: Samples with equal images share one prefix: what their prompts begin with alike. Also with
@@ -127,8 +128,9 @@ class LMM(LMMAdapter):
         *,
         merge: str = "mean",
         layers: Sequence[int] | None = None,
-        heads: Sequence[int] | None = None,
+        heads: Sequence[int] | str | None = None,
         attention: str = "rows",
+        ranking: str | None = None,
         frozen: bool = True,
         share_prefix: bool = True,
         lora: Mapping[str, Mapping[str, Any]] | None = None,
@@ -139,10 +141,13 @@ class LMM(LMMAdapter):
         super().__init__()
         self.family = self.family_class(model.config)
         self.facts = self.family.facts
-        self.rows = RowSettings(merge, self.facts.row_layers if layers is None else layers, heads, attention)
-        self.attention_layers, self.attention_heads = self.rows.resolve(
+        if layers is None and not isinstance(heads, str):
+            layers = self.facts.row_layers
+        self.rows = RowSettings(merge, layers, heads, attention, ranking)
+        self.attention_pairs = self.rows.resolve(
             self.facts.num_layers, self.facts.num_heads, self.facts.rowless_layers
         )
+        self.ranked_heads = self.rows.by_ranking
         check_facts(self.family, model, processor)
         if processor is not None:
             if (turn_end := processor.template.turn_end) is not None:
@@ -194,7 +199,7 @@ class LMM(LMMAdapter):
             dtype: Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
             prompt_template: ``"vicuna"`` or ``"mistral"``; families with a template of their own do not read it.
             description_prompt: Question for samples without a prompt.
-            rows: Settings of the attention stack: any of ``merge``, ``layers``, ``heads``, ``attention``.
+            rows: Settings of the attention stack: any of ``merge``, ``layers``, ``heads``, ``attention``, ``ranking``.
             max_length: Longest sequence in tokens; None for what the language model was built for.
             frozen: See the class.
             share_prefix: See the class.
@@ -603,13 +608,18 @@ class LMM(LMMAdapter):
 
     def tap(self, places: PhraseRows) -> RowTap:
         """A collector of attention rows with the adapter's settings."""
+        heads: dict[int, list[int] | None] = {}
+        for layer, head in self.attention_pairs:
+            if self.rows.heads is None:
+                heads[layer] = None
+            else:
+                heads[layer] = [*(heads.get(layer) or ()), head]
         return RowTap(
             places.positions.to(self.device),
             places.phrase_ids.to(self.device),
             places.columns.to(self.device),
             places.num_phrases,
-            layers=self.attention_layers,
-            heads=None if self.rows.heads is None else self.attention_heads,
+            heads=heads,
             merge=self.rows.merge,
         )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -33,7 +34,7 @@ from flmm_detseg.utils.paths import find, places
 # Entry of a checkpoint's meta: the model's heads in their order, which is that of a balancer's vectors.
 HEADS = "heads"
 PHRASE_PREFIX = "heads.phrase."
-# Entry of a checkpoint's meta: for which layout of the LMM its tensors were trained, see LMMAdapter.trained_layout.
+# Entry of a checkpoint's meta: for which layout of the LMM its tensors were trained, see lmm_layout.
 LAYOUT = "lmm_layout"
 # The same: which LMM its tensors were trained on, see :mod:`flmm_detseg.lmms.weights.identity`.
 IDENTITY = "lmm_identity"
@@ -99,10 +100,24 @@ def fingerprint(lmm: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def lmm_layout(lmm: LMMAdapter) -> dict[str, Any] | None:
+    """For which layout of an LMM tensors of a model are trained.
+
+    Args:
+        lmm: The model's.
+
+    Returns:
+        :attr:`LMMAdapter.trained_layout`, and the heads of the attention stack where a ranking chose them: heads of a
+        model read these channels, and no shape shows which they are. None where there is nothing to say.
+    """
+    heads = {"attention_pairs": [list(pair) for pair in lmm.attention_pairs]} if lmm.ranked_heads else {}
+    return {**(lmm.trained_layout or {}), **heads} or None
+
+
 def lmm_meta(lmm: LMMAdapter) -> dict[str, str]:
     """What the ``meta`` of a checkpoint says about an LMM: which it is, and its layout where it has one."""
-    layout = None if lmm.trained_layout is None else layout_text(lmm.trained_layout)
-    facts = {LAYOUT: layout, IDENTITY: lmm_identity(lmm)}
+    layout = lmm_layout(lmm)
+    facts = {LAYOUT: None if layout is None else layout_text(layout), IDENTITY: lmm_identity(lmm)}
     return {key: text for key, text in facts.items() if text is not None}
 
 
@@ -120,7 +135,7 @@ def check_lmm(model: GroundingModule, content: object, source: str, *, start: bo
     """
     if not isinstance(content, Checkpoint):
         content = Checkpoint({}, _recorded(content, LAYOUT), _recorded(content, IDENTITY))
-    check_layout(model.lmm.trained_layout, content.layout, source, start=start)
+    check_layout(lmm_layout(model.lmm), content.layout, source, start=start)
     check_identity(model.lmm, content.identity, source, allow_other=model.allow_other_lmm)
 
 

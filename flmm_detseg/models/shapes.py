@@ -18,7 +18,7 @@ from flmm_detseg.cache import CachedLMM
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.weights.trained_layout import check_layout
-from flmm_detseg.models.checkpoint import IDENTITY, LAYOUT, check_tensors, read_checkpoint
+from flmm_detseg.models.checkpoint import IDENTITY, LAYOUT, check_tensors, lmm_layout, read_checkpoint
 from flmm_detseg.models.from_config import read_config, without_start
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import MODELS, way_to_build
@@ -76,7 +76,7 @@ def import_flmm_checkpoint(
     """
     read = read_config(config)
     model, checkpoint = model_on_meta(read, lmm_config), read_checkpoint(source)
-    check_layout(model.lmm.trained_layout, checkpoint.layout, str(source))
+    check_layout(lmm_layout(model.lmm), checkpoint.layout, str(source))
     given = check_tensors(model, checkpoint.tensors, str(source))
     meta = {"source": str(source), "config": str(config)}
     # Published files do not say on which LMM they were trained; ours do, and so does the file written here.

@@ -112,8 +112,7 @@ def heads_picture(model: GroundingLMM, sample: Sample, prediction: Prediction) -
     return draw_attention_heads(
         sample.image,
         prediction.attention[0].numpy(),
-        model.lmm.attention_layers,
-        model.lmm.attention_heads,
+        model.lmm.attention_pairs,
         None if sample.masks is None else sample.masks[0],
         grid=model.lmm.prepare(sample).grid,
         phrase=sample.phrase_text(0),

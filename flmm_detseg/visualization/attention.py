@@ -70,8 +70,7 @@ def rank_heads(stack: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
 def draw_attention_heads(
     image: np.ndarray,
     stack: np.ndarray,
-    layers: int | Sequence[int],
-    heads: int | Sequence[int],
+    heads: Sequence[tuple[int, int]],
     mask: np.ndarray | None = None,
     *,
     grid: PatchGrid | None = None,
@@ -84,10 +83,9 @@ def draw_attention_heads(
 
     Args:
         image: RGB, uint8, ``[H, W, 3]``.
-        stack: One phrase's attention ``[C, rows, cols]``; channel = layer * heads + head, two-level
-            families all coarse channels first, then all fine ones.
-        layers: Number of layers in the stack, or their indices where a subset was captured.
-        heads: Number of heads per layer, or their indices.
+        stack: One phrase's attention ``[C, rows, cols]``; of two-level families all coarse channels first, then all
+            fine ones.
+        heads: ``(layer, head)`` of the channels of a level, each once.
         mask: bool ``[H, W]``, the phrase's mask: heads are ranked by IoU with it; None: by concentration.
         grid: Geometry of the stack; cuts the padding away. None takes the stack to cover the image exactly.
         phrase: Text of the phrase for the title.
@@ -99,24 +97,19 @@ def draw_attention_heads(
         RGB uint8 picture.
 
     Raises:
-        ValueError: C is not a multiple of layers x heads, or shapes do not fit.
+        ValueError: C is not a multiple of the number of heads, or shapes do not fit.
     """
     canvas.check_image(image)
-    layer_ids = list(range(layers)) if isinstance(layers, int) else list(layers)
-    head_ids = list(range(heads)) if isinstance(heads, int) else list(heads)
-    per_level = len(layer_ids) * len(head_ids)
+    per_level = len(heads)
     if stack.ndim != 3 or per_level == 0 or len(stack) % per_level:
-        raise ValueError(
-            f"stack {list(stack.shape)} does not hold {len(layer_ids)} layers x {len(head_ids)} heads"
-        )
+        raise ValueError(f"stack {list(stack.shape)} does not hold the maps of {per_level} heads")
     if grid is not None:
         stack = stack[(slice(None), *grid.crop_window((stack.shape[1], stack.shape[2])))]
     scores = rank_heads(stack, mask)
     names = [
         ("fine: " if level else "coarse: ") * (len(stack) > per_level) + f"layer {layer} head {head}"
         for level in range(len(stack) // per_level)
-        for layer in layer_ids
-        for head in head_ids
+        for layer, head in heads
     ]
     measure = "concentration" if mask is None else "IoU"
     size = canvas.readable_size(image.shape[:2], min_side=cell, max_side=cell)
@@ -127,7 +120,7 @@ def draw_attention_heads(
         cells.append(canvas.with_title(_map_on_image(base, stack[channel], mask), title, size=12))
     columns = max(3, min(5, (len(cells) + 1) // 2))
     rows = [canvas.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
-    table = _score_table(scores, layer_ids, head_ids, measure)
+    table = _score_table(scores, heads, measure)
     title = "heads that carry it" if phrase is None else f'"{phrase}": heads that carry it'
     if mask is not None:
         title += f" (IoU with the {target})"
@@ -160,15 +153,20 @@ def _ring(picture: np.ndarray, mask: np.ndarray) -> None:
     canvas.blend(picture, edge, (64, 224, 208), 1.0)
 
 
-def _score_table(
-    scores: np.ndarray, layer_ids: Sequence[int], head_ids: Sequence[int], measure: str
-) -> np.ndarray:
-    """One coloured cell per head (rows: layers, columns: heads; coarse and fine levels side by side)."""
-    levels = scores.reshape(-1, len(layer_ids), len(head_ids))
-    side = max(10, min(26, 900 // (levels.shape[0] * len(head_ids))))
+def _score_table(scores: np.ndarray, heads: Sequence[tuple[int, int]], measure: str) -> np.ndarray:
+    """One coloured cell per head (rows: layers, columns: heads; coarse and fine levels side by side); heads that are
+    not in the stack have the colour of the paper.
+    """
+    layer_ids, head_ids = (sorted(set(indices)) for indices in zip(*heads, strict=True))
+    rows, columns = (
+        [labels.index(label) for label in own]
+        for labels, own in zip((layer_ids, head_ids), zip(*heads, strict=True), strict=True)
+    )
+    levels = scores.reshape(-1, len(heads))
+    side = max(10, min(26, 900 // (len(levels) * len(head_ids))))
     left, top = 64, 40
     step = max(1, round(24 / side))
-    width = left + levels.shape[0] * (len(head_ids) * side + 24)
+    width = left + len(levels) * (len(head_ids) * side + 24)
     title = f"{measure} of every head: rows are layers, columns heads; bright is {scores.max():.2f}"
     width = max(width, canvas.text_width(title, 12) + 8)
     picture = Image.new("RGB", (width, top + len(layer_ids) * side + 4), canvas.PAPER)
@@ -193,6 +191,8 @@ def _score_table(
     out = np.array(picture)
     for index, level in enumerate(levels):
         start = left + index * (len(head_ids) * side + 24)
-        colours = canvas.heat(level, low=0.0, high=float(scores.max())).repeat(side, 0).repeat(side, 1)
+        cells = np.full((len(layer_ids), len(head_ids), 3), canvas.PAPER, dtype=np.uint8)
+        cells[rows, columns] = canvas.heat(level[None], low=0.0, high=float(scores.max()))[0]
+        colours = cells.repeat(side, 0).repeat(side, 1)
         out[top : top + colours.shape[0], start : start + colours.shape[1]] = colours
     return out

@@ -181,7 +181,7 @@ def test_prompt_changes_what_the_model_reads(grounder):
 def test_attention_is_kept_only_on_demand_and_can_be_drawn(grounder, tmp_path):
     result = grounder.ground(_image(), CAPTION, PHRASES, keep_attention=True)
     assert result.attention.shape == (2, 12, 4, 4)
-    assert (result.attention_layers, result.attention_heads) == ((0, 1, 2), (0, 1, 2, 3))
+    assert result.attention_pairs == tuple((layer, head) for layer in range(3) for head in range(4))
     assert result.grid.output_grid == (4, 4)
     with Image.open(result.save_attention(tmp_path / "new" / "heads.png", 0)) as picture:
         assert picture.size[0] > 400
@@ -193,7 +193,7 @@ def test_attention_is_kept_only_on_demand_and_can_be_drawn(grounder, tmp_path):
 def test_attention_of_a_subset_names_its_layers():
     grounder = Grounder(_model(sam=False, rows={"layers": [2], "heads": [1, 3]}))
     result = grounder.ground(_image(), CAPTION, PHRASES, keep_attention=True)
-    assert (result.attention_layers, result.attention_heads) == ((2,), (1, 3))
+    assert result.attention_pairs == ((2, 1), (2, 3))
     assert result.attention.shape == (2, 2, 4, 4)
     assert result.refined_logits is None
     assert result.masks.shape == (2, 50, 70)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 from cached_parts import cached_llava
+from head_rankings import ranking_file
 from mmengine.config import Config
+from multi_task_parts import HEADS as MULTI_TASK
 from multi_task_parts import LORA
 from tiny import tiny_llava
 from train_parts import ROOT
@@ -52,6 +54,38 @@ def same(model: GroundingLMM, tensors: dict[str, torch.Tensor]) -> bool:
 
 def copied(model: GroundingLMM) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in model.trainable_state_dict().items()}
+
+
+def ranking(folder: Path, *heads: tuple[int, int]) -> str:
+    """File of a ranking for the tiny LLaVA."""
+    name = "_".join(f"{layer}{head}" for layer, head in heads)
+    return ranking_file(folder / f"{name}.json", 3, 4, list(heads))
+
+
+@pytest.mark.parametrize("lmm", [tiny_llava, cached_llava])
+def test_a_head_that_read_other_attention_heads_is_refused(lmm, tmp_path, warnings):
+    """Both stacks have two channels: no shape tells them apart."""
+
+    def model(**rows) -> GroundingLMM:
+        return GroundingLMM(lmm(rows=rows), {"phrase": MULTI_TASK["phrase"]})
+
+    one, other = ranking(tmp_path, (2, 1), (0, 3), (1, 0)), ranking(tmp_path, (1, 2), (0, 3))
+    path = save(model(heads="top:2", ranking=one), tmp_path / "a.pth")
+    # Order and what comes after the best ones do not count, nor does the file's name.
+    same_heads = model(heads="top:2", ranking=ranking(tmp_path, (0, 3), (2, 1)))
+    load_file(same_heads, path)
+    assert same(same_heads, read_checkpoint(path).tensors)
+    assert not warnings
+    for wrong, shown in (
+        (model(heads="top:2", ranking=other), r"\[\[0, 3\], \[1, 2\]\]"),
+        (model(layers=[0], heads=[0, 3]), "None"),
+    ):
+        before = copied(wrong)
+        with pytest.raises(
+            CheckpointError, match=rf"attention_pairs \[\[0, 3\], \[2, 1\]\] \(model: {shown}\)"
+        ):
+            load_file(wrong, path)
+        assert same(wrong, before)
 
 
 def test_the_same_layout_loads(tmp_path, warnings):

@@ -12,6 +12,7 @@ from flmm_detseg.errors import DataError
 from flmm_detseg.structures import GridLevel, PatchGrid
 from flmm_detseg.visualization import (
     Report,
+    canvas,
     draw_attention_heads,
     draw_comparison,
     draw_grounding,
@@ -19,6 +20,7 @@ from flmm_detseg.visualization import (
     rank_heads,
     read_scalars,
 )
+from flmm_detseg.visualization.attention import _score_table
 from flmm_detseg.visualization.canvas import outline, phrase_colour, resize_mask
 from flmm_detseg.visualization.overlay import find_spans
 
@@ -136,19 +138,40 @@ def test_attention_picture_cuts_the_padding_away():
     stack[0, 0] = 1.0  # looks at the padding only
     stack[1, 3, 3] = 1.0
     mask = _masks((30, 20, 40, 30))[0]
-    picture = draw_attention_heads(GREY, stack, 1, 2, mask, grid=grid, phrase="a ring", top=2)
+    picture = draw_attention_heads(GREY, stack, [(0, 0), (0, 1)], mask, grid=grid, phrase="a ring", top=2)
     assert picture.dtype == np.uint8
     cropped = stack[(slice(None), *grid.crop_window((8, 8)))]
     assert cropped.shape == (2, 6, 8)
     assert rank_heads(cropped, mask).tolist() == [pytest.approx(1 / 48), 1.0]
 
 
-def test_attention_picture_names_subsets_and_levels():
+def test_attention_picture_names_subsets_and_levels(monkeypatch):
     stack = np.random.default_rng(0).random((8, 6, 8)).astype(np.float32)
-    picture = draw_attention_heads(GREY, stack, [5], [0, 1, 2, 3], top=3)
+    titles = []
+    with_title = canvas.with_title
+    monkeypatch.setattr(
+        canvas,
+        "with_title",
+        lambda picture, title, **size: [titles.append(title), with_title(picture, title, **size)][1],
+    )
+    pairs = [(2, 3), (5, 0), (5, 3), (7, 1)]  # no product of layers and heads
+    picture = draw_attention_heads(GREY, stack, pairs, top=8)
     assert picture.shape[2] == 3
-    with pytest.raises(ValueError, match="3 layers x 4 heads"):
-        draw_attention_heads(GREY, stack, 3, 4)
+    scores = rank_heads(stack)
+    names = [f"{level}: layer {layer} head {head}" for level in ("coarse", "fine") for layer, head in pairs]
+    wanted = [f"{names[channel]}  concentration {scores[channel]:.2f}" for channel in np.argsort(-scores)]
+    assert titles[1:-1] == wanted
+    with pytest.raises(ValueError, match="the maps of 3 heads"):
+        draw_attention_heads(GREY, stack, pairs[:3])
+
+
+def test_the_table_of_scores_leaves_heads_that_are_not_in_the_stack_blank():
+    """Two rows (layers 2 and 5), two columns (heads 0 and 3), and no layer 2 head 0."""
+    side = 26
+    table = _score_table(np.array([0.2, 0.9, 0.5]), [(2, 3), (5, 0), (5, 3)], "IoU")
+    cells = table[40 + side // 2 :: side, 64 + side // 2 : 64 + 2 * side : side][:2]
+    colours = canvas.heat(np.array([[0.2, 0.9, 0.5]]), high=0.9)[0]
+    np.testing.assert_array_equal(cells, [[np.asarray(canvas.PAPER), colours[0]], [colours[1], colours[2]]])
 
 
 def test_comparison_has_a_column_per_kind_and_a_row_per_phrase():

@@ -84,7 +84,7 @@ class GroupReader(LMMAdapter):
                     "pre-fusion reads words, and regions are none: leave `prefusion` or `lmm.parts` out"
                 )
             self.parts = built.parts
-        self.attention_layers, self.attention_heads = built.attention_layers, built.attention_heads
+        self.attention_pairs, self.ranked_heads = built.attention_pairs, built.ranked_heads
         self.feature_layer = self.tower.feature_layer
         self.partitioner = MODELS.build(partitioner) if isinstance(partitioner, Mapping) else partitioner
         limit = built.decoder_module.config.max_position_embeddings

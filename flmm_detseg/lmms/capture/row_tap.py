@@ -8,7 +8,8 @@ globals.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
@@ -20,6 +21,8 @@ from transformers.masking_utils import sdpa_mask
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.ops.rows import attention_rows, merge_rows, take_columns
+from flmm_detseg.structures import HeadRanking
+from flmm_detseg.utils.paths import find, is_file, places
 
 ROW_TAP = "flmm_row_tap"
 # Without autograd: most rows that exist on all keys at a time.
@@ -33,23 +36,38 @@ class RowSettings:
     Attributes:
         merge: Over the tokens of a phrase: ``"mean"`` or ``"max"``.
         layers: Decoder layers, 0-based, ascending; None for all.
-        heads: Query heads of each layer, 0-based, ascending; None for all.
+        heads: Query heads of each layer, 0-based, ascending; None for all; ``"top:N"`` for the best N of ``ranking``,
+            whichever layers they are in.
         attention: ``"rows"``: sdpa plus the wanted rows; ``"eager"``: transformers' eager blocks with
             ``output_attentions`` (slow, for parity checks).
+        ranking: File of a :class:`~flmm_detseg.structures.HeadRanking` (``flmm-detseg rank-heads`` writes it), found as
+            by :func:`~flmm_detseg.utils.paths.find`; with ``"top:N"`` only.
     """
 
     merge: str = "mean"
     layers: Sequence[int] | None = None
-    heads: Sequence[int] | None = None
+    heads: Sequence[int] | str | None = None
     attention: str = "rows"
+    ranking: str | None = None
 
     def __post_init__(self) -> None:
         for name, allowed in (("merge", ("mean", "max")), ("attention", ("rows", "eager"))):
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"rows `{name}` is {getattr(self, name)!r}; allowed: {allowed}")
+        if self.by_ranking:
+            if self.layers is not None:
+                raise ConfigError(
+                    f"rows `heads`={self.heads!r} takes heads of any layer, and `layers` is {tuple(self.layers)}; "
+                    "leave one of them out"
+                )
+            self._best(self._read_ranking())  # what is wrong with it shows before weights are loaded
+        elif self.ranking is not None:
+            raise ConfigError(
+                f"rows `ranking` is {self.ranking!r}, which only `heads`='top:N' reads; leave it out"
+            )
         for name in ("layers", "heads"):
             chosen = getattr(self, name)
-            if chosen is None:
+            if chosen is None or isinstance(chosen, str):
                 continue
             chosen = tuple(chosen)
             if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0:
@@ -77,10 +95,44 @@ class RowSettings:
             raise ConfigError(f"rows has unknown keys {unknown}; known: {known}")
         return cls(**settings)
 
+    @property
+    def by_ranking(self) -> bool:
+        """Whether a ranking chooses the heads."""
+        return isinstance(self.heads, str)
+
+    def _read_ranking(self) -> HeadRanking:
+        if self.ranking is None:
+            raise ConfigError(
+                f"rows `heads` is {self.heads!r}, which needs `ranking`: the file that flmm-detseg rank-heads writes"
+            )
+        path = find(self.ranking)
+        if not is_file(path):
+            raise ConfigError(
+                f"rows `ranking`: {self.ranking} is no file ({places(self.ranking)}); flmm-detseg rank-heads writes one"
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"rows `ranking`: {path} cannot be read as JSON ({error}); write it anew by flmm-detseg rank-heads"
+            ) from error
+        return HeadRanking.from_dict(content, str(path))
+
+    def _best(self, ranking: HeadRanking) -> tuple[tuple[int, int], ...]:
+        word, _, count = str(self.heads).partition(":")
+        if word != "top" or not (count.isascii() and count.isdecimal()):
+            raise ConfigError(
+                f"rows `heads` is {self.heads!r}; allowed: a list of indices, None, or 'top:N' such as 'top:16'"
+            )
+        try:
+            return ranking.top(int(count))
+        except ConfigError as error:
+            raise ConfigError(f"rows `heads` is {self.heads!r}: {error}") from error
+
     def resolve(
         self, num_layers: int, num_heads: int, rowless: Collection[int] = ()
-    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The chosen layers and heads of a language model.
+    ) -> tuple[tuple[int, int], ...]:
+        """The chosen heads of a language model.
 
         Args:
             num_layers: Decoder layers.
@@ -88,11 +140,18 @@ class RowSettings:
             rowless: Decoder layers without softmax attention.
 
         Returns:
-            Indices of layers and heads, ascending, from 0.
+            ``(layer, head)``, each from 0, in the order of the stack's channels: layer ascending, within a layer head
+            ascending, however a ranking orders them.
 
         Raises:
-            ConfigError: An index is out of range, or a layer has no attention rows.
+            ConfigError: An index is out of range, a layer has no attention rows, or the ranking is of another model.
         """
+        if self.by_ranking:
+            ranking = self._read_ranking()
+            ranking.check(num_layers, num_heads)
+            pairs = sorted(self._best(ranking))
+            _check_rows("ranking", {layer for layer, _ in pairs}, num_layers, rowless)
+            return tuple(pairs)
         chosen = []
         for name, count in (("layers", num_layers), ("heads", num_heads)):
             indices = getattr(self, name)
@@ -101,12 +160,16 @@ class RowSettings:
             if indices[-1] >= count:
                 raise ConfigError(f"rows `{name}` names {indices[-1]}; the language model has 0..{count - 1}")
             chosen.append(indices)
-        if without := sorted(set(chosen[0]).intersection(rowless)):
-            raise ConfigError(
-                f"rows `layers` names {without}; these layers of the language model have no softmax attention, so "
-                f"there are no rows to read. Layers with rows: {sorted(set(range(num_layers)) - set(rowless))}"
-            )
-        return chosen[0], chosen[1]
+        _check_rows("layers", chosen[0], num_layers, rowless)
+        return tuple((layer, head) for layer in chosen[0] for head in chosen[1])
+
+
+def _check_rows(name: str, layers: Collection[int], num_layers: int, rowless: Collection[int]) -> None:
+    if without := sorted(set(layers).intersection(rowless)):
+        raise ConfigError(
+            f"rows `{name}` names {without}; these layers of the language model have no softmax attention, so "
+            f"there are no rows to read. Layers with rows: {sorted(set(range(num_layers)) - set(rowless))}"
+        )
 
 
 class RowTap:
@@ -117,8 +180,7 @@ class RowTap:
         phrase_ids: Phrase of each of them, int64 ``[B, P]``, -1 for padding.
         columns: Image tokens among the keys, int64 ``[B, N]``, padded with 0; newline tokens left out.
         num_phrases: K, the most phrases of a sequence of the batch.
-        layers: Layers to collect.
-        heads: Heads to collect, None for all.
+        heads: By layer to collect, ascending, its heads, ascending; None for all of them.
         merge: ``"mean"`` or ``"max"``.
     """
 
@@ -129,25 +191,31 @@ class RowTap:
         columns: Tensor,
         num_phrases: int,
         *,
-        layers: Sequence[int],
-        heads: Sequence[int] | None,
+        heads: Mapping[int, Sequence[int] | None],
         merge: str,
     ) -> None:
         self.positions = positions
         self.phrase_ids = phrase_ids
         self.columns = columns
         self.num_phrases = num_phrases
-        self.layers = tuple(layers)
-        self.heads = None if heads is None else torch.tensor(heads, device=positions.device)
+        # One tensor, cut: each copy to a GPU would wait for it.
+        lists = [chosen or () for chosen in heads.values()]
+        together = torch.tensor([head for part in lists for head in part], dtype=torch.int64)
+        parts = together.to(positions.device).split([len(part) for part in lists])
+        self.heads = {
+            layer: None if chosen is None else part
+            for (layer, chosen), part in zip(heads.items(), parts, strict=True)
+        }
         self.merge = merge
         self._merged: dict[int, Tensor] | None = {}
 
     def collect(self, layer: int, query: Tensor, key: Tensor, mask: Tensor | None, scaling: float) -> None:
         """Computes and keeps a layer's rows; arguments as in :func:`~flmm_detseg.ops.rows.attention_rows`."""
-        if layer not in self.layers:
+        if layer not in self.heads:
             return
         positions = self.positions.to(query.device)
-        heads = None if self.heads is None else self.heads.to(query.device)
+        chosen = self.heads[layer]
+        heads = None if chosen is None else chosen.to(query.device)
         # Rows on all keys are large and at once cut to the image's; with autograd they stay alive anyway.
         step = max(1, positions.shape[1] if torch.is_grad_enabled() else ROWS_PER_CALL)
         cut = [
@@ -158,10 +226,10 @@ class RowTap:
 
     def collect_eager(self, layer: int, attention: Tensor) -> None:
         """Cuts the rows out of a full attention matrix ``[B, H, T, T]``."""
-        if layer not in self.layers:
+        if layer not in self.heads:
             return
-        if self.heads is not None:
-            attention = attention[:, self.heads.to(attention.device)]
+        if (heads := self.heads[layer]) is not None:
+            attention = attention[:, heads.to(attention.device)]
         index = self.positions.to(attention.device)[:, None, :, None]
         rows = attention.gather(2, index.expand(-1, attention.shape[1], -1, attention.shape[3]))
         self._keep(layer, self._cut(rows))
@@ -180,12 +248,12 @@ class RowTap:
         """Hands over the rows, once.
 
         Returns:
-            float32 ``[B, K, C, N]``, channel = layer * heads + head over the chosen ones.
+            float32 ``[B, K, C, N]``; channels in the order of the layers, within a layer of its heads.
         """
         assert self._merged is not None, "handed over before"
-        assert len(self._merged) == len(self.layers), "layers were not tapped"
-        device = self._merged[self.layers[0]].device
-        stack = torch.cat([self._merged[layer].to(device) for layer in self.layers], dim=2)
+        assert len(self._merged) == len(self.heads), "layers were not tapped"
+        device = self._merged[next(iter(self.heads))].device
+        stack = torch.cat([self._merged[layer].to(device) for layer in self.heads], dim=2)
         self._merged = None
         return stack
 
