@@ -63,7 +63,7 @@ def rank_heads(
         scores = contrast_scores(right, attention_of(lmm, with_wrong_phrases(samples), batch_size))
         for _ in range(_ROUNDS):
             scores = agreement_scores(right, np.argsort(-scores, kind="stable")[:_TOGETHER])
-    labels = [(layer, head) for layer in lmm.attention_layers for head in lmm.attention_heads]
+    labels = list(lmm.attention_pairs)
     order = np.argsort(-scores, kind="stable")
     return HeadRanking(
         lmm=name,

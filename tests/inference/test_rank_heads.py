@@ -104,11 +104,11 @@ def test_batches_change_nothing_and_the_file_holds_it():
     alone, together = (attention_of(lmm, samples, size) for size in (1, 5))
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-6)
-        assert a.shape[0] == len(lmm.attention_layers) * len(lmm.attention_heads)
+        assert a.shape[0] == len(lmm.attention_pairs)
     for method in ("contrast", "localisation"):
         ranking = rank_heads(lmm, samples, "tiny", method)
         assert HeadRanking.from_dict(json.loads(json.dumps(ranking.to_dict())), "f") == ranking
-        assert set(ranking.heads) == {(a, b) for a in lmm.attention_layers for b in lmm.attention_heads}
+        assert set(ranking.heads) == set(lmm.attention_pairs)
         assert list(ranking.scores) == sorted(ranking.scores, reverse=True)
     with pytest.raises(ConfigError, match="'best'; known: contrast, localisation"):
         rank_heads(lmm, samples, "tiny", "best")
