@@ -286,10 +286,9 @@ class Refiner(nn.Module, ABC):
                 given = text if self.use_text else None
                 words = None if given is None else [text_of(given[index], part) for index, part in call]
                 lengths = [len(logits) for logits in coarse]
-                rows = torch.tensor([image_index[index] for index, _ in call], device=features[0].device)
-                rows = rows.repeat_interleave(torch.tensor(lengths, device=rows.device))
+                levels = _per_prompt(features, [image_index[index] for index, _ in call], lengths)
                 tokens = self._phrase_tokens(prompts, words, sum(lengths))
-                low_res, _ = self.decode(decoder, tuple(level[rows] for level in features), *tokens)
+                low_res, _ = self.decode(decoder, levels, *tokens)
                 low_res = low_res[:, 1:] if self.multimask_output else low_res[:, :1]
                 for (index, part), logits, maps in zip(call, coarse, low_res.float().split(lengths)):
                     chosen = self._select(maps, logits, sizes[index])
@@ -367,13 +366,12 @@ class Refiner(nn.Module, ABC):
             features = self.decoder_features(mask_decoder, encoded)
             for index, row in zip(wanted, rows):
                 boxes = scale_boxes(boxes_xyxy[index].float(), sizes[index], self.input_size(sizes[index]))
-                own = [level[row] for level in features]
                 parts = []
                 for part in boxes.split(boxes_per_call):
                     with torch.autocast(part.device.type, enabled=False):
                         sparse, dense = self.encode_prompts(prompt_encoder, part, None)
                     everything = torch.ones(sparse.shape[:2], dtype=torch.bool, device=sparse.device)
-                    levels = tuple(level.expand(len(part), -1, -1, -1) for level in own)
+                    levels = _per_prompt(features, [row], [len(part)])
                     logits, quality = self.decode(mask_decoder, levels, sparse, everything, dense)
                     parts.append(self.single_masks(logits, quality).float())
                 found[index] = torch.cat(parts)
@@ -472,3 +470,14 @@ class Refiner(nn.Module, ABC):
                 coarse = coarse_masks(coarse_logits[index : index + 1].float(), image_size)
                 best.append(mask_iou(maps[0] > 0, coarse).argmax())
         return candidates[torch.arange(len(best), device=candidates.device), torch.stack(best)]
+
+
+def _per_prompt(
+    features: tuple[Tensor, ...], rows: Sequence[int], counts: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """Features ``[U, ...]`` of images for the prompts of each row, ``[sum of counts, ...]``; of one image no copies."""
+    if len(set(rows)) == 1:
+        return tuple(level[rows[0]].expand(sum(counts), -1, -1, -1) for level in features)
+    index = torch.tensor(rows, device=features[0].device)
+    index = index.repeat_interleave(torch.tensor(counts, device=index.device))
+    return tuple(level[index] for level in features)

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import Sam2Config, Sam2ImageProcessorFast, Sam2Model
+from transformers import (
+    PretrainedConfig,
+    Sam2Config,
+    Sam2HieraDetConfig,
+    Sam2ImageProcessorFast,
+    Sam2MaskDecoderConfig,
+    Sam2Model,
+    Sam2PromptEncoderConfig,
+    Sam2VisionConfig,
+)
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.utils.finite import not_finite
 from flmm_detseg.utils.hub import check_folder
+from flmm_detseg.utils.names import suggest
 
 # The published files are those of the video model, whose memory an image does not need.
 _MODEL_TYPES = ("sam2", "sam2_video")
 _PARTS = ("vision_config", "prompt_encoder_config", "mask_decoder_config")
+_KINDS = {
+    "vision_config": Sam2VisionConfig,
+    "backbone_config": Sam2HieraDetConfig,
+    "prompt_encoder_config": Sam2PromptEncoderConfig,
+    "mask_decoder_config": Sam2MaskDecoderConfig,
+}
 _FEATURE_LEVELS = 3
 
 
@@ -136,9 +153,22 @@ def _fields(variant: str | Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _config_of(variant: str | Mapping[str, Any] | None) -> Sam2Config:
     fields = copy.deepcopy(_fields(variant))  # transformers writes into them
-    if unknown := sorted(set(fields) - set(_PARTS)):
-        raise ConfigError(f"SAM 2 variant: unknown fields {', '.join(unknown)}; known: {', '.join(_PARTS)}")
+    _check_names(fields, Sam2Config, "")
     return _checked(Sam2Config(**fields), "SAM 2 variant")
+
+
+def _check_names(fields: Mapping[str, Any], kind: type[PretrainedConfig], path: str) -> None:
+    """Refuses misspelt fields, which transformers would keep and not use."""
+    known = [name for name in inspect.signature(kind).parameters if name != "kwargs"]
+    for name, value in fields.items():
+        if name not in known:
+            raise ConfigError(
+                f"SAM 2 variant: `{path}{name}` is no field of a {kind.__name__}{suggest(name, known)}"
+            )
+        if name in _KINDS:
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"SAM 2 variant: `{path}{name}` is {value!r}; give its fields, dict(...)")
+            _check_names(value, _KINDS[name], f"{path}{name}.")
 
 
 def _read_config(source: str) -> Sam2Config:
@@ -163,8 +193,12 @@ def _checked(config: Sam2Config, source: str) -> Sam2Config:
     """Sizes that must agree, because maps of one part are added to those of another."""
     vision, prompts, decoder = (getattr(config, name) for name in _PARTS)
     backbone = vision.backbone_config
+    size = backbone.image_size
     facts = {
-        "vision_config.backbone_config.image_size": (list(backbone.image_size), [prompts.image_size] * 2),
+        "vision_config.backbone_config.image_size": (
+            [size, size] if isinstance(size, int) else list(size),
+            [prompts.image_size] * 2,
+        ),
         "vision_config.num_feature_levels": (vision.num_feature_levels, _FEATURE_LEVELS),
         "vision_config.fpn_hidden_size": (vision.fpn_hidden_size, prompts.hidden_size),
         "mask_decoder_config.hidden_size": (decoder.hidden_size, prompts.hidden_size),

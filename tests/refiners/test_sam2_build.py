@@ -86,8 +86,16 @@ def test_another_variant_family_or_none_is_named(folder, tmp_path):
     for variant in (None, "hiera_huge"):
         with pytest.raises(ConfigError, match="hiera_tiny, hiera_small, hiera_base_plus, hiera_large"):
             build_sam2(variant)
-    with pytest.raises(ConfigError, match="unknown fields vision; known: vision_config"):
-        build_sam2({"vision": {}})
+    for wrong, message in (
+        ({"vision": {}}, "`vision` is no field of a Sam2Config"),
+        (
+            {"vision_config": {"backbone_config": {"hiden_size": 8}}},
+            "`vision_config.backbone_config.hiden_size`.*`hidden_size`",
+        ),
+        ({"vision_config": 8}, "`vision_config` is 8; give its fields"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build_sam2(wrong)
     with pytest.raises(ConfigError, match=r"differs from.*hidden_size 8 instead of 96.*drop `variant`"):
         build_sam2("hiera_tiny", str(folder))
     change_config(folder, model_type="sam")
