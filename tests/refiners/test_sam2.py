@@ -261,9 +261,10 @@ def test_samples_without_phrases_and_boxes():
 
 def test_a_box_is_not_changed_and_lies_in_the_squeezed_frame():
     refiner = make_sam2_refiner()
-    boxes = [BOXES[0].clone()]
-    refiner.masks_from_boxes([make_inputs()[0][0]], boxes)
-    assert torch.equal(boxes[0], BOXES[0])
+    boxes = BOXES[0].clone()
+    first = [refiner.encode_prompts(refiner.model.prompt_encoder, boxes, None)[0] for _ in range(2)]
+    assert torch.equal(*first)
+    assert torch.equal(boxes, BOXES[0])
     prompt = refiner.make_prompt(torch.full((1, 10, 16), -9.0), (40, 64))  # an empty mask: the whole image
     assert prompt.boxes_xyxy.tolist() == [[0, 0, SIDE, SIDE]]
     assert prompt.mask_logits.shape == (1, 1, SIDE // 4, SIDE // 4)
