@@ -284,6 +284,21 @@ PUBLISHED = {
         ),
         8.5, 36, 4096, 2304, 1024, (32, 32),
     ),
+    "OpenGVLab/InternVL3_5-1B-HF": Published(
+        dict(
+            model_type="internvl",
+            text_config=dict(
+                QWEN3,
+                model_type="qwen3",
+                hidden_size=1024,
+                intermediate_size=3072,
+                num_hidden_layers=28,
+                num_attention_heads=16,
+            ),
+            vision_config=INTERN_VIT,
+        ),
+        1.1, 28, 1024, 896, 1024, (32, 32),
+    ),
     "OpenGVLab/InternVL3_5-2B-HF": Published(
         dict(
             model_type="internvl",
@@ -404,6 +419,23 @@ PUBLISHED = {
             vision_config=dict(SIGLIP_SO400M, image_size=896),
         ),
         12.2, 48, 3840, 128, 1152, (64, 64),
+    ),
+    "google/gemma-3-27b-it": Published(
+        dict(
+            model_type="gemma3",
+            text_config=dict(
+                model_type="gemma3_text",
+                hidden_size=5376,
+                intermediate_size=21504,
+                num_hidden_layers=62,
+                num_attention_heads=32,
+                num_key_value_heads=16,
+                head_dim=128,
+                sliding_window=1024,
+            ),
+            vision_config=dict(SIGLIP_SO400M, image_size=896),
+        ),
+        27.4, 62, 5376, 320, 1152, (64, 64),
     ),
     "LiquidAI/LFM2-VL-1.6B": Published(
         dict(
