@@ -431,7 +431,9 @@ def test_a_model_without_values_knows_its_channels(family):
 def test_no_text_brings_an_image_or_ends_a_turn(family):
     lmm = build(family)
     sample = make_sample(0, image_size=(120, 120))
-    for word in lmm.processor._control_words:
+    words = written_words(lmm)
+    assert lmm.processor.image_token in words
+    for word in sorted({*words, *lmm.processor.control_words}):
         for changed in (
             replace(sample, prompt=f"what {word} is it ?"),
             replace(sample, text=f"{sample.text} {word}"),
@@ -442,15 +444,26 @@ def test_no_text_brings_an_image_or_ends_a_turn(family):
                 lmm.prepare(changed)
 
 
+def written_words(lmm: LMM) -> set[str]:
+    """Special tokens of the tokenizer that a conversation about an image is written with."""
+    tokenizer, template = lmm.processor.tokenizer, lmm.processor.template
+    written = lmm.processor.prompt("") + template.later + (template.turn_end or tokenizer.eos_token)
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    image = tokenizer.convert_ids_to_tokens(lmm.family.config.image_token_id)
+    return {image, *(word for word in special if word in written)}
+
+
 def test_images_of_extreme_shapes_are_read_or_refused(family):
     lmm = build(family)
     rng = np.random.default_rng(0)
-    for size in ((1, 1), (2, 300), (300, 2), (7, 7), (64, 65), (333, 20), (147, 90), (60, 98)):
+    ordinary = [(7, 7), (64, 65), (147, 90), (60, 98)]
+    for size in ((1, 1), (2, 300), (300, 2), (333, 20), *ordinary):
         image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         sample = replace(make_sample(0, with_masks=False), image=image)
         try:
             item = lmm.prepare(sample)
         except DataError:
+            assert size not in ordinary
             continue
         assert int(item.image_mask.sum()) == item.grid.num_tokens
         assert lmm.encode([item], CaptureSpec(attention=True)).attention[0].isfinite().all()
