@@ -1,4 +1,4 @@
-"""LMM adapters: the only room that knows transformers and peft. See docs/architecture.md, section Rooms."""
+"""LMM adapters: the room that reaches into LMMs of transformers. See docs/architecture.md, section Rooms."""
 
 from __future__ import annotations
 

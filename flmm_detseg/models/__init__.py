@@ -1,4 +1,4 @@
-"""The assembly of LMM and heads, and the only place that builds parts from config."""
+"""The assembly of LMM and heads, which are built from config here."""
 
 from __future__ import annotations
 

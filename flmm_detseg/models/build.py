@@ -1,4 +1,4 @@
-"""Builds parts from config. The only place of the package that does."""
+"""Builds LMMs, heads and what heads share from config, with errors that name the key."""
 
 from __future__ import annotations
 

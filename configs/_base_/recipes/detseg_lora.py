@@ -1,6 +1,7 @@
-"""LLaVA-Det-Seg without its LMM: boxes (also in words), label maps, phrases, answers in one LoRA-adapted model (stage 2).
+"""Shared part of recipes: LLaVA-Det-Seg without its LMM, stage 2; a recipe adds `model.lmm`.
 
-A recipe adds `model.lmm`. Where this is not what the method was first planned to be, and why:
+Boxes (also in words), label maps, phrases and answers in one LoRA-adapted model. Where this is not what the method was
+first planned to be, and why:
 
 - LoRA in stage 1: stage 1 trains heads on the LMM as it is. Its three files then fit together, as all read one LMM; LoRA
   that grew with one head would not fit the others, and untrained heads have nothing to teach a tower.

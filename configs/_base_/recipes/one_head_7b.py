@@ -1,4 +1,8 @@
-"""One head on the frozen LLaVA-1.5-7B. A recipe adds `model.heads`, the data set and the number of iterations."""
+"""Shared part of recipes: one head on the frozen LLaVA-1.5-7B.
+
+A recipe adds `model.heads`, `train_dataloader.dataset`, and the number of iterations (`train_cfg.max_iters` and
+`param_scheduler[1].end`); and the data sets that its evaluation takes by name (`coco_eval`, `semseg_eval`, `vqa_eval`).
+"""
 
 from mmengine.config import read_base
 

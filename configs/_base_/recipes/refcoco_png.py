@@ -1,4 +1,4 @@
-"""F-LMM's recipe without its LMM: U-Net and SAM ViT-L on RefCOCO/+/g and PNG. A recipe adds `model.lmm`."""
+"""Shared part of recipes: F-LMM's U-Net and SAM ViT-L on RefCOCO/+/g and PNG; a recipe adds `model.lmm`."""
 
 from mmengine.config import read_base
 

@@ -1,4 +1,7 @@
-"""One head on the frozen tiny LLaVA, on TinyWorld. A recipe adds `model.heads` and the data set to train on."""
+"""Shared part of recipes: one head on the frozen tiny LLaVA, on TinyWorld.
+
+A recipe adds `model.heads` and `train_dataloader.dataset`.
+"""
 
 from mmengine.config import read_base
 
