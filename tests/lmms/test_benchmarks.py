@@ -115,3 +115,14 @@ def test_answer_rules_compare_answers_with_the_most_frequent_one(monkeypatch, ca
     }  # fmt: skip
     given = figures[places[2]]
     assert (given["accuracy"], given["low"], given["high"]) == (0.75, 0.5, 1.0)
+
+
+def test_top_heads_reports_what_fewer_channels_cost(monkeypatch, capsys):
+    figures = last_line("top_heads", [], monkeypatch, capsys)
+    # Float32 rows on 14 x 14 patches.
+    by_count = {count: row["bytes_per_phrase"] for count, row in figures["tiny"].items()}
+    assert by_count == {"32": 25088, "8": 6272}
+    assert figures["tiny"]["32"]["time_ratio"] == 1
+    eight, four = (figures["unet_7b"][count] for count in ("8", "4"))
+    assert eight["parameters"] - four["parameters"] == 4 * 8 * 3 * 3
+    assert eight["bytes_per_phrase"] == 2 * four["bytes_per_phrase"]
