@@ -12,6 +12,7 @@ from same_states import EVERYTHING
 from test_conformance import samples
 from tiny_families import FAMILIES, LLAMA, build
 
+from flmm_detseg.heads.language_head import distillation
 from flmm_detseg.lmms.added.added_tokens import grown_tables, is_added, settle
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.structures import CaptureSpec, Phrase
@@ -75,6 +76,7 @@ def test_without_the_tokens_it_is_the_untouched_model_bit_for_bit(family, table)
         assert torch.equal(more[:, old], theirs[:, old])
         assert more.shape[-1] == max(size, max(ids) + 1)
         assert all(more[:, index].isfinite().all() for index in ids)
+        assert distillation(more, theirs, 2.0, lmm.added_ids).abs().max() < 1e-6, "nothing was learned"
     for ours, theirs in zip(outside.attention, expected.attention, strict=True):
         assert torch.equal(ours, theirs)
 

@@ -141,6 +141,12 @@ def test_an_own_projector_of_a_bfloat16_model_is_trained_in_float32(family):
         optimizer.step()
     changed = torch.cat([(now != old).flatten() for now, old in zip(trained, before, strict=True)])
     assert changed.float().mean() > 0.95
+    with torch.no_grad():
+        (ours,) = lmm.encode([item], LOGITS).logits
+        lmm.parts["projector"].settle(lmm.model)
+        assert {weight.dtype for weight in lmm.model.parameters()} == {torch.bfloat16}
+        (settled,) = lmm.encode([item], LOGITS).logits
+    assert (settled - ours).norm() < 0.1 * ours.norm()
 
 
 @torch.no_grad()
