@@ -135,8 +135,8 @@ def attention_of(lmm: LMMAdapter, samples: Sequence[Sample], batch_size: int) ->
         batch_size: Samples in one pass.
 
     Returns:
-        Per sample float32 ``[heads, rows, cols]``, channel = layer * heads + head: the mean over the levels of families
-        that have several, padding cut away.
+        Per sample float32 ``[heads, rows, cols]`` in the order of ``attention_pairs``: the mean over the levels of
+        families that have several, padding cut away.
     """
     found: list[np.ndarray] = []
     for start in range(0, len(samples), batch_size):

@@ -22,8 +22,8 @@ class Generation:
             fall. Tokens that spell one character together all have its range; special tokens have an empty one.
         log_probs: float32 ``[A]``, CPU: log-probability of each token when it was chosen.
         inputs: Image, prompt and generated tokens as one teacher-forced sequence without phrases.
-        attention: ``[C, A, N]`` in the LMM's dtype, in [0, 1]: softmax over all keys, cut to the patches; channel =
-            layer * heads + head. None where the capture did not ask for it.
+        attention: ``[C, A, N]`` in the LMM's dtype, in [0, 1]: softmax over all keys, cut to the patches; channels
+            in the order of ``LMMAdapter.attention_pairs``. None where the capture did not ask for it.
         hidden: ``[n, A, d]`` in the LMM's dtype: states after :attr:`hidden_layers`. None as above.
         hidden_layers: Decoder layers of ``hidden``, see :attr:`HiddenRows.layers`.
         vision: Per asked layer ``[d_v, rows, cols]`` of the base (squared) image. None as above.

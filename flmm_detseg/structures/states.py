@@ -241,7 +241,7 @@ class LMMStates:
 
     Attributes:
         attention: Per sample ``[K, C, rows, cols]`` float32 in [0, 1], on :attr:`PatchGrid.output_grid`;
-            channel = layer * heads + head, two-level families: all coarse channels, then all fine ones.
+            channels in the order of ``LMMAdapter.attention_pairs``, two-level families: all coarse ones, then all fine.
         hidden: Per sample :class:`HiddenRows`.
         vision: Per sample, per asked layer: ``[d_v, rows, cols]`` of the base (squared) image.
         logits: Per sample ``[T - logits_start, V]``, dtype of the LMM: predictions of the answer's tokens.

@@ -10,6 +10,7 @@ from head_rankings import ranking_file
 from test_conformance import samples
 from tiny_families import FAMILIES, build
 
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import CaptureSpec
 
 ROWS = CaptureSpec(attention=True)
@@ -34,6 +35,13 @@ def test_rows_of_single_heads_are_channels_of_the_whole_stack(family, tmp_path):
         )
     )
     assert some.attention_pairs == ((first, 3), (last, 0), (last, 2))
+    if facts.rowless_layers:
+        wrong = [(facts.rowless_layers[0], 0)]
+        nowhere = ranking_file(tmp_path / "nowhere.json", facts.num_layers, facts.num_heads, wrong)
+        with pytest.raises(
+            ConfigError, match=rf"rows `ranking` names \[{facts.rowless_layers[0]}\]; these layers"
+        ):
+            build(family, rows=dict(heads="top:1", ranking=nowhere))
     assert some.attention_channels == 3 * facts.num_levels
     per_level = [whole.attention_pairs.index(pair) for pair in some.attention_pairs]
     channels = [
