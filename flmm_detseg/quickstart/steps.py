@@ -25,6 +25,7 @@ CONFIGS = {
     "trained": "configs/tiny/frozen_tiny_llava_refcoco_png.py",
     "control": "configs/tiny/frozen_tiny_llava_refcoco_png_control.py",
 }
+TRAINING_FREE = "configs/tiny/training_free.py"
 SPLITS = ("val", "testA", "testB")
 WORLD_IMAGES, WORLD_SEED = 2500, 0
 
@@ -63,7 +64,7 @@ def tool(name: str, script: str, *arguments: str | Path) -> Command:
 
 def config_path(run: str) -> str:
     """Config of a run, relative where it lies below the current folder."""
-    path = REPOSITORY / CONFIGS[run]
+    path = REPOSITORY / {**CONFIGS, "untrained": TRAINING_FREE}[run]
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
@@ -92,12 +93,12 @@ def train(state: Quickstart) -> None:
 
 
 def evaluate(state: Quickstart) -> None:
-    """RefCOCO and PNG of both runs, and the trained run with phrases of other images."""
+    """RefCOCO and PNG of both runs, the trained run with phrases of other images, and masks without training."""
 
     def command(name: str, script: str, run: str, *arguments: str) -> Command:
         limit = ["--limit", "8"] if state.fast else []
         where = ["--work-dir", str(WORK_DIR / "eval" / name)]
-        checkpoint = ["--checkpoint", state.checkpoints[run]]
+        checkpoint = ["--checkpoint", state.checkpoints[run]] if run in state.checkpoints else []
         return tool(name, script, config_path(run), *checkpoint, *where, *arguments, *limit)
 
     refcoco, sweep = "eval_refcoco.py", "--threshold-sweep"
@@ -107,11 +108,12 @@ def evaluate(state: Quickstart) -> None:
         command("refcoco_all_sentences", refcoco, "trained", "--splits", "val", "--sentences", "all"),
         command("refcoco_control", refcoco, "control", "--splits", "val", sweep),
         command("refcoco_wrong_phrases", refcoco, "trained", "--splits", "val", "--phrases", "shuffled"),
+        command("refcoco_without_training", refcoco, "untrained", "--splits", "val"),
         command("png_trained", "eval_png.py", "trained"),
         command("png_control", "eval_png.py", "control"),
     ]
     figures = state.run(commands, slots=2)
-    for run in ("trained", "all sentences", "control", "wrong phrases"):
+    for run in ("trained", "all sentences", "control", "wrong phrases", "without training"):
         metrics = figures[f"refcoco_{run.replace(' ', '_')}"]["metrics"]
         state.summary.refcoco[run] = {
             name.removeprefix("refcoco_"): values for name, values in metrics.items()

@@ -22,7 +22,8 @@ caption. While it reads the words of a phrase, its attention heads look at image
 maps into a coarse mask, a SAM refines it. Only the U-Net, SAM's decoder and a text projection are trained.
 
 The control has the same vision tower but a language model with random weights, and heads trained in the same
-way; it is scored at its best threshold. Wrong phrases: the trained model reads a phrase of another image."""
+way; it is scored at its best threshold. Wrong phrases: the trained model reads a phrase of another image.
+Without training: three attention heads, chosen without masks, and the tiny SAM as it is."""
 _GROUPS = ("all", "thing", "stuff", "singular", "plural")
 
 
@@ -46,8 +47,8 @@ class Summary:
 
     Attributes:
         fast: A trial with few iterations and images; nothing is demanded of its figures.
-        refcoco: Per run (``trained``, ``all sentences``, ``control``, ``wrong phrases``) and split the figures of
-            ``RefSegMetric``.
+        refcoco: Per run (``trained``, ``all sentences``, ``control``, ``wrong phrases``, ``without training``) and
+            split the figures of ``RefSegMetric``.
         png: Per run the figures of ``PNGMetric``.
         trainings: Per run the last line of ``tools/train.py``.
         seconds: Per step.

@@ -28,7 +28,8 @@ def test_fast_quickstart_makes_numbers_and_pictures(tmp_path):
     figures = json.loads(run.stdout.splitlines()[-1])
     assert figures["fast"] is True
     results = json.loads((tmp_path / figures["results"]).read_text())
-    assert set(results["refcoco"]) == {"trained", "all sentences", "control", "wrong phrases"}
+    runs = {"trained", "all sentences", "control", "wrong phrases", "without training"}
+    assert set(results["refcoco"]) == runs
     assert set(results["refcoco"]["trained"]) == {"val", "testA", "testB"}
     assert "coarse_best_threshold_cIoU" in results["refcoco"]["control"]["val"]
     assert {"average_recall_" + group for group in ("all", "thing", "stuff", "singular", "plural")} <= {
