@@ -61,7 +61,7 @@ def measure(name: str, data: str, images: int, limit: int) -> dict[str, Any]:
     masks = [sample.masks[0] for sample in samples if sample.masks is not None]
     right = attention_of(lmm, samples, 16)
     wrong = attention_of(lmm, with_wrong_phrases(samples), 16)
-    labels = [(layer, head) for layer in lmm.attention_layers for head in lmm.attention_heads]
+    labels = lmm.attention_pairs
     alone = [float(ious(right, [channel], masks).mean()) for channel in tqdm(range(len(labels)), leave=False)]
     figures: dict[str, Any] = {
         "phrases": len(samples),
