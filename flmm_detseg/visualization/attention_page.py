@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+
+from flmm_detseg.utils.whole_files import dump_json
 
 Span = tuple[int, int]
 
@@ -99,14 +100,14 @@ def attention_page(
     means = np.concatenate([small.mean(axis=1, keepdims=True), small], axis=1)
     usual = np.maximum(means.mean(axis=0, keepdims=True), 1e-12)
     data = {
-        "size": small.shape[2:],
+        "size": list(small.shape[2:]),
         "layers": list(layers),
         "absolute": _encode(means),
         "relative": _encode(means / usual if len(means) > 1 else means),
     }
     lines = "".join(f'<p class="note">{html.escape(note)}</p>' for note in notes)
     # "</" would end the script element.
-    content = json.dumps(data).replace("</", "<\\/")
+    content = dump_json(data).replace("</", "<\\/")
     return (
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
