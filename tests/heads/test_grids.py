@@ -13,7 +13,7 @@ from flmm_detseg.heads.grids import by_grid, same_grid
 from flmm_detseg.structures import GroundingBatch, LMMStates
 
 NAMES = ("star", "ring", "square")
-RAGGED = (PADDED, WIDE, TALL, WIDE)
+RAGGED = (PADDED, WIDE, TALL, WIDE, PADDED)
 
 
 def make_head(kind):
@@ -24,7 +24,7 @@ def make_head(kind):
 
 
 def ragged_case() -> tuple[LMMStates, GroundingBatch]:
-    """The last image, of the rarer grid, has no object."""
+    """The second image of the rarer grid has no object."""
     states, batch = make_dense_case(RAGGED)
     nothing = batch.samples[3].dense
     nothing = replace(nothing, boxes_xyxy=nothing.boxes_xyxy[:0], labels=nothing.labels[:0])
@@ -33,7 +33,7 @@ def ragged_case() -> tuple[LMMStates, GroundingBatch]:
 
 def test_a_batch_is_divided_by_grid_and_one_of_one_grid_is_left_alone():
     states, batch = ragged_case()
-    assert same_grid(batch) == [[0, 2], [1, 3]]
+    assert same_grid(batch) == [[0, 2, 4], [1, 3]]
     first, second = by_grid(states, batch)
     assert [sample.record_id for sample in second.batch.samples] == ["case/1", "case/3"]
     assert second.states.vision[1] is states.vision[3]
@@ -47,10 +47,10 @@ def test_a_batch_is_divided_by_grid_and_one_of_one_grid_is_left_alone():
 def test_losses_of_different_grids_are_divided_by_all_positives():
     head = make_head(DetectionHead)
     states, batch = ragged_case()
-    alone = [select(states, batch, index) for index in range(4)]
+    alone = [select(states, batch, index) for index in range(5)]
     counts = [head.num_targets(case[1]) for case in alone]
     together = head.loss(states, batch)
-    positives = sum(counts[:3])  # of the last image none: its own losses are divided by 1
+    positives = sum(counts) - counts[3]  # that image has none: its own losses are divided by 1
     assert head.num_targets(batch) == positives
     for name in ("loss_cls", "loss_bbox", "loss_centerness"):
         expected = sum(head.loss(*case)[name] * count for case, count in zip(alone, counts)) / positives
@@ -64,7 +64,7 @@ def test_label_maps_of_different_grids_count_alike():
     states, batch = ragged_case()
     together = head.loss(states, batch)
     for name, value in together.items():
-        expected = torch.stack([head.loss(*select(states, batch, i))[name] for i in range(4)]).mean()
+        expected = torch.stack([head.loss(*select(states, batch, i))[name] for i in range(5)]).mean()
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
