@@ -9,6 +9,7 @@ from mmengine.config import Config
 from scipy import ndimage
 from tiny import make_sample, tiny_llava
 
+from flmm_detseg.engine.training.loop import check_trainable
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.heads import AttentionMaskHead, PhraseGroundingHead
 from flmm_detseg.heads.attention_mask_head import gaussian
@@ -111,3 +112,11 @@ def _with_sam(sam):
     made = config(mask_head=dict(type="AttentionMaskHead"))
     made.model.heads.phrase.update(sam=sam, text_dim=64)
     return made
+
+
+def test_training_says_that_there_is_nothing_to_train():
+    model = model_from_config(config(mask_head=dict(type="AttentionMaskHead")), device="cpu")
+    with pytest.raises(ConfigError, match="nothing of this model is trained.*evaluate refcoco"):
+        check_trainable(model)
+    model.heads["phrase"].text_proj = torch.nn.Linear(2, 2)
+    check_trainable(model)

@@ -10,6 +10,7 @@ import torch
 from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader
 from xtuner.engine.runner import TrainLoop
 
@@ -123,8 +124,10 @@ class ResumableTrainLoop(TrainLoop):
             The trained model, in its wrapper where it has one.
 
         Raises:
+            ConfigError: Nothing of the model is trained.
             RunError: Another training writes to the same work folder.
         """
+        check_trainable(self.runner.model)
         if is_main_process():
             hold(Path(self.runner.work_dir) / LOCK, f"training in {self.runner.work_dir}")
         self.runner.call_hook("before_train")
@@ -139,6 +142,22 @@ class ResumableTrainLoop(TrainLoop):
         self.runner.call_hook("after_train_epoch")
         self.runner.call_hook("after_train")
         return self.runner.model
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Makes sure that there is something to train.
+
+    Args:
+        model: Of the run.
+
+    Raises:
+        ConfigError: No parameter has a gradient.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(
+            "nothing of this model is trained (`model`: the LMM is frozen and the heads have no weights that learn); "
+            "evaluate it as it is, for example: flmm-detseg evaluate refcoco CONFIG"
+        )
 
 
 def check_image_batches(loader: DataLoader[Any]) -> None:
