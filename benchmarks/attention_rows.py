@@ -1,13 +1,13 @@
 """What reading attention costs: plain sdpa, sdpa with the row tap, eager with ``output_attentions``.
 
-One language model of LLaVA-7B's width (2 of its layers) reads one sequence three ways, taking turns. The
-sequence is shaped like a sample: image tokens in front, K phrases at the end. Reported per sequence length T:
-median wall-clock and processor seconds, bytes of attention that the caller holds afterwards, and the growth
-of the resident set at its peak (Linux only). A time ratio is the median over the turns of the ratio within a
+One language model (2 layers at the width of LLaVA-7B's, Qwen3-VL-4B's or Gemma 3 4B's) reads one sequence three
+ways, which alternate. The sequence is shaped like a sample: image tokens in front, K phrases at the end. Reported per
+sequence length T: median wall-clock and processor seconds, bytes of attention that the caller holds afterwards, and the
+growth of the resident set at its peak (Linux only). A time ratio is the median over the turns of the ratio within a
 turn, so that a machine that is busy for a while disturbs both sides.
 
-Example: ``python benchmarks/attention_rows.py`` (about 5 minutes on 2 idle cores, 4 GB); ``--quick`` for a
-smoke test.
+Example: ``python benchmarks/attention_rows.py`` (about 5 minutes on 2 idle cores, 4 GB); ``--lmm gemma3`` for another
+language model; ``--quick`` for a smoke test.
 """
 
 from __future__ import annotations
@@ -24,12 +24,47 @@ from typing import Any
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaModel
+from transformers import (
+    Gemma3TextConfig,
+    Gemma3TextModel,
+    LlamaConfig,
+    LlamaModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    Qwen3VLTextConfig,
+    Qwen3VLTextModel,
+)
 
 from flmm_detseg.lmms.capture.row_tap import ROW_TAP, RowTap
 from flmm_detseg.utils.cli import run_tool
 
 NUM_PHRASES, TOKENS_PER_PHRASE = 8, 5
+_QWEN_ROPE = {"rope_type": "default", "mrope_section": [24, 20, 20], "mrope_interleaved": True}
+# Per LMM: classes of its language model, and what is published of its width. Qwen3-VL and Gemma 3 share keys among
+# heads; one of Gemma 3's two layers looks back 1,024 tokens.
+LMMS: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel], dict[str, Any]]] = {
+    "llava": (
+        LlamaConfig,
+        LlamaModel,
+        dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32),
+    ),
+    "qwen3_vl": (
+        Qwen3VLTextConfig,
+        Qwen3VLTextModel,
+        dict(
+            hidden_size=2560, intermediate_size=9728, num_attention_heads=32, num_key_value_heads=8, head_dim=128,
+            rope_scaling=_QWEN_ROPE,
+        ),
+    ),
+    "gemma3": (
+        Gemma3TextConfig,
+        Gemma3TextModel,
+        dict(
+            hidden_size=2560, intermediate_size=10240, num_attention_heads=8, num_key_value_heads=4, head_dim=256,
+            layer_types=["sliding_attention", "full_attention"], sliding_window=1024,
+        ),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,10 +76,23 @@ class Case:
     lead: int = 5
 
 
-def build_model(config: LlamaConfig, dtype: torch.dtype, device: str) -> LlamaModel:
+def build_model(lmm: str, quick: bool, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """A language model with random weights, made on the device in its dtype."""
+    config_class, model_class, size = LMMS[lmm]
+    if quick:
+        size = {
+            **size,
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_attention_heads": 8,
+            "head_dim": 16,
+        }
+        size.setdefault("num_key_value_heads", 8)
+        if "rope_scaling" in size:
+            size["rope_scaling"] = {**_QWEN_ROPE, "mrope_section": [4, 2, 2]}
+    config = config_class(**size, num_hidden_layers=2, vocab_size=64)
     with torch.device("meta"):
-        model = LlamaModel(config)
+        model = model_class(config)
     model = model.to(dtype).to_empty(device=device)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
@@ -52,8 +100,10 @@ def build_model(config: LlamaConfig, dtype: torch.dtype, device: str) -> LlamaMo
             parameter.data.fill_(1.0)
         else:
             parameter.data.normal_(std=0.02)
-    # The rotary frequencies are buffers that the meta device has lost.
-    model.rotary_emb = type(model.rotary_emb)(config, device=device)
+    # Buffers have no values on the meta device: take those of a model that was made where it runs.
+    for name, buffer in model_class(config).named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, buffer.to(device))
     return model.eval().requires_grad_(False)
 
 
@@ -65,13 +115,12 @@ def make_tap(case: Case, num_layers: int, device: str) -> RowTap:
         torch.arange(NUM_PHRASES, device=device).repeat_interleave(TOKENS_PER_PHRASE)[None],
         torch.arange(case.lead, case.lead + case.num_image_tokens, device=device)[None],
         NUM_PHRASES,
-        layers=range(num_layers),
-        heads=None,
+        heads=dict.fromkeys(range(num_layers)),
         merge="mean",
     )
 
 
-def forward(model: LlamaModel, embeds: Tensor, case: Case, mode: str) -> list[Tensor]:
+def forward(model: PreTrainedModel, embeds: Tensor, case: Case, mode: str) -> list[Tensor]:
     """One pass; returns the attention tensors its caller holds."""
     model.set_attn_implementation({"sdpa": "sdpa", "rows": ROW_TAP, "eager": "eager"}[mode])
     arguments: dict[str, Any] = {
@@ -110,7 +159,9 @@ def _status_bytes(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
-def measure(model: LlamaModel, case: Case, repeats: int, device: str, bar: tqdm) -> dict[str, dict[str, Any]]:
+def measure(
+    model: PreTrainedModel, case: Case, repeats: int, device: str, bar: tqdm
+) -> dict[str, dict[str, Any]]:
     """Seconds and bytes of the three ways, interleaved so that a slow moment hits all of them."""
     modes = ("sdpa", "rows", "eager")
     embeds = torch.randn(1, case.length, model.config.hidden_size, device=device, dtype=model.dtype)
@@ -152,10 +203,11 @@ def _synchronise(device: str) -> None:
 
 
 @torch.no_grad()
-def benchmark(repeats: int, quick: bool, device: str) -> dict[str, Any]:
+def benchmark(lmm: str, repeats: int, quick: bool, device: str) -> dict[str, Any]:
     """Runs all cases.
 
     Args:
+        lmm: Key of :data:`LMMS`.
         repeats: Timed passes per way and case.
         quick: Small model and sequences: checks that the script works, its figures mean nothing.
         device: ``"cpu"`` or ``"cuda"``.
@@ -163,13 +215,8 @@ def benchmark(repeats: int, quick: bool, device: str) -> dict[str, Any]:
     Returns:
         Figures, ready for JSON.
     """
-    size = (
-        dict(hidden_size=128, intermediate_size=256, num_attention_heads=8)
-        if quick
-        else dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32)
-    )
     cases = [Case(120, 64), Case(300, 240)] if quick else [Case(700, 576), Case(2900, 2840)]
-    model = build_model(LlamaConfig(**size, num_hidden_layers=2, vocab_size=64), torch.bfloat16, device)
+    model = build_model(lmm, quick, torch.bfloat16, device)
     with tqdm(total=len(cases) * (6 + 3 * repeats), desc="attention rows") as bar:
         results = {str(case.length): measure(model, case, repeats, device, bar) for case in cases}
 
@@ -182,13 +229,14 @@ def benchmark(repeats: int, quick: bool, device: str) -> dict[str, Any]:
 
     return {
         "benchmark": "attention_rows",
+        "lmm": lmm,
         "device": torch.cuda.get_device_name()
         if device == "cuda"
         else f"cpu, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
         "dtype": "bfloat16",
         "num_layers": 2,
-        "hidden_size": size["hidden_size"],
+        "hidden_size": model.config.hidden_size,
         "num_phrases": NUM_PHRASES,
         "repeats": repeats,
         "time_ratio_rows_vs_sdpa": ratio("rows", "sdpa", "seconds"),
@@ -209,10 +257,11 @@ def main() -> dict[str, Any]:
     parser.add_argument(
         "--repeats", type=int, default=7, help="timed passes per way and length (median is taken)"
     )
+    parser.add_argument("--lmm", choices=tuple(LMMS), default="llava", help="whose language model")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
-    return benchmark(max(1, arguments.repeats), arguments.quick, arguments.device)
+    return benchmark(arguments.lmm, max(1, arguments.repeats), arguments.quick, arguments.device)
 
 
 if __name__ == "__main__":

@@ -29,8 +29,9 @@ def last_line(name: str, arguments: list[str], monkeypatch, capsys) -> dict:
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
-def test_attention_rows_reports_its_ratios(monkeypatch, capsys):
-    figures = last_line("attention_rows", ["--repeats", "1"], monkeypatch, capsys)
+@pytest.mark.parametrize("lmm", ["llava", "qwen3_vl", "gemma3"])
+def test_attention_rows_reports_its_ratios(lmm, monkeypatch, capsys):
+    figures = last_line("attention_rows", ["--repeats", "1", "--lmm", lmm], monkeypatch, capsys)
     lengths = {"120", "300"}
     for name in (
         "time_ratio_rows_vs_sdpa",
