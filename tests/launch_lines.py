@@ -61,6 +61,7 @@ NOT_RUN = {
     "flmm-detseg evaluate": "CONFIG must have the heads it measures; tests/engine/evaluation/test_eval_tasks.py",
     "flmm-detseg explain": f"{_OWN}; tests/inference/test_attention_reader.py",
     "flmm-detseg infer": "CONFIG must be the joint model; tests/inference/test_instructions.py",
+    "flmm-detseg rank-heads": f"{_OWN}; tests/inference/test_rank_heads.py",
     "flmm-detseg label": "names a detector on the hub; tests/labelling/test_pseudo_label.py",
     "flmm-detseg data streams": f"{_LONG}; tests/datasets/test_stream_files.py",
     "flmm-detseg data tinyworld": _LONG,

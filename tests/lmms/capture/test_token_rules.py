@@ -175,7 +175,7 @@ def test_answers_of_the_cache_obey_too(monkeypatch):
     assert answers[0].level == "L2", "nothing was cached"
     assert len({answer.token_ids for answer in answers}) == 1
     tokens = answers[0].token_ids
-    prompt = model.processor.question(session._sample(image, "a star ?", meta)).input_ids.tolist()
+    prompt = model.processor.question(session._sample(image, "a star ?", meta, ())).input_ids.tolist()
     assert before[0] not in tokens
     assert len(set(tokens)) == len(tokens)
     assert not set(tokens) & set(prompt)
