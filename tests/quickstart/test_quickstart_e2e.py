@@ -56,6 +56,7 @@ def test_fast_quickstart_makes_numbers_and_pictures(tmp_path):
 
 
 @pytest.mark.e2e
+@pytest.mark.long
 def test_a_failing_step_fails_the_quickstart(tmp_path):
     """Without the tiny weights the control cannot be made; the step and the reason are named."""
     (tmp_path / "data").mkdir()

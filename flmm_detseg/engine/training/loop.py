@@ -127,9 +127,9 @@ class ResumableTrainLoop(TrainLoop):
             ConfigError: Nothing of the model is trained.
             RunError: Another training writes to the same work folder.
         """
-        check_trainable(self.runner.model)
         if is_main_process():
             hold(Path(self.runner.work_dir) / LOCK, f"training in {self.runner.work_dir}")
+        check_trainable(self.runner.model)
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.dataloader_iterator = endless(self.dataloader, self._iter)
