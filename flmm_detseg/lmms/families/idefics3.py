@@ -1,4 +1,4 @@
-"""Idefics3, and SmolVLM of the first generation (transformers' ``Idefics3ForConditionalGeneration``)."""
+"""Idefics3 (transformers' ``Idefics3ForConditionalGeneration``)."""
 
 from __future__ import annotations
 

@@ -13,8 +13,11 @@ from flmm_detseg.lmms.families.internvl import InternVLAdapter
 SPECIAL = ["<IMG_CONTEXT>", "<img>", "</img>", "<video>", "<|im_start|>", "<|im_end|>"]
 
 
-def build(**arguments) -> InternVLAdapter:
-    """Tiles of 56 pixels, 2 x 2 tokens each."""
+TEXT = dict(LLAMA, model_type="qwen2")
+
+
+def build(text: dict = TEXT, **arguments) -> InternVLAdapter:
+    """Tiles of 56 pixels, 2 x 2 tokens each; ``text`` is the language model's config."""
     words = tokenizer(
         PreTrainedTokenizerFast,
         SPECIAL,
@@ -31,7 +34,7 @@ def build(**arguments) -> InternVLAdapter:
         image_std=[0.229, 0.224, 0.225],
     )
     config = dict(
-        text_config=dict(LLAMA, model_type="qwen2"),
+        text_config=dict(text),
         vision_config=dict(
             hidden_size=32,
             intermediate_size=48,
