@@ -117,6 +117,7 @@ def test_an_instruction_becomes_a_picture_and_json(world: Path, joint: dict) -> 
     assert any(region["kind"] == "segment" for region in content["regions"])
 
 
+@pytest.mark.long
 def test_the_7b_recipe_trains_the_tiny_model_under_zero2_with_a_rate_for_each_part(world: Path) -> None:
     figures = run(
         world, "train.py", str(TINY / "detseg_lora_on_tiny.py"),

@@ -245,7 +245,7 @@ def test_two_deepspeed_processes_agree_with_one_plain_process_and_resume(baselin
     assert again == pytest.approx({step: found[step] for step in (9, 10)}, abs=1e-5)
 
 
-@pytest.mark.e2e
+@pytest.mark.long
 @pytest.mark.case("model/ddp_launch")
 def test_two_plain_processes_agree_with_one(baseline):
     folder, _, _ = baseline
@@ -263,8 +263,8 @@ def test_two_plain_processes_agree_with_one(baseline):
     assert losses(folder / "ddp") == pytest.approx({s: expected[s] for s in (1, 2, 3, 4)}, abs=1e-4)
 
 
-@pytest.mark.e2e
-def test_one_deepspeed_process_and_xtuner_verbatim(baseline):
+@pytest.mark.long
+def test_one_deepspeed_process_reads_folders_and_files(baseline):
     folder, config, _ = baseline
     single = run(
         train_command(
@@ -300,6 +300,11 @@ def test_one_deepspeed_process_and_xtuner_verbatim(baseline):
         for name, tensor in load_checkpoint(stored).items():
             assert torch.equal(tensor, source[name]), (stored, name)
 
+
+@pytest.mark.e2e
+def test_xtuner_verbatim_trains_the_same_losses(baseline):
+    folder, config, _ = baseline
+    expected = losses(folder / "baseline")
     xtuner = Path(sys.executable).with_name("xtuner")
     verbatim = [str(xtuner), "train", str(config), "--work-dir", str(folder / "verbatim")]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -38,6 +38,7 @@ def last_line(module: ModuleType, arguments: list[str], monkeypatch, capsys, cod
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
+@pytest.mark.long
 def test_exactness_finds_no_difference(load, monkeypatch, capsys):
     figures = last_line(load("cache_exactness"), ["--items", "48", "--frames", "8"], monkeypatch, capsys)
     for level in ("L1", "L2"):
@@ -49,6 +50,7 @@ def test_exactness_finds_no_difference(load, monkeypatch, capsys):
     assert rates["scroll/png"] == 0
 
 
+@pytest.mark.long
 def test_exactness_notices_wrong_features(load, monkeypatch, capsys):
     module = load("cache_exactness")
 
@@ -202,6 +204,7 @@ def test_a_batch_has_a_question(load, monkeypatch, capsys):
     assert "whole numbers from 1 on" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_first_tokens_of_all_streams(load, monkeypatch, capsys, tmp_path):
     out = tmp_path / "chart.png"
     figures = last_line(load("ttft"), ["--quick", "--out", str(out)], monkeypatch, capsys)

@@ -178,7 +178,7 @@ def test_the_tiny_config_trains_the_head_alone_on_step_5(at_root, tmp_path):
         assert torch.equal(tensor, stored[name]), name
 
 
-@pytest.mark.e2e
+@pytest.mark.long
 def test_a_run_changes_the_head_and_is_served_without_the_files_it_began_with(tmp_path):
     lmm_only = dict(MODEL, lmm=CACHED, heads=LANGUAGE)
     start = earlier_run(MODELS.build(copy.deepcopy(lmm_only)), tmp_path / "rung5.pth")
