@@ -3,7 +3,11 @@
 flmm-detseg ground CONFIG --checkpoint FILE --image cat.jpg --caption "a cat on a mat" --phrase "a cat"
 --out o.png
 
-With --question "what is on the mat?" the model answers, and words of its answer are grounded.
+With --question "what is on the mat?" the model answers, and words of its answer are grounded. With --lmm in place of a
+config any supported LMM grounds without training, by attention heads that `flmm-detseg rank-heads` has ranked:
+
+flmm-detseg ground --lmm Qwen/Qwen3-VL-2B-Instruct --ranking ranking.json --image cat.jpg --caption "a cat on a mat"
+--phrase "a cat" --out o.png
 """
 
 from __future__ import annotations
@@ -32,6 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--untrained", action="store_true", help="accept random heads when there is no checkpoint"
     )
     add_lmm_argument(parser)
+    parser.add_argument(
+        "--lmm", metavar="NAME",
+        help="in place of a config: folder in hub layout, or hub name, of a model of any supported family",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ranking", metavar="FILE",
+        help="with --lmm: its heads as rank-heads wrote them; default: head_ranking.json in its folder, else all heads",
+    )  # fmt: skip
+    parser.add_argument("--heads", type=int, metavar="N", help="with --lmm: best heads to read (default 3)")
+    parser.add_argument(
+        "--refiner", metavar="SAM",
+        help="with --lmm: SAM file, or folder or hub name of a SAM 2.1; default: masks as coarse as patches",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="with --lmm; default: bfloat16 on a GPU",
+    )
     parser.add_argument("--image", required=True, help="image file")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--caption", help="text that the model reads; default: the model's own description")
@@ -79,7 +101,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         refuse_folder_of_inputs(arguments.attention, [arguments.image])
     config, checkpoint = _model(arguments)
     file = image_file(arguments.image, "--image")
-    read = [arguments.image, config_file(config), checkpoint]
+    read = [arguments.image, config and config_file(config), checkpoint, arguments.ranking]
     for out in (arguments.out, arguments.coco):
         if out is not None:
             refuse_overwrite(out, read)
@@ -90,13 +112,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     # Before the model, which may take minutes.
     image = read_image(file, "--image")
-    grounder = Grounder.from_config(
-        config,
-        checkpoint,
-        arguments.device,
-        untrained=arguments.untrained,
-        allow_other_lmm=arguments.allow_other_lmm,
-    )
+    if config is not None:
+        grounder = Grounder.from_config(
+            config,
+            checkpoint,
+            arguments.device,
+            untrained=arguments.untrained,
+            allow_other_lmm=arguments.allow_other_lmm,
+        )
+    else:
+        heads = {} if arguments.heads is None else {"heads": arguments.heads}
+        grounder = Grounder.from_lmm(
+            arguments.lmm,
+            ranking=arguments.ranking,
+            refiner=arguments.refiner,
+            dtype=arguments.dtype,
+            device=arguments.device,
+            **heads,
+        )
     phrases, keep_attention = arguments.phrase or None, arguments.attention is not None
     if arguments.question is not None:
         result: Any = grounder.ask(image, arguments.question, phrases, keep_attention=keep_attention)
@@ -132,8 +165,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return figures | {"caption": result.caption, "phrases": entries}
 
 
-def _model(arguments: argparse.Namespace) -> tuple[str, str | None]:
-    """Config and checkpoint; those of the repository's tiny model where neither is named."""
+def _model(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Config and checkpoint; those of the repository's tiny model where neither is named, None with --lmm."""
+    if arguments.lmm is not None:
+        return None, None
     if arguments.config is not None:
         return arguments.config, arguments.checkpoint
     if arguments.checkpoint is not None or arguments.untrained:
@@ -148,7 +183,22 @@ def _model(arguments: argparse.Namespace) -> tuple[str, str | None]:
 
 
 def _check(arguments: argparse.Namespace) -> list[tuple[int, int]]:
-    """Character spans, once it is clear what they count."""
+    """Character spans, once it is clear what they count, and which of the two ways to a model is meant."""
+    trained = {
+        "CONFIG": arguments.config is not None,
+        "--checkpoint": arguments.checkpoint is not None,
+        "--untrained": arguments.untrained,
+        "--allow-other-lmm": arguments.allow_other_lmm,
+    }
+    free = {
+        f"--{name}": getattr(arguments, name) is not None for name in ("ranking", "heads", "refiner", "dtype")
+    }
+    if arguments.lmm is None and any(free.values()):
+        raise DataError(f"{_given(free)} goes with --lmm, whose model needs no config; give --lmm NAME")
+    if arguments.lmm is not None and any(trained.values()):
+        raise DataError(
+            f"--lmm takes an LMM without training, and {_given(trained)} is of a trained model; leave one of them out"
+        )
     if arguments.question is not None and (arguments.span or arguments.prompt is not None):
         raise DataError("--question takes neither --prompt (it is the question) nor --span (use --phrase)")
     if arguments.question is None and bool(arguments.phrase) == bool(arguments.span):
@@ -156,6 +206,11 @@ def _check(arguments: argparse.Namespace) -> list[tuple[int, int]]:
     if arguments.span and arguments.caption is None:
         raise DataError("--span counts characters of --caption: give both")
     return [_parse_span(text) for text in arguments.span]
+
+
+def _given(options: dict[str, bool]) -> str:
+    """Those that were given."""
+    return ", ".join(name for name, given in options.items() if given)
 
 
 def _parse_span(text: str) -> tuple[int, int]:

@@ -101,8 +101,8 @@ def _from_config(arguments: argparse.Namespace) -> tuple[Any, str, Any]:
 
 def _from_files(arguments: argparse.Namespace) -> tuple[Any, str, Any]:
     from flmm_detseg.datasets.phrase_list import PhraseList
-    from flmm_detseg.inference.attention_reader import AttentionReader
+    from flmm_detseg.lmms.load_lmm import load_lmm
 
     records = PhraseList(arguments.phrases, arguments.image_dir)  # before the model, which may take minutes
-    reader = AttentionReader.from_pretrained(arguments.lmm, dtype=arguments.dtype, device=arguments.device)
-    return reader.lmm, arguments.lmm, (records[i] for i in range(len(records)))
+    lmm = load_lmm(arguments.lmm, dtype=arguments.dtype, device=arguments.device)
+    return lmm, arguments.lmm, (records[i] for i in range(len(records)))

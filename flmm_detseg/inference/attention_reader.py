@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -82,19 +81,18 @@ class AttentionReader:
             ConfigError: No such model, or none of a family that is known; an argument cannot be used.
             CheckpointError: The weights are absent, damaged, or do not fit the config.
         """
-        from flmm_detseg.lmms.all_families import find_adapter
+        from flmm_detseg.lmms.load_lmm import load_lmm  # imports every family
 
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(device)
-        if dtype is None:
-            dtype = "float32" if device.type == "cpu" else "bfloat16"
-        rows: dict[str, Any] = {"layers": layers, "heads": heads}
-        adapter = find_adapter(pretrained)
-        lmm = adapter.from_pretrained(
-            pretrained, dtype=dtype, rows=rows, prompt_template=prompt_template, max_length=max_length
+        return cls(
+            load_lmm(
+                pretrained,
+                rows={"layers": layers, "heads": heads},
+                dtype=dtype,
+                device=device,
+                prompt_template=prompt_template,
+                max_length=max_length,
+            )
         )
-        return cls(lmm.to(device))
 
     def read(
         self,

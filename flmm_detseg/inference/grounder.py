@@ -29,6 +29,7 @@ from flmm_detseg.structures import (
 
 if TYPE_CHECKING:
     from flmm_detseg.models import GroundingLMM
+    from flmm_detseg.refiners import Refiner
 
 
 class Grounder:
@@ -82,6 +83,63 @@ class Grounder:
         return cls(
             model_from_config(
                 config, checkpoint, untrained=untrained, device=device, allow_other_lmm=allow_other_lmm
+            )
+        )
+
+    @classmethod
+    def from_lmm(
+        cls,
+        lmm: str,
+        *,
+        ranking: str | Path | None = None,
+        heads: int = 3,
+        refiner: str | Refiner | None = None,
+        dtype: str | None = None,
+        device: str | torch.device | None = None,
+        prompt_template: str = "vicuna",
+        max_length: int | None = None,
+    ) -> Grounder:
+        """Grounds with an LMM as it was published: no config, no checkpoint of ours, nothing trained.
+
+        Masks are means of attention maps, cut half-way (:class:`~flmm_detseg.heads.AttentionMaskHead`).
+
+        Args:
+            lmm: Folder in hub layout, or hub name, of a model of any supported family.
+            ranking: Which heads point at things: a file that ``flmm-detseg rank-heads`` wrote; None: the one called
+                ``head_ranking.json`` in the LMM's folder. Where neither is there, masks come from the mean of all
+                heads, and a warning says how to make one.
+            heads: How many of the ranking's best heads; without a ranking it is not used.
+            refiner: A SAM file (``sam_vit_l_0b3195.pth``), the folder or hub name of a SAM 2.1, or a built refiner
+                without text prompts; None: masks are as coarse as the LMM's patches.
+            dtype: Of the LMM's weights; None: bfloat16 on a GPU, float32 without.
+            device: For example ``"cuda:0"``; None takes the GPU when there is one.
+            prompt_template: Of LLaVA and LLaVA-NeXT; other families have their own.
+            max_length: Longest sequence in tokens; None: what the language model was built for.
+
+        Returns:
+            A grounder whose model is in eval mode.
+
+        Raises:
+            ConfigError: No such model, or none of a family that is known; the ranking is none, is of another model or
+                has fewer heads; the refiner takes text.
+            CheckpointError: Weights are absent, damaged, or do not fit.
+
+        Example:
+            >>> grounder = Grounder.from_lmm("Qwen/Qwen3-VL-2B-Instruct", refiner="facebook/sam2.1-hiera-large")
+            >>> grounder.ground("cat.jpg", "a cat on a mat", phrases=["a cat"]).save_overlay("overlay.png")
+        """
+        from flmm_detseg.models.training_free import training_free_model
+
+        return cls(
+            training_free_model(
+                lmm,
+                ranking=ranking,
+                heads=heads,
+                refiner=refiner,
+                dtype=dtype,
+                device=device,
+                prompt_template=prompt_template,
+                max_length=max_length,
             )
         )
 

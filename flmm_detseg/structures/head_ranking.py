@@ -8,6 +8,9 @@ from typing import Any, Self
 
 from flmm_detseg.errors import ConfigError
 
+# What the file of a ranking is called in the folder of its LMM.
+RANKING_NAME = "head_ranking.json"
+
 
 @dataclass(frozen=True)
 class HeadRanking:

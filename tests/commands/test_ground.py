@@ -18,7 +18,7 @@ from pycocotools.coco import COCO
 from flmm_detseg import Grounder, GroundingResult
 from flmm_detseg.commands import ground as command
 from flmm_detseg.datasets import COCOInstancesDataset
-from flmm_detseg.errors import DataError, RunError
+from flmm_detseg.errors import ConfigError, DataError, RunError
 from flmm_detseg.inference.coco import CocoFile
 from flmm_detseg.structures import PackedMasks
 
@@ -98,6 +98,38 @@ def test_checkpoint_without_config(no_model):
         command.run(
             _arguments("--checkpoint", "a.pth", "--image", "i.png", "--question", "what ?", "--out", "o.png")
         )
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ranking", "r.json"], "--ranking goes with --lmm"),
+        (["c.py", "--heads", "3", "--dtype", "float16"], "--heads, --dtype goes with --lmm"),
+        (["--lmm", "a/b", "c.py"], "CONFIG is of a trained model"),
+        (["--lmm", "a/b", "--checkpoint", "c.pth", "--untrained"], "--checkpoint, --untrained is of a trained model"),
+    ],
+)  # fmt: skip
+def test_a_trained_model_or_an_lmm_as_it_is(words, message, no_model):
+    with pytest.raises(DataError, match=message):
+        command.run(_arguments(*words, "--image", "i.png", "--question", "what ?", "--out", "o.png"))
+
+
+def test_an_lmm_without_a_config(tmp_path, capsys):
+    """The shipped tiny LLaVA; its folder has a ranking."""
+    models = ROOT / "data" / "models"
+    lmm = ["--lmm", str(models / "tiny_llava"), "--device", "cpu"]
+    scene = ["--image", str(models / "tiny_heads" / "scene.png")]
+    asked = ["--caption", "a white ring is left of the orange ring .", "--phrase", "a white ring"]
+    out = ["--out", str(tmp_path / "o.png")]
+    figures = command.run(_arguments(*lmm, *scene, *asked, *out))
+    assert figures["phrases"][0]["phrase"] == "a white ring"
+    assert Image.open(tmp_path / "o.png").size
+    more = ["--refiner", str(models / "tiny_sam"), "--heads", "1", "--dtype", "float32"]
+    refined = command.run(_arguments(*lmm, *scene, *asked, *out, *more))
+    assert refined["phrases"][0]["bbox"] != figures["phrases"][0]["bbox"]
+    ranking = ["--ranking", str(tmp_path / "o.png")]
+    with pytest.raises(ConfigError, match="is an input"):
+        command.run(_arguments(*lmm, *scene, *asked, *out, *ranking))
 
 
 def _ground(monkeypatch, tmp_path: Path, result: GroundingResult, *words: str) -> dict:

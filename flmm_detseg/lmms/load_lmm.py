@@ -1,0 +1,45 @@
+"""An LMM as it was published, of whichever family it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from flmm_detseg.lmms.all_families import find_adapter
+from flmm_detseg.lmms.lmm import LMM
+
+
+def load_lmm(
+    pretrained: str,
+    *,
+    rows: dict[str, Any] | None = None,
+    dtype: str | None = None,
+    device: str | torch.device | None = None,
+    prompt_template: str = "vicuna",
+    max_length: int | None = None,
+) -> LMM:
+    """Loads an LMM; the family is found from its config.
+
+    Args:
+        pretrained: Folder in hub layout, or hub name, of a model of any family in ``lmms/families``.
+        rows: Settings of the attention stack, see :class:`~flmm_detseg.lmms.capture.row_tap.RowSettings`.
+        dtype: Of the weights; None: bfloat16 on a GPU, float32 without.
+        device: For example ``"cuda:0"``; None takes the GPU when there is one.
+        prompt_template: Of LLaVA and LLaVA-NeXT; other families have their own.
+        max_length: Longest sequence in tokens; None: what the language model was built for.
+
+    Returns:
+        The adapter in eval mode, on the device.
+
+    Raises:
+        ConfigError: No such model, or none of a family that is known; an argument cannot be used.
+        CheckpointError: The weights are absent, damaged, or do not fit the config.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype is None:
+        dtype = "float32" if device.type == "cpu" else "bfloat16"
+    lmm = find_adapter(pretrained).from_pretrained(
+        pretrained, dtype=dtype, rows=rows, prompt_template=prompt_template, max_length=max_length
+    )
+    return lmm.to(device).eval()
