@@ -122,6 +122,11 @@ class Head(nn.Module, ABC, Generic[P]):
         """A refiner that other heads may use as it is, without training it."""
         return None
 
+    @property
+    def refiner(self) -> Refiner | None:
+        """What makes sharp masks for the head: its own refiner, or a borrowed one."""
+        return self.lent_sam
+
     def borrow_sam(self, sam: Refiner) -> None:
         """Gives the head another one's refiner, to be used as it is; a head that has its own, or no use, ignores it."""
 

@@ -159,7 +159,7 @@ class DetectionHead(Head[InstanceData]):
 
     @property
     def refiner(self) -> Refiner | None:
-        """What makes masks of boxes: the head's own, else a borrowed one."""
+        """See :class:`Head`: what makes masks of boxes, the head's own, else a borrowed one."""
         return self.sam if self.sam is not None else next(iter(self._borrowed), None)
 
     def num_targets(self, batch: GroundingBatch) -> int:

@@ -9,17 +9,24 @@ from flmm_detseg.utils.lazy import lazy_names
 __all__ = [
     "AttentionMaps",
     "AttentionReader",
+    "Chat",
+    "ChatPhrase",
+    "ChatTurn",
     "Grounder",
     "GroundingResult",
     "InstructionResult",
     "Instructor",
+    "Outline",
+    "Outliner",
 ]
 
 if TYPE_CHECKING:
     from flmm_detseg.inference.attention_maps import AttentionMaps
     from flmm_detseg.inference.attention_reader import AttentionReader
+    from flmm_detseg.inference.chat import Chat, ChatPhrase, ChatTurn
     from flmm_detseg.inference.grounder import Grounder
     from flmm_detseg.inference.instructor import InstructionResult, Instructor
+    from flmm_detseg.inference.outline import Outline, Outliner
     from flmm_detseg.inference.result import GroundingResult
 
 

@@ -172,8 +172,7 @@ class AttentionMaps:
             DataError: See :meth:`map`.
         """
         small = torch.from_numpy(self.map(index, layers, heads, relative=relative))
-        size = self.image.shape[:2]
-        return F.interpolate(small[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
+        return _enlarged(small, (self.image.shape[0], self.image.shape[1]))
 
     def draw(self, index: int, *, relative: bool = True) -> np.ndarray:
         """The image, grey, under the colours of a piece's heat map (its own range).
@@ -211,6 +210,29 @@ class AttentionMaps:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(self.draw(index, relative=relative)).save(path)
         return path
+
+
+def heat_of(stack: np.ndarray, grid: PatchGrid) -> np.ndarray:
+    """Where the LMM looked for one phrase: the mean of all attention maps that its head reads.
+
+    Each map counts alike: what a head gives to the image as a whole says nothing about where it looks.
+
+    Args:
+        stack: float32 ``[C, rows, cols]`` on the output grid, padding included.
+        grid: Geometry of the stack.
+
+    Returns:
+        float32 ``[H, W]`` in pixels of the image, bilinear, 1 where the mean is highest (0 everywhere where nothing of
+        the image was looked at).
+    """
+    window = grid.crop_window((stack.shape[-2], stack.shape[-1]))
+    maps = torch.from_numpy(stack)[(slice(None), *window)].float()
+    mean = (maps / maps.sum((-2, -1), keepdim=True).clamp(min=1e-12)).mean(0)
+    return _enlarged(mean / mean.max().clamp(min=1e-12), grid.image_size)
+
+
+def _enlarged(small: Tensor, size: tuple[int, int]) -> np.ndarray:
+    return F.interpolate(small[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
 def _place(labels: Sequence[int], label: int, what: str) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
+from flmm_detseg.errors import RunError
+from flmm_detseg.utils.rle import encode_rle
 
 
 class Grounded(Protocol):
@@ -16,6 +21,46 @@ class Grounded(Protocol):
 
     def to_coco(self) -> list[dict[str, Any]]:
         """Annotations of all its phrases."""
+
+
+def annotation(
+    phrase: str,
+    score: float,
+    box_xyxy: Sequence[float] | np.ndarray,
+    mask: np.ndarray | None,
+    spans: Sequence[tuple[int, int]],
+) -> dict[str, Any]:
+    """A phrase and what was found of it, without ids.
+
+    Args:
+        phrase: Its words.
+        score: In [0, 1].
+        box_xyxy: Half-open pixel box.
+        mask: bool ``[H, W]``; None where there is a box alone: ``segmentation`` is then empty, ``area`` the box's.
+        spans: Its characters in the text that it is from.
+
+    Returns:
+        JSON-ready: ``segmentation`` (compressed RLE, counts as text), ``bbox`` ``[x, y, w, h]``, ``area``, ``iscrowd``,
+        ``score``, ``phrase``, ``spans``.
+
+    Raises:
+        RunError: The score or the box is NaN or infinite.
+    """
+    left, top, right, bottom = (float(value) for value in box_xyxy)
+    if not all(map(math.isfinite, (score, left, top, right, bottom))):
+        raise RunError(
+            f"{phrase!r}: the score {score} or the box {[left, top, right, bottom]} is no number, which JSON cannot "
+            "hold; check the checkpoint and its precision"
+        )
+    return {
+        "segmentation": [] if mask is None else encode_rle(mask),
+        "bbox": [left, top, right - left, bottom - top],
+        "area": (right - left) * (bottom - top) if mask is None else int(np.count_nonzero(mask)),
+        "iscrowd": 0,
+        "score": float(score),
+        "phrase": phrase,
+        "spans": [list(span) for span in spans],
+    }
 
 
 class CocoFile:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import Head, head_of, require_head
+from flmm_detseg.inference.attention_maps import heat_of
 from flmm_detseg.inference.instructions import Step, match_class, parse_instruction
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Phrase, Sample
@@ -26,6 +27,10 @@ from flmm_detseg.utils.whole_files import dump_json, put_in_place, write_text
 from flmm_detseg.visualization import draw_grounding
 from flmm_detseg.visualization.canvas import outline
 from flmm_detseg.visualization.dense import box_mask
+
+ScoreOf: TypeAlias = Literal["mask", "detector"]
+# Phrases in one pass of the LMM.
+_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,10 @@ class Region:
         score: In [0, 1].
         box_xyxy: Half-open pixel box in the original image.
         mask: bool ``[H, W]``; None where only a box was asked for and the model has no refiner.
+        score_of: What the score is: ``"detector"``, the class probability, or ``"mask"``, the mean foreground
+            probability inside of the mask (not whether the thing is there).
+        attention: float32 ``[H, W]``, where the LMM looked for a phrase, see
+            :func:`~flmm_detseg.inference.attention_maps.heat_of`; None for detected objects, and where it was not kept.
     """
 
     kind: str
@@ -45,6 +54,22 @@ class Region:
     score: float
     box_xyxy: tuple[float, float, float, float]
     mask: np.ndarray | None = field(default=None, repr=False)
+    score_of: ScoreOf = "mask"
+    attention: np.ndarray | None = field(default=None, repr=False)
+
+
+class Found(NamedTuple):
+    """What came of a step that detects or segments.
+
+    Attributes:
+        step: The step.
+        regions: What was found, best first where they are detected objects.
+        sentence: What to say about it; begins with the step's words.
+    """
+
+    step: Step
+    regions: tuple[Region, ...]
+    sentence: str
 
 
 @dataclass(frozen=True)
@@ -226,30 +251,55 @@ class Instructor:
         """
         pixels = read_image(image, "image")
         parsed = parse_instruction(instruction)
+        found = iter(self.find(pixels, [step for step in parsed.steps if step.kind != "answer"]))
         regions: list[Region] = []
         texts: list[str] = []
-        objects: list[Region] | None = None
-        with torch.inference_mode():
-            for step in parsed.steps:
-                if step.kind == "answer":
-                    sample = Sample("question", pixels, "", (), prompt=step.text, task="vqa")
+        for step in parsed.steps:
+            if step.kind == "answer":
+                sample = Sample("question", pixels, "", (), prompt=step.text, task="vqa")
+                with torch.inference_mode():
                     texts.append(self.model.answer(sample, max_new_tokens=max_new_tokens))
-                    continue
-                labels = self._labels(step)
-                if labels is not None:
-                    if objects is None:
-                        objects = self._detect(pixels)
-                    names = {self._class_names[label] for label in labels}
-                    found = [region for region in objects if region.label in names]
-                    texts.append(f"{step.text}: {len(found)} found.")
-                else:
-                    found = self._ground(pixels, step)
-                    how = "segmented" if step.kind == "segment" else "found as a phrase"
-                    texts.append(f"{step.text}: {how if found else 'not found'}.")
-                regions += found
+            else:
+                outcome = next(found)
+                regions += outcome.regions
+                texts.append(outcome.sentence)
         return InstructionResult(
             pixels, instruction, parsed.steps, " ".join(texts), tuple(regions), parsed.uninterpreted
         )
+
+    def find(self, pixels: np.ndarray, steps: Sequence[Step], *, keep_attention: bool = False) -> list[Found]:
+        """What the heads find for steps that detect or segment: one call of the detection head, one of the phrase head.
+
+        Args:
+            pixels: RGB uint8 ``[H, W, 3]``.
+            steps: None of kind ``"answer"``.
+            keep_attention: Keep where the LMM looked for each phrase.
+
+        Returns:
+            One for each step, in order.
+
+        Raises:
+            DataError: A phrase is empty.
+            ConfigError: The model has no head for what is asked.
+        """
+        labels = [self._labels(step) for step in steps]
+        with torch.inference_mode():
+            objects = self._detect(pixels) if any(wanted is not None for wanted in labels) else []
+            phrases = [step for step, wanted in zip(steps, labels, strict=True) if wanted is None]
+            grounded = iter(self._ground(pixels, phrases, keep_attention))
+        found = []
+        for step, wanted in zip(steps, labels, strict=True):
+            if wanted is None:
+                region = next(grounded)
+                how = "segmented" if step.kind == "segment" else "found as a phrase"
+                regions: tuple[Region, ...] = () if region is None else (region,)
+                sentence = f"{step.text}: {how if regions else 'not found'}."
+            else:
+                names = {self._class_names[label] for label in wanted}
+                regions = tuple(region for region in objects if region.label in names)
+                sentence = f"{step.text}: {len(regions)} found."
+            found.append(Found(step, regions, sentence))
+        return found
 
     def _labels(self, step: Step) -> list[int] | None:
         if step.kind != "detect" or self._detector is None:
@@ -272,27 +322,47 @@ class Instructor:
             found = self.model.detect([Sample("image", pixels, "", (), task="detection")])[0].cpu()
         masks: Sequence[Any] = found.masks.numpy() if "masks" in found else [None] * len(found)
         return [
-            Region("detect", names[int(label)], float(score), _corners(box), mask)
+            Region("detect", names[int(label)], float(score), _corners(box), mask, "detector")
             for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, masks, strict=True)
             if float(score) >= self.score_threshold
         ]
 
-    def _ground(self, pixels: np.ndarray, step: Step) -> list[Region]:
-        """What the phrase head finds of a step's words: one region, none where its mask is empty."""
+    def _ground(self, pixels: np.ndarray, steps: Sequence[Step], keep_attention: bool) -> list[Region | None]:
+        """What the phrase head finds of the words of each step; None where its mask is empty."""
+        if not steps:
+            return []
         if head_of(self.model.heads, "phrase") is None:
             raise ConfigError(
-                f"{step.text!r}: the model has no phrase head to ground it (heads: {', '.join(self.model.heads)})"
+                f"{steps[0].text!r}: the model has no phrase head to ground it (heads: {', '.join(self.model.heads)})"
             )
-        if not step.text.strip():
+        if not all(step.text.strip() for step in steps):
             raise DataError("a phrase to ground is empty")
-        # The phrase alone is the text, as in training on referring expressions.
-        sample = Sample("image", pixels, step.text, (Phrase(((0, len(step.text)),)),))
-        found = self.model.predict([sample])[0].cpu()
-        mask = found.masks[0].numpy()
-        if not mask.any():
-            return []
-        box = _corners(found.boxes_xyxy[0])
-        return [Region(step.kind, step.text, float(found.scores[0]), box, mask)]
+        # Each phrase alone is a text, as in training on referring expressions; all about one image, read once.
+        samples = [
+            Sample("image", pixels, step.text, (Phrase(((0, len(step.text)),)),), image_id="image")
+            for step in steps
+        ]
+        grid = self.model.lmm.prepare(samples[0]).grid if keep_attention else None
+        found: list[Region | None] = []
+        predictions = [
+            prediction
+            for start in range(0, len(samples), _BATCH)
+            for prediction in self.model.predict(
+                samples[start : start + _BATCH], keep_attention=keep_attention
+            )
+        ]
+        for step, prediction in zip(steps, predictions, strict=True):
+            prediction = prediction.cpu()
+            mask = prediction.masks[0].numpy()
+            if not mask.any():
+                found.append(None)
+                continue
+            seen = None
+            if grid is not None and prediction.attention is not None:
+                seen = heat_of(prediction.attention[0].numpy(), grid)
+            box, score = _corners(prediction.boxes_xyxy[0]), float(prediction.scores[0])
+            found.append(Region(step.kind, step.text, score, box, mask, "mask", seen))
+        return found
 
 
 def _corners(box: Tensor) -> tuple[float, float, float, float]:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flmm_detseg.errors import DataError, RunError
-from flmm_detseg.inference.coco import CocoFile
+from flmm_detseg.errors import DataError
+from flmm_detseg.inference.coco import CocoFile, annotation
 from flmm_detseg.structures import LogitMaps, PackedMasks, PatchGrid
 from flmm_detseg.visualization import draw_attention_heads, draw_grounding
 from flmm_detseg.visualization.canvas import hstack
@@ -162,33 +162,21 @@ class GroundingResult:
         Raises:
             RunError: A score or box is NaN or infinite.
         """
-        from pycocotools import mask as rle
-
-        if not (np.isfinite(self.scores).all() and np.isfinite(self.boxes_xyxy).all()):
-            raise RunError(
-                f"scores {self.scores.tolist()} or boxes {self.boxes_xyxy.tolist()} are no numbers, which JSON cannot "
-                "hold; check the checkpoint and its precision"
-            )
-        annotations = []
-        for index, phrase in enumerate(self.phrases):
-            mask = self.mask(index)
-            code = rle.encode(np.asfortranarray(mask, dtype=np.uint8))
-            left, top, right, bottom = (float(value) for value in self.boxes_xyxy[index])
-            annotations.append(
-                {
-                    "id": first_id + index,
-                    "image_id": image_id,
-                    "category_id": category_id,
-                    "segmentation": {"size": list(code["size"]), "counts": code["counts"].decode("ascii")},
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": int(np.count_nonzero(mask)),
-                    "iscrowd": 0,
-                    "score": float(self.scores[index]),
-                    "phrase": phrase,
-                    "spans": [list(span) for span in self.spans[index]],
-                }
-            )
-        return annotations
+        return [
+            {
+                "id": first_id + index,
+                "image_id": image_id,
+                "category_id": category_id,
+                **annotation(
+                    phrase,
+                    float(self.scores[index]),
+                    self.boxes_xyxy[index],
+                    self.mask(index),
+                    self.spans[index],
+                ),
+            }
+            for index, phrase in enumerate(self.phrases)
+        ]
 
 
 def _save(picture: np.ndarray, path: str | Path) -> Path:

@@ -8,6 +8,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 
 from flmm_detseg.errors import CheckpointError, ConfigError
+from flmm_detseg.heads import named_heads
 from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
 from flmm_detseg.models.checkpoint import load_file
 from flmm_detseg.models.config_errors import explain_config_error, relative_import
@@ -112,9 +113,21 @@ def model_from_config(
     if not isinstance(model, GroundingLMM):
         raise ConfigError(f"{name}: `model` is a {type(model).__name__}, a GroundingLMM is needed")
     if checkpoint is not None:
+        keep_box_decoders(model)
         load_file(model, checkpoint)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()
+
+
+def keep_box_decoders(model: GroundingLMM) -> None:
+    """Before trained parts are loaded: SAM as it was built, which they overwrite, goes on to answer boxes and points.
+
+    Args:
+        model: Just built. A refiner that keeps a decoder already is left alone.
+    """
+    for head in named_heads(model.heads).values():
+        if head.refiner is not None and head.refiner.box_parts is None:
+            head.refiner.keep_box_decoder()
 
 
 def _nothing_to_train(model: ConfigDict) -> bool:

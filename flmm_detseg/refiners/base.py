@@ -17,6 +17,7 @@ from flmm_detseg.ops.boxes import masks_to_boxes, scale_boxes
 from flmm_detseg.ops.masks import mask_iou, pieces
 from flmm_detseg.refiners.prompts import (
     MaskPrompt,
+    PointPrompt,
     TextPrompt,
     calls_of,
     coarse_masks,
@@ -151,17 +152,22 @@ class Refiner(nn.Module, ABC):
 
     @abstractmethod
     def encode_prompts(
-        self, encoder: nn.Module, boxes_xyxy: Tensor | None, masks: Tensor | None
+        self,
+        encoder: nn.Module,
+        boxes_xyxy: Tensor | None,
+        masks: Tensor | None,
+        points: PointPrompt | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Boxes and masks as tokens and maps.
+        """Boxes, masks and points as tokens and maps.
 
         Args:
             encoder: The prompt encoder.
             boxes_xyxy: ``[N, 4]`` in pixels of the square; not changed.
             masks: ``[N, 1, 4e, 4e]``.
+            points: P of each prompt, in pixels of the square.
 
         Returns:
-            Sparse tokens ``[N, T, D]`` and dense maps ``[N, D, e, e]``; one row where neither is given.
+            Sparse tokens ``[N, T, D]`` and dense maps ``[N, D, e, e]``; one row where nothing is given.
         """
 
     @abstractmethod
@@ -188,8 +194,16 @@ class Refiner(nn.Module, ABC):
         """
 
     @abstractmethod
-    def single_masks(self, logits: Tensor, quality: Tensor) -> Tensor:
-        """The model's own choice where it is asked for one mask of a box: ``[N, 4, 4e, 4e]`` to ``[N, 4e, 4e]``."""
+    def choice(self, logits: Tensor, quality: Tensor) -> Tensor:
+        """The model's own choice where it is asked for one mask of a prompt.
+
+        Args:
+            logits: Of :meth:`decode`, ``[N, 4, 4e, 4e]``.
+            quality: Of :meth:`decode`, ``[N, 4]``.
+
+        Returns:
+            int64 ``[N]``: which of the four.
+        """
 
     @abstractmethod
     def enlarge(self, candidates: Tensor, image_size: tuple[int, int]) -> Tensor:
@@ -200,6 +214,22 @@ class Refiner(nn.Module, ABC):
         """Maps over the square ``[K, 4e, 4e]`` with the way to the image's size."""
 
     # What all SAMs do alike.
+
+    @property
+    def trained_candidates(self) -> bool:
+        """Whether the three candidates of a prompt and their quality estimates were trained, as in every published SAM;
+        a SAM that was trained for its single mask alone (``config.json`` says so) has random ones.
+        """
+        return bool(getattr(self.model, "trained_candidates", True))
+
+    @property
+    def prompted_parts(self) -> tuple[nn.Module, nn.Module]:
+        """Prompt encoder and mask decoder for boxes and points: those of :meth:`keep_box_decoder`, where it was called,
+        else those that are trained for phrases.
+        """
+        if self.box_parts is None:
+            return self.model.prompt_encoder, self.model.mask_decoder
+        return self.box_parts["prompt_encoder"], self.box_parts["mask_decoder"]
 
     @property
     def map_side(self) -> int:
@@ -357,12 +387,7 @@ class Refiner(nn.Module, ABC):
         if wanted:
             keys = None if image_keys is None else [image_keys[index] for index in wanted]
             encoded, rows = self.image_features([images[index] for index in wanted], keys)
-            prompt_encoder, mask_decoder = self.model.prompt_encoder, self.model.mask_decoder
-            if self.box_parts is not None:
-                prompt_encoder, mask_decoder = (
-                    self.box_parts["prompt_encoder"],
-                    self.box_parts["mask_decoder"],
-                )
+            prompt_encoder, mask_decoder = self.prompted_parts
             features = self.decoder_features(mask_decoder, encoded)
             for index, row in zip(wanted, rows):
                 boxes = scale_boxes(boxes_xyxy[index].float(), sizes[index], self.input_size(sizes[index]))
@@ -373,9 +398,53 @@ class Refiner(nn.Module, ABC):
                     everything = torch.ones(sparse.shape[:2], dtype=torch.bool, device=sparse.device)
                     levels = _per_prompt(features, [row], [len(part)])
                     logits, quality = self.decode(mask_decoder, levels, sparse, everything, dense)
-                    parts.append(self.single_masks(logits, quality).float())
+                    parts.append(_chosen(logits, self.choice(logits, quality)).float())
                 found[index] = torch.cat(parts)
         return [replace(self.make_maps(maps, size), channels=1) for maps, size in zip(found, sizes)]
+
+    @torch.no_grad()
+    def map_of_prompt(
+        self,
+        features: tuple[Tensor, ...],
+        image_size: tuple[int, int],
+        points_xy: Tensor | None = None,
+        labels: Tensor | None = None,
+        box_xyxy: Tensor | None = None,
+        *,
+        candidates: bool = False,
+    ) -> tuple[LogitMaps, float]:
+        """The model's own mask of what points and a box say together, by the parts of :attr:`prompted_parts`.
+
+        Args:
+            features: Of one image, from :meth:`image_features`.
+            image_size: Original ``(H, W)``.
+            points_xy: ``[P, 2]`` in original pixels; None with a box alone.
+            labels: int64 ``[P]``: 1 lies in what is meant, 0 does not.
+            box_xyxy: ``[4]`` in original pixels.
+            candidates: Take the best of the three candidates by the model's own estimate, as SAM does with one click;
+                False takes its choice where it is asked for one mask.
+
+        Returns:
+            One map, and the model's estimate of its mask's IoU with what is meant.
+        """
+        encoder, decoder = self.prompted_parts
+        size = self.input_size(image_size)
+        device = features[0].device
+        points = box = None
+        if points_xy is not None:
+            assert labels is not None, "points need labels"
+            scale = torch.tensor([size[1] / image_size[1], size[0] / image_size[0]], device=device)
+            points = PointPrompt((points_xy.to(device).float() * scale)[None], labels.to(device)[None])
+        if box_xyxy is not None:
+            box = scale_boxes(box_xyxy.to(device).float()[None], image_size, size)
+        with torch.autocast(device.type, enabled=False):
+            sparse, dense = self.encode_prompts(encoder, box, None, points)
+        everything = torch.ones(sparse.shape[:2], dtype=torch.bool, device=device)
+        levels = self.decoder_features(decoder, features)
+        logits, quality = self.decode(decoder, levels, sparse, everything, dense)
+        best = 1 + quality[:, 1:].argmax(1) if candidates else self.choice(logits, quality)
+        maps = self.make_maps(_chosen(logits, best).float(), image_size)
+        return replace(maps, channels=3 if candidates else 1), float(quality[0, best[0]])
 
     @torch.no_grad()
     def image_features(
@@ -470,6 +539,11 @@ class Refiner(nn.Module, ABC):
                 coarse = coarse_masks(coarse_logits[index : index + 1].float(), image_size)
                 best.append(mask_iou(maps[0] > 0, coarse).argmax())
         return candidates[torch.arange(len(best), device=candidates.device), torch.stack(best)]
+
+
+def _chosen(logits: Tensor, index: Tensor) -> Tensor:
+    """``[N, M, h, w]`` to ``[N, h, w]``: of each row the one that ``[N]`` names."""
+    return logits[torch.arange(len(logits), device=logits.device), index]
 
 
 def _per_prompt(

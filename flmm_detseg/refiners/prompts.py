@@ -35,6 +35,18 @@ class MaskPrompt(NamedTuple):
     boxes_xyxy: Tensor
 
 
+class PointPrompt(NamedTuple):
+    """Points that people set, of N prompts.
+
+    Attributes:
+        xy: float32 ``[N, P, 2]`` in pixels of SAM's square.
+        labels: int64 ``[N, P]``: 1 lies in what is meant, 0 does not.
+    """
+
+    xy: Tensor
+    labels: Tensor
+
+
 def coarse_masks(logits: Tensor, image_size: tuple[int, int]) -> Tensor:
     """Masks at image size, bool ``[K, H, W]``: probabilities are enlarged, then cut at a half.
 

@@ -14,6 +14,7 @@ from torchvision.transforms.functional import resize, to_pil_image
 from flmm_detseg.ops.letterbox import round_longest_side
 from flmm_detseg.ops.masks import resize_maps
 from flmm_detseg.refiners.base import Refiner
+from flmm_detseg.refiners.prompts import PointPrompt
 from flmm_detseg.refiners.sam_attention import use_sdpa
 from flmm_detseg.refiners.sam_build import SamSizes, build_sam
 from flmm_detseg.refiners.sam_decoder import decode_masks
@@ -163,10 +164,14 @@ class SAMRefiner(Refiner):
             return self.model.prompt_encoder.get_dense_pe()
 
     def encode_prompts(
-        self, encoder: PromptEncoder, boxes_xyxy: Tensor | None, masks: Tensor | None
+        self,
+        encoder: PromptEncoder,
+        boxes_xyxy: Tensor | None,
+        masks: Tensor | None,
+        points: PointPrompt | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Refiner`: a box is two tokens."""
-        return encoder(points=None, boxes=boxes_xyxy, masks=masks)
+        """See :class:`Refiner`: a box is two tokens, and points without a box have an empty one after them."""
+        return encoder(points=points, boxes=boxes_xyxy, masks=masks)
 
     def decoder_features(self, decoder: MaskDecoder, features: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """See :class:`Refiner`."""
@@ -187,9 +192,9 @@ class SAMRefiner(Refiner):
             decoder, embeddings, self.dense_pe().to(dtype), sparse.to(dtype), sparse_mask, dense.to(dtype)
         )
 
-    def single_masks(self, logits: Tensor, quality: Tensor) -> Tensor:
+    def choice(self, logits: Tensor, quality: Tensor) -> Tensor:
         """See :class:`Refiner`: always the first."""
-        return logits[:, 0]
+        return torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
 
     def enlarge(self, candidates: Tensor, image_size: tuple[int, int]) -> Tensor:
         """See :class:`Refiner`."""

@@ -14,8 +14,9 @@ from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder, Sam2PromptEn
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.refiners.base import Refiner
+from flmm_detseg.refiners.prompts import PointPrompt
 from flmm_detseg.refiners.sam2_build import build_sam2, load_image_processor
-from flmm_detseg.refiners.sam2_decoder import decode_masks, stable_masks
+from flmm_detseg.refiners.sam2_decoder import decode_masks, stable_choice
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import LogitMaps
 
@@ -169,19 +170,25 @@ class SAM2Refiner(Refiner):
         return decoder.conv_s0(fine), decoder.conv_s1(middle), embeddings
 
     def encode_prompts(
-        self, encoder: Sam2PromptEncoder, boxes_xyxy: Tensor | None, masks: Tensor | None
+        self,
+        encoder: Sam2PromptEncoder,
+        boxes_xyxy: Tensor | None,
+        masks: Tensor | None,
+        points: PointPrompt | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """See :class:`Refiner`: a box is three tokens, the last an empty point; no box is two empty points."""
-        points = labels = boxes = None
-        if boxes_xyxy is None:
+        """See :class:`Refiner`: a box is three tokens, the last an empty point; neither box nor points are two empty
+        points.
+        """
+        xy = labels = boxes = None
+        if points is not None:
+            xy, labels = points.xy[:, None], points.labels[:, None]
+        elif boxes_xyxy is None:
             device = encoder.not_a_point_embed.weight.device
-            points = torch.zeros(1, 1, 1, 2, device=device)
+            xy = torch.zeros(1, 1, 1, 2, device=device)
             labels = -torch.ones(1, 1, 1, dtype=torch.int32, device=device)
-        else:
+        if boxes_xyxy is not None:
             boxes = boxes_xyxy[:, None].clone()  # moved by half a pixel in place
-        sparse, dense = encoder(
-            input_points=points, input_labels=labels, input_boxes=boxes, input_masks=masks
-        )
+        sparse, dense = encoder(input_points=xy, input_labels=labels, input_boxes=boxes, input_masks=masks)
         return sparse[:, 0], dense
 
     def decode(
@@ -197,16 +204,16 @@ class SAM2Refiner(Refiner):
         positions = self.dense_pe().to(dtype)
         return decode_masks(decoder, features, positions, sparse.to(dtype), sparse_mask, dense.to(dtype))
 
-    def single_masks(self, logits: Tensor, quality: Tensor) -> Tensor:
+    def choice(self, logits: Tensor, quality: Tensor) -> Tensor:
         """See :class:`Refiner`: by stability and quality, where the model's config says so."""
         decoder = self.model.mask_decoder
         if not decoder.dynamic_multimask_via_stability:
-            return logits[:, 0]
+            return torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         delta, threshold = (
             decoder.dynamic_multimask_stability_delta,
             decoder.dynamic_multimask_stability_thresh,
         )
-        return stable_masks(logits, quality, delta, threshold)
+        return stable_choice(logits, quality, delta, threshold)
 
     def enlarge(self, candidates: Tensor, image_size: tuple[int, int]) -> Tensor:
         """See :class:`Refiner`."""

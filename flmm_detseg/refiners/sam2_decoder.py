@@ -54,7 +54,7 @@ def decode_masks(
     return logits, decoder.iou_prediction_head(tokens[:, 1])
 
 
-def stable_masks(logits: Tensor, quality: Tensor, delta: float, threshold: float) -> Tensor:
+def stable_choice(logits: Tensor, quality: Tensor, delta: float, threshold: float) -> Tensor:
     """SAM 2's one mask of a prompt: the single mask, or the best candidate where the single mask is not stable.
 
     Args:
@@ -64,15 +64,14 @@ def stable_masks(logits: Tensor, quality: Tensor, delta: float, threshold: float
         threshold: Least share of the larger cut that a stable mask's smaller one covers.
 
     Returns:
-        ``[N, h, w]``.
+        int64 ``[N]``: which of the M.
 
     Source: SAM 2, arXiv 2408.00714 (its ``dynamic_multimask_via_stability``).
     """
     single = logits[:, 0].flatten(1)
     smaller, larger = (single > delta).sum(1), (single > -delta).sum(1)
     stable = torch.where(larger > 0, smaller / larger, 1.0) >= threshold
-    best = torch.where(stable, 0, 1 + quality[:, 1:].argmax(1))
-    return logits[torch.arange(len(logits), device=logits.device), best]
+    return torch.where(stable, 0, 1 + quality[:, 1:].argmax(1))
 
 
 def _parts(transformer: Sam2TwoWayTransformer) -> TwoWayParts:

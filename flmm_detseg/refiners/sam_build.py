@@ -42,6 +42,8 @@ class SamSizes:
         decoder_num_heads: Its heads.
         decoder_mlp_dim: Its feed-forward width.
         iou_hidden_dim: Hidden width of the quality head.
+        trained_candidates: Whether the three candidates and the quality head were trained; False for a SAM that knows
+            its single mask alone.
     """
 
     embed_dim: int
@@ -57,6 +59,7 @@ class SamSizes:
     decoder_num_heads: int = 8
     decoder_mlp_dim: int = 2048
     iou_hidden_dim: int = 256
+    trained_candidates: bool = True
 
 
 VARIANTS: dict[str, SamSizes] = {
@@ -75,6 +78,7 @@ VARIANTS: dict[str, SamSizes] = {
         decoder_num_heads=4,
         decoder_mlp_dim=256,
         iou_hidden_dim=64,
+        trained_candidates=False,
     ),
 }
 
@@ -211,7 +215,7 @@ def _read_sizes(path: Path) -> SamSizes:
 
 def _assemble(sizes: SamSizes) -> Sam:
     side = sizes.image_size // sizes.patch_size
-    return Sam(
+    model = Sam(
         image_encoder=ImageEncoderViT(
             depth=sizes.depth,
             embed_dim=sizes.embed_dim,
@@ -247,3 +251,5 @@ def _assemble(sizes: SamSizes) -> Sam:
         pixel_mean=list(_PIXEL_MEAN),
         pixel_std=list(_PIXEL_STD),
     )
+    model.trained_candidates = sizes.trained_candidates
+    return model

@@ -31,6 +31,7 @@ def draw_grounding(
     *,
     caption: str | None = None,
     spans: Sequence[Sequence[Span]] | None = None,
+    score_names: Sequence[str] | None = None,
     alpha: float = 0.5,
     min_side: int = MIN_SIDE,
     max_side: int = MAX_SIDE,
@@ -45,6 +46,7 @@ def draw_grounding(
         boxes_xyxy: ``[K, 4]`` half-open pixel boxes to draw; boxes without area are left out.
         caption: Text for the legend; None lists the phrases only.
         spans: Per phrase its character spans in ``caption``; None looks the phrases up in order.
+        score_names: K words to print before the scores: what each of them is.
         alpha: Weight of the colour inside a mask, 0 to 1.
         min_side: Longer side of the picture at least, pixels (small images are enlarged).
         max_side: Longer side of the picture at most, pixels.
@@ -76,7 +78,9 @@ def draw_grounding(
     taken: list[tuple[int, int]] = []
     for index in order:
         _draw_number(pen, shown[index], index, size, taken)
-    legend = draw_legend(phrases, size[1], scores=scores, caption=caption, spans=spans)
+    legend = draw_legend(
+        phrases, size[1], scores=scores, caption=caption, spans=spans, score_names=score_names
+    )
     return canvas.vstack([np.asarray(drawn), legend], gap=0)
 
 
@@ -87,6 +91,7 @@ def draw_legend(
     scores: Sequence[float] | np.ndarray | None = None,
     caption: str | None = None,
     spans: Sequence[Sequence[Span]] | None = None,
+    score_names: Sequence[str] | None = None,
     size: int = 16,
 ) -> np.ndarray:
     """Strip with the caption (phrases on their colours) and one numbered line per phrase.
@@ -97,6 +102,7 @@ def draw_legend(
         scores: K numbers printed at the end of the lines.
         caption: Text; None leaves the phrase lines only.
         spans: As in :func:`draw_grounding`.
+        score_names: As in :func:`draw_grounding`.
         size: Text height, pixels.
 
     Returns:
@@ -125,7 +131,8 @@ def draw_legend(
             fill=canvas.text_on(colour),
             font=canvas.font(size - 4),
         )
-        score = "" if scores is None else f"  {float(scores[index]):.2f}"
+        name = "" if score_names is None else f"  {score_names[index]}"
+        score = "" if scores is None else f"{name}  {float(scores[index]):.2f}"
         room = width - 3 * margin - size - canvas.text_width(score, size)
         text = canvas.shorten(phrases[index], size, room) + score
         pen.text((2 * margin + size, top), text, fill=canvas.INK, font=canvas.font(size))

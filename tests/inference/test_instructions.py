@@ -231,13 +231,16 @@ class FakeModel:
         boxes = torch.tensor([[1.0, 2.0, 5.0, 6.0], [0.0, 0.0, 3.0, 3.0]])
         return [InstanceData(bboxes=boxes, scores=torch.tensor([0.9, 0.1]), labels=torch.tensor([0, 1]))]
 
-    def predict(self, samples: list) -> list[Prediction]:
-        self.calls.append(samples[0].text)
+    def predict(self, samples: list, *, keep_attention: bool = False) -> list[Prediction]:
+        return [self._segmented(sample.text) for sample in samples]
+
+    def _segmented(self, text: str) -> Prediction:
+        self.calls.append(text)
         mask = torch.zeros(1, 8, 10, dtype=torch.bool)
-        mask[:, :, :5] = "elephant" not in samples[0].text
+        mask[:, :, :5] = "elephant" not in text
         logits = mask.float()
         box = torch.tensor([[0.0, 0.0, 5.0, 8.0]]) * float(mask.any())
-        return [Prediction("image", (8, 10), logits, None, PackedMasks.pack(mask), box, torch.tensor([0.8]))]
+        return Prediction("image", (8, 10), logits, None, PackedMasks.pack(mask), box, torch.tensor([0.8]))
 
     def answer(self, sample, max_new_tokens: int) -> str:
         assert sample.task == "vqa"

@@ -1,0 +1,297 @@
+"""A conversation about an image: questions and instructions, each with what it names found in the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from flmm_detseg.datasets.images import ImageLike, read_image
+from flmm_detseg.errors import DataError
+from flmm_detseg.heads import head_of
+from flmm_detseg.inference.attention_maps import heat_of
+from flmm_detseg.inference.coco import CocoFile, annotation
+from flmm_detseg.inference.grounder import Grounder
+from flmm_detseg.inference.instructions import Step, parse_instruction
+from flmm_detseg.inference.instructor import Instructor, Region, ScoreOf
+from flmm_detseg.inference.result import GroundingResult
+from flmm_detseg.inference.samples import Span, question_sample
+from flmm_detseg.utils.values import check_text
+from flmm_detseg.visualization import draw_grounding
+from flmm_detseg.visualization.canvas import outline
+from flmm_detseg.visualization.dense import box_mask
+
+
+@dataclass(frozen=True)
+class ChatPhrase:
+    """Something that a turn names, and where it is.
+
+    Attributes:
+        label: Words of the answer, of the request, or the name of a class.
+        spans: Its characters in :attr:`ChatTurn.text`, half-open; empty where it is in the request only.
+        score: In [0, 1].
+        score_of: What the score is. ``"mask"``: mean foreground probability inside of the mask, which does not say
+            whether the thing is in the image. ``"detector"``: probability of the class.
+        box_xyxy: Half-open box in pixels of the image; zeros where the mask is empty.
+        mask: bool ``[H, W]``; None where a detected object has a box only.
+        attention: float32 ``[H, W]`` in [0, 1], where the LMM looked; None for a detector's object, or where the chat
+            keeps no attention.
+    """
+
+    label: str
+    spans: tuple[Span, ...]
+    score: float
+    score_of: ScoreOf
+    box_xyxy: tuple[float, float, float, float]
+    mask: np.ndarray | None = field(repr=False)
+    attention: np.ndarray | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class ChatTurn:
+    """A request and what came of it.
+
+    Attributes:
+        request: As it was given.
+        kind: ``"question"``: the LMM answered. ``"instruction"``: something was to be detected or segmented.
+        text: The LMM's answer, or a sentence for each step with the answers between them.
+        phrases: What was named, in the order of the text.
+        image: RGB uint8 ``[H, W, 3]``; that of the conversation.
+        uninterpreted: Words of an instruction that belong to no step.
+    """
+
+    request: str
+    kind: Literal["question", "instruction"]
+    text: str
+    phrases: tuple[ChatPhrase, ...]
+    image: np.ndarray = field(repr=False)
+    uninterpreted: tuple[str, ...] = ()
+
+    def overlay(self, chosen: Sequence[int] | None = None, *, boxes: bool = False) -> np.ndarray:
+        """The image with what was named, and below it the text with the phrases in their colours.
+
+        Args:
+            chosen: Phrases to draw; None: all.
+            boxes: Draw the boxes of masks too; those of detected objects always are.
+
+        Returns:
+            RGB uint8.
+
+        Raises:
+            DataError: There is no such phrase.
+        """
+        shown = self._chosen(chosen)
+        size = self.image.shape[:2]
+        # A box without a mask is drawn by its border.
+        masks = [
+            phrase.mask if phrase.mask is not None else outline(box_mask(np.array(phrase.box_xyxy), size), 1)
+            for phrase in shown
+        ]
+        drawn = [
+            phrase.box_xyxy if boxes or phrase.score_of == "detector" else (0, 0, 0, 0) for phrase in shown
+        ]
+        return draw_grounding(
+            self.image,
+            np.stack(masks) if masks else np.zeros((0, *size), dtype=bool),
+            [phrase.label for phrase in shown],
+            [phrase.score for phrase in shown],
+            np.array(drawn, dtype=np.float64).reshape(-1, 4),
+            caption=self.text,
+            spans=[phrase.spans for phrase in shown],
+            score_names=[phrase.score_of for phrase in shown],
+        )
+
+    def to_coco(self) -> list[dict[str, Any]]:
+        """COCO annotations of all phrases, see :func:`~flmm_detseg.inference.coco.annotation`.
+
+        Returns:
+            One for each, also of empty masks; ``score_of`` says what a score is.
+
+        Raises:
+            RunError: A score or box is NaN or infinite.
+        """
+        return [
+            {
+                **annotation(phrase.label, phrase.score, phrase.box_xyxy, phrase.mask, phrase.spans),
+                "score_of": phrase.score_of,
+            }
+            for phrase in self.phrases
+        ]
+
+    def to_coco_file(self, file_name: str) -> dict[str, Any]:
+        """The turn as a whole COCO file (JSON-ready), see :class:`~flmm_detseg.inference.coco.CocoFile`.
+
+        Args:
+            file_name: Of the image.
+
+        Returns:
+            ``images``, ``annotations`` and ``categories`` of this one image.
+
+        Raises:
+            RunError: A score or box is NaN or infinite.
+        """
+        coco = CocoFile()
+        coco.add(self, file_name)
+        return coco.content()
+
+    def _chosen(self, chosen: Sequence[int] | None) -> list[ChatPhrase]:
+        indices = range(len(self.phrases)) if chosen is None else chosen
+        for index in indices:
+            if not 0 <= index < len(self.phrases):
+                raise DataError(f"phrase {index} does not exist; the turn has {len(self.phrases)}")
+        return [self.phrases[index] for index in indices]
+
+
+class Chat:
+    """One conversation about one image. For one user and one thread at a time.
+
+    Questions are answered by the LMM with the turns before them, and the answer's noun phrases are grounded by the
+    states it was written with (:meth:`Grounder.ask <flmm_detseg.inference.grounder.Grounder.ask>`). Instructions
+    ("detect the cars and segment the tree on the left") are followed step by step
+    (:class:`~flmm_detseg.inference.instructor.Instructor`); later questions see them as the text of their turn. Where
+    a conversation grows longer than the LMM can read, its oldest turns are left out.
+
+    Memory: a byte a pixel for each phrase with a mask, four more with ``keep_attention``.
+
+    Args:
+        grounder: Its model. One without a phrase head answers and detects, and grounds nothing.
+        image: Path, PIL image, or RGB uint8 array ``[H, W, 3]``.
+        max_new_tokens: Longest answer.
+        keep_attention: Keep where the LMM looked for each phrase.
+        score_threshold: Least class probability of a detected object.
+
+    Raises:
+        DataError: The image cannot be read.
+
+    Example:
+        >>> chat = Chat(Grounder.from_config(config, checkpoint), "scene.png")
+        >>> chat.say("what is above the ring ?").text
+        >>> chat.say("segment the star on the left").overlay()
+    """
+
+    def __init__(
+        self,
+        grounder: Grounder,
+        image: ImageLike,
+        *,
+        max_new_tokens: int = 128,
+        keep_attention: bool = False,
+        score_threshold: float = 0.3,
+    ) -> None:
+        self.grounder = grounder
+        self.image = read_image(image, "image")
+        self.max_new_tokens = max_new_tokens
+        self.keep_attention = keep_attention
+        self.turns: tuple[ChatTurn, ...] = ()
+        self._instructor = Instructor(grounder.model, score_threshold=score_threshold)
+
+    def say(self, text: str) -> ChatTurn:
+        """Answers a question, or follows an instruction; the turn is remembered.
+
+        Args:
+            text: A question, or one or more sentences that begin with a verb such as "detect" or "segment"
+                (:func:`~flmm_detseg.inference.instructions.parse_instruction`).
+
+        Returns:
+            The turn, which is the last of :attr:`turns` now. After an error the conversation is as it was.
+
+        Raises:
+            DataError: The text is empty, cannot be read, or asks for nothing.
+            ConfigError: The model has no head for what is asked.
+        """
+        request = check_text(text, "request").strip()
+        if not request:
+            raise DataError(
+                "the request is empty; ask something, or say for example 'segment the tree on the left'"
+            )
+        parsed = parse_instruction(request)
+        if all(step.kind == "answer" for step in parsed.steps):
+            answer, phrases = self._answer(request)
+            turn = ChatTurn(request, "question", answer, phrases, self.image)
+        else:
+            answer, phrases = self._follow(parsed.steps)
+            turn = ChatTurn(request, "instruction", answer, phrases, self.image, parsed.uninterpreted)
+        self.turns = (*self.turns, turn)
+        return turn
+
+    def _follow(self, steps: Sequence[Step]) -> tuple[str, tuple[ChatPhrase, ...]]:
+        """A sentence for each step, with what was found."""
+        tasks = [step for step in steps if step.kind != "answer"]
+        found = iter(self._instructor.find(self.image, tasks, keep_attention=self.keep_attention))
+        text = ""
+        phrases: list[ChatPhrase] = []
+        for step in steps:
+            start = len(text) + 1 if text else 0
+            if step.kind == "answer":
+                sentence, named = self._answer(step.text)
+                phrases += [_moved(phrase, start) for phrase in named]
+            else:
+                outcome = next(found)
+                sentence = outcome.sentence
+                span = (start, start + len(step.text))
+                phrases += [_of_region(region, span) for region in outcome.regions]
+            text = f"{text} {sentence}" if text else sentence
+        return text, tuple(phrases)
+
+    def _answer(self, question: str) -> tuple[str, tuple[ChatPhrase, ...]]:
+        turns = self._remembered(question)
+        limit = self.max_new_tokens
+        if head_of(self.grounder.model.heads, "phrase") is None:
+            return self.grounder.answer(self.image, question, turns=turns, max_new_tokens=limit), ()
+        result = self.grounder.ask(
+            self.image, question, turns=turns, keep_attention=self.keep_attention, max_new_tokens=limit
+        )
+        return result.caption, tuple(_of_result(result, index) for index in range(len(result)))
+
+    def _remembered(self, question: str) -> list[tuple[str, str]]:
+        """Earlier turns that the LMM can read before a question: as many of the last ones as leave room for an answer.
+
+        None of those up to one that it cannot read at all, because a token that ends turns was written in it.
+        """
+        lmm = self.grounder.model.lmm
+        turns = [(turn.request, turn.text) for turn in self.turns]
+        while turns:
+            try:
+                inputs = lmm.prepare(question_sample(self.image, question, turns=turns))
+            except DataError:  # too long; where it is the question's own fault, asking says so
+                turns = turns[1:]
+                continue
+            length, limit = len(inputs.input_ids), lmm.position_limit
+            if limit is None or length + self.max_new_tokens <= limit:
+                break
+            turns = turns[1:]
+        return turns
+
+
+def _of_result(result: GroundingResult, index: int) -> ChatPhrase:
+    seen = None
+    if result.attention is not None and result.grid is not None:
+        seen = heat_of(result.attention[index], result.grid)
+    x0, y0, x1, y1 = map(float, result.boxes_xyxy[index])
+    return ChatPhrase(
+        result.phrases[index],
+        result.spans[index],
+        float(result.scores[index]),
+        "mask",
+        (x0, y0, x1, y1),
+        result.mask(index),
+        seen,
+    )
+
+
+def _of_region(region: Region, span: Span) -> ChatPhrase:
+    return ChatPhrase(
+        region.label,
+        (span,),
+        region.score,
+        region.score_of,
+        region.box_xyxy,
+        region.mask,
+        region.attention,
+    )
+
+
+def _moved(phrase: ChatPhrase, by: int) -> ChatPhrase:
+    return replace(phrase, spans=tuple((start + by, end + by) for start, end in phrase.spans))
