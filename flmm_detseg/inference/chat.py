@@ -14,10 +14,11 @@ from flmm_detseg.heads import head_of
 from flmm_detseg.inference.attention_maps import heat_of
 from flmm_detseg.inference.coco import CocoFile, annotation
 from flmm_detseg.inference.grounder import Grounder
-from flmm_detseg.inference.instructions import Step, parse_instruction
+from flmm_detseg.inference.instructions import parse_instruction
 from flmm_detseg.inference.instructor import Instructor, Region, ScoreOf
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import Span, question_sample
+from flmm_detseg.inference.steps import Step
 from flmm_detseg.utils.values import check_text
 from flmm_detseg.visualization import draw_grounding
 from flmm_detseg.visualization.canvas import outline

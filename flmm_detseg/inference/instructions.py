@@ -6,12 +6,11 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from flmm_detseg.errors import DataError
-from flmm_detseg.utils.values import check_text
-
-Kind = Literal["detect", "segment", "answer"]
+from flmm_detseg.inference.chinese_instructions import has_chinese, parse_chinese
+from flmm_detseg.inference.steps import Instruction, Kind, Step
+from flmm_detseg.utils.values import check_text, shown
 
 _DETECT = ("detect", "find", "locate", "list", "box", "count")
 _SEGMENT = ("segment", "mask", "outline", "highlight", "cut out")
@@ -28,11 +27,11 @@ _NO_OBJECT = (
 # Patterns read a text with single blanks (see `_Squeezed`), and none of them is repeated over words: a long text costs
 # as many steps as it has characters.
 _POLITE = re.compile(
-    r"(?:please|kindly|now|first|also|next|finally)[\s,]+|(?:can|could|would|will)\s+you\s+"
+    r"(?:please|kindly|now|first|also|next|finally|only|just)[\s,]+|(?:can|could|would|will)\s+you\s+"
     r"|i(?:'d|\s+would)\s+like\s+(?:you\s+)?to\s+|i\s+want\s+(?:you\s+)?to\s+|help\s+me\s+(?:to\s+)?",
     re.IGNORECASE,
 )
-_THANKS = ("please", "for me", "thanks", "thank you")
+_THANKS = ("please", "for me", "thanks", "thank you", "only")
 
 
 def _words(words: Sequence[str]) -> str:
@@ -41,7 +40,7 @@ def _words(words: Sequence[str]) -> str:
 
 _ACTIONS = [verb for verb in (*_DETECT, *_SEGMENT) if verb not in _NOUNS]
 _BEGINNING = re.compile(r"\s*")
-_JOINT = re.compile(r"[,;:.?!]\s*(?:(?:and|then)\s+)*|\s+(?:and|then)\s+(?:then\s+)?", re.IGNORECASE)
+_JOINT = re.compile(r"[,;:.?!]\s*(?:(?:and|then|but)\s+)*|\s+(?:and|then|but)\s+(?:then\s+)?", re.IGNORECASE)
 _VERB = re.compile(
     rf"(?:(?P<action>{_words(_ACTIONS)}|(?:{_words(_NOUNS)})(?=\s+(?!(?:{_words(_NO_OBJECT)})\b)\w))"
     rf"|(?P<ask>{_words(_ASK)}))\b",
@@ -55,43 +54,12 @@ _SENTENCE = re.compile(r"[?.!;]")
 _RELATIVE = rf"(?:which|who|whose|that|{_words(_FINITE)}|has|have|was|were)\b"
 _SPLIT = re.compile(rf"(?>\s*,\s*(?:and\s+)?|\s+and\s+)(?!{_RELATIVE})", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:all(?:\s+of)?(?:\s+the)?|every|each|any|the|a|an|some)(?:\s+|$)", re.IGNORECASE)
-_LEAD = re.compile(r"^(?:please|for\s+me)\s+", re.IGNORECASE)
+_LEAD = re.compile(r"^(?:(?:please|for\s+me|only|just)\s+){1,4}", re.IGNORECASE)
 _ASKED = re.compile(rf"(?:{_words(_QUESTION)}|whether|if)\b", re.IGNORECASE)
-_PLACE = re.compile(r"\s+(?:in|on|of)\s+(?:the|this)\s+(?:image|picture|photo|scene)$", re.IGNORECASE)
 _EDGES = " ,;:."
 _BLANKS = re.compile(r"\s+")
 _BORDER = re.compile(r"^|[\s,]+")
 _LONGEST_THANKS = max(map(len, _THANKS))
-EVERYTHING = frozenset({"everything", "objects", "all objects", "all", "things", "object", "anything"})
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing asked for.
-
-    Attributes:
-        kind: ``"detect"`` (every object of the classes), ``"segment"`` (the region a phrase speaks of), ``"answer"``.
-        text: Class names or phrase without article, or the question, as written.
-        span: Character span of ``text`` in the instruction.
-    """
-
-    kind: Kind
-    text: str
-    span: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Instruction:
-    """What was understood of an instruction.
-
-    Attributes:
-        steps: In the order of the words.
-        uninterpreted: Words that belong to no step, e.g. ``"in the image"`` of "in the image, detect the cars".
-            Verbs, connectives and politeness are not listed.
-    """
-
-    steps: tuple[Step, ...]
-    uninterpreted: tuple[str, ...] = ()
 
 
 @dataclass
@@ -133,7 +101,8 @@ def parse_instruction(instruction: str) -> Instruction:
     before it. ``detect`` takes a list ("the cars and the dogs" are two steps); ``segment`` splits at commas and "and"
     too; "detect and segment the cars" are two steps about the cars. Relations stay whole ("the ring above the red star
     and is small"). A question after a verb ("count how many ...") is a question to the LMM, as is an instruction
-    without a verb. Time grows with the length of the text, whatever stands in it.
+    without a verb. "Only" asks for nothing more. Time grows with the length of the text, whatever stands in it.
+    Instructions in Chinese: :func:`~flmm_detseg.inference.chinese_instructions.parse_chinese`.
 
     Args:
         instruction: One or more sentences.
@@ -148,6 +117,10 @@ def parse_instruction(instruction: str) -> Instruction:
         raise DataError(
             "the instruction is empty; say for example 'detect the cars and segment the tree on the left'"
         )
+    if has_chinese(instruction) and (found := parse_chinese(instruction)) is not None:
+        if not found.steps:
+            raise DataError(f"{shown(instruction)} names nothing to detect or segment")
+        return found
     squeezed = _Squeezed(instruction)
     text = squeezed.text
     clauses = _clauses(text)
@@ -171,7 +144,7 @@ def parse_instruction(instruction: str) -> Instruction:
         if not found:
             rest.append(text[slice(*clause.verb)])
     if not steps:
-        raise DataError(f"{instruction!r} names nothing to detect or segment")
+        raise DataError(f"{shown(instruction)} names nothing to detect or segment")
     return Instruction(tuple(steps), tuple(rest))
 
 
@@ -322,33 +295,3 @@ def _trimmed(text: str, start: int, end: int, edges: str = _EDGES) -> tuple[int,
     while end > start and text[end - 1] in edges:
         end -= 1
     return start, end
-
-
-def match_class(words: str, class_names: Sequence[str]) -> list[int] | None:
-    """Labels that a class word asks for: the class of that name (singular or plural); None where there is none.
-
-    ``"everything"`` and the like ask for all of them; "in the image" says nothing.
-    """
-    name = _PLACE.sub("", " ".join(words.lower().split()))
-    if name in EVERYTHING:
-        return list(range(len(class_names)))
-    forms = {name, *_singulars(name)}
-    found = [index for index, known in enumerate(class_names) if known.lower() in forms]
-    return found or None
-
-
-def _singulars(word: str) -> set[str]:
-    forms = set()
-    if word.endswith("ies"):
-        forms.add(word[:-3] + "y")
-    if word.endswith("es"):
-        forms.add(word[:-2])
-    if word.endswith("ves"):
-        forms |= {word[:-3] + "f", word[:-3] + "fe"}
-    if word.endswith("s") and not word.endswith("ss"):
-        forms.add(word[:-1])
-    irregular = {"people": "person", "men": "man", "women": "woman", "mice": "mouse", "sheep": "sheep"}
-    head, _, last = word.rpartition(" ")
-    if last in irregular:
-        forms.add(f"{head} {irregular[last]}".strip())
-    return forms

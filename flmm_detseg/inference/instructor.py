@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -17,11 +17,16 @@ from torch import Tensor
 
 from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.heads import Head, head_of, require_head
+from flmm_detseg.heads import Head, head_of, named_heads, require_head
 from flmm_detseg.inference.attention_maps import heat_of
-from flmm_detseg.inference.instructions import Step, match_class, parse_instruction
+from flmm_detseg.inference.chinese_instructions import has_chinese
+from flmm_detseg.inference.class_words import match_class, match_group
+from flmm_detseg.inference.instructions import parse_instruction
+from flmm_detseg.inference.steps import Step
 from flmm_detseg.models import GroundingLMM
+from flmm_detseg.ops.masks import above
 from flmm_detseg.structures import Phrase, Sample
+from flmm_detseg.utils.finite import require_finite
 from flmm_detseg.utils.rle import encode_rle
 from flmm_detseg.utils.whole_files import dump_json, put_in_place, write_text
 from flmm_detseg.visualization import draw_grounding
@@ -235,7 +240,8 @@ class Instructor:
 
         Classes the detection head knows are detected; other words after "detect" are grounded as a phrase, which gives
         one region (however many things it names) or none. Phrases are segmented by the phrase head, each as a text of
-        its own; one whose mask is empty gives no region. Questions go to the LMM.
+        its own; one whose mask is empty gives no region. Groups of classes ("only segment the animals") are the objects
+        of those classes that the detection head knows, after both verbs. Questions go to the LMM.
 
         Args:
             image: Path, PIL image, or RGB uint8 array.
@@ -287,24 +293,31 @@ class Instructor:
             objects = self._detect(pixels) if any(wanted is not None for wanted in labels) else []
             phrases = [step for step, wanted in zip(steps, labels, strict=True) if wanted is None]
             grounded = iter(self._ground(pixels, phrases, keep_attention))
-        found = []
-        for step, wanted in zip(steps, labels, strict=True):
-            if wanted is None:
-                region = next(grounded)
-                how = "segmented" if step.kind == "segment" else "found as a phrase"
-                regions: tuple[Region, ...] = () if region is None else (region,)
-                sentence = f"{step.text}: {how if regions else 'not found'}."
-            else:
-                names = {self._class_names[label] for label in wanted}
-                regions = tuple(region for region in objects if region.label in names)
-                sentence = f"{step.text}: {len(regions)} found."
-            found.append(Found(step, regions, sentence))
+            found = []
+            for step, wanted in zip(steps, labels, strict=True):
+                if wanted is None:
+                    region = next(grounded)
+                    regions: tuple[Region, ...] = () if region is None else (region,)
+                    counted = False
+                else:
+                    names = {self._class_names[label] for label in wanted}
+                    regions = tuple(region for region in objects if region.label in names)
+                    counted = True
+                    if step.kind == "segment":
+                        regions = self._with_masks(pixels, regions)
+                found.append(Found(step, regions, sentence(step, len(regions), counted=counted)))
         return found
 
     def _labels(self, step: Step) -> list[int] | None:
-        if step.kind != "detect" or self._detector is None:
+        """Classes whose objects are asked for; None: the words are grounded as a phrase.
+
+        A class after "segment" is a phrase, whose mask is of the one thing that is meant. A group ("the animals") is
+        no thing that a phrase could name.
+        """
+        if self._detector is None:
             return None
-        return match_class(step.text, self._class_names)
+        match = match_class if step.kind == "detect" else match_group
+        return match(step.text, self._class_names)
 
     @property
     def _detector(self) -> Head[Any] | None:
@@ -326,6 +339,19 @@ class Instructor:
             for box, score, label, mask in zip(found.bboxes, found.scores, found.labels, masks, strict=True)
             if float(score) >= self.score_threshold
         ]
+
+    def _with_masks(self, pixels: np.ndarray, regions: Sequence[Region]) -> tuple[Region, ...]:
+        """Detected objects that are to be segmented: masks of their boxes, where the model has a refiner."""
+        heads = named_heads(self.model.heads).values()
+        refiner = next((head.refiner for head in heads if head.refiner is not None), None)
+        regions = [replace(region, kind="segment") for region in regions]
+        if refiner is None or not regions or regions[0].mask is not None:
+            return tuple(regions)
+        boxes = torch.tensor([region.box_xyxy for region in regions], device=self.model.lmm.device)
+        (maps,) = refiner.maps_from_boxes([pixels], [boxes])
+        require_finite("masks of detected objects", ["image"], [maps.maps[None]])
+        masks = [above(maps.enlarge(slice(i, i + 1)), 0.0)[0].cpu().numpy() for i in range(len(regions))]
+        return tuple(replace(region, mask=mask) for region, mask in zip(regions, masks, strict=True))
 
     def _ground(self, pixels: np.ndarray, steps: Sequence[Step], keep_attention: bool) -> list[Region | None]:
         """What the phrase head finds of the words of each step; None where its mask is empty."""
@@ -363,6 +389,28 @@ class Instructor:
             box, score = _corners(prediction.boxes_xyxy[0]), float(prediction.scores[0])
             found.append(Region(step.kind, step.text, score, box, mask, "mask", seen))
         return found
+
+
+def sentence(step: Step, count: int, *, counted: bool) -> str:
+    """What to say about a step, in English or Chinese as its words are.
+
+    Args:
+        step: One that detects or segments; the sentence begins with its words.
+        count: How many regions were found.
+        counted: They are objects of a detector; else one region, or none, was grounded as a phrase.
+
+    Returns:
+        The sentence.
+    """
+    if has_chinese(step.text):
+        if counted:
+            return f"{step.text}：找到 {count} 个。"
+        how = "已分割" if step.kind == "segment" else "按短语找到"
+        return f"{step.text}：{how if count else '没有找到'}。"
+    if counted:
+        return f"{step.text}: {count} found."
+    how = "segmented" if step.kind == "segment" else "found as a phrase"
+    return f"{step.text}: {how if count else 'not found'}."
 
 
 def _corners(box: Tensor) -> tuple[float, float, float, float]:

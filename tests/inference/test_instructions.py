@@ -18,12 +18,13 @@ from dense_parts import make_dense_case, make_neck
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as rle
+from sam_parts import make_refiner
 from tiny import tiny_llava
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import DetectionHead
 from flmm_detseg.inference import Instructor, instructions
-from flmm_detseg.inference.instructions import match_class, parse_instruction
+from flmm_detseg.inference.instructions import parse_instruction
 from flmm_detseg.inference.instructor import result_names
 from flmm_detseg.structures import PackedMasks, Prediction
 
@@ -70,6 +71,12 @@ from flmm_detseg.structures import PackedMasks, Prediction
             "segment the ring that is red and is above it",
             [("segment", "the ring that is red and is above it")],
         ),
+        ("only segment the animals", [("segment", "the animals")]),
+        ("please only detect the cars", [("detect", "cars")]),
+        ("segment only the animals", [("segment", "the animals")]),
+        ("find just the dogs, please", [("detect", "dogs")]),
+        ("detect everything but only segment the star", [("detect", "everything"), ("segment", "the star")]),
+        ("only the red star", [("answer", "only the red star")]),
         (
             "detect the stars and please describe the sky",
             [("detect", "stars"), ("answer", "describe the sky")],
@@ -192,22 +199,13 @@ def test_runs_of_blanks_stay_in_the_text_of_a_step() -> None:
     assert parse_instruction("in  the image, detect cars").uninterpreted == ("in the image",)
 
 
-def test_class_words() -> None:
-    names = ("person", "knife", "bus", "traffic light", "cherry")
-    assert match_class("people", names) == [0]
-    assert match_class("Knives", names) == [1]
-    assert match_class("buses", names) == [2]
-    assert match_class("traffic  lights", names) == [3]
-    assert match_class("cherries", names) == [4]
-    assert match_class("everything", names) == [0, 1, 2, 3, 4]
-    assert match_class("unicorns", names) is None
-    assert match_class("buses in the image", names) == [2]
-    assert match_class("objects in this picture", names) == [0, 1, 2, 3, 4]
-
-
 def fake_head(task: str) -> SimpleNamespace:
     return SimpleNamespace(
-        result_of={task}, class_names=("star", "ring"), wants_class_embeddings=False, tasks={task}
+        result_of={task},
+        class_names=("star", "ring"),
+        wants_class_embeddings=False,
+        tasks={task},
+        refiner=None,
     )
 
 
@@ -279,6 +277,35 @@ def test_a_word_that_is_no_class_is_grounded_as_a_phrase() -> None:
         replace(result, regions=(replace(wide, kind=kind),)).overlay() for kind in ("detect", "segment")
     ]
     assert not np.array_equal(*pictures), "the box that was asked for is drawn"
+
+
+def test_a_group_after_segment_is_its_classes_objects() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (8, 10, 3), dtype=np.uint8)
+    model = FakeModel()
+    result = Instructor(model).follow(picture, "only segment the shapes")
+    assert model.calls == ["detect"]
+    assert [(r.kind, r.label, r.score_of) for r in result.regions] == [("segment", "star", "detector")]
+    assert (result.text, result.uninterpreted) == ("the shapes: 1 found.", ())
+    assert result.regions[0].mask is None, "nothing makes masks of boxes"
+    refiner = model.heads["phrase"].refiner = make_refiner()
+    model.lmm = SimpleNamespace(device=torch.device("cpu"))
+    (region,) = Instructor(model).follow(picture, "只分割图形").regions
+    (logits,) = refiner.masks_from_boxes([picture], [torch.tensor([[1.0, 2.0, 5.0, 6.0]])])
+    np.testing.assert_array_equal(region.mask, logits[0].numpy() > 0)
+    assert region.box_xyxy == (1.0, 2.0, 5.0, 6.0), "the detector's"
+    # A class is a phrase after "segment"; a group that no class belongs to is one after both verbs.
+    model.calls.clear()
+    Instructor(model).follow(picture, "segment the star, only detect the animals")
+    assert model.calls == ["the star", "animals"]
+
+
+def test_sentences_are_in_the_language_of_their_words() -> None:
+    picture = np.zeros((8, 10, 3), np.uint8)
+    result = Instructor(FakeModel()).follow(picture, "检测星星和独角兽，并把左边的树分割出来。 detect rings")
+    assert [(r.kind, r.label) for r in result.regions] == [
+        ("detect", "star"), ("detect", "独角兽"), ("segment", "左边的树"),
+    ]  # fmt: skip
+    assert result.text == "星星：找到 1 个。 独角兽：按短语找到。 左边的树：已分割。 rings: 0 found."
 
 
 def test_what_is_not_there_gives_no_region() -> None:
