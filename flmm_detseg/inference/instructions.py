@@ -117,10 +117,10 @@ def parse_instruction(instruction: str) -> Instruction:
         raise DataError(
             "the instruction is empty; say for example 'detect the cars and segment the tree on the left'"
         )
-    if has_chinese(instruction) and (found := parse_chinese(instruction)) is not None:
-        if not found.steps:
+    if has_chinese(instruction) and (chinese := parse_chinese(instruction)) is not None:
+        if not chinese.steps:
             raise DataError(f"{shown(instruction)} names nothing to detect or segment")
-        return found
+        return chinese
     squeezed = _Squeezed(instruction)
     text = squeezed.text
     clauses = _clauses(text)
