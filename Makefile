@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # One compute thread per process would halve the speed of a single run; tests and tools take what the machine has.
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test test-long lint format benchmark clean
+.PHONY: help install install-app quickstart test test-long lint format benchmark clean
 
 help:
 	@echo "make quickstart  environment, data, training, evaluation, pictures: work_dirs/quickstart/report.html"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-long   what takes long: many processes, large corpora, trials of killed runs; a skip is a failure"
 	@echo "make lint        ruff, import contracts, types (mypy), docstrings (pydoclint): what the hooks of pre-commit run too"
 	@echo "make install     only the environment in $(VENV)"
+	@echo "make install-app what flmm-detseg app needs in addition (Gradio)"
 	@echo "make benchmark   speed and memory ratios (docs/benchmarks.md)"
 	@echo "make clean       removes $(VENV) and work_dirs"
 
@@ -31,6 +32,12 @@ $(STAMP): requirements/lock.txt requirements/no_deps.txt requirements/deepspeed.
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP)
 
+install-app: $(VENV)/.app
+
+$(VENV)/.app: $(STAMP) requirements/app.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/app.txt
+	@touch $@
+
 quickstart: $(STAMP)
 	$(BIN)/python tools/quickstart.py
 
@@ -40,7 +47,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-long: export OMP_NUM_THREADS ?= 1
-test-long: $(STAMP)
+test-long: $(STAMP) $(VENV)/.app
 	$(BIN)/python -m pytest -m long --no-skips
 
 lint: $(STAMP)

@@ -72,7 +72,7 @@ setup(
         "matplotlib",
         "pillow",
     ],
-    # Level L1 of the background cache, shared between machines.
-    extras_require={"redis": ["redis>=5"]},
+    # Level L1 of the background cache, shared between machines; the page of `flmm-detseg app`.
+    extras_require={"redis": ["redis>=5"], "app": ["gradio==6.17.3"]},
     entry_points={"console_scripts": ["flmm-detseg=flmm_detseg.cli:main"]},
 )

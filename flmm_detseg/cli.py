@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from flmm_detseg import __version__
 from flmm_detseg.commands import (
+    app,
     copy_config,
     data,
     doctor,
@@ -33,6 +34,7 @@ COMMANDS = {
     "ground": ground,
     "explain": explain,
     "infer": infer,
+    "app": app,
     "stream": stream,
     "train": train,
     "stages": stages,

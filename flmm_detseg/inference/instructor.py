@@ -33,7 +33,7 @@ from flmm_detseg.visualization import draw_grounding
 from flmm_detseg.visualization.canvas import outline
 from flmm_detseg.visualization.dense import box_mask
 
-ScoreOf: TypeAlias = Literal["mask", "detector"]
+ScoreOf: TypeAlias = Literal["mask", "detector", "quality"]
 # Phrases in one pass of the LMM.
 _BATCH = 8
 
