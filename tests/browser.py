@@ -8,7 +8,7 @@ import io
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,54 @@ class Page:
         while self.value("document.readyState") != "complete" or self.value("location.href") == "about:blank":
             assert time.monotonic() < end, "the page does not load"
             time.sleep(0.1)
+
+    def wait(self, expression: str, seconds: float = 60) -> None:
+        """Waits until an expression of JavaScript is true (an element that exists counts)."""
+        end = time.monotonic() + seconds
+        while not self.value(f"Boolean({expression})"):
+            assert time.monotonic() < end, f"never true: {expression}"
+            time.sleep(0.1)
+
+    def choose_files(self, selector: str, *paths: Path) -> None:
+        """Chooses files in an ``<input type=file>``, as its dialogue does."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
+
+    def write(self, selector: str, text: str) -> None:
+        """Replaces what a field holds, by the keyboard."""
+        self.value(
+            f"(() => {{ const field = document.querySelector({selector!r}); field.focus(); field.select(); }})()"
+        )
+        self.call("Input.insertText", text=text)
+
+    def drag(self, selector: str, shares: Sequence[tuple[float, float]]) -> None:
+        """Draws over an element with the button pressed.
+
+        Args:
+            selector: The element.
+            shares: Places ``(x, y)``, each in [0, 1] of its width and height.
+        """
+        self.value(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
+        x, y, width, height = self.value(
+            f"(() => {{ const box = document.querySelector({selector!r}).getBoundingClientRect();"
+            " return [box.x, box.y, box.width, box.height]; })()"
+        )
+        places = [(x + width * across, y + height * down) for across, down in shares]
+        button = {"button": "left", "buttons": 1, "clickCount": 1}
+        for kind, place in [
+            ("mouseMoved", places[0]),
+            ("mousePressed", places[0]),
+            *(("mouseMoved", place) for place in places[1:]),
+            ("mouseReleased", places[-1]),
+        ]:
+            given = {} if (kind, place) == ("mouseMoved", places[0]) else button
+            self.call("Input.dispatchMouseEvent", type=kind, x=place[0], y=place[1], **given)
+
+    def screenshot(self, file: Path) -> None:
+        """The whole page, as PNG."""
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        file.write_bytes(base64.b64decode(shot["data"]))
 
     def point(self, selector: str) -> None:
         """Moves the pointer onto an element."""
