@@ -72,7 +72,11 @@ setup(
         "matplotlib",
         "pillow",
     ],
-    # Level L1 of the background cache, shared between machines; the page of `flmm-detseg app`.
-    extras_require={"redis": ["redis>=5"], "app": ["gradio==6.17.3"]},
+    extras_require={
+        "app": ["gradio==6.17.3"],  # the page of `flmm-detseg app`
+        "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],  # flmm-detseg export onnx
+        "redis": ["redis>=5"],  # level L1 of the background cache, shared between machines
+        "supervision": ["supervision>=0.25"],  # result.to_supervision()
+    },
     entry_points={"console_scripts": ["flmm-detseg=flmm_detseg.cli:main"]},
 )

@@ -8,21 +8,30 @@ config any supported LMM grounds without training, by attention heads that `flmm
 
 flmm-detseg ground --lmm Qwen/Qwen3-VL-2B-Instruct --ranking ranking.json --image cat.jpg --caption "a cat on a mat"
 --phrase "a cat" --out o.png
+
+With several images, or with --format, --out is a folder: each image gets its picture NAME.png there, and each format a
+folder of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flmm_detseg.errors import DataError
-from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.cli import add_export_arguments, add_lmm_argument
 from flmm_detseg.utils.configs import TINY_CONFIG, TINY_HEADS, config_file
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import image_file
 from flmm_detseg.utils.whole_files import write_json
+
+if TYPE_CHECKING:
+    from flmm_detseg.inference.export.coco import CocoFile
+    from flmm_detseg.inference.grounder import Grounder
+    from flmm_detseg.inference.result import GroundingResult
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="with --lmm; default: bfloat16 on a GPU",
     )
-    parser.add_argument("--image", required=True, help="image file")
+    parser.add_argument("--image", required=True, nargs="+", help="image files; the same text is for all")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--caption", help="text that the model reads; default: the model's own description")
     text.add_argument("--question", help="what the model answers; words of the answer are grounded")
@@ -74,7 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", help="question before the caption; default: the config's description prompt"
     )
-    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png or .jpg)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="picture to write (.png or .jpg), or a folder"
+    )
+    add_export_arguments(parser)
     parser.add_argument("--boxes", action="store_true", help="draw the boxes too")
     parser.add_argument("--beside", action="store_true", help="show the image as it is beside the masks")
     parser.add_argument(
@@ -98,20 +110,23 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     spans = _check(arguments)
     if arguments.attention is not None:
-        refuse_folder_of_inputs(arguments.attention, [arguments.image])
+        refuse_folder_of_inputs(arguments.attention, arguments.image)
     config, checkpoint = _model(arguments)
-    file = image_file(arguments.image, "--image")
-    read = [arguments.image, config and config_file(config), checkpoint, arguments.ranking]
-    for out in (arguments.out, arguments.coco):
+    files = [image_file(image, "--image") for image in arguments.image]
+    pictures = _pictures(arguments, files)
+    read = [*arguments.image, config and config_file(config), checkpoint, arguments.ranking]
+    for out in (*pictures, arguments.coco):
         if out is not None:
             refuse_overwrite(out, read)
     # Late, so that a wrong argument is reported before torch is loaded.
     from flmm_detseg.datasets.images import read_image
-    from flmm_detseg.inference.coco import CocoFile
+    from flmm_detseg.inference.export.coco import CocoFile
+    from flmm_detseg.inference.export.folder import check_exports, exporting
     from flmm_detseg.inference.grounder import Grounder
 
-    # Before the model, which may take minutes.
-    image = read_image(file, "--image")
+    check_exports(arguments.format, arguments.out, arguments.polygon_tolerance)
+    for file in files:
+        read_image(file, "--image")  # before the model, which may take minutes
     if config is not None:
         grounder = Grounder.from_config(
             config,
@@ -130,34 +145,69 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             device=arguments.device,
             **heads,
         )
-    phrases, keep_attention = arguments.phrase or None, arguments.attention is not None
-    if arguments.question is not None:
-        result: Any = grounder.ask(image, arguments.question, phrases, keep_attention=keep_attention)
-    else:
-        caption = arguments.caption
-        if caption is None:
-            caption = grounder.answer(image, arguments.prompt)
-        result = grounder.ground(
-            image,
-            caption,
-            phrases,
-            spans=spans or None,
-            prompt=arguments.prompt,
-            keep_attention=keep_attention,
-        )
-    figures: dict[str, Any] = {
-        "overlay": str(result.save_overlay(arguments.out, boxes=arguments.boxes, beside=arguments.beside))
-    }
-    if arguments.attention is not None:
-        figures["attention"] = [
-            str(result.save_attention(arguments.attention / f"phrase_{index + 1}.png", index))
-            for index in range(len(result))
-        ]
-    coco = CocoFile()
-    annotations = coco.add(result, file.name)
+    coco = CocoFile(arguments.polygon_tolerance)
+    found = []
+    with exporting(
+        arguments.format,
+        arguments.out,
+        polygon_tolerance=arguments.polygon_tolerance,
+        url_prefix=arguments.url_prefix,
+    ) as exports:
+        for file, picture in zip(files, pictures, strict=True):
+            result = _result(grounder, file, spans, arguments)
+            exports.add(result, file)
+            found.append(_write(result, file, picture, coco, arguments))
+    figures: dict[str, Any] = found[0] if len(files) == 1 else {"results": found}
     if arguments.coco is not None:
         write_json(arguments.coco, coco.content(), indent=None)
         figures["coco"] = str(arguments.coco)
+    return figures | ({"exports": exports.figures} if exports.figures else {})
+
+
+def _pictures(arguments: argparse.Namespace, files: Sequence[Path]) -> list[Path]:
+    """Where each image's picture goes: to --out itself, or into it where it is a folder."""
+    if len(files) == 1 and not arguments.format and (arguments.out.suffix or not arguments.out.is_dir()):
+        return [arguments.out]
+    if arguments.out.suffix.lower() in (".png", ".jpg", ".jpeg"):
+        raise DataError(
+            f"--out {arguments.out}: several images, or --format, write several files; name a folder"
+        )
+    refuse_folder_of_inputs(arguments.out, files)
+    pictures = [arguments.out / f"{file.stem}.png" for file in files]
+    for file, picture in zip(files, pictures, strict=True):
+        if pictures.count(picture) > 1:
+            raise DataError(f"--image {file}: another image has the same name; rename one of them")
+    return pictures
+
+
+def _result(
+    grounder: Grounder, file: Path, spans: Sequence[tuple[int, int]], arguments: argparse.Namespace
+) -> Any:
+    """What is found in one image."""
+    phrases, keep_attention = arguments.phrase or None, arguments.attention is not None
+    if arguments.question is not None:
+        return grounder.ask(file, arguments.question, phrases, keep_attention=keep_attention)
+    caption = arguments.caption
+    if caption is None:
+        caption = grounder.answer(file, arguments.prompt)
+    return grounder.ground(
+        file, caption, phrases, spans=spans or None, prompt=arguments.prompt, keep_attention=keep_attention
+    )
+
+
+def _write(
+    result: GroundingResult, file: Path, picture: Path, coco: CocoFile, arguments: argparse.Namespace
+) -> dict[str, Any]:
+    """Writes one image's pictures; its figures for the last line."""
+    figures: dict[str, Any] = {"image": str(file)} if len(arguments.image) > 1 else {}
+    figures["overlay"] = str(result.save_overlay(picture, boxes=arguments.boxes, beside=arguments.beside))
+    if arguments.attention is not None:
+        own = f"{file.stem}_" if len(arguments.image) > 1 else ""
+        figures["attention"] = [
+            str(result.save_attention(arguments.attention / f"{own}phrase_{index + 1}.png", index))
+            for index in range(len(result))
+        ]
+    annotations = coco.add(result, file.name)
     if not annotations:
         print(f"no phrase to ground in the answer {result.caption!r}: nothing is drawn", file=sys.stderr)
     keys = ("phrase", "score", "bbox", "area")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.cli import add_export_arguments, add_lmm_argument
 from flmm_detseg.utils.configs import config_file
-from flmm_detseg.utils.paths import find, image_file
+from flmm_detseg.utils.paths import image_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, nargs="+", help="image files")
     parser.add_argument("--instruction", required=True)
     parser.add_argument("--out", default="work_dirs/infer", help="folder for NAME.png and NAME.json")
+    add_export_arguments(parser)
     parser.add_argument("--score-threshold", type=float, default=0.3, help="least score of a detection")
     parser.add_argument("--classes", nargs="+", help="what an open detection head is to find, any names")
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -46,11 +47,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from flmm_detseg.datasets.images import read_image
     from flmm_detseg.inference import Instructor
+    from flmm_detseg.inference.export.folder import check_exports, exporting
     from flmm_detseg.inference.instructor import result_files, result_names
     from flmm_detseg.models import model_from_config
     from flmm_detseg.utils.outputs import refuse_overwrite
 
     names = result_names(args.image)
+    check_exports(args.format, args.out, args.polygon_tolerance)
     for name in names:  # before a model is loaded
         for file in result_files(args.out, name):
             refuse_overwrite(file, [*args.image, config, args.checkpoint])
@@ -61,8 +64,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     )
     instructor = Instructor(model, score_threshold=args.score_threshold, classes=args.classes)
     figures = []
-    for image, name in zip(tqdm(args.image, desc="images"), names, strict=True):
-        result = instructor.follow(find(image), args.instruction, max_new_tokens=args.max_new_tokens)
-        written = result.save(args.out, name)
-        figures.append({"image": image, "text": result.text, "regions": len(result.regions), **written})
-    return {"instruction": args.instruction, "results": figures}
+    with exporting(
+        args.format, args.out, polygon_tolerance=args.polygon_tolerance, url_prefix=args.url_prefix
+    ) as exports:
+        for image, file, name in zip(tqdm(args.image, desc="images"), files, names, strict=True):
+            result = instructor.follow(file, args.instruction, max_new_tokens=args.max_new_tokens)
+            exports.add(result, file)
+            written = result.save(args.out, name)
+            figures.append({"image": image, "text": result.text, "regions": len(result.regions), **written})
+    exported = {"exports": exports.figures} if exports.figures else {}
+    return {"instruction": args.instruction, "results": figures, **exported}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -12,10 +12,11 @@ from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import DataError
 from flmm_detseg.heads import head_of
 from flmm_detseg.inference.attention_maps import heat_of
-from flmm_detseg.inference.coco import CocoFile, annotation
+from flmm_detseg.inference.export.exportable import Exportable
 from flmm_detseg.inference.grounder import Grounder
 from flmm_detseg.inference.instructions import parse_instruction
-from flmm_detseg.inference.instructor import Instructor, Region, ScoreOf
+from flmm_detseg.inference.instructor import Instructor
+from flmm_detseg.inference.regions import Region, ScoreOf
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import Span, question_sample
 from flmm_detseg.inference.steps import Step
@@ -51,7 +52,7 @@ class ChatPhrase:
 
 
 @dataclass(frozen=True)
-class ChatTurn:
+class ChatTurn(Exportable):
     """A request and what came of it.
 
     Attributes:
@@ -104,38 +105,22 @@ class ChatTurn:
             score_names=[phrase.score_of for phrase in shown],
         )
 
-    def to_coco(self) -> list[dict[str, Any]]:
-        """COCO annotations of all phrases, see :func:`~flmm_detseg.inference.coco.annotation`.
-
-        Returns:
-            One for each, also of empty masks; ``score_of`` says what a score is.
-
-        Raises:
-            RunError: A score or box is NaN or infinite.
-        """
+    @property
+    def regions(self) -> list[Region]:
+        """The phrases, for exports."""
         return [
-            {
-                **annotation(phrase.label, phrase.score, phrase.box_xyxy, phrase.mask, phrase.spans),
-                "score_of": phrase.score_of,
-            }
+            Region(
+                "detect" if phrase.score_of == "detector" else "segment",
+                phrase.label,
+                phrase.score,
+                phrase.box_xyxy,
+                phrase.mask,
+                phrase.score_of,
+                phrase.attention,
+                phrase.spans,
+            )
             for phrase in self.phrases
         ]
-
-    def to_coco_file(self, file_name: str) -> dict[str, Any]:
-        """The turn as a whole COCO file (JSON-ready), see :class:`~flmm_detseg.inference.coco.CocoFile`.
-
-        Args:
-            file_name: Of the image.
-
-        Returns:
-            ``images``, ``annotations`` and ``categories`` of this one image.
-
-        Raises:
-            RunError: A score or box is NaN or infinite.
-        """
-        coco = CocoFile()
-        coco.add(self, file_name)
-        return coco.content()
 
     def _chosen(self, chosen: Sequence[int] | None) -> list[ChatPhrase]:
         indices = range(len(self.phrases)) if chosen is None else chosen

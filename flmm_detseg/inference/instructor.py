@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from flmm_detseg.heads import Head, head_of, named_heads, require_head
 from flmm_detseg.inference.attention_maps import heat_of
 from flmm_detseg.inference.chinese_instructions import has_chinese
 from flmm_detseg.inference.class_words import match_class, match_group
+from flmm_detseg.inference.export.exportable import Exportable
 from flmm_detseg.inference.instructions import parse_instruction
+from flmm_detseg.inference.regions import Box, Region
 from flmm_detseg.inference.steps import Step
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.ops.masks import above
@@ -33,34 +35,8 @@ from flmm_detseg.visualization import draw_grounding
 from flmm_detseg.visualization.canvas import outline
 from flmm_detseg.visualization.dense import box_mask
 
-ScoreOf: TypeAlias = Literal["mask", "detector", "quality"]
 # Phrases in one pass of the LMM.
 _BATCH = 8
-
-
-@dataclass(frozen=True)
-class Region:
-    """One thing found in the image.
-
-    Attributes:
-        kind: ``"detect"`` or ``"segment"``: what the step asked for.
-        label: Class name, or the phrase.
-        score: In [0, 1].
-        box_xyxy: Half-open pixel box in the original image.
-        mask: bool ``[H, W]``; None where only a box was asked for and the model has no refiner.
-        score_of: What the score is: ``"detector"``, the class probability, or ``"mask"``, the mean foreground
-            probability inside of the mask (not whether the thing is there).
-        attention: float32 ``[H, W]``, where the LMM looked for a phrase, see
-            :func:`~flmm_detseg.inference.attention_maps.heat_of`; None for detected objects, and where it was not kept.
-    """
-
-    kind: str
-    label: str
-    score: float
-    box_xyxy: tuple[float, float, float, float]
-    mask: np.ndarray | None = field(default=None, repr=False)
-    score_of: ScoreOf = "mask"
-    attention: np.ndarray | None = field(default=None, repr=False)
 
 
 class Found(NamedTuple):
@@ -78,7 +54,7 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class InstructionResult:
+class InstructionResult(Exportable):
     """The result of an instruction.
 
     Attributes:
@@ -413,7 +389,7 @@ def sentence(step: Step, count: int, *, counted: bool) -> str:
     return f"{step.text}: {how if count else 'not found'}."
 
 
-def _corners(box: Tensor) -> tuple[float, float, float, float]:
+def _corners(box: Tensor) -> Box:
     x0, y0, x1, y1 = map(float, box)
     return x0, y0, x1, y1
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import numpy as np
 from PIL import Image
 
 from flmm_detseg.errors import DataError
-from flmm_detseg.inference.coco import CocoFile, annotation
+from flmm_detseg.inference.export.exportable import Exportable
+from flmm_detseg.inference.regions import Region
 from flmm_detseg.structures import LogitMaps, PackedMasks, PatchGrid
 from flmm_detseg.visualization import draw_attention_heads, draw_grounding
 from flmm_detseg.visualization.canvas import hstack
@@ -19,7 +21,7 @@ from flmm_detseg.visualization.overlay import enlarged
 
 
 @dataclass(frozen=True)
-class GroundingResult:
+class GroundingResult(Exportable):
     """Masks and boxes of the K phrases of one image's caption.
 
     Attributes:
@@ -70,6 +72,11 @@ class GroundingResult:
     def refined_logits(self) -> np.ndarray | None:
         """float32 ``[K, H, W]``, None where the config has no refiner; computed at the first access and cached."""
         return None if self.refined is None else self.refined.enlarge().numpy()
+
+    @property
+    def regions(self) -> Sequence[Region]:
+        """The K phrases, for exports."""
+        return _Phrases(self)
 
     def overlay(self, *, boxes: bool = False, beside: bool = False) -> np.ndarray:
         """Picture of the phrases' masks with the caption as legend.
@@ -128,55 +135,33 @@ class GroundingResult:
         """Writes :meth:`attention_picture`."""
         return _save(self.attention_picture(index, top=top), path)
 
-    def to_coco_file(self, file_name: str) -> dict[str, Any]:
-        """The result as a whole COCO file (JSON-ready), see :class:`~flmm_detseg.inference.coco.CocoFile`.
 
-        Args:
-            file_name: Of the image.
+class _Phrases(Sequence[Region]):
+    """Phrases of a result as regions; each mask is unpacked when its region is asked for."""
 
-        Returns:
-            ``images``, ``annotations`` and ``categories`` of this one image.
+    def __init__(self, result: GroundingResult) -> None:
+        self._result = result
 
-        Raises:
-            RunError: A score or box is NaN or infinite.
-        """
-        coco = CocoFile()
-        coco.add(self, file_name)
-        return coco.content()
+    def __len__(self) -> int:
+        return len(self._result)
 
-    def to_coco(
-        self, image_id: int | str = 0, *, category_id: int = 1, first_id: int = 1
-    ) -> list[dict[str, Any]]:
-        """The result as COCO annotations (JSON-ready); :meth:`to_coco_file` is a whole file.
-
-        Args:
-            image_id: Written into each annotation.
-            category_id: Written into each annotation: phrases have no category of their own.
-            first_id: ``id`` of the first annotation.
-
-        Returns:
-            K dicts: id, image_id, category_id, segmentation (compressed RLE, counts as text), bbox ``[x, y,
-                w, h]``,
-            area, iscrowd, score, phrase, spans.
-
-        Raises:
-            RunError: A score or box is NaN or infinite.
-        """
-        return [
-            {
-                "id": first_id + index,
-                "image_id": image_id,
-                "category_id": category_id,
-                **annotation(
-                    phrase,
-                    float(self.scores[index]),
-                    self.boxes_xyxy[index],
-                    self.mask(index),
-                    self.spans[index],
-                ),
-            }
-            for index, phrase in enumerate(self.phrases)
-        ]
+    @overload
+    def __getitem__(self, index: int) -> Region: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Region]: ...
+    def __getitem__(self, index: int | slice) -> Region | list[Region]:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        result = self._result
+        left, top, right, bottom = map(float, result.boxes_xyxy[index])
+        return Region(
+            "segment",
+            result.phrases[index],
+            float(result.scores[index]),
+            (left, top, right, bottom),
+            result.mask(index),
+            spans=result.spans[index],
+        )
 
 
 def _save(picture: np.ndarray, path: str | Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flmm_detseg.inference.coco import CocoFile
+from flmm_detseg.inference.export.coco import CocoFile
 from flmm_detseg.inference.grounder import Grounder
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Generation

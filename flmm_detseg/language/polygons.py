@@ -11,6 +11,7 @@ import numpy as np
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.language.coordinates import dequantise_points, quantise_points
 from flmm_detseg.language.items import Polygon
+from flmm_detseg.ops.outlines import pixel_outlines
 
 _EPSILON_GROWTH = 1.4
 
@@ -58,20 +59,14 @@ def mask_to_polygons(mask: np.ndarray, max_points: int = 24, max_parts: int = 3)
     if not mask.any():
         return MaskPolygons((), 0, 0, 1.0)
     image_size = (mask.shape[0], mask.shape[1])
-    # OpenCV walks along pixel centres. Doubled, pixel x becomes 2x and 2x + 1, which halve (upwards) to its two edges.
-    left, top, width, height = cv2.boundingRect(mask.astype(np.uint8))
-    window = mask[top : top + height, left : left + width].astype(np.uint8)
-    doubled = window.repeat(2, axis=0).repeat(2, axis=1)
-    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    is_hole = hierarchy.reshape(-1, 4)[:, 3] >= 0
-    corner = np.array([left, top], dtype=np.int32)
-    outlines = [(contour + 1) // 2 + corner for contour, hole in zip(contours, is_hole) if not hole]
+    outer, holes = pixel_outlines(mask)
+    outlines = [outline[:, None] for outline in outer]  # OpenCV's layout
     outlines.sort(key=cv2.contourArea, reverse=True)
     candidates = [_simplify(outline, max_points, image_size) for outline in outlines[:max_parts]]
     polygons = tuple(polygon for polygon in candidates if polygon is not None)
     drawn = polygons_to_mask(polygons, image_size)
     iou = float((drawn & mask).sum() / (drawn | mask).sum())
-    return MaskPolygons(polygons, len(outlines) - len(polygons), int(is_hole.sum()), iou)
+    return MaskPolygons(polygons, len(outlines) - len(polygons), len(holes), iou)
 
 
 def _simplify(outline: np.ndarray, max_points: int, image_size: tuple[int, int]) -> Polygon | None:

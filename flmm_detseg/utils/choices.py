@@ -12,3 +12,5 @@ COCO_BACKENDS = ("pycocotools", "faster")
 BOX_SOURCES = ("head", "text")
 # What to do with Pascal VOC's objects marked difficult.
 DIFFICULT = ("ignore", "keep", "drop")
+# Formats of other tools that results can be written in.
+EXPORT_FORMATS = ("coco", "label-studio", "yolo", "panoptic")

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from flmm_detseg.errors import FlmmError
+from flmm_detseg.utils.choices import EXPORT_FORMATS
 from flmm_detseg.utils.faults import explain, interrupted, last_words
 from flmm_detseg.utils.whole_files import dump_json
 
@@ -21,6 +22,22 @@ def add_lmm_argument(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="accept a checkpoint that was trained on another LMM than the config's",
     )
+
+
+def add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what commands have in common that write results in the formats of other tools (docs/exports.md)."""
+    parser.add_argument(
+        "--format", nargs="+", default=[], choices=EXPORT_FORMATS,
+        help="also write all results in these formats, to folders of these names in --out",
+    )  # fmt: skip
+    parser.add_argument(
+        "--polygon-tolerance", type=float, metavar="SHARE",
+        help="COCO masks as polygons where their IoU with the mask is at least 1 - SHARE; default: run lengths",
+    )  # fmt: skip
+    parser.add_argument(
+        "--url-prefix", default="",
+        help="Label Studio: what stands before the images' names, such as /data/local-files/?d=photos/",
+    )  # fmt: skip
 
 
 def run_as_tool(command: ModuleType) -> None:

@@ -19,7 +19,7 @@ from flmm_detseg import Grounder, GroundingResult
 from flmm_detseg.commands import ground as command
 from flmm_detseg.datasets import COCOInstancesDataset
 from flmm_detseg.errors import ConfigError, DataError, RunError
-from flmm_detseg.inference.coco import CocoFile
+from flmm_detseg.inference.export.coco import CocoFile
 from flmm_detseg.structures import PackedMasks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,3 +207,27 @@ def test_beside_shows_the_image_as_it_is(monkeypatch, tmp_path):
     both = Image.open(tmp_path / "o.png")
     assert both.width > alone[0]
     assert np.asarray(both)[:200, :400].max() == 0  # the black image, no mask on it
+
+
+def test_several_images_and_formats_go_to_a_folder(monkeypatch, tmp_path, capsys):
+    result = _result("a star", "a ring")
+    words = ["--caption", "a", "--phrase", "a", "--format", "coco", "yolo"]
+    Image.fromarray(result.image).save(tmp_path / "other.png")
+    more = ["--image", str(tmp_path / "image.png"), str(tmp_path / "other.png")]
+    with pytest.raises(DataError, match="name a folder"):
+        _ground(monkeypatch, tmp_path, result, *words, *more)
+    with pytest.raises(ConfigError, match="holds images that are read"):
+        _ground(monkeypatch, tmp_path, result, *words, *more, "--out", str(tmp_path))
+    out = tmp_path / "out"
+    figures = _ground(
+        monkeypatch, tmp_path, result, *words, *more, "--out", str(out), "--coco", str(out / "c.json")
+    )
+    assert [Path(entry["overlay"]).name for entry in figures["results"]] == ["image.png", "other.png"]
+    assert all(Path(entry["overlay"]).is_file() for entry in figures["results"])
+    assert figures["exports"]["yolo"]["objects"] == 4
+    content = json.loads((out / "coco" / "annotations.json").read_text())
+    assert content == json.loads((out / "c.json").read_text())
+    assert len(content["images"]) == 2
+    one = _ground(monkeypatch, tmp_path, result, *words, "--out", str(tmp_path / "one"))
+    assert one["overlay"] == str(tmp_path / "one" / "image.png")
+    assert one["exports"]["coco"]["images"] == 1

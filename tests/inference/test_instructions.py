@@ -330,6 +330,27 @@ def test_images_of_one_name_are_refused_before_a_result_is_overwritten(monkeypat
     assert f"{images[0]} and {images[1]} would both be written as cat.png" in capsys.readouterr().err
 
 
+def test_results_are_exported(monkeypatch, capsys, tmp_path) -> None:
+    """The command with a model that finds the same in every image."""
+    images = [str(tmp_path / name) for name in ("a.jpg", "b.png")]
+    for image in images:
+        Image.new("RGB", (10, 8)).save(image)
+    monkeypatch.setattr("flmm_detseg.models.model_from_config", lambda *_, **__: FakeModel())
+    out = tmp_path / "out"
+    words = ["--image", *images, "--instruction", "segment the ring", "--format", "coco", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["infer.py", "configs/tiny/detseg_joint.py", *words])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(Path(__file__).parents[2] / "tools" / "infer.py"), run_name="__main__")
+    printed = capsys.readouterr()
+    assert stopped.value.code == 0, printed.err
+    figures = json.loads(printed.out.splitlines()[-1])
+    content = json.loads((out / "coco" / "annotations.json").read_text())
+    found = json.loads((out / "a.json").read_text())["regions"]
+    assert [image["file_name"] for image in content["images"]] == ["a.jpg", "b.png"]
+    assert [entry["bbox"] for entry in content["annotations"]] == [region["bbox"] for region in found] * 2
+    assert figures["exports"]["coco"]["annotations"] == 2 * len(found) > 0
+
+
 def test_a_missing_head_is_named() -> None:
     with pytest.raises(ConfigError, match="no phrase head"):
         Instructor(FakeModel(heads=("detection",))).follow(np.zeros((8, 10, 3), np.uint8), "segment the sky")

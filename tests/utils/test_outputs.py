@@ -11,7 +11,8 @@ from dataset_files import write_image
 
 from flmm_detseg.engine.checks.data_check import check_data
 from flmm_detseg.errors import ConfigError, RunError
-from flmm_detseg.inference.instructor import InstructionResult, Region
+from flmm_detseg.inference.instructor import InstructionResult
+from flmm_detseg.inference.regions import Region
 from flmm_detseg.quickstart import steps
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.visualization.report import Report
