@@ -23,7 +23,8 @@ class Region:
         box_xyxy: Half-open pixel box in the original image.
         mask: bool ``[H, W]``; None where only a box was asked for and the model has no refiner.
         score_of: What the score is: ``"detector"``, the class probability, or ``"mask"``, the mean foreground
-            probability inside of the mask (not whether the thing is there), or ``"quality"``, SAM's own estimate of its IoU.
+            probability inside of the mask (not whether the thing is there), or ``"quality"``, SAM's own
+            estimate of its IoU.
         attention: float32 ``[H, W]``, where the LMM looked for a phrase, see
             :func:`~flmm_detseg.inference.attention_maps.heat_of`; None for detected objects, and where it was not kept.
         spans: Character spans of the phrase in the text it is from, half-open; empty for classes.
