@@ -48,6 +48,7 @@ test: $(STAMP)
 
 test-long: export OMP_NUM_THREADS ?= 1
 test-long: $(STAMP) $(VENV)/.app
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/ocr.txt
 	$(BIN)/python -m pytest -m long --no-skips
 
 lint: $(STAMP)

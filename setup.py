@@ -75,6 +75,7 @@ setup(
     extras_require={
         "app": ["gradio==6.17.3"],  # the page of `flmm-detseg app`
         "onnx": ["onnx>=1.17", "onnxruntime>=1.20"],  # flmm-detseg export onnx
+        "ocr": ["rapidocr==3.10.0", "onnxruntime>=1.20"],  # TextRegions, label --texts
         "redis": ["redis>=5"],  # level L1 of the background cache, shared between machines
         "supervision": ["supervision>=0.25"],  # result.to_supervision()
     },

@@ -156,7 +156,9 @@ MODELS = Registry(
         *_modules("heads", "attention_mask_head", "side_stream", "unet_head"),
         *_modules("refiners", "sam", "sam2"),
         *_modules("cache", "cached_lmm", "reading.prefusion"),
-        *_modules("cache.regions", "hf_detector", "mmdet_detector", "sources"),
+        *_modules(
+            "cache.regions", "hf_detector", "mmdet_detector", "sources", "text_regions", "united_regions"
+        ),
         *_modules("store", "settings"),
         *_modules("models", "balancer", "grounding_lmm"),
         *_modules("inference", "streaming"),

@@ -65,6 +65,8 @@ NOT_RUN = {
     "flmm-detseg label": "names a detector on the hub; tests/labelling/test_pseudo_label.py",
     "flmm-detseg data streams": f"{_LONG}; tests/datasets/test_stream_files.py",
     "flmm-detseg data tinyworld": _LONG,
+    "flmm-detseg data textvqa": f"{_OWN}; tests/datasets/test_textvqa.py",
+    "flmm-detseg data ocrvqa": f"{_OWN}; tests/datasets/test_ocrvqa.py",
     "flmm-detseg data check": f"{_OWN}; tests/engine/checks/test_data_check.py",
     "flmm-detseg stream": "FILE is a checkpoint of the ladder; tests/commands/test_stream.py",
     "flmm-detseg list-configs": "tests/commands/test_configs_commands.py",

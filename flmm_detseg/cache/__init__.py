@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         Regions,
         RegionSource,
     )
+    from flmm_detseg.cache.regions.text_regions import TextRegions
+    from flmm_detseg.cache.regions.united_regions import UnitedRegions
     from flmm_detseg.cache.serving.answer import Answer
     from flmm_detseg.cache.serving.session import StreamSession
     from flmm_detseg.store.background_cache import BackgroundCache
@@ -52,6 +54,8 @@ __all__ = [
     "RegionSource",
     "Regions",
     "StreamSession",
+    "TextRegions",
+    "UnitedRegions",
     "load_own",
     "part_reports",
     "save_own",

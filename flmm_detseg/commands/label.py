@@ -1,8 +1,9 @@
-"""Labels images with boxes of Grounding DINO and masks of SAM: one COCO JSON to train on.
+"""Labels images with boxes of Grounding DINO, masks of SAM and lines of text: one COCO JSON to train on.
 
 flmm-detseg label images --classes mug kettle "tv|television" --out pseudo.json \
     --detector IDEA-Research/grounding-dino-tiny --segmenter facebook/sam-vit-base
 flmm-detseg label images --ground-truth train.json --out merged.json --detector FOLDER
+flmm-detseg label screenshots --texts --out texts.json --phrases texts.jsonl
 
 The licences of checkpoints are theirs: check that you may train on what they label. A second run goes on where the
 first one stopped. Ends with one line of JSON; exit status 2 on an error.
@@ -29,8 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ground-truth", help="COCO JSON whose annotations are kept (default classes: its own)"
     )
-    parser.add_argument("--detector", required=True, help="Grounding DINO: hub name or folder")
+    parser.add_argument(
+        "--detector", help="Grounding DINO: hub name or folder (default: none, for --texts alone)"
+    )
     parser.add_argument("--segmenter", help="SAM: hub name or folder (default: no masks)")
+    parser.add_argument(
+        "--texts", action="store_true", help="also lines of text, read by RapidOCR (extra `ocr`): class text"
+    )
+    parser.add_argument(
+        "--phrases",
+        metavar="FILE",
+        help="with --texts: JSONL of own data, each text as the phrase `the word X`",
+    )
+    parser.add_argument(
+        "--text-height", type=float, default=0.0, help="of a line of text, at least, in pixels"
+    )
+    parser.add_argument(
+        "--text-scale", type=float, default=1.0, help="enlargement in which texts are looked for"
+    )
+    parser.add_argument("--text-threads", type=int, default=1, help="CPU threads that look for texts")
     rules = Thresholds()
     parser.add_argument("--box-threshold", type=float, default=rules.box)
     parser.add_argument("--text-threshold", type=float, default=rules.text)
@@ -58,6 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend.
     """
     from flmm_detseg.labelling.run import LabelOptions, pseudo_label
+    from flmm_detseg.labelling.texts import TextOptions
 
     thresholds = Thresholds(
         box=args.box_threshold,
@@ -81,5 +100,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             device=args.device,
             policy="skip" if args.skip else "raise",
             fresh=args.fresh,
+            texts=TextOptions(args.text_height, args.text_scale, args.text_threads) if args.texts else None,
+            phrases=args.phrases,
         )
     )

@@ -68,6 +68,7 @@ class QuestionDataset(GroundingDataset):
         verify_images: Decode every image at construction, so that ``policy="skip"`` covers them too.
         name: First part of record ids.
         region_token: What stands for a region in questions: the ``token`` of the LMM's part.
+        metric: How answers are scored, of :data:`~flmm_detseg.evaluation.vqa.VQA_METRICS`; None: by the question.
 
     Raises:
         DataError: The file is missing, or (``policy="raise"``) a line is unusable; names file and line.
@@ -83,6 +84,7 @@ class QuestionDataset(GroundingDataset):
         verify_images: bool = False,
         name: str = "question",
         region_token: str = "<region>",
+        metric: str | None = None,
     ) -> None:
         super().__init__(policy)
         self.file = require_file(file, "question file")
@@ -90,6 +92,7 @@ class QuestionDataset(GroundingDataset):
         self.image_dir = require_dir(image_dir, "image folder")
         self.prompt_suffix, self.name = words_argument(prompt_suffix, "prompt_suffix"), name
         self.region_token = region_token_argument(region_token)
+        self.metric = metric
         remedy = "Mend the line, or use policy='skip' to leave such lines out."
         self.records = self._read_lines(self.file, remedy, self._read_line)
         self._finish(verify_images, str(self.file))

@@ -74,7 +74,7 @@ def convert_vqav2(
                 "the same split (those of test are not published)."
             )
         try:
-            answers = _answers(by_id[number]["answers"])
+            answers = answer_texts(by_id[number]["answers"])
         except FieldError as error:
             raise DataError(f"{annotations_file}: question {number}: {error}. Mend the file.") from error
         lines.append(
@@ -118,8 +118,18 @@ def _id(entry: dict[str, Any], key: str, file: str | Path) -> int | str:
         raise DataError(f"{file}: {error}. Mend the file.") from error
 
 
-def _answers(values: Any) -> list[str]:
-    """Answers of all people, as texts; one may be empty (no answer given), not all."""
+def answer_texts(values: Any) -> list[str]:
+    """Answers of several people to a question; one may be empty (no answer given), not all.
+
+    Args:
+        values: As in the file: a list of texts, numbers or ``{"answer": ...}``.
+
+    Returns:
+        Texts, in its order.
+
+    Raises:
+        FieldError: Something else, or no answer.
+    """
     found: list[str] = []
     for number, value in enumerate(list_of(values, "answers")):
         what = f"answers[{number}]"

@@ -1,1 +1,1 @@
-"""Pseudo-labels: boxes of Grounding DINO and masks of SAM as COCO annotations. See tools/pseudo_label.py."""
+"""Pseudo-labels: boxes of Grounding DINO, masks of SAM, lines of text; as COCO. See tools/pseudo_label.py."""

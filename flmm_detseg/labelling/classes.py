@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flmm_detseg.cache.regions.text_regions import TEXT
 from flmm_detseg.datasets.coco_file import CocoFile, CocoImage, CocoObject, name_key
 from flmm_detseg.datasets.coco_file import read_categories as coco_categories
 from flmm_detseg.datasets.files import is_file, load_json
@@ -169,6 +170,28 @@ def resolve_classes(
             owner[words] = name
         classes.append(LabelClass(name, id_of[name], wordings))
     return tuple(classes), known
+
+
+def with_texts(
+    classes: Sequence[LabelClass], categories: Sequence[dict[str, Any]]
+) -> tuple[tuple[LabelClass, ...], list[dict[str, Any]]]:
+    """Adds the class of texts, which no detector is asked for.
+
+    Args:
+        classes: What a detector looks for; one named :data:`~flmm_detseg.cache.regions.text_regions.TEXT` (of a ground
+            truth) is taken over.
+        categories: Of the output.
+
+    Returns:
+        The classes, that of texts last, and the categories with it; its id is the one it has there, or a new one.
+    """
+    ids = {str(entry["name"]): int(entry["id"]) for entry in categories}
+    known = list(categories)
+    if TEXT not in ids:
+        ids[TEXT] = max(ids.values(), default=0) + 1
+        known.append({"id": ids[TEXT], "name": TEXT})
+    others = [entry for entry in classes if entry.name != TEXT]
+    return (*others, LabelClass(TEXT, ids[TEXT], (TEXT,))), known
 
 
 def as_words(name: str) -> str:

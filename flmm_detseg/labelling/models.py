@@ -18,6 +18,7 @@ from transformers import (
     SamProcessor,
 )
 
+from flmm_detseg.cache.regions.text_reader import TextLine
 from flmm_detseg.labelling.classes import LabelClass
 from flmm_detseg.labelling.loading import load_pair
 from flmm_detseg.labelling.prompts import Prompt, build_prompts, match_classes
@@ -36,18 +37,22 @@ class Detections:
         boxes_xyxy: float32 ``[N, 4]``, original image pixels, half-open; may reach over the edge.
         scores: float32 ``[N]``.
         labels: int64 ``[N]``, index of the class; -1 for none.
+        lines: Of each box the line of text that it is around, None for other objects; empty: no box is one.
     """
 
     boxes_xyxy: Tensor
     scores: Tensor
     labels: Tensor
+    lines: tuple[TextLine | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def take(self, index: Tensor) -> Detections:
         """Some of the boxes (bool mask or indices)."""
-        return Detections(self.boxes_xyxy[index], self.scores[index], self.labels[index])
+        numbers = torch.arange(len(self))[index].tolist() if self.lines else []
+        lines = tuple(self.lines[number] for number in numbers)
+        return Detections(self.boxes_xyxy[index], self.scores[index], self.labels[index], lines)
 
     @staticmethod
     def join(parts: Sequence[Detections]) -> Detections:
@@ -56,6 +61,9 @@ class Detections:
             torch.cat([part.boxes_xyxy for part in parts]),
             torch.cat([part.scores for part in parts]),
             torch.cat([part.labels for part in parts]),
+            tuple(line for part in parts for line in part.lines or [None] * len(part))
+            if any(part.lines for part in parts)
+            else (),
         )
 
 

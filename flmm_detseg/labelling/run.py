@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -17,6 +18,7 @@ from flmm_detseg.datasets.files import read_lines, require_dir
 from flmm_detseg.datasets.images import check_image_size, load_image
 from flmm_detseg.datasets.policy import ProblemLog, RecordError, record_error
 from flmm_detseg.datasets.voc import write_coco
+from flmm_detseg.datasets.vqav2 import write_jsonl
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.evaluation.results import RecordStore, fingerprint
 from flmm_detseg.labelling.classes import (
@@ -25,9 +27,12 @@ from flmm_detseg.labelling.classes import (
     read_categories,
     read_ground_truth,
     resolve_classes,
+    with_texts,
 )
 from flmm_detseg.labelling.models import Detections, GroundingDinoDetector, SamSegmenter
+from flmm_detseg.labelling.phrases import text_phrases
 from flmm_detseg.labelling.select import select_boxes
+from flmm_detseg.labelling.texts import TextDetector, TextOptions
 from flmm_detseg.labelling.thresholds import Thresholds
 from flmm_detseg.utils.lock import holding
 from flmm_detseg.utils.outputs import refuse_overwrite
@@ -46,7 +51,7 @@ class LabelOptions:
     Attributes:
         image_dir: Folder of the images (sub-folders too); ``file_name`` starts from it.
         out: COCO JSON to write; records of a run on its way are beside it, in ``STEM.records``.
-        detector: Grounding DINO, a folder or a hub name.
+        detector: Grounding DINO, a folder or a hub name; None: texts only.
         segmenter: SAM, likewise; None: boxes only.
         classes: Names (``"tv|television"``: with synonyms); None: those of ``categories``, else of ``ground_truth``.
         categories: COCO JSON whose categories are looked for.
@@ -57,6 +62,8 @@ class LabelOptions:
         device: ``"cpu"``, ``"cuda"``, ...
         policy: ``"raise"`` | ``"skip"`` for images that cannot be read.
         fresh: Forget what an earlier run with these settings has done.
+        texts: How lines of text are looked for, which get the class ``text``; None: they are not.
+        phrases: JSONL file of own data to write beside: the texts as phrases.
 
     Raises:
         ConfigError: A value cannot be used.
@@ -64,7 +71,7 @@ class LabelOptions:
 
     image_dir: str
     out: str
-    detector: str
+    detector: str | None = None
     segmenter: str | None = None
     classes: tuple[str, ...] | None = None
     categories: str | None = None
@@ -75,6 +82,8 @@ class LabelOptions:
     device: str = "cpu"
     policy: str = "raise"
     fresh: bool = False
+    texts: TextOptions | None = None
+    phrases: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the values that need no file."""
@@ -82,6 +91,18 @@ class LabelOptions:
             raise ConfigError("give class names or a file with categories, not both")
         if self.batch_size < 1:
             raise ConfigError(f"`batch_size` is {self.batch_size}; at least 1 is needed")
+        if self.detector is None:
+            if self.texts is None:
+                raise ConfigError(
+                    "nothing to look for: name a detector for classes, or ask for texts, or both"
+                )
+            for name in ("classes", "categories", "segmenter"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(
+                        f"`{name}` is given, but no detector that finds classes: name one, or leave `{name}` out"
+                    )
+        if self.phrases is not None and self.texts is None:
+            raise ConfigError("`phrases` is the file of texts as phrases, but texts are not looked for")
 
 
 def pseudo_label(options: LabelOptions, progress: bool = True) -> dict[str, Any]:
@@ -110,31 +131,33 @@ def pseudo_label(options: LabelOptions, progress: bool = True) -> dict[str, Any]
 
 def _pseudo_label(options: LabelOptions, progress: bool) -> dict[str, Any]:
     truth = None if options.ground_truth is None else read_ground_truth(options.ground_truth)
-    classes, categories = resolve_classes(
-        options.classes,
-        () if truth is None else truth.categories,
-        () if options.categories is None else read_categories(options.categories),
-    )
+    classes, categories = _classes(options, truth)
     log = ProblemLog(options.policy)
     names = _image_names(options, log)
     root = find(options.image_dir)
-    refuse_overwrite(
-        options.out,
-        [options.ground_truth, options.categories, options.image_list, *(root / name for name in names)],
-    )
+    read = [options.ground_truth, options.categories, options.image_list, *(root / name for name in names)]
+    refuse_overwrite(options.out, read)
+    if options.phrases is not None:
+        refuse_overwrite(options.phrases, [*read, options.out])
     if truth is not None:
         truth.check_names(root, names)
     device = _device(options.device)
     rules = options.thresholds
-    detector = GroundingDinoDetector(options.detector, classes, rules.box, rules.text, device)
+    detector, reader = None, None
+    if options.detector is not None:
+        looked_for = classes if options.texts is None else classes[:-1]
+        detector = GroundingDinoDetector(options.detector, looked_for, rules.box, rules.text, device)
+    if options.texts is not None:
+        reader = TextDetector(options.texts, len(classes) - 1)
     segmenter = None if options.segmenter is None else SamSegmenter(options.segmenter, device)
-    provenance = _provenance(options, classes, detector, segmenter)
+    provenance = _provenance(options, classes, detector, segmenter, reader)
     out = Path(options.out)
     store = RecordStore(out.parent / f"{out.stem}.records" / fingerprint(provenance)[:16], rank=0)
     if options.fresh:
         store.clear()
     done = set(store.merge()) & set(names)
-    labeller = _Labeller(options, classes, truth, detector, segmenter, log)
+    finders = [finder for finder in (detector, reader) if finder is not None]
+    labeller = _Labeller(options, classes, truth, finders, segmenter, log)
     waiting = [name for name in names if name not in done]
     with tqdm(total=len(names), initial=len(done), desc="labels", unit="image", disable=not progress) as bar:
         for start in range(0, len(waiting), options.batch_size):
@@ -149,7 +172,40 @@ def _pseudo_label(options: LabelOptions, progress: bool) -> dict[str, Any]:
         )
     content = _coco(usable, records, classes, categories, truth, provenance)
     write_coco(content, options.out)
-    return _figures(options, content, records, usable, len(done), log, truth)
+    figures = _figures(options, content, records, usable, len(done), log, truth)
+    if options.phrases is not None:
+        lines, left_out = text_phrases(content)
+        write_jsonl(lines, options.phrases)
+        figures["phrases"] = {
+            "out": options.phrases,
+            "images": len(lines),
+            "phrases": sum(len(line["phrases"]) for line in lines),
+            "left_out": dict(left_out.most_common()),
+        }
+    return figures
+
+
+def _classes(
+    options: LabelOptions, truth: GroundTruth | None
+) -> tuple[tuple[LabelClass, ...], list[dict[str, Any]]]:
+    """Classes to look for, and categories of the output; that of texts is the last class."""
+    true = () if truth is None else truth.categories
+    if options.detector is None:
+        return with_texts((), true)
+    listed = () if options.categories is None else read_categories(options.categories)
+    classes, categories = resolve_classes(options.classes, true, listed)
+    if options.texts is None:
+        return classes, categories
+    classes, categories = with_texts(classes, categories)
+    if len(classes) == 1:
+        raise ConfigError("no class but texts to look for: leave the detector out, or give class names")
+    return classes, categories
+
+
+class _Finder(Protocol):
+    """What gives boxes with classes."""
+
+    def detect(self, images: Sequence[np.ndarray]) -> list[Detections]: ...
 
 
 class _Labeller:
@@ -160,13 +216,14 @@ class _Labeller:
         options: LabelOptions,
         classes: Sequence[LabelClass],
         truth: GroundTruth | None,
-        detector: GroundingDinoDetector,
+        finders: Sequence[_Finder],
         segmenter: SamSegmenter | None,
         log: ProblemLog,
     ) -> None:
         self._root, self._thresholds = find(options.image_dir), options.thresholds
         self._category_ids = [entry.category_id for entry in classes]
-        self._truth, self._detector, self._segmenter, self._log = truth, detector, segmenter, log
+        self._truth, self._finders, self._segmenter, self._log = truth, finders, segmenter, log
+        self._outlines = segmenter is not None or options.detector is None
 
     def label(self, names: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
         """Records of those images that can be read."""
@@ -189,7 +246,8 @@ class _Labeller:
         if not images:
             return {}
         try:
-            return dict(zip(images, self._detector.detect(list(images.values())), strict=True))
+            found = [finder.detect(list(images.values())) for finder in self._finders]
+            return dict(zip(images, map(Detections.join, zip(*found, strict=True)), strict=True))
         except ValueError as error:
             if len(images) > 1:
                 parts = [self._detect({name: image}) for name, image in images.items()]
@@ -217,7 +275,11 @@ class _Labeller:
         size = (image.shape[0], image.shape[1])
         annotated = () if self._truth is None else self._truth.of_image(name)
         boxes, dropped = select_boxes(found, size, self._thresholds, annotated, self._category_ids)
-        masks = None if self._segmenter is None else self._segmenter.segment(image, boxes.boxes_xyxy)
+        lines = boxes.lines or (None,) * len(boxes)
+        masks: dict[int, np.ndarray] = {}
+        if self._segmenter is not None:  # the outlines of texts are known
+            others = [number for number, line in enumerate(lines) if line is None]
+            masks = dict(zip(others, self._segmenter.segment(image, boxes.boxes_xyxy[others]), strict=True))
         objects = []
         for number in range(len(boxes)):
             x0, y0, x1, y1 = boxes.boxes_xyxy[number].tolist()
@@ -230,11 +292,17 @@ class _Labeller:
                 "score": round(float(boxes.scores[number]), 4),
                 "pseudo": True,
             }
-            if masks is not None:
+            if number in masks:
                 if not masks[number].any():
                     dropped["empty mask"] += 1
                     continue
                 entry |= {"area": int(masks[number].sum()), "segmentation": encode_rle(masks[number])}
+            if (line := lines[number]) is not None:
+                entry["text"] = line.text
+                if self._outlines:
+                    outline = line.corners_xy.astype(np.float32)
+                    entry["area"] = round(cv2.contourArea(outline), 2)
+                    entry["segmentation"] = [[round(value, 2) for value in outline.ravel().tolist()]]
             objects.append(entry)
         return {"size": list(size), "objects": objects, "dropped": dict(dropped)}
 
@@ -279,16 +347,18 @@ def _device(name: str) -> torch.device:
 def _provenance(
     options: LabelOptions,
     classes: Sequence[LabelClass],
-    detector: GroundingDinoDetector,
+    detector: GroundingDinoDetector | None,
     segmenter: SamSegmenter | None,
+    reader: TextDetector | None,
 ) -> dict[str, Any]:
     """What decides the labels, and nothing else: no date, device or batch size."""
     truth = options.ground_truth
     return {
         "tool": "flmm_detseg tools/pseudo_label.py",
-        "detector": detector.facts,
+        "detector": None if detector is None else detector.facts,
         "segmenter": None if segmenter is None else segmenter.facts,
-        "prompts": [prompt.text for prompt in detector.prompts],
+        "texts": None if reader is None else reader.facts,
+        "prompts": [] if detector is None else [prompt.text for prompt in detector.prompts],
         "classes": {entry.name: list(entry.wordings) for entry in classes},
         "category_ids": [entry.category_id for entry in classes],
         "thresholds": asdict(options.thresholds),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def select_boxes(
     # Zero is no weight to learn with, and the file holds four decimals.
     boxes = keep(boxes, (boxes.scores >= thresholds.min_score) & (boxes.scores >= 1e-4), "low score")
     limits = boxes.boxes_xyxy.new_tensor([width, height, width, height])
-    boxes = Detections(boxes.boxes_xyxy.clamp(min=0).minimum(limits), boxes.scores, boxes.labels)
+    boxes = replace(boxes, boxes_xyxy=boxes.boxes_xyxy.clamp(min=0).minimum(limits))
     sides = boxes.boxes_xyxy[:, 2:] - boxes.boxes_xyxy[:, :2]
     boxes = keep(boxes, (sides >= _MIN_SIDE).all(-1), "degenerate box")
     best = nms(boxes.boxes_xyxy, boxes.scores, thresholds.nms)

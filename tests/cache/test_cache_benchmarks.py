@@ -51,6 +51,23 @@ def test_exactness_finds_no_difference(load, monkeypatch, capsys):
 
 
 @pytest.mark.long
+def test_texts_are_found_and_make_the_first_repeat_hit(load, monkeypatch, capsys):
+    pytest.importorskip("rapidocr", reason="requirements/ocr.txt is not installed")
+    arguments = ["--streams", "2", "--frames", "8", "--scales", "2"]
+    figures = last_line(load("cache_texts"), arguments, monkeypatch, capsys)
+    found = next(row for row in figures["finding"] if not row["read"])
+    assert found["clock"] == found["score"] == 1
+    rows = {row["source"]: row for row in figures["rows"]}
+    assert rows["none"]["L2 hits"] == 0
+    assert rows["given"]["L2 hits"] > 0
+    assert rows["given"]["patches computed"] < rows["none"]["patches computed"]
+    assert rows["texts"]["source's ms of a miss"] > rows["none"]["source's ms of a miss"]
+    for row in rows.values():
+        low, high = row["L2 interval"]
+        assert low <= row["L2 hits"] <= high
+
+
+@pytest.mark.long
 def test_exactness_notices_wrong_features(load, monkeypatch, capsys):
     module = load("cache_exactness")
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.commands.data import check, streams, tinyworld, voc, vqav2
+from flmm_detseg.commands.data import check, ocrvqa, streams, textvqa, tinyworld, voc, vqav2
 from flmm_detseg.commands.parts import add_parts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the parts."""
     add_parts(
-        parser, {"check": check, "voc": voc, "vqav2": vqav2, "tinyworld": tinyworld, "streams": streams}
+        parser,
+        {
+            "check": check,
+            "voc": voc,
+            "vqav2": vqav2,
+            "textvqa": textvqa,
+            "ocrvqa": ocrvqa,
+            "tinyworld": tinyworld,
+            "streams": streams,
+        },
     )
 
 

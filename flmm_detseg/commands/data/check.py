@@ -6,6 +6,7 @@ flmm-detseg data check png NARRATIVES PANOPTIC_JSON PANOPTIC_DIR IMAGE_DIR
 flmm-detseg data check coco ANN_FILE IMAGE_DIR [--masks]
 flmm-detseg data check semantic LABEL_DIR IMAGE_DIR --classes ade20k [--reduce-zero-label]
 flmm-detseg data check llava FILE IMAGE_DIR
+flmm-detseg data check questions FILE IMAGE_DIR
 flmm-detseg data check config CONFIG
 
 VOC XML files: flmm-detseg data voc --skip lists each faulty one.
@@ -57,6 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     llava = kinds.add_parser("llava", parents=[common], help="LLaVA conversations")
     llava.add_argument("file")
     llava.add_argument("image_dir")
+    questions = kinds.add_parser(
+        "questions", parents=[common], help="question files (data vqav2, textvqa, ocrvqa)"
+    )
+    questions.add_argument("file")
+    questions.add_argument("image_dir")
     config = kinds.add_parser("config", parents=[common], help="all data sets of a config file")
     config.add_argument("file")
 
@@ -86,6 +92,7 @@ def _chosen(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
         JSONLDataset,
         LLaVAInstructDataset,
         PNGDataset,
+        QuestionDataset,
         RefCOCODataset,
         SemanticMapsDataset,
     )
@@ -116,5 +123,7 @@ def _chosen(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
         return {args.label_dir: entry}
     if args.kind == "llava":
         return {args.file: dict(type=LLaVAInstructDataset, file=args.file, image_dir=args.image_dir)}
+    if args.kind == "questions":
+        return {args.file: dict(type=QuestionDataset, file=args.file, image_dir=args.image_dir)}
     return datasets_of_config(args.file)
 

@@ -31,7 +31,8 @@ class AnswerOptions(EvaluationOptions):
         questions: Question file instead of the config's data sets: ``.jsonl`` of
             :class:`~flmm_detseg.datasets.QuestionDataset`, or ``.json`` of LLaVA conversations.
         images: Folder of its images.
-        metric: One of :data:`~flmm_detseg.evaluation.vqa.VQA_METRICS` for all questions; None: by the question.
+        metric: One of :data:`~flmm_detseg.evaluation.vqa.VQA_METRICS` for all questions; None: the data set's own, else
+            by the question.
         max_new_tokens: Length of an answer.
         kl: Forgetting: also the KL divergence from the base model (a teacher-forced pass per question).
     """
@@ -72,10 +73,13 @@ class _AnswerTask(Task[AnswerOptions]):
         return {"metric": options.metric, "max_new_tokens": options.max_new_tokens}
 
     def protocol(self, name: str, dataset: Any, options: AnswerOptions) -> dict[str, Any]:
-        """Refuses turns that change from epoch to epoch."""
+        """Refuses turns that change from epoch to epoch, and metrics that nobody knows."""
         if getattr(dataset, "turns", None) == "random":
             raise ConfigError(f"data set {name!r}: evaluation needs turns 'all' or 'first', not 'random'")
-        return self.settings(options)
+        metric = _metric(dataset, options)
+        if metric is not None and metric not in VQA_METRICS:
+            raise ConfigError(f"data set {name!r}: `metric` is {metric!r}; allowed: {', '.join(VQA_METRICS)}")
+        return {**self.settings(options), "metric": metric}
 
 
 class VQATask(_AnswerTask):
@@ -87,7 +91,7 @@ class VQATask(_AnswerTask):
         self, model: Any, samples: list[Sample], dataset: Any, options: AnswerOptions
     ) -> list[list[dict[str, Any]]]:
         """One answer per question, with its score."""
-        return [[_answer(model, sample, options)] for sample in samples]
+        return [[_answer(model, sample, dataset, options)] for sample in samples]
 
     def figures(
         self, records: Sequence[Mapping[str, Any]], dataset: Any, options: AnswerOptions
@@ -145,9 +149,9 @@ class ForgettingTask(_AnswerTask):
                 f"{unread.record_id} shows what only parts of the LMM read (regions, or a modality with a projector of "
                 "its own): there is no answer of the untouched LMM to compare with; leave such samples out"
             )
-        adapted = [_answer(model, sample, options) for sample in samples]
+        adapted = [_answer(model, sample, dataset, options) for sample in samples]
         with model.lmm.base_mode():
-            base = [_answer(model, sample, options) for sample in samples]
+            base = [_answer(model, sample, dataset, options) for sample in samples]
         divergences = model.answer_kl(samples) if options.kl else [None] * len(samples)
         return [
             [forgetting_record(before, after, kl)]
@@ -169,7 +173,12 @@ class ForgettingTask(_AnswerTask):
         return summarise(metrics)
 
 
-def _answer(model: Any, sample: Sample, options: AnswerOptions) -> dict[str, Any]:
+def _metric(dataset: Any, options: AnswerOptions) -> str | None:
+    """How all answers to a data set's questions are scored; None: by the question."""
+    return options.metric or getattr(dataset, "metric", None)
+
+
+def _answer(model: Any, sample: Sample, dataset: Any, options: AnswerOptions) -> dict[str, Any]:
     with torch.no_grad():
         answer = model.answer(sample, max_new_tokens=options.max_new_tokens)
     record = answer_record(
@@ -177,7 +186,7 @@ def _answer(model: Any, sample: Sample, options: AnswerOptions) -> dict[str, Any
         sample.prompt or "",
         answer,
         sample.meta.get("references", [sample.text]),
-        metric=options.metric,
+        metric=_metric(dataset, options),
         choices=sample.meta.get("choices", ()),
         kind=sample.meta.get("kind"),
     )

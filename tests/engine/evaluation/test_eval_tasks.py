@@ -449,3 +449,21 @@ def test_text_boxes_ask_in_the_samples_own_words(folder):
     ((record,),) = COCO_BOXES.facts(SimpleNamespace(answer=answer), [sample], dataset, options)
     assert prompts == [("<TASK_DET> Where are the stars?", "", 7)]
     assert record["boxes_xyxy"] == []
+
+
+def test_a_data_set_says_how_its_answers_are_scored(folder, tmp_path):
+    questions = dict(
+        type=QuestionDataset, file=str(folder / "questions.jsonl"), image_dir=str(folder / "images")
+    )
+
+    def metrics(of_data: str, **settings) -> dict[str, float]:
+        config = Config({"vqa_eval": {"asked": {**questions, "metric": of_data}}})
+        options = AnswerOptions(config="own.py", work_dir=str(tmp_path), **settings)
+        datasets = build_datasets(config, options, VQA)
+        return evaluate_model(StandIn(), datasets, options, VQA, {"config": "own"})["metrics"]["asked"]
+
+    figures = metrics("exact")
+    assert figures["exact_num"] == figures["num_questions"] == 12
+    assert metrics("exact", metric="open")["num_scored"] == 0  # the command line goes first
+    with pytest.raises(ConfigError, match="data set 'asked': `metric` is 'bleu'; allowed: vqav2"):
+        metrics("bleu")
