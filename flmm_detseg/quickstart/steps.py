@@ -208,8 +208,9 @@ def effective_config(run: str) -> str:
 
 
 def figures_line(summary: Summary, report: Path) -> dict[str, Any]:
-    """The last line of the tool."""
+    """The last line of the tool; its end is the command that opens the app with what was trained."""
     val = summary.refcoco["trained"]["val"]
+    checkpoint = summary.trainings["trained"]["checkpoint"]
     return {
         "passed": True,
         "fast": summary.fast,
@@ -218,4 +219,5 @@ def figures_line(summary: Summary, report: Path) -> dict[str, Any]:
         "seconds": round(sum(summary.seconds.values())),
         "report": str(report),
         "results": str(WORK_DIR / "results.json"),
+        "app": f"make install-app && .venv/bin/flmm-detseg app {CONFIGS['trained']} --checkpoint {checkpoint}",
     }

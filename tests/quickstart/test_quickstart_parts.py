@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
+import re
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flmm_detseg.commands import app
 from flmm_detseg.errors import RunError
+from flmm_detseg.quickstart.steps import CONFIGS, figures_line
 from flmm_detseg.quickstart.summary import Summary, write_report
+from flmm_detseg.utils.configs import config_file
 from flmm_detseg.utils.process import Command, Progress, run_commands
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def _python(name: str, code: str) -> Command:
@@ -123,6 +131,22 @@ def test_a_changed_lmm_fails_even_a_trial():
     summary = _summary(fast=True)
     summary.trainings["trained"]["lmm_sha256_after"] = "b"
     assert any("LMM weights" in failure for failure in summary.failures())
+
+
+def test_the_last_line_ends_with_the_command_that_opens_the_app():
+    summary = _summary()
+    summary.trainings["trained"]["checkpoint"] = "work_dirs/quickstart/tiny/iter_1600.pth"
+    line = figures_line(summary, Path("report.html"))
+    assert list(line)[-1] == "app"
+    install, _, command = line["app"].partition(" && ")
+    assert re.search(rf"^{install.removeprefix('make ')}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    parser = argparse.ArgumentParser()
+    app.add_arguments(parser)
+    program, name, *words = command.split()
+    assert (Path(program).name, name) == ("flmm-detseg", "app")
+    arguments = parser.parse_args(words)
+    assert config_file(arguments.model).resolve() == ROOT / CONFIGS["trained"]
+    assert arguments.checkpoint == "work_dirs/quickstart/tiny/iter_1600.pth"
 
 
 def test_report_holds_tables_pictures_and_versions(tmp_path):
