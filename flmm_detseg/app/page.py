@@ -132,6 +132,8 @@ def build_page(service: Service) -> gr.Blocks:
         board.mark(marked, None, board, api_name="mark", show_progress="hidden", **queue)
         threshold.change(None, threshold, None, js=SEND_THRESHOLD)
         page.unload(left)
+    # What Gradio itself keeps of a session: 10,000 of them would be more than the model.
+    page.state_session_capacity = 2 * limits.users
     page.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
     return page
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import socket
 import threading
@@ -54,6 +56,7 @@ def serve(service: Service, listening: socket.socket, ready: Callable[[], None])
     config = uvicorn.Config(
         build_server(service, ready), log_level="warning", timeout_graceful_shutdown=3, server_header=False
     )
+    logging.getLogger("uvicorn.error").addFilter(_worth_a_line)
     try:
         uvicorn.Server(config).run(sockets=[listening])
     except KeyboardInterrupt:  # the ordinary end
@@ -121,6 +124,12 @@ def build_server(service: Service, ready: Callable[[], None]) -> Any:
         pwa=False,
         css=STYLE,
     )
+
+
+def _worth_a_line(record: logging.LogRecord) -> bool:
+    """Pages that are open when the app ends keep a connection, whose end is no fault."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, asyncio.CancelledError) and "graceful shutdown" not in record.getMessage()
 
 
 async def _refuse_address(url: str, cache_dir: str) -> str:
