@@ -320,7 +320,7 @@ def raw_call(server: Server, name: str, data: list[Any]) -> dict[str, Any]:
 
 
 def test_memory_is_flat(server: Server) -> None:
-    """2,000 requests, or what fits into 9 minutes: users come and go; every tenth request asks, others open a picture."""
+    """2,000 requests, or what fits into 9 minutes, of users who come and go; every tenth asks."""
     number, most_seconds, users = 2000, 540, 0
     after_a_quarter, start = 0.0, time.monotonic()
     done = 0
