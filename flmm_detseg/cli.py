@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from flmm_detseg import __version__
 from flmm_detseg.commands import (
     app,
+    chat,
     copy_config,
     data,
     doctor,
@@ -32,6 +33,7 @@ from flmm_detseg.utils.cli import run_tool
 
 COMMANDS = {
     "ground": ground,
+    "chat": chat,
     "explain": explain,
     "infer": infer,
     "app": app,

@@ -60,7 +60,7 @@ for words in (
     ["stream", "gone", "--images", "x", "--question", "y"], ["data", "check", "config", "gone"],
     ["infer", "c", "--image", "gone", "--instruction", "x"], ["evaluate", "boxes"], ["train", "--resume"], [],
     ["stages", "gone"], ["table", "gone"],
-    ["ground", "--image", "gone.png", "--caption", "a", "--phrase", "a", "--out", "o.png"],
+    ["ground", "--image", "gone.png", "--caption", "a", "--phrase", "a", "--out", "o.png"], ["chat", "--image", "gone"],
 ):
     try:
         cli.main(words)
@@ -68,7 +68,7 @@ for words in (
         assert ended.code == 2, (words, ended.code)
     assert "torch" not in sys.modules and "mmengine" not in sys.modules, words
 """
-    assert run_python(code).stderr.count("does not exist") == 12
+    assert run_python(code).stderr.count("does not exist") == 13
 
 
 @pytest.mark.parametrize("words", [["version"], ["--version"]])

@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_detseg.commands.chosen_model import add_model_arguments, choose_model
 from flmm_detseg.errors import DataError
-from flmm_detseg.utils.cli import add_export_arguments, add_lmm_argument
-from flmm_detseg.utils.configs import TINY_CONFIG, TINY_HEADS, config_file
+from flmm_detseg.utils.cli import add_export_arguments
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import image_file
 from flmm_detseg.utils.whole_files import write_json
@@ -36,33 +36,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
-    parser.add_argument(
-        "config", nargs="?",
-        help=f"config of the model; without config and checkpoint: {TINY_CONFIG}, {TINY_HEADS}",
-    )  # fmt: skip
-    parser.add_argument("--checkpoint", help="what training wrote; default: load_from of the config")
-    parser.add_argument(
-        "--untrained", action="store_true", help="accept random heads when there is no checkpoint"
-    )
-    add_lmm_argument(parser)
-    parser.add_argument(
-        "--lmm", metavar="NAME",
-        help="in place of a config: folder in hub layout, or hub name, of a model of any supported family",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ranking", metavar="FILE",
-        help="with --lmm: its heads as rank-heads wrote them; default: head_ranking.json in its folder, else all heads",
-    )  # fmt: skip
-    parser.add_argument("--heads", type=int, metavar="N", help="with --lmm: best heads to read (default 3)")
-    parser.add_argument(
-        "--refiner", metavar="SAM",
-        help="with --lmm: SAM file, or folder or hub name of a SAM 2.1; default: masks as coarse as patches",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16", "float16"),
-        help="with --lmm; default: bfloat16 on a GPU",
-    )
+    add_model_arguments(parser)
     parser.add_argument("--image", required=True, nargs="+", help="image files; the same text is for all")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--caption", help="text that the model reads; default: the model's own description")
@@ -93,7 +67,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--attention", type=Path, metavar="DIR", help="also write each phrase's best heads here"
     )
     parser.add_argument("--coco", type=Path, metavar="FILE", help="also write the masks as a COCO file")
-    parser.add_argument("--device", help='for example "cuda:0"; default: the GPU when there is one')
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -111,10 +84,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     spans = _check(arguments)
     if arguments.attention is not None:
         refuse_folder_of_inputs(arguments.attention, arguments.image)
-    config, checkpoint = _model(arguments)
+    model = choose_model(arguments)
     files = [image_file(image, "--image") for image in arguments.image]
     pictures = _pictures(arguments, files)
-    read = [*arguments.image, config and config_file(config), checkpoint, arguments.ranking]
+    read = [*arguments.image, *model.files]
     for out in (*pictures, arguments.coco):
         if out is not None:
             refuse_overwrite(out, read)
@@ -122,29 +95,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from flmm_detseg.datasets.images import read_image
     from flmm_detseg.inference.export.coco import CocoFile
     from flmm_detseg.inference.export.folder import check_exports, exporting
-    from flmm_detseg.inference.grounder import Grounder
 
     check_exports(arguments.format, arguments.out, arguments.polygon_tolerance)
     for file in files:
         read_image(file, "--image")  # before the model, which may take minutes
-    if config is not None:
-        grounder = Grounder.from_config(
-            config,
-            checkpoint,
-            arguments.device,
-            untrained=arguments.untrained,
-            allow_other_lmm=arguments.allow_other_lmm,
-        )
-    else:
-        heads = {} if arguments.heads is None else {"heads": arguments.heads}
-        grounder = Grounder.from_lmm(
-            arguments.lmm,
-            ranking=arguments.ranking,
-            refiner=arguments.refiner,
-            dtype=arguments.dtype,
-            device=arguments.device,
-            **heads,
-        )
+    grounder = model.load()
     coco = CocoFile(arguments.polygon_tolerance)
     found = []
     with exporting(
@@ -215,40 +170,8 @@ def _write(
     return figures | {"caption": result.caption, "phrases": entries}
 
 
-def _model(arguments: argparse.Namespace) -> tuple[str | None, str | None]:
-    """Config and checkpoint; those of the repository's tiny model where neither is named, None with --lmm."""
-    if arguments.lmm is not None:
-        return None, None
-    if arguments.config is not None:
-        return arguments.config, arguments.checkpoint
-    if arguments.checkpoint is not None or arguments.untrained:
-        raise DataError(
-            "--checkpoint and --untrained need the config of their model (flmm-detseg ground CONFIG ...)"
-        )
-    print(
-        "no config given: the repository's tiny model, which knows the pictures of TinyWorld and nothing else",
-        file=sys.stderr,
-    )
-    return TINY_CONFIG, TINY_HEADS
-
-
 def _check(arguments: argparse.Namespace) -> list[tuple[int, int]]:
-    """Character spans, once it is clear what they count, and which of the two ways to a model is meant."""
-    trained = {
-        "CONFIG": arguments.config is not None,
-        "--checkpoint": arguments.checkpoint is not None,
-        "--untrained": arguments.untrained,
-        "--allow-other-lmm": arguments.allow_other_lmm,
-    }
-    free = {
-        f"--{name}": getattr(arguments, name) is not None for name in ("ranking", "heads", "refiner", "dtype")
-    }
-    if arguments.lmm is None and any(free.values()):
-        raise DataError(f"{_given(free)} goes with --lmm, whose model needs no config; give --lmm NAME")
-    if arguments.lmm is not None and any(trained.values()):
-        raise DataError(
-            f"--lmm takes an LMM without training, and {_given(trained)} is of a trained model; leave one of them out"
-        )
+    """Character spans, once it is clear what they count."""
     if arguments.question is not None and (arguments.span or arguments.prompt is not None):
         raise DataError("--question takes neither --prompt (it is the question) nor --span (use --phrase)")
     if arguments.question is None and bool(arguments.phrase) == bool(arguments.span):
@@ -256,11 +179,6 @@ def _check(arguments: argparse.Namespace) -> list[tuple[int, int]]:
     if arguments.span and arguments.caption is None:
         raise DataError("--span counts characters of --caption: give both")
     return [_parse_span(text) for text in arguments.span]
-
-
-def _given(options: dict[str, bool]) -> str:
-    """Those that were given."""
-    return ", ".join(name for name, given in options.items() if given)
 
 
 def _parse_span(text: str) -> tuple[int, int]:

@@ -35,7 +35,8 @@ class ChatPhrase:
         spans: Its characters in :attr:`ChatTurn.text`, half-open; empty where it is in the request only.
         score: In [0, 1].
         score_of: What the score is. ``"mask"``: mean foreground probability inside of the mask, which does not say
-            whether the thing is in the image. ``"detector"``: probability of the class.
+            whether the thing is in the image. ``"detector"``: probability of the class. ``"quality"``: SAM's own
+            estimate of an outline's IoU (:class:`~flmm_detseg.inference.outline.Outline`).
         box_xyxy: Half-open box in pixels of the image; zeros where the mask is empty.
         mask: bool ``[H, W]``; None where a detected object has a box only.
         attention: float32 ``[H, W]`` in [0, 1], where the LMM looked; None for a detector's object, or where the chat

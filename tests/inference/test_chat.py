@@ -7,41 +7,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from chat_parts import speaking_grounder
 from multi_task_parts import make_model
 from pycocotools.coco import COCO
-from sam_parts import SIZES
 
 from flmm_detseg import Grounder
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.heads import PhraseGroundingHead, UNetHead
 from flmm_detseg.inference import Chat, ChatPhrase, ChatTurn
-from flmm_detseg.models import GroundingLMM
-from flmm_detseg.refiners import SAMRefiner, build_sam
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 QUESTION = "is the star red ?"
 
 
 @pytest.fixture(scope="module")
-@torch.no_grad()
 def grounder() -> Grounder:
-    """Speaks whole words only, so that its answers have noun phrases."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        lmm = tiny.tiny_llava()
-        words = tiny.tiny_tokenizer().convert_tokens_to_ids(tiny.WORDS)
-        silent = torch.ones(lmm.model.lm_head.weight.shape[0], dtype=torch.bool)
-        silent[words] = False
-        lmm.model.lm_head.weight[silent] = 0
-        unet = UNetHead(lmm.attention_channels, base_channels=8, num_stages=3, upsample_input=16)
-        sam = SAMRefiner(build_sam(SIZES))
-        head = PhraseGroundingHead(unet, sam, lmm.num_layers, lmm.hidden_size, text_dim=16)
-        for name, parameter in head.named_parameters():
-            if parameter.ndim > 1 and "image_encoder" not in name:
-                parameter.mul_(2)
-        return Grounder(GroundingLMM(lmm=lmm, heads={"phrase": head}))
+    return speaking_grounder()
 
 
 def _chat(grounder: Grounder, **given) -> Chat:
