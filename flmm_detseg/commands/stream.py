@@ -174,8 +174,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _reads_boxes(source: RegionSource) -> bool:
     """Whether boxes that come with an image can reach the groups."""
-    from flmm_detseg.cache import GivenRegions
+    from flmm_detseg.cache import GivenRegions, UnitedRegions
 
+    if isinstance(source, UnitedRegions):
+        return any(map(_reads_boxes, source.sources))
     if isinstance(source, GivenRegions):
         return source.kind == "meta" or (source.otherwise is not None and _reads_boxes(source.otherwise))
     # A source of the user's own may read what it likes.

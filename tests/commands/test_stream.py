@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flmm_detseg.cache import BackgroundCache, GivenRegions
+from flmm_detseg.cache import BackgroundCache, GivenRegions, NoRegions, UnitedRegions
 from flmm_detseg.commands.stream import _reads_boxes, read_requests
 from flmm_detseg.errors import DataError
 from flmm_detseg.store.records import Match, PrefixKV
@@ -95,6 +95,8 @@ def test_boxes_that_nothing_reads_are_named(frames, tmp_path, monkeypatch, capsy
     assert f"the `boxes` of {file} are not used: groups come from FrameDifference" in out
     assert not _reads_boxes(GivenRegions("masks"))
     assert _reads_boxes(GivenRegions("masks", otherwise=GivenRegions("meta")))
+    assert _reads_boxes(UnitedRegions([NoRegions(), GivenRegions("meta")]))
+    assert not _reads_boxes(UnitedRegions([NoRegions(), GivenRegions("masks")]))
 
 
 def test_questions_of_a_file_have_streams_of_their_own(frames, tmp_path, monkeypatch, capsys):
