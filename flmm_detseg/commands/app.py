@@ -15,14 +15,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flmm_detseg.commands.chosen_model import ChosenModel, add_model_arguments, choose_model
 from flmm_detseg.errors import DataError
-from flmm_detseg.utils.cli import add_lmm_argument, print_figures, stop_children_at_sigterm
-from flmm_detseg.utils.configs import TINY_CONFIG, TINY_HEADS, config_file
+from flmm_detseg.utils.cli import print_figures, stop_children_at_sigterm
+from flmm_detseg.utils.configs import TINY_CONFIG, config_file
 from flmm_detseg.utils.paths import find
 
 if TYPE_CHECKING:
+    from flmm_detseg.app.limits import Limits
     from flmm_detseg.app.service import About, Service, StreamMaker
-    from flmm_detseg.inference.grounder import Grounder
 
 _STREAM = "configs/cache/tiny_stream_screens.py"
 _SCENE = "data/models/tiny_heads/scene.png"
@@ -30,24 +31,7 @@ _SCENE = "data/models/tiny_heads/scene.png"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
-    parser.add_argument(
-        "model", nargs="?", metavar="CONFIG",
-        help=f"config of the model; without one and without --lmm: {TINY_CONFIG}, {TINY_HEADS}",
-    )  # fmt: skip
-    parser.add_argument("--checkpoint", help="what training wrote; default: load_from of the config")
-    parser.add_argument(
-        "--lmm", metavar="ID",
-        help="in a config's place: a supported LMM, folder or name on the hub, with heads chosen without training",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ranking", metavar="FILE",
-        help="with --lmm: its heads as rank-heads wrote them; default: head_ranking.json in its folder, else all heads",
-    )  # fmt: skip
-    parser.add_argument(
-        "--refiner", metavar="SAM",
-        help="with --lmm: SAM file, or folder or hub name of a SAM 2.1; without one pointing outlines nothing",
-    )  # fmt: skip
-    add_lmm_argument(parser)
+    add_model_arguments(parser)
     parser.add_argument(
         "--stream", metavar="CONFIG",
         help=f"config of a model with a background cache, for the tab of streams; without any model: {_STREAM}",
@@ -67,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--host", default="127.0.0.1",
         help="address to listen on; default: 127.0.0.1, this machine alone. Any other lets everybody in who reaches it",
     )  # fmt: skip
-    parser.add_argument("--device", help='for example "cuda:0"; default: the GPU when there is one')
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -83,7 +66,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend.
     """
     start = time.monotonic()
-    _check(arguments)
+    model = _check(arguments)
     from flmm_detseg.app import require_gradio
 
     require_gradio()
@@ -100,62 +83,39 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         print_figures(figures)
 
     with listening:
-        service = _service(arguments)
+        service = _service(arguments, model)
         serve(service, listening, ready)
     return figures | {"requests": service.requests}
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    """What contradicts itself, or is not there."""
-    if arguments.lmm is not None and (arguments.model is not None or arguments.checkpoint is not None):
-        raise DataError("--lmm is the whole model: it takes neither a config nor --checkpoint")
-    if arguments.lmm is None and (arguments.ranking is not None or arguments.refiner is not None):
-        raise DataError("--ranking and --refiner belong to --lmm; a config names its own")
-    if arguments.checkpoint is not None and arguments.model is None:
-        raise DataError(
-            "--checkpoint needs the config of its model (flmm-detseg app CONFIG --checkpoint FILE)"
-        )
+def _check(arguments: argparse.Namespace) -> ChosenModel:
+    """The model that is meant; nothing contradicts itself or is not there."""
+    model = choose_model(arguments)
     if arguments.stream_checkpoint is not None and arguments.stream is None:
         raise DataError("--stream-checkpoint needs the config of its model (--stream CONFIG)")
     if not 0 <= arguments.port <= 65535:
         raise DataError(f"--port {arguments.port}: give 0 to 65535")
-    for config in (arguments.model, arguments.stream):
+    for config in (model.config, arguments.stream):
         if config is not None:
             config_file(config)
+    return model
 
 
-def _service(arguments: argparse.Namespace) -> Service:
-    """The models, in the order of what a user waits for."""
+def _service(arguments: argparse.Namespace, model: ChosenModel) -> Service:
+    """What is quick first: a folder without frames is said before the model is loaded."""
     from flmm_detseg.app.frames import drawn_screen, frames_of_folder
     from flmm_detseg.app.limits import Limits
     from flmm_detseg.app.service import Service
 
     limits = Limits()
     frames = drawn_screen() if arguments.frames is None else frames_of_folder(arguments.frames, limits)
-    return Service(_grounder(arguments), _stream(arguments), frames, limits, _about(arguments, limits))
+    tiny = model.config == TINY_CONFIG
+    about = _about(arguments, model, limits, tiny=tiny)
+    return Service(model.load(), _stream(arguments, tiny=tiny), frames, limits, about)
 
 
-def _tiny(arguments: argparse.Namespace) -> bool:
-    return arguments.model is None and arguments.lmm is None
-
-
-def _grounder(arguments: argparse.Namespace) -> Grounder:
-    from flmm_detseg.inference.grounder import Grounder
-
-    if arguments.lmm is not None:
-        return Grounder.from_lmm(
-            arguments.lmm, ranking=arguments.ranking, refiner=arguments.refiner, device=arguments.device
-        )
-    config, checkpoint = (
-        (TINY_CONFIG, TINY_HEADS) if _tiny(arguments) else (arguments.model, arguments.checkpoint)
-    )
-    return Grounder.from_config(
-        config, checkpoint, arguments.device, allow_other_lmm=arguments.allow_other_lmm
-    )
-
-
-def _stream(arguments: argparse.Namespace) -> StreamMaker | None:
-    config = arguments.stream or (_STREAM if _tiny(arguments) else None)
+def _stream(arguments: argparse.Namespace, *, tiny: bool) -> StreamMaker | None:
+    config = arguments.stream or (_STREAM if tiny else None)
     if config is None:
         return None
 
@@ -174,7 +134,7 @@ def _stream(arguments: argparse.Namespace) -> StreamMaker | None:
     return make
 
 
-def _about(arguments: argparse.Namespace, limits: Any) -> About:
+def _about(arguments: argparse.Namespace, model: ChosenModel, limits: Limits, *, tiny: bool) -> About:
     from flmm_detseg.app.service import About
     from flmm_detseg.app.uploads import read_picture
 
@@ -185,8 +145,8 @@ def _about(arguments: argparse.Namespace, limits: Any) -> About:
         "are those of the same model without the cache, and worse than those of the LMM as it is."
     )
     clock = "what time is it ?"
-    if not _tiny(arguments):
-        return About(str(arguments.lmm or arguments.model), stream=untrained, stream_question=clock)
+    if not tiny:
+        return About(str(arguments.lmm or model.config), stream=untrained, stream_question=clock)
     return About(
         "The repository's tiny LLaVA",
         "It knows the pictures of TinyWorld, a synthetic world, and nothing else: **on a photo it draws nonsense**.",

@@ -21,10 +21,8 @@ def parsed(*words: str) -> argparse.Namespace:
 @pytest.mark.parametrize(
     ("words", "error", "says"),
     [
-        (["--lmm", "x", "--checkpoint", "y"], DataError, "--lmm is the whole model"),
-        (["--checkpoint", "y"], DataError, "needs the config"),
-        (["--ranking", "y"], DataError, "belong to --lmm"),
-        (["--refiner", "y"], DataError, "belong to --lmm"),
+        (["--lmm", "x", "--checkpoint", "y"], DataError, "leave one of them out"),
+        (["--refiner", "y"], DataError, "goes with --lmm"),
         (["--stream-checkpoint", "y"], DataError, "--stream CONFIG"),
         (["--port", "99999"], DataError, "0 to 65535"),
         (["no_such_config"], ConfigError, "does not exist"),
