@@ -18,6 +18,7 @@ from flmm_detseg.models.checkpoint import read_checkpoint
 from flmm_detseg.utils.configs import TINY_HEADS
 
 ROOT = Path(__file__).resolve().parents[1]
+ANIMATION = ROOT / "docs" / "images" / "first_mask.gif"
 
 
 def _first_command() -> list[str]:
@@ -40,6 +41,13 @@ def test_the_first_command_draws_a_mask_and_says_nothing_else(tmp_path):
     assert picture.shape == shown.shape
     # The README's picture is this command's, whatever the machine rounds.
     assert (picture == shown).all(axis=2).mean() > 0.98
+    with Image.open(tmp_path / figures["animation"]) as moving, Image.open(ANIMATION) as moving_shown:
+        assert moving.n_frames == moving_shown.n_frames == 3
+        for frame in range(3):
+            moving.seek(frame)
+            moving_shown.seek(frame)
+            drawn, stored = (np.asarray(one.convert("RGB")).astype(int) for one in (moving, moving_shown))
+            assert np.abs(drawn - stored).mean() < 2
     found = {entry["phrase"]: entry["bbox"] for entry in figures["phrases"]}
     for phrase, box in {
         "a white ring": (4, 28, 35, 35),
@@ -47,6 +55,11 @@ def test_the_first_command_draws_a_mask_and_says_nothing_else(tmp_path):
         "a small purple flower": (24, 93, 17, 17),
     }.items():
         np.testing.assert_allclose(found[phrase], box, atol=3)
+
+
+def test_the_pictures_of_the_first_screen_are_small():
+    assert ANIMATION.stat().st_size < 600_000
+    assert (ROOT / "docs" / "images" / "first_mask.png").stat().st_size < 300_000
 
 
 def test_the_stored_heads_say_which_lmm_they_belong_to(tmp_path, monkeypatch, capsys):

@@ -64,6 +64,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--boxes", action="store_true", help="draw the boxes too")
     parser.add_argument("--beside", action="store_true", help="show the image as it is beside the masks")
     parser.add_argument(
+        "--style",
+        choices=("tint", "contour"),
+        default="tint",
+        help="contour: borders alone, objects keep their colours; default: tint",
+    )
+    parser.add_argument(
+        "--animation", type=Path, metavar="FILE",
+        help="also write a picture that goes through the phrases, attention beside mask (.gif, .webp, .png)",
+    )  # fmt: skip
+    parser.add_argument(
         "--attention", type=Path, metavar="DIR", help="also write each phrase's best heads here"
     )
     parser.add_argument("--coco", type=Path, metavar="FILE", help="also write the masks as a COCO file")
@@ -88,10 +98,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     files = [image_file(image, "--image") for image in arguments.image]
     pictures = _pictures(arguments, files)
     read = [*arguments.image, *model.files]
-    for out in (*pictures, arguments.coco):
+    for out in (*pictures, arguments.coco, arguments.animation):
         if out is not None:
             refuse_overwrite(out, read)
     # Late, so that a wrong argument is reported before torch is loaded.
+    from flmm_detseg.visualization.animation import check_ending
+
+    if arguments.animation is not None:
+        check_ending(arguments.animation)
     from flmm_detseg.datasets.images import read_image
     from flmm_detseg.inference.export.coco import CocoFile
     from flmm_detseg.inference.export.folder import check_exports, exporting
@@ -139,7 +153,8 @@ def _result(
     grounder: Grounder, file: Path, spans: Sequence[tuple[int, int]], arguments: argparse.Namespace
 ) -> Any:
     """What is found in one image."""
-    phrases, keep_attention = arguments.phrase or None, arguments.attention is not None
+    phrases = arguments.phrase or None
+    keep_attention = arguments.attention is not None or arguments.animation is not None
     if arguments.question is not None:
         return grounder.ask(file, arguments.question, phrases, keep_attention=keep_attention)
     caption = arguments.caption
@@ -155,7 +170,12 @@ def _write(
 ) -> dict[str, Any]:
     """Writes one image's pictures; its figures for the last line."""
     figures: dict[str, Any] = {"image": str(file)} if len(arguments.image) > 1 else {}
-    figures["overlay"] = str(result.save_overlay(picture, boxes=arguments.boxes, beside=arguments.beside))
+    overlay = result.save_overlay(
+        picture, boxes=arguments.boxes, beside=arguments.beside, style=arguments.style
+    )
+    figures["overlay"] = str(overlay)
+    if arguments.animation is not None and len(result):
+        figures["animation"] = str(result.save_animation(arguments.animation))
     if arguments.attention is not None:
         own = f"{file.stem}_" if len(arguments.image) > 1 else ""
         figures["attention"] = [
@@ -176,6 +196,8 @@ def _check(arguments: argparse.Namespace) -> list[tuple[int, int]]:
         raise DataError("--question takes neither --prompt (it is the question) nor --span (use --phrase)")
     if arguments.question is None and bool(arguments.phrase) == bool(arguments.span):
         raise DataError("give the phrases as --phrase TEXT, or as --span START:END (each repeatable)")
+    if arguments.animation is not None and len(arguments.image) > 1:
+        raise DataError("--animation is one file: give one image")
     if arguments.span and arguments.caption is None:
         raise DataError("--span counts characters of --caption: give both")
     return [_parse_span(text) for text in arguments.span]

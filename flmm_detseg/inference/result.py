@@ -16,8 +16,9 @@ from flmm_detseg.inference.export.exportable import Exportable
 from flmm_detseg.inference.regions import Region
 from flmm_detseg.structures import LogitMaps, PackedMasks, PatchGrid
 from flmm_detseg.visualization import draw_attention_heads, draw_grounding
-from flmm_detseg.visualization.canvas import hstack
-from flmm_detseg.visualization.overlay import enlarged
+from flmm_detseg.visualization.animation import draw_frames, save_animation
+from flmm_detseg.visualization.canvas import hstack, resize_map
+from flmm_detseg.visualization.overlay import Style, enlarged
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,13 @@ class GroundingResult(Exportable):
         """The K phrases, for exports."""
         return _Phrases(self)
 
-    def overlay(self, *, boxes: bool = False, beside: bool = False) -> np.ndarray:
+    def overlay(self, *, boxes: bool = False, beside: bool = False, style: Style = "tint") -> np.ndarray:
         """Picture of the phrases' masks with the caption as legend.
 
         Args:
             boxes: Draw the boxes too.
             beside: Put the image as it is, which the masks' colours hide, to its left.
+            style: ``"contour"`` draws the masks' borders alone, so that objects keep their colours.
 
         Returns:
             RGB uint8.
@@ -96,12 +98,52 @@ class GroundingResult(Exportable):
             self.boxes_xyxy if boxes else None,
             caption=self.caption,
             spans=self.spans,
+            style=style,
         )
         return hstack([enlarged(self.image), picture]) if beside else picture
 
-    def save_overlay(self, path: str | Path, *, boxes: bool = False, beside: bool = False) -> Path:
+    def save_overlay(
+        self, path: str | Path, *, boxes: bool = False, beside: bool = False, style: Style = "tint"
+    ) -> Path:
         """Writes :meth:`overlay`; the ending decides the format (.png, .jpg). Missing folders are made."""
-        return _save(self.overlay(boxes=boxes, beside=beside), path)
+        return _save(self.overlay(boxes=boxes, beside=beside, style=style), path)
+
+    def heat_map(self, index: int) -> np.ndarray:
+        """Where the LMM looked at the words of a phrase more than at those of the others.
+
+        Args:
+            index: Of the phrase.
+
+        Returns:
+            float32 ``[H, W]``, at least 0: the mean over all channels of its attention, enlarged to the image without
+            padding. With several phrases it is divided by the mean over them, because some cells are looked at
+            whatever a text says.
+
+        Raises:
+            DataError: The attention was not kept.
+        """
+        attention, grid = self._kept_attention()
+        window = grid.crop_window((attention.shape[2], attention.shape[3]))
+        found = attention[index].mean(axis=0)[window]
+        if len(self) > 1:
+            found = found / np.maximum(attention.mean(axis=(0, 1))[window], 1e-12)
+        return resize_map(found, (self.image.shape[0], self.image.shape[1]))
+
+    def save_animation(self, path: str | Path) -> Path:
+        """Writes a picture that goes through the phrases: where the LMM looked, and the mask made of it.
+
+        Args:
+            path: The ending decides the format: .gif, .webp, or .png (an animated one).
+
+        Returns:
+            ``path``.
+
+        Raises:
+            DataError: The attention was not kept, there is no phrase, or the ending is another.
+        """
+        self._kept_attention()
+        heat = [self.heat_map(index) for index in range(len(self))]
+        return save_animation(draw_frames(self.image, self.caption, self.spans, self.masks, heat), path)
 
     def attention_picture(self, index: int, *, top: int = 7) -> np.ndarray:
         """Picture of the heads that carry phrase ``index``, ranked by IoU with its own predicted mask: how far a head
@@ -117,15 +159,14 @@ class GroundingResult(Exportable):
         Raises:
             DataError: The attention was not kept.
         """
-        if self.attention is None:
-            raise DataError("the attention was not kept: call ground(..., keep_attention=True)")
+        attention, grid = self._kept_attention()
         mask = self.mask(index)
         return draw_attention_heads(
             self.image,
-            self.attention[index],
+            attention[index],
             self.attention_pairs,
             mask if mask.any() else None,
-            grid=self.grid,
+            grid=grid,
             phrase=self.phrases[index],
             top=top,
             target="model's own mask",
@@ -134,6 +175,12 @@ class GroundingResult(Exportable):
     def save_attention(self, path: str | Path, index: int, *, top: int = 7) -> Path:
         """Writes :meth:`attention_picture`."""
         return _save(self.attention_picture(index, top=top), path)
+
+    def _kept_attention(self) -> tuple[np.ndarray, PatchGrid]:
+        """The attention stack ``[K, C, rows, cols]`` and its geometry."""
+        if self.attention is None or self.grid is None:
+            raise DataError("the attention was not kept: call ground(..., keep_attention=True)")
+        return self.attention, self.grid
 
 
 class _Phrases(Sequence[Region]):

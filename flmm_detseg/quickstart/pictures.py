@@ -14,7 +14,6 @@ from flmm_detseg.models import GroundingLMM
 from flmm_detseg.structures import Prediction, Sample
 from flmm_detseg.visualization import draw_attention_heads, draw_comparison, draw_grounding, draw_loss_curves
 from flmm_detseg.visualization.canvas import hstack, with_title
-from flmm_detseg.visualization.overlay import enlarged
 
 
 def draw_all(
@@ -32,8 +31,9 @@ def draw_all(
     """
     trained, control = models["trained"], models["control"]
     found = {kind: list(zip(entries, predict(trained, entries))) for kind, entries in samples.items()}
+    kinds = {"png": "phrases of a caption", "refcoco": "a referring expression"}
     overlays = {
-        f"{kind}: {sample.record_id}": hstack([enlarged(sample.image), overlay(sample, prediction)])
+        f"{kinds[kind]} ({sample.record_id})": overlay(sample, prediction)
         for kind, pairs in found.items()
         for sample, prediction in pairs
     }
@@ -83,7 +83,7 @@ def predict(model: GroundingLMM, samples: Sequence[Sample]) -> list[Prediction]:
 
 
 def overlay(sample: Sample, prediction: Prediction) -> np.ndarray:
-    """Predicted masks and the caption."""
+    """Contours of the predicted masks, and the caption."""
     return draw_grounding(
         sample.image,
         prediction.masks.numpy(),
@@ -91,6 +91,7 @@ def overlay(sample: Sample, prediction: Prediction) -> np.ndarray:
         prediction.scores.numpy(),
         caption=sample.text,
         spans=[phrase.spans for phrase in sample.phrases],
+        style="contour",  # colours are what TinyWorld's phrases are about
     )
 
 

@@ -17,13 +17,29 @@ from flmm_detseg.visualization import Report
 
 MIN_COARSE_CIOU, MIN_REFINED_CIOU, MIN_GAP = 0.68, 0.75, 0.25
 KINDS = ("coarse", "refined")
-_STORY = """A tiny LLaVA (trained on questions and captions of a synthetic world, then frozen) reads a
-caption. While it reads the words of a phrase, its attention heads look at image patches. A U-Net turns these
-maps into a coarse mask, a SAM refines it. Only the U-Net, SAM's decoder and a text projection are trained.
+_STORY = """A tiny LLaVA reads a caption. It is frozen: its language model was trained on captions and questions of
+a synthetic world, its vision tower and projector also saw labels of patches that were derived from masks. While it
+reads the words of a phrase, its attention heads look at image patches. A U-Net turns these maps into a coarse mask, a
+SAM refines it. Only the U-Net, SAM's decoder and a text projection are trained.
 
 The control has the same vision tower but a language model with random weights, and heads trained in the same
 way; it is scored at its best threshold. Wrong phrases: the trained model reads a phrase of another image.
 Without training: three attention heads, chosen without masks, and the tiny SAM as it is."""
+# A sentence for each column.
+_REFERRING_TERMS = {
+    "masks": "coarse: the U-Net's mask of the attention; refined: SAM's mask made of it.",
+    "threshold": "Probability above which a pixel belongs to the mask.",
+    "cIoU": "Cumulative IoU: pixels that mask and truth share, over pixels that either has, both summed over all "
+    "phrases; large objects count more.",
+    "gIoU": "The mean of every phrase's own IoU; all objects count alike.",
+    "P@0.5, P@0.7, P@0.9": "Share of the phrases whose mask has an IoU of at least 0.5, 0.7 or 0.9.",
+    "box acc@0.5": "Share of the phrases where the box around the mask has an IoU of at least 0.5 with the true box.",
+}
+_NARRATIVE_TERMS = {
+    "all": "Average recall: the share of phrases above an IoU, averaged over all IoU from 0 to 1; it is the mean IoU.",
+    "thing, stuff": "Phrases for countable objects, and for regions such as grass.",
+    "singular, plural": "Phrases that name one object, and several.",
+}
 _GROUPS = ("all", "thing", "stuff", "singular", "plural")
 
 
@@ -162,6 +178,11 @@ def write_report(
     )
     if summary.fast:
         report.paragraph("This was a trial with a few iterations and images. Its figures mean nothing.")
+    sections = list(pictures.items())
+    # The first thing to see is what the model does.
+    for name, entries in sections[:1]:
+        report.section(name)
+        report.pictures(entries)
     report.section("What was done", _STORY)
     report.section("Checks", "On RefCOCO val of TinyWorld.")
     report.table(
@@ -170,13 +191,14 @@ def write_report(
     report.section("Referring expressions (RefCOCO)")
     report.table(
         *summary.table(),
-        "Fractions. Threshold: probability above which a pixel belongs to the mask. One sentence per object, the "
-        "first, as F-LMM evaluates; in TinyWorld that is mostly one of attributes. The run 'all sentences' reads "
-        "every one, places and relations too.",
+        "Fractions, 1 is perfect. One sentence per object, the first, as F-LMM evaluates; in TinyWorld that is mostly "
+        "one of attributes. The run 'all sentences' reads every one, places and relations too.",
     )
+    report.terms(_REFERRING_TERMS)
     report.section("Panoptic narrative grounding (PNG)")
-    report.table(*summary.png_table(), "Average recall on val (mean IoU of the phrases).")
-    for name, entries in pictures.items():
+    report.table(*summary.png_table(), "Average recall on val.")
+    report.terms(_NARRATIVE_TERMS)
+    for name, entries in sections[1:]:
         report.section(name)
         report.pictures(entries)
     report.section("How it was made")

@@ -12,6 +12,8 @@ _MMENGINE = re.compile(r"Iter\(train\) \[\s*(?P<done>\d+)/(?P<total>\d+)\]")
 _TQDM = re.compile(r"^(?P<text>.*?):? +\d+%\|[^|]*\| *(?P<done>\d+)/(?P<total>\d+) \[")
 # Several bars of one program, one after the other: `refcoco_testA (2 of 3)`.
 _BARS = re.compile(r"\((\d+) of (\d+)\)$")
+# What MMEngine itself expects: all there is to go by at its first line.
+_ETA = re.compile(r" eta: (?:(?P<days>\d+) days?, )?(?P<hours>\d+):(?P<minutes>\d\d):(?P<seconds>\d\d)")
 _LOSS = re.compile(r" loss: (\d+\.\d+)")
 # Speed is that of the last two minutes: machines become busy and idle again.
 _WINDOW_S = 120.0
@@ -31,6 +33,7 @@ class Meter:
         self._total = 0
         self._seen: deque[tuple[float, int]] = deque()
         self._loss = ""
+        self._ends: float | None = None
 
     @property
     def elapsed_s(self) -> float:
@@ -53,13 +56,21 @@ class Meter:
                 continue
             loss = _LOSS.search(line)
             self._loss = f", loss {float(loss[1]):.3f}" if loss else ""
-            self._count(found.groupdict().get("text") or "", int(found["done"]), int(found["total"]))
+            counted = self._count(
+                found.groupdict().get("text") or "", int(found["done"]), int(found["total"])
+            )
+            if counted:
+                own = _ETA.search(line)
+                self._ends = self._clock() + _eta_s(own) if own else None
             return
 
     def left_s(self) -> float | None:
-        """Seconds until the child's counter ends, and its further bars; None: not yet known."""
+        """Seconds until the child's counter ends, and its further bars; None: not yet known.
+
+        After the child's first count that is its own estimate, where it prints one.
+        """
         if len(self._seen) < 2:
-            return None
+            return None if self._ends is None or not self._seen else max(0.0, self._ends - self._clock())
         (first, begin), (last, done) = self._seen[0], self._seen[-1]
         step = done - self._seen[-2][1]
         now, pace = self._clock(), (last - first) / (done - begin)
@@ -69,14 +80,22 @@ class Meter:
         bars = _BARS.search(self._bar)
         return here + ((int(bars[2]) - int(bars[1])) * pace * self._total if bars else 0.0)
 
-    def _count(self, bar: str, done: int, total: int) -> None:
+    def _count(self, bar: str, done: int, total: int) -> bool:
+        """Takes in a count; returns whether it is a new one."""
         if (bar, total) != (self._bar, self._total) or (self._seen and done < self._seen[-1][1]):
             self._seen.clear()
             self._bar, self._total = bar, total
-        if not self._seen or done > self._seen[-1][1]:
+        new = not self._seen or done > self._seen[-1][1]
+        if new:
             self._seen.append((self._clock(), done))
         while len(self._seen) > 3 and self._seen[-1][0] - self._seen[1][0] > _WINDOW_S:
             self._seen.popleft()
+        return new
+
+
+def _eta_s(found: re.Match[str]) -> float:
+    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def step_left_s(

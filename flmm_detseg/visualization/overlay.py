@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -10,7 +11,9 @@ from PIL import Image, ImageDraw
 from flmm_detseg.visualization import canvas
 
 Span = tuple[int, int]
-
+# A tint covers the object's own colour; a contour leaves it as it is.
+Style = Literal["tint", "contour"]
+STYLES: tuple[Style, ...] = ("tint", "contour")
 
 # Longer side of a picture, pixels.
 MIN_SIDE, MAX_SIDE = 448, 1024
@@ -33,6 +36,7 @@ def draw_grounding(
     spans: Sequence[Sequence[Span]] | None = None,
     score_names: Sequence[str] | None = None,
     alpha: float = 0.5,
+    style: Style = "tint",
     min_side: int = MIN_SIDE,
     max_side: int = MAX_SIDE,
 ) -> np.ndarray:
@@ -47,7 +51,9 @@ def draw_grounding(
         caption: Text for the legend; None lists the phrases only.
         spans: Per phrase its character spans in ``caption``; None looks the phrases up in order.
         score_names: K words to print before the scores: what each of them is.
-        alpha: Weight of the colour inside a mask, 0 to 1.
+        alpha: Weight of the colour inside a tinted mask, 0 to 1.
+        style: ``"tint"`` fills the masks; ``"contour"`` draws their borders alone, where colours are what a picture is
+            about.
         min_side: Longer side of the picture at least, pixels (small images are enlarged).
         max_side: Longer side of the picture at most, pixels.
 
@@ -55,9 +61,11 @@ def draw_grounding(
         RGB uint8 ``[H', W', 3]``: the picture and the legend strip.
 
     Raises:
-        ValueError: Shapes do not fit together.
+        ValueError: Shapes do not fit together, or there is no such style.
     """
     canvas.check_image(image)
+    if style not in STYLES:
+        raise ValueError(f"`style` is {style!r}; there are {', '.join(STYLES)}")
     masks = np.asarray(masks, dtype=bool)
     num_phrases = len(phrases)
     if masks.shape != (num_phrases, *image.shape[:2]):
@@ -70,7 +78,7 @@ def draw_grounding(
     # Large masks first, so that a small object on a large region stays visible.
     order = sorted(range(num_phrases), key=lambda index: -int(shown[index].sum()))
     for index in order:
-        _paint_mask(picture, shown[index], canvas.phrase_colour(index), alpha)
+        paint_mask(picture, shown[index], canvas.phrase_colour(index), alpha if style == "tint" else 0.0)
     drawn = Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(drawn)
     if boxes_xyxy is not None:
@@ -152,10 +160,17 @@ def find_spans(caption: str, phrases: Sequence[str]) -> list[list[Span]]:
     return found
 
 
-def _paint_mask(picture: np.ndarray, mask: np.ndarray, colour: canvas.RGB, alpha: float) -> None:
-    """Fills a mask and draws its border: colour inside, white around, readable on any background."""
+def paint_mask(picture: np.ndarray, mask: np.ndarray, colour: canvas.RGB, alpha: float) -> None:
+    """Fills a mask and draws its border: colour inside, white around, readable on any background.
+
+    Args:
+        picture: RGB float32 ``[H, W, 3]``, changed in place.
+        mask: bool ``[H, W]``.
+        colour: Of the mask.
+        alpha: Weight of the colour inside; 0 draws the border alone.
+    """
     canvas.blend(picture, mask, colour, alpha)
-    width = max(2, max(mask.shape) // 220)
+    width = max(2, max(mask.shape) // 220) + (alpha == 0)  # a border alone is a little wider
     edge = canvas.outline(mask, width)
     canvas.blend(picture, canvas.grow(edge) & ~mask, canvas.PAPER, 0.9)
     canvas.blend(picture, edge, colour, 1.0)

@@ -31,6 +31,8 @@ figcaption { color: #6c757d; font-size: .85rem; }
 .row { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 .row figure { margin: 0; max-width: 48%; }
 pre { background: #f8f9fa; padding: .8rem; overflow-x: auto; font-size: .8rem; line-height: 1.4; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1rem; max-width: 85ch; font-size: .92rem; }
+dt { font-weight: 600; } dd { margin: 0; color: #495057; }
 nav { font-size: .9rem; } nav a { margin-right: 1rem; color: #1864ab; }
 """
 
@@ -72,6 +74,13 @@ class Report:
         note = f"<caption>{html.escape(caption)}</caption>" if caption else ""
         content = f"{note}<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
         self._parts.append(f'<div class="scroll"><table>{content}</table></div>')
+
+    def terms(self, meanings: Mapping[str, str]) -> None:
+        """Adds a list of terms with a sentence each, such as the columns of a table."""
+        entries = "".join(
+            f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in meanings.items()
+        )
+        self._parts.append(f"<dl>{entries}</dl>")
 
     def pictures(self, pictures: Mapping[str, np.ndarray]) -> None:
         """Adds pictures (caption -> RGB uint8 ``[H, W, 3]``) side by side where they fit."""

@@ -93,6 +93,13 @@ def test_the_remedy_for_a_missing_image_is_about_its_path(no_model, tmp_path, mo
     assert "config" not in message
 
 
+def test_an_animation_of_another_kind_is_refused_before_the_model_is_loaded(no_model, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "i.png")
+    words = ["--image", str(tmp_path / "i.png"), "--caption", "a", "--phrase", "a", "--out", "o.png"]
+    with pytest.raises(DataError, match=r"a\.mp4: no moving picture"):
+        command.run(_arguments(*words, "--animation", "a.mp4"))
+
+
 def test_checkpoint_without_config(no_model):
     with pytest.raises(DataError, match="need the config"):
         command.run(

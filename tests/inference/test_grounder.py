@@ -190,6 +190,24 @@ def test_attention_is_kept_only_on_demand_and_can_be_drawn(grounder, tmp_path):
         grounder.ground(_image(), CAPTION, PHRASES).attention_picture(0)
 
 
+def test_a_heat_map_is_the_phrase_against_all_phrases_and_can_be_animated(grounder, tmp_path):
+    result = grounder.ground(_image(), CAPTION, PHRASES, keep_attention=True)
+    maps = np.stack([result.heat_map(index) for index in range(2)])
+    assert maps.shape == (2, 50, 70)
+    window = result.grid.crop_window((4, 4))
+    cells = result.attention.mean(axis=1)[(slice(None), *window)]
+    relative = cells / cells.mean(axis=0)
+    # Enlarging keeps the means of the cells roughly, and their sum over the phrases exactly.
+    np.testing.assert_allclose(maps.sum(axis=0), 2, rtol=1e-4)
+    assert [m.mean() > 1 for m in maps] == [r.mean() > 1 for r in relative]
+    with Image.open(result.save_animation(tmp_path / "new" / "words.gif")) as picture:
+        assert picture.n_frames == 2
+    alone = grounder.ground(_image(), CAPTION, PHRASES[:1], keep_attention=True)
+    assert alone.heat_map(0).max() <= alone.attention.max()
+    with pytest.raises(DataError, match="keep_attention=True"):
+        grounder.ground(_image(), CAPTION, PHRASES).save_animation(tmp_path / "a.gif")
+
+
 def test_attention_of_a_subset_names_its_layers():
     grounder = Grounder(_model(sam=False, rows={"layers": [2], "heads": [1, 3]}))
     result = grounder.ground(_image(), CAPTION, PHRASES, keep_attention=True)

@@ -164,6 +164,11 @@ def test_report_holds_tables_pictures_and_versions(tmp_path):
         "torch",
     ):
         assert expected in page
+    header, _ = summary.table()
+    explained = " ".join(re.findall(r"<dt>(.*?)</dt>", page))
+    assert not [name for name in header if name not in ("run", "split") and name not in explained]
+    # The first thing on the page is a picture.
+    assert page.index("data:image/png") < page.index("<table")
     summary.write_json(tmp_path / "results.json")
     assert (
         json.loads((tmp_path / "results.json").read_text())["refcoco"]["control"]["val"]["coarse_cIoU"] == 0.1

@@ -55,6 +55,21 @@ def test_iterations_of_a_training():
     assert meter.left_s() == pytest.approx(1570 * 0.5 - 4)
 
 
+def test_the_first_line_of_a_training_has_its_own_estimate():
+    clock = Clock()
+    meter = Meter(clock)
+    meter.read(_iteration(10))
+    assert meter.left_s() == pytest.approx(21 * 60 + 54)
+    clock.now += 20.0
+    meter.read(_iteration(10))  # read again: nothing is new
+    assert meter.left_s() == pytest.approx(21 * 60 + 34)
+    days = Meter(clock)
+    days.read(_iteration(10).replace("eta: 0:21:54", "eta: 2 days, 1:00:00"))
+    assert days.left_s() == pytest.approx(49 * 3600)
+    _feed(meter, clock, 5.0, 20)
+    assert meter.left_s() == pytest.approx(1580 * 2.5)  # now its speed is known
+
+
 def test_a_resumed_training_is_measured_from_where_it_goes_on():
     clock = Clock()
     meter = Meter(clock)

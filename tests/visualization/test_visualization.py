@@ -42,6 +42,17 @@ def test_overlay_paints_masks_in_their_colours_and_nothing_else():
     assert tuple(picture[2, 78]) == (128, 128, 128)
 
 
+def test_a_contour_leaves_the_colours_of_the_object():
+    masks = _masks((5, 5, 45, 45))
+    picture = draw_grounding(GREY, masks, ["a ring"], style="contour", min_side=80)[:60]
+    assert tuple(picture[10, 40]) == (128, 128, 128)
+    assert tuple(picture[20, 5]) == phrase_colour(0)
+    inside = picture[8:42, 8:42].reshape(-1, 3)
+    assert (inside == 128).all(axis=1).mean() > 0.7  # the number's chip covers a part
+    with pytest.raises(ValueError, match="'fill'; there are tint, contour"):
+        draw_grounding(GREY, masks, ["a ring"], style="fill")
+
+
 def test_overlay_enlarges_small_images_and_adds_a_legend():
     plain = draw_grounding(GREY, _masks((5, 5, 25, 25)), ["a ring"], min_side=320)
     assert plain.shape[1] == 320
