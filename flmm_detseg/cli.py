@@ -10,6 +10,7 @@ from flmm_detseg.commands import (
     app,
     chat,
     copy_config,
+    cost,
     data,
     doctor,
     evaluate,
@@ -50,6 +51,7 @@ COMMANDS = {
     "list-configs": list_configs,
     "show-config": show_config,
     "copy-config": copy_config,
+    "cost": cost,
     "doctor": doctor,
     "version": version,
 }

@@ -6,18 +6,14 @@ import inspect
 import re
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from published_models import IMAGES, PUBLISHED, RECIPES, Published, recipe_config
-from tiny import tiny_tokenizer
+from published_models import PUBLISHED, RECIPES, recipe_config
 
-from flmm_detseg.lmms.clip_family import ClipFamily
 from flmm_detseg.lmms.family import Family, LMMFacts
 from flmm_detseg.lmms.hub_family import HubFamily
-from flmm_detseg.lmms.processors import ProcessorSettings
+from flmm_detseg.lmms.published_images import cut_image
+from flmm_detseg.lmms.published_sizes import Published
 from flmm_detseg.structures import PatchGrid
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -147,21 +143,10 @@ def _recipe_row(recipe: Path, published: Published) -> tuple[str, ...]:
 
 def image_grid(family: Family, name: str) -> PatchGrid:
     """Where the tokens of an image of :data:`IMAGE_SIZE` lie, by the model's own processor."""
-    image = np.zeros((*IMAGE_SIZE, 3), np.uint8)
-    if isinstance(family, ClipFamily):
-        words = tiny_tokenizer()
-        family.config.image_token_id = words.convert_tokens_to_ids("<image>")
-        processor = family.build_processor(words, ProcessorSettings())
-        return processor.prepare_image(image).grid
-    assert isinstance(family, HubFamily)
-    make = next(make for start, make in IMAGES.items() if name.startswith(start))
     # Sizes of a family that cut images alike: processors are what takes time here.
-    key = make, type(family), repr(family.config.vision_config)
+    key = type(family), name.partition("-")[0], repr(family.config.vision_config)
     if key not in _GRIDS:
-        own = SimpleNamespace(image_processor=make())
-        picture = family.fit_image(own, Image.fromarray(image))
-        outputs = own.image_processor([picture], return_tensors="pt", **family.arguments(own))
-        ((_, _GRIDS[key], _),) = family.split_images(own, outputs, [IMAGE_SIZE])
+        _GRIDS[key] = cut_image(family, name, IMAGE_SIZE).grid
     return _GRIDS[key]
 
 

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmengine.config import Config
@@ -40,20 +40,28 @@ def model_on_meta(config: Config, lmm_config: str | Path | None = None) -> Groun
         ConfigError: The LMM's sizes are not available, or the config cannot be built.
     """
     model = copy.deepcopy(without_start(config.model).to_dict())
-    where, lmm = "model.lmm", model["lmm"]
-    if _object(lmm) is CachedLMM:
-        where, lmm = "model.lmm.lmm", lmm["lmm"]
-    kind = _object(lmm)
-    if not inspect.ismethod(kind) or kind.__name__ != "from_pretrained":
-        raise ConfigError(
-            f"`{where}.type` is no `from_pretrained`; cannot tell the LMM's sizes without building it"
-        )
-    adapter: Any = kind.__self__
+    adapter, lmm = _lmm_of(model)
     source = lmm.pop("pretrained")
     lmm.update(type=adapter.from_config, config=_lmm_sizes(adapter, source, lmm_config))
     _drop_sam_weights([model["heads"], model.get("parts")])
     with torch.device("meta"):
         return MODELS.build(model)
+
+
+def lmm_source(config: Config) -> tuple[type[LMM], str]:
+    """The LMM that a config loads, or the one that its :class:`CachedLMM` wraps.
+
+    Args:
+        config: Loaded config.
+
+    Returns:
+        Its adapter, and its hub name or folder.
+
+    Raises:
+        ConfigError: It is not named by ``from_pretrained``.
+    """
+    adapter, lmm = _lmm_of(config.model)
+    return adapter, lmm["pretrained"]
 
 
 def import_flmm_checkpoint(
@@ -90,6 +98,19 @@ def import_flmm_checkpoint(
     os.replace(part, out)
     count = sum(value.numel() for value in given.values())
     return {"out": str(out), "num_tensors": len(given), "num_parameters": count}
+
+
+def _lmm_of(model: Mapping[str, Any]) -> tuple[type[LMM], Any]:
+    """Adapter and settings of a model's LMM."""
+    where, lmm = "model.lmm", model["lmm"]
+    if _object(lmm) is CachedLMM:
+        where, lmm = "model.lmm.lmm", lmm["lmm"]
+    kind = _object(lmm)
+    if not inspect.ismethod(kind) or kind.__name__ != "from_pretrained":
+        raise ConfigError(
+            f"`{where}.type` is no `from_pretrained`; cannot tell the LMM's sizes without building it"
+        )
+    return cast(type[LMM], kind.__self__), lmm
 
 
 def _object(part: Mapping[str, Any]) -> Any:
