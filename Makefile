@@ -6,13 +6,18 @@ STAMP := $(VENV)/.installed
 # One compute thread per process would halve the speed of a single run; tests and tools take what the machine has.
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install install-app quickstart test test-long lint format benchmark clean
+# The documentation site needs none of the package's environment.
+DOCS_VENV ?= .venv-docs
+DOCS_STAMP := $(DOCS_VENV)/.installed
+
+.PHONY: help install install-app quickstart test test-long lint format docs benchmark clean
 
 help:
 	@echo "make quickstart  environment, data, training, evaluation, pictures: work_dirs/quickstart/report.html"
 	@echo "make test        the test suite"
 	@echo "make test-long   what takes long: many processes, large corpora, trials of killed runs; a skip is a failure"
 	@echo "make lint        ruff, import contracts, types (mypy), docstrings (pydoclint): what the hooks of pre-commit run too"
+	@echo "make docs        the documentation site: work_dirs/site/index.html (an environment of its own, $(DOCS_VENV))"
 	@echo "make install     only the environment in $(VENV)"
 	@echo "make install-app what flmm-detseg app needs in addition (Gradio)"
 	@echo "make benchmark   speed and memory ratios (docs/benchmarks.md)"
@@ -38,6 +43,15 @@ $(VENV)/.app: $(STAMP) requirements/app.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/app.txt
 	@touch $@
 
+$(DOCS_STAMP): requirements/docs.txt
+	rm -rf $(DOCS_VENV)
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements/docs.txt
+	@touch $(DOCS_STAMP)
+
+docs: $(DOCS_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build
+
 quickstart: $(STAMP)
 	$(BIN)/python tools/quickstart.py
 
@@ -47,7 +61,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest
 
 test-long: export OMP_NUM_THREADS ?= 1
-test-long: $(STAMP) $(VENV)/.app
+test-long: $(STAMP) $(VENV)/.app $(DOCS_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/ocr.txt
 	$(BIN)/python -m pytest -m long --no-skips
 
@@ -67,4 +81,4 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/prefix_reuse.py
 
 clean:
-	rm -rf $(VENV) work_dirs/*
+	rm -rf $(VENV) $(DOCS_VENV) work_dirs/*

@@ -21,7 +21,12 @@ _SHORT = (
     "--cfg-options train_cfg.max_iters=2 train_dataloader.batch_size=2 train_dataloader.num_workers=0 "
     "train_dataloader.persistent_workers=False custom_hooks.1.interval=1000 default_hooks.logger.interval=1"
 )
-# Line -> what is added to make it short. CONFIG, FILE and pictures are a tiny recipe, its checkpoint and its world.
+# What a page leaves open, by rule: what tests put in its place. Files are made in the folder of the run.
+FILL = {
+    r"\bCONFIG\b": TINY,
+    r"\bQwen/Qwen3-VL-2B-Instruct\b": "data/models/tiny_llava",
+}
+# Line -> what is added to make it short. FILE and pictures are a tiny recipe's checkpoint and its world.
 RUN = {
     "python tools/train.py CONFIG": _SHORT,
     "torchrun --nproc_per_node 2 tools/train.py CONFIG": _SHORT,
@@ -29,20 +34,48 @@ RUN = {
     "NPROC_PER_NODE=2 xtuner train CONFIG": _SHORT,
     "accelerate launch tools/eval_refcoco.py CONFIG --checkpoint FILE [--sentences first|all] [--mode split|concat]":
         "--splits val --limit 4",
+    "accelerate launch tools/eval_refcoco.py CONFIG --checkpoint FILE": "--splits val --limit 4",
     "accelerate launch tools/eval_png.py CONFIG --checkpoint FILE": "--limit 4",
+    "flmm-detseg evaluate refcoco CONFIG --checkpoint FILE": "--splits val --limit 4",
+    "flmm-detseg evaluate png CONFIG --checkpoint FILE": "--limit 4",
     'python tools/ground.py CONFIG --checkpoint FILE --image cat.jpg --caption "a cat on a mat" --phrase "a cat" '
     '--phrase "a mat" --out overlay.png': "",
+    'flmm-detseg ground CONFIG --checkpoint FILE --image photo.jpg --question "what is on the mat ?" '
+    "--out masks.png": "",
+    'flmm-detseg ground --lmm Qwen/Qwen3-VL-2B-Instruct --image photo.jpg --caption "a cat on a mat" --phrase "a cat" '
+    "--out masks.png": "",
+    "flmm-detseg rank-heads --lmm Qwen/Qwen3-VL-2B-Instruct --phrases phrases.jsonl --image-dir photos "
+    "--out ranking.json": "",
+    'flmm-detseg explain photo.jpg --lmm Qwen/Qwen3-VL-2B-Instruct --question "what is this ?" --out page.html': "",
+    "flmm-detseg doctor": "--json",
+    "flmm-detseg list-configs refcoco": "",
+    "flmm-detseg copy-config tiny/frozen_tiny_llava_refcoco_png my_configs": "",
+    "flmm-detseg show-config my_configs/frozen_tiny_llava_refcoco_png.py": "",  # after copy-config
+    "flmm-detseg cost llava/frozen_llava15_7b_refcoco_png --gpu h100 --gpus 4": "",
+    "flmm-detseg data tinyworld --out data/tinyworld --images 300": "--out data/another --images 60",
+    "flmm-detseg data streams --out data/tinyworld_streams --train-streams 1 --val-streams 1 --frames 4": "",
+    "flmm-detseg stream configs/cache/tiny_stream_screens.py --untrained --images data/tinyworld_streams "
+    "--questions data/tinyworld_streams/val.jsonl --static --compare": "",  # after data streams
     "python tools/make_tinyworld.py --out data/tinyworld --images 2500": "--images 60",
     "python tools/make_tinyworld.py --out data/tinyworld --images 2500 --seed 0": "--images 60",
     # On a machine without a GPU these say which command to use, and leave the file FAILED.
     "NPROC_PER_NODE=8 xtuner train configs/llava/frozen_llava15_7b_refcoco_png.py --deepspeed deepspeed_zero2": "",
+    "xtuner train configs/llava/frozen_llava15_7b_refcoco_png.py --deepspeed deepspeed_zero2": "",
     "xtuner train configs/llava/detseg_lora.py --deepspeed deepspeed_zero2": "",
     "xtuner train configs/cache/cached_llava15_7b.py --deepspeed deepspeed_zero2": "",
 }  # fmt: skip
 NEEDS_A_GPU = {line for line in RUN if "--deepspeed deepspeed_zero2" in line}
 
 # Commands that a text speaks of, without what they are run on.
-_NAMES = ("xtuner train", "xtuner train --deepspeed", "python tools/train.py", "python tools/quickstart.py")
+_NAMES = (
+    "flmm-detseg cost",
+    "flmm-detseg data voc",
+    "flmm-detseg data vqav2",
+    "xtuner train",
+    "xtuner train --deepspeed",
+    "python tools/train.py",
+    "python tools/quickstart.py",
+)
 _LONG = "its whole run takes too long for a test"
 _OWN = "names files that only the reader has"
 # Beginning of a line -> why it is not run as it stands, and which test runs the tool instead.
@@ -51,6 +84,9 @@ NOT_RUN = {
     ".venv/bin/flmm-detseg doctor": "tests/test_doctor.py",
     ".venv/bin/flmm-detseg ground": "tests/test_first_mask.py",
     "flmm-detseg ground": "the same as tools/ground.py, which is run",
+    "flmm-detseg app": "serves until it is stopped; tests/app/test_page.py",
+    "flmm-detseg chat": "reads lines until its input ends; tests/commands/test_chat_command.py",
+    "flmm-detseg cost --write": "computes every recipe, minutes; tests/models/test_cost.py",
     "flmm-detseg train": "the same as tools/train.py, which is run; tests/test_cli.py",
     "flmm-detseg stages configs/tiny/": f"{_LONG}; tests/experiments/test_stages.py",
     "flmm-detseg stages configs/llava/": "needs 7B weights; tests/models/test_shapes.py checks the chain",
@@ -111,6 +147,14 @@ def lines() -> dict[str, str]:
             if command and " " in command[0].strip():
                 found.setdefault(" ".join(command[0].split()).rstrip(" ,;"), page.name)
     return {line: page for line, page in found.items() if line not in _NAMES}
+
+
+def filled(line: str) -> str:
+    """A line with what it leaves open filled by :data:`FILL`, its optional parts (in brackets) left out."""
+    plain = re.sub(r"\[[^]]*\]", "", line)
+    for placeholder, value in FILL.items():
+        plain = re.sub(placeholder, value, plain)
+    return plain
 
 
 def reason(line: str) -> str | None:

@@ -11,16 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from launch_lines import filled, lines
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "data" / "README.md"]
-_COMMAND = re.compile(
-    r"(?:(?:python|accelerate launch(?: --\S+ \d+)?) (?=tools/|benchmarks/)|(?:\.venv/bin/|^|`)(?=flmm-detseg ))"
-    r"(tools/\w+\.py|benchmarks/\w+\.py|flmm-detseg)([^`\n#]*)",
-    re.MULTILINE,
+_LAUNCHERS = re.compile(
+    r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?"
+    r"(?:python |torchrun (?:--\S+ \d+ )*|accelerate launch (?:--multi_gpu )?(?:--\S+ \d+ )*)?"
 )
-
-
 _LINK = re.compile(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]*))?\)")
 
 
@@ -70,45 +68,13 @@ class Read(Exception):
     """The arguments were read."""
 
 
-def commands() -> list[tuple[str, str, str]]:
-    """Page, script and arguments; optional parts (in brackets) are left out, alternatives are the first."""
-    found = []
-    for page in PAGES:
-        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for script, arguments in _COMMAND.findall(text):
-            plain = re.sub(r"\[[^]]*\]|\.\.\.$", "", arguments.rstrip(" .,;)"))
-            # In a sentence a command may stand without its arguments.
-            whole = "--" in plain or (plain.split() and script != "flmm-detseg")
-            if whole or script.endswith("quickstart.py"):
-                found.append((page.name, script, plain))
-    return found
-
-
-COMMANDS = commands()
-
-
-def test_there_are_commands() -> None:
-    assert len(COMMANDS) >= 20
-    assert len({script for _, script, _ in COMMANDS}) >= 12
-
-
-@pytest.mark.parametrize(
-    ("page", "script", "arguments"), COMMANDS, ids=[f"{p}:{s}{a}" for p, s, a in COMMANDS]
-)
-def test_a_documented_command_is_understood(
-    page: str,
-    script: str,
-    arguments: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    words = shlex.split(arguments)
-    for word in words:
-        if word.startswith("configs/") and word.endswith(".py") and "my_" not in word:
-            assert (ROOT / word).is_file(), f"{page} names {word}"
+def parsers(script: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentParser:
+    """The parser that a script made, after it has read the words; SystemExit where it cannot."""
+    made = []
     read = argparse.ArgumentParser.parse_args
 
     def parse(self: argparse.ArgumentParser, *args: object, **kwargs: object) -> None:
+        made.append(self)
         read(self, *args, **kwargs)
         raise Read
 
@@ -120,7 +86,75 @@ def test_a_documented_command_is_understood(
     try:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     except Read:
-        return
+        return made[0]
     except SystemExit:
-        pytest.fail(f"{page}: `{script}{arguments}` is not understood: {capsys.readouterr().err}")
+        if made and _is_a_name(made[0], words):
+            return made[0]
+        raise
     pytest.fail(f"{script} reads no arguments")
+
+
+def _is_a_name(parser: argparse.ArgumentParser, words: list[str]) -> bool:
+    """Whether words only name a command, such as `flmm-detseg data voc`, without what it is run on."""
+    for word in words:
+        choices = [
+            action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)
+        ]
+        if not choices or word not in choices[0]:
+            return False
+        parser = choices[0][word]
+    return True
+
+
+def variants(line: str) -> list[str]:
+    """A line without its optional parts (in brackets), and with all of them; of alternatives the first."""
+    whole = re.sub(r"\[([^]]*)\]", r"\1", line)
+    plain = [filled(line), filled(re.sub(r"(\w+)(?:\|\w+)+", r"\1", whole) if whole != line else line)]
+    return [re.sub(r"\.\.\.$", "", one) for one in dict.fromkeys(plain)]
+
+
+LINES = [(page, line) for line, page in lines().items()]
+
+
+def test_there_are_commands() -> None:
+    assert len(LINES) >= 80
+    scripts = {_LAUNCHERS.sub("", line, count=1).split()[0] for _, line in LINES}
+    assert len(scripts) >= 20, scripts
+
+
+def test_a_command_that_is_not_understood_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["data", "vqav3"], ["list-configs", "--jason"], ["ground", "--image", "i.png"]):
+        with pytest.raises(SystemExit):
+            parsers("flmm-detseg", words, monkeypatch)
+    assert parsers("flmm-detseg", ["data", "voc"], monkeypatch) is not None
+
+
+@pytest.mark.parametrize(("page", "line"), LINES, ids=[f"{page}:{line}" for page, line in LINES])
+def test_a_documented_command_is_understood(
+    page: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for variant in variants(line):
+        script, *words = shlex.split(_LAUNCHERS.sub("", variant, count=1))
+        for word in words:
+            if word.startswith("configs/") and word.endswith(".py") and "my_" not in word:
+                assert (ROOT / word).is_file(), f"{page} names {word}"
+        if script == "make":
+            targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+            assert [word for word in words if "=" not in word and word not in targets] == [], (
+                f"{page}: {line}"
+            )
+        elif script != "xtuner":
+            try:
+                parsers(script, words, monkeypatch)
+            except SystemExit:
+                pytest.fail(f"{page}: `{line}` is not understood: {capsys.readouterr().err}")
+
+
+def test_every_page_is_in_the_navigation_of_the_site() -> None:
+    shown = set(
+        re.findall(r": ([\w./]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert pages - shown == set(), "put these pages into `nav` of mkdocs.yml"
+    gone = {name for name in shown if not name.startswith("repository/")} - pages - {"index.md"}
+    assert gone == set(), "mkdocs.yml names pages that are not there"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch_lines import NEEDS_A_GPU, NOT_RUN, ROOT, RUN, TINY, lines, reason
+from launch_lines import NEEDS_A_GPU, NOT_RUN, ROOT, RUN, TINY, filled, lines, reason
 from train_parts import environment
 
 
@@ -46,14 +46,18 @@ def clone(tmp_path_factory) -> Path:
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     checkpoint = json.loads(done.stdout.splitlines()[-1])["checkpoint"]
     Path(checkpoint).rename(folder / "FILE")
-    image = next((folder / "data" / "tinyworld" / "coco" / "train2017").glob("*.png"))
-    (folder / "cat.jpg").write_bytes(image.read_bytes())
+    images = sorted((folder / "data" / "tinyworld" / "coco" / "train2017").glob("*.png"))[:8]
+    for name in ("cat.jpg", "photo.jpg"):
+        (folder / name).write_bytes(images[0].read_bytes())
+    (folder / "photos").symlink_to(images[0].parent)
+    phrases = [json.dumps({"image": image.name, "phrase": "a ring"}) for image in images]
+    (folder / "phrases.jsonl").write_text("\n".join(phrases))
     return folder
 
 
 def launch(folder: Path, line: str) -> subprocess.CompletedProcess[str]:
-    """Runs a line in a shell, CONFIG being the tiny recipe; optional parts are left out."""
-    plain = re.sub(r"\[[^]]*\]", "", line).replace("CONFIG", TINY)
+    """Runs a line in a shell, filled by rule."""
+    plain = filled(line)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         f"{plain} {RUN[line]}", shell=True, cwd=folder, env={**environment(), "PATH": path},
