@@ -56,7 +56,8 @@ def test_texts_are_found_and_make_the_first_repeat_hit(load, monkeypatch, capsys
     arguments = ["--streams", "2", "--frames", "8", "--scales", "2"]
     figures = last_line(load("cache_texts"), arguments, monkeypatch, capsys)
     found = next(row for row in figures["finding"] if not row["read"])
-    assert found["clock"] == found["score"] == 1
+    assert found["clock"] == 1
+    assert found["score"] > 0.8
     rows = {row["source"]: row for row in figures["rows"]}
     assert rows["none"]["L2 hits"] == 0
     assert rows["given"]["L2 hits"] > 0
