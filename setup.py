@@ -66,6 +66,7 @@ setup(
         "accelerate>=1.0",
         "pycocotools>=2.0.8",
         "safetensors",
+        "huggingface_hub>=0.34",
         "opencv-python-headless",
         "scipy",
         "tqdm",

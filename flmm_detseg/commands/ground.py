@@ -187,6 +187,9 @@ def _write(
         print(f"no phrase to ground in the answer {result.caption!r}: nothing is drawn", file=sys.stderr)
     keys = ("phrase", "score", "bbox", "area")
     entries = [{k: entry[k] for k in keys} for entry in annotations]
+    if result.domain is not None:
+        figures["out_of_domain"] = result.out_of_domain
+        figures["distance"] = round(result.domain.score, 2)
     return figures | {"caption": result.caption, "phrases": entries}
 
 

@@ -90,9 +90,13 @@ class RecordStore:
         for file in [self.file, *self.folder.glob("part-*.jsonl")]:
             file.unlink(missing_ok=True)
 
+    def read(self) -> dict[str, list[dict[str, Any]]]:
+        """Facts by record id in ``records.jsonl``."""
+        return self._read(self.file)
+
     def done(self) -> set[str]:
         """Record ids in ``records.jsonl``."""
-        return set(self._read(self.file))
+        return set(self.read())
 
     @staticmethod
     def _read(file: Path) -> dict[str, list[dict[str, Any]]]:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.inference.domain_watch import DomainWatch
 from flmm_detseg.inference.phrases import noun_phrases
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import RegionLike, Span, located_phrases, question_sample
@@ -48,6 +49,7 @@ class Grounder:
 
     def __init__(self, model: GroundingLMM) -> None:
         self.model = model.eval()
+        self._watch = DomainWatch(model.domain)
 
     @classmethod
     def from_config(
@@ -84,6 +86,94 @@ class Grounder:
             model_from_config(
                 config, checkpoint, untrained=untrained, device=device, allow_other_lmm=allow_other_lmm
             )
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        base: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: str | None = None,
+        allow_other_lmm: bool = False,
+    ) -> Grounder:
+        """Loads a model that :meth:`save_pretrained` wrote; no code of it is run.
+
+        Args:
+            name: Folder, or name on the hub (``owner/name``, fetched into the local cache and from there without a
+                network).
+            revision: On the hub: branch, tag or commit.
+            base: Another place of its LMM than the one it names: folder or hub name. It has to be the same LMM.
+            device: For example ``"cuda:0"``; None takes the GPU when there is one.
+            dtype: Of the LMM's weights; None: the one it was stored with.
+            allow_other_lmm: Accept another LMM.
+
+        Returns:
+            A grounder whose model is in eval mode.
+
+        Raises:
+            ConfigError: No such model, or its config asks for what may not be built.
+            CheckpointError: A file is missing or was changed, tensors are missing or too many, or the LMM (or SAM) is
+                not the one that it was trained on.
+        """
+        from flmm_detseg.models.from_config import read_config
+        from flmm_detseg.models.pretrained.reading import base_fields
+        from flmm_detseg.utils.hub import model_folder
+
+        config = read_config(model_folder(name, revision))
+        fields = base_fields(config.model)
+        if base is not None:
+            fields["pretrained"] = base
+        if dtype is not None:
+            fields["dtype"] = dtype
+        return cls.from_config(config, device=device, allow_other_lmm=allow_other_lmm)
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        *,
+        base: str | None = None,
+        inside: bool = False,
+        licence: str | None = None,
+        command: str | None = None,
+        results: Sequence[str | Path] = (),
+        domain: str | Path | None = None,
+    ) -> dict[str, Any]:
+        """Stores the model as a folder that a hub can hold: trained tensors (safetensors), config (JSON without code),
+        card, hashes. The LMM is stored by its name.
+
+        Args:
+            folder: Folder to make.
+            base: Name of the LMM on the hub, where the config names a folder of this machine.
+            inside: Also copy the frozen weights that the config names as files or folders (LMM, SAM).
+            licence: Of what was trained, as the hub abbreviates it (``"apache-2.0"``), for the card.
+            command: That trained it, for the card; None: the one that trains the config.
+            results: Files of ``flmm-detseg evaluate``, for the card.
+            domain: File of ``flmm-detseg export domain``: which pictures the model knows; None: the one beside the
+                checkpoint.
+
+        Returns:
+            ``out``, ``num_tensors``, ``num_parameters``, ``megabytes``, ``references`` (weights that are needed beside
+            the folder), ``left_out`` (data sets of evaluations at places of this machine).
+
+        Raises:
+            ConfigError: There is something at ``folder``, or the model has no config that can be stored.
+            DataError: A results file cannot be used.
+            CheckpointError: The file of ``domain`` cannot.
+        """
+        from flmm_detseg.models.pretrained.writing import save_pretrained
+
+        return save_pretrained(
+            self.model,
+            folder,
+            base=base,
+            inside=inside,
+            licence=licence,
+            command=command,
+            results=results,
+            domain=domain,
         )
 
     @classmethod
@@ -228,6 +318,7 @@ class Grounder:
         sample = question_sample(
             pixels, question, turns=turns, more_images=more_images, modalities=modalities, regions=regions
         )
+        self._watch.look(pixels)
         lmm = self.model.lmm
         own = nullcontext() if lmm.needs_parts(sample) else lmm.base_mode()
         with torch.inference_mode(), own:
@@ -380,6 +471,7 @@ class Grounder:
             coarse_logits=prediction.coarse_logits.numpy(),
             packed=prediction.packed,
             refined=prediction.refined,
+            domain=self._watch.look(sample.image),
         )
         if prediction.attention is None:
             return result

@@ -14,6 +14,7 @@ from PIL import Image
 from flmm_detseg.errors import DataError
 from flmm_detseg.inference.export.exportable import Exportable
 from flmm_detseg.inference.regions import Region
+from flmm_detseg.models.domain import DomainScore
 from flmm_detseg.structures import LogitMaps, PackedMasks, PatchGrid
 from flmm_detseg.visualization import draw_attention_heads, draw_grounding
 from flmm_detseg.visualization.animation import draw_frames, save_animation
@@ -41,6 +42,7 @@ class GroundingResult(Exportable):
         grid: Geometry of ``attention``; ``grid.crop_window`` cuts the padding away.
         attention_pairs: ``(layer, head)`` of the channels of ``attention``, in order; families that see an image twice
             have all of them for the whole image, then all of them for its tiles.
+        domain: How far the image is from those the model was trained on; None where the model does not say.
     """
 
     image: np.ndarray = field(repr=False)
@@ -55,6 +57,12 @@ class GroundingResult(Exportable):
     attention: np.ndarray | None = field(default=None, repr=False)
     grid: PatchGrid | None = field(default=None, repr=False)
     attention_pairs: tuple[tuple[int, int], ...] = ()
+    domain: DomainScore | None = None
+
+    @property
+    def out_of_domain(self) -> bool:
+        """Whether the image is far from all that the model knows, so that masks and scores mean nothing."""
+        return self.domain is not None and self.domain.far
 
     def __len__(self) -> int:
         """K."""

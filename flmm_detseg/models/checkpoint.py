@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import pickle
 from collections import OrderedDict
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from flmm_detseg.errors import CheckpointError, ConfigError
@@ -30,7 +33,11 @@ from flmm_detseg.models.shared_parts import to_own_names
 from flmm_detseg.models.zero_folder import check_states, read_model_states
 from flmm_detseg.utils.finite import not_finite
 from flmm_detseg.utils.paths import find, places
+from flmm_detseg.utils.whole_files import dump_json, write_bytes
 
+SAFETENSORS = ".safetensors"
+# Entry of such a file's header: what the `meta` of a .pth says.
+_META = "flmm_detseg"
 # Entry of a checkpoint's meta: the model's heads in their order, which is that of a balancer's vectors.
 HEADS = "heads"
 PHRASE_PREFIX = "heads.phrase."
@@ -164,8 +171,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """Reads a checkpoint without running code from it.
 
     Args:
-        path: A ``.pth`` of ours, a bare state dict, ``{"state_dict": ...}``, or a DeepSpeed folder (``iter_N.pth/``,
-            or the folder inside it).
+        path: A ``.pth`` of ours, the ``.safetensors`` of a stored model, a bare state dict, ``{"state_dict": ...}``,
+            or a DeepSpeed folder (``iter_N.pth/``, or the folder inside it).
 
     Returns:
         Its tensors (CPU, names as stored), and what it says of LMM and heads.
@@ -174,6 +181,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         CheckpointError: No such file, damaged, holds code, or holds no tensors.
     """
     path = find(path)
+    if path.suffix == SAFETENSORS and path.is_file():
+        return _read_safetensors(path)
     content = read_file(states_file(path), zero=path.is_dir())
     layout, identity = _recorded(content, LAYOUT), _recorded(content, IDENTITY)
     heads = tuple(head_order(content)) if isinstance(content, Mapping) else ()
@@ -187,6 +196,29 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if other:
         raise CheckpointError(f"{path}: not a state dict, these entries are no tensors: {_list(other)}")
     return Checkpoint(dict(content), layout, identity, heads)
+
+
+def write_safetensors(model: GroundingModule, path: Path, *, with_identity: bool = True) -> None:
+    """Writes what a checkpoint holds of a model in safetensors: tensors, and texts that say what they belong to.
+
+    Args:
+        model: The model.
+        path: File to write.
+        with_identity: Also say on which LMM they were trained.
+    """
+    tensors = {name: value.cpu().clone().contiguous() for name, value in trainable_tensors(model).items()}
+    facts = lmm_meta(model.lmm)
+    if not with_identity:
+        facts.pop(IDENTITY, None)
+    # One entry: safetensors writes several in any order, and equal models are to be equal files.
+    write_bytes(path, save(tensors, {_META: dump_json({HEADS: list(model.heads), **facts})}))
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    with _failures_named(path), safe_open(path, "pt") as content:
+        facts = json.loads((content.metadata() or {}).get(_META, "{}"))
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118  # no mapping
+        return Checkpoint(tensors, facts.get(LAYOUT), facts.get(IDENTITY), tuple(facts.get(HEADS, ())))
 
 
 def read_file(path: Path, *, zero: bool = False) -> object:

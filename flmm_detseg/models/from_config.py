@@ -12,9 +12,14 @@ from flmm_detseg.heads import named_heads
 from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
 from flmm_detseg.models.checkpoint import load_file
 from flmm_detseg.models.config_errors import explain_config_error, relative_import
+from flmm_detseg.models.domain import domain_beside
 from flmm_detseg.models.grounding_lmm import GroundingLMM
+from flmm_detseg.models.pretrained.frozen import check_frozen
+from flmm_detseg.models.pretrained.reading import FROZEN, read_model_folder
 from flmm_detseg.registry import MODELS
 from flmm_detseg.utils.configs import config_file
+from flmm_detseg.utils.hub import MODEL_FILE
+from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.whole_files import write_text
 
 
@@ -22,18 +27,24 @@ def read_config(config: str | Path | Config) -> Config:
     """Reads a config file, named as :func:`~flmm_detseg.utils.configs.config_file` finds it; a ``Config`` is returned
     as it is.
 
+    A stored model (``export pretrained``) takes a config's place on every road that leads through here: its files are
+    checked, and its trained tensors are the config's ``load_from``.
+
     Args:
-        config: File, name or loaded config.
+        config: File, name, folder of a stored model, or loaded config.
 
     Returns:
         The config, with a ``model``.
 
     Raises:
         ConfigError: No such file, it cannot be executed, or it has no ``model``; names the file.
+        CheckpointError: A file of a stored model is missing or was changed.
     """
     if isinstance(config, Config):
         return config
     path = config_file(config)
+    if path.name == MODEL_FILE:
+        return read_model_folder(path.parent)
     try:
         read = Config.fromfile(path)
     except Exception as error:  # whatever the user's Python file raises is the message
@@ -115,6 +126,10 @@ def model_from_config(
     if checkpoint is not None:
         keep_box_decoders(model)
         load_file(model, checkpoint)
+        model.domain = domain_beside(find(checkpoint))
+    if FROZEN in config:
+        check_frozen(model, config[FROZEN], name)
+    model.built_from = config
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return model.to(device).eval()
 

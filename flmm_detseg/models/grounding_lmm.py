@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from flmm_detseg.models.assembly import (
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_lmm
 from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors, trainable_tensors
+from flmm_detseg.models.domain import Domain
 from flmm_detseg.models.grounding_module import GroundingModule
 from flmm_detseg.models.objective import StepTotals, objective, parse_objective, step_totals
 from flmm_detseg.models.retention import Retention
@@ -89,6 +91,9 @@ class GroundingLMM(BaseModel, GroundingModule):
 
     Attributes:
         same_groups: Refuse steps in which processes hold samples of different heads (set for DeepSpeed).
+        domain: Which pictures the model knows; set by :func:`~flmm_detseg.models.from_config.model_from_config`, None
+            where nothing says it.
+        built_from: The config that the same function built it from; None for a model that was put together in Python.
 
     Raises:
         ConfigError: A part cannot be built; names its key.
@@ -114,6 +119,8 @@ class GroundingLMM(BaseModel, GroundingModule):
     ) -> None:
         super().__init__()
         self.allow_other_lmm = allow_other_lmm
+        self.domain: Domain | None = None
+        self.built_from: Config | None = None
         self.lmm = build_lmm(lmm)
         # Parts before heads: what they share gets the parts' names.
         self.parts, built = build_heads(heads, parts or {}, self.lmm)

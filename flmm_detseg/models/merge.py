@@ -15,7 +15,7 @@ from flmm_detseg.models.from_config import model_from_config, read_config
 
 def merge_checkpoint(
     config: str | Path,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     out: str | Path,
     dtype: str | None = None,
     *,
@@ -28,7 +28,7 @@ def merge_checkpoint(
 
     Args:
         config: Config of the model.
-        checkpoint: Its trained parts.
+        checkpoint: Its trained parts; None: the config's ``load_from``.
         out: Folder to make.
         dtype: Of weights and arithmetic; None: the config's. Small changes survive in ``"float32"`` only.
         allow_other_lmm: Accept a checkpoint that was trained on another LMM.

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.utils.hub import HUB, MODEL_FILE, model_folder
 from flmm_detseg.utils.names import suggest
 from flmm_detseg.utils.paths import find, is_file, places, roots
 
@@ -40,18 +41,23 @@ def config_file(config: str | Path, what: str = "config") -> Path:
         config: A file that ends in ``.py`` (or ``.json``, ``.yaml``; looked up as
             :func:`~flmm_detseg.utils.paths.find` does), or the name of a config in the folder ``configs`` of the
             current folder, the repository or the installed package: ``tiny/detseg_joint``, or the last part of it
-            alone. Where several have the name, the first one is meant, and a line on stderr names both.
+            alone. Where several have the name, the first one is meant, and a line on stderr names both. Or a model
+            that was stored: its folder, or ``hf://owner/name`` (``@revision``).
         what: Word for it in the error, for example of plans of several runs.
 
     Returns:
-        A file that exists.
+        A file that exists; of a stored model its ``config.json``.
 
     Raises:
         ConfigError: There is none, or several have that name; says where it was looked for.
     """
+    if str(config).startswith(HUB):
+        return model_folder(config) / MODEL_FILE
     path = find(config)
     if path.suffix in _SUFFIXES and is_file(path):
         return path
+    if is_file(path / MODEL_FILE):
+        return path / MODEL_FILE
     name = str(config).removeprefix(f"{FOLDER}/").removesuffix(".py")
     folders = [_configs(root) for root in (Path(), *roots())]
     known = list(dict.fromkeys(other for configs in folders for other in configs))

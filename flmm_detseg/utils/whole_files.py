@@ -101,6 +101,14 @@ def write_text(path: Path, text: str) -> None:
     put_in_place(part, path)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """:func:`write_text` of bytes, to a regular file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    part.write_bytes(content)
+    put_in_place(part, path)
+
+
 def write_json(path: Path, content: Any, *, indent: int | None = 1) -> None:
     """:func:`write_text` of :func:`dump_json`."""
     write_text(path, dump_json(content, indent=indent) + "\n")

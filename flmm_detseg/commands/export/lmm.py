@@ -15,7 +15,7 @@ from flmm_detseg.utils.configs import config_file
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
     parser.add_argument("config", help="config of a model whose LMM has LoRA")
-    parser.add_argument("--checkpoint", required=True, help="what training wrote")
+    parser.add_argument("--checkpoint", help="what training wrote (default: load_from of the config)")
     add_lmm_argument(parser)
     parser.add_argument("--out", required=True, help="folder to make")
     parser.add_argument(

@@ -1,0 +1,1 @@
+"""Models as folders that a hub can hold: trained tensors, config without code, card, hashes."""
