@@ -215,6 +215,8 @@ class FakeModel:
     It sees no elephant.
     """
 
+    domain = None
+
     def __init__(self, heads: tuple[str, ...] = ("detection", "phrase")) -> None:
         self.heads = {name: fake_head(name) for name in heads}
         self.calls: list[str] = []

@@ -1,6 +1,6 @@
 """Learns which pictures a model knows from those it was trained on, so that it warns of others.
 
-flmm-detseg export domain data/tinyworld/coco/train2017 --checkpoint work_dirs/NAME/iter_N.pth --source "TinyWorld"
+flmm-detseg export domain data/tinyworld/coco/train2017 --beside work_dirs/NAME/iter_N.pth --source "TinyWorld"
 
 The file lies beside the checkpoint, is read with it, and goes where the model goes (`export pretrained`).
 """
@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
     parser.add_argument("images", nargs="+", help="folders with pictures of the training")
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--checkpoint", help="what was trained on them; the file is written beside it")
+    where.add_argument(
+        "--beside", metavar="CHECKPOINT", help="what was trained on them; the file goes beside it"
+    )
     where.add_argument("--out", help="file to write, for `export pretrained --domain`")
     parser.add_argument("--source", help="what the pictures are, for people (default: the folders' names)")
     parser.add_argument(
@@ -45,12 +47,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         FlmmError: Whatever the user can mend.
     """
-    if args.checkpoint is not None and not find(args.checkpoint).exists():
-        raise CheckpointError(f"checkpoint {args.checkpoint} does not exist ({places(args.checkpoint)})")
+    if args.beside is not None and not find(args.beside).exists():
+        raise CheckpointError(f"checkpoint {args.beside} does not exist ({places(args.beside)})")
     from flmm_detseg.models.domain import DOMAIN_FILE
     from flmm_detseg.models.fit_domain import fit_domain
 
-    out = Path(args.out) if args.out is not None else find(args.checkpoint).parent / DOMAIN_FILE
+    out = Path(args.out) if args.out is not None else find(args.beside).parent / DOMAIN_FILE
     return fit_domain(
         args.images,
         out,
