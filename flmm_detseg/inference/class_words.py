@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 
 from flmm_detseg.inference.chinese_classes import CHINESE, CHINESE_GROUPS
 
@@ -166,12 +167,13 @@ def _plain(words: str) -> str:
     return _ARTICLE.sub("", name)
 
 
-def _names(name: str) -> set[str]:
+@lru_cache(maxsize=4096)
+def _names(name: str) -> frozenset[str]:
     """All that a thing may be called: singulars of its name, other words for it, English for Chinese."""
     forms = {name, *_singulars(name)}
     if (english := CHINESE.get(name)) is not None:
         forms.add(english)
-    return forms.union(*(names for names in _SYNONYMS if forms & set(names)))
+    return frozenset(forms.union(*(names for names in _SYNONYMS if not forms.isdisjoint(names))))
 
 
 def _singulars(word: str) -> set[str]:
@@ -190,8 +192,10 @@ def _singulars(word: str) -> set[str]:
     return forms
 
 
-def _all_members(groups: Iterable[tuple[str, str]]) -> frozenset[str]:
-    return frozenset(name for _, things in groups for member in things.split("|") for name in _names(member))
+def _members(things: str) -> frozenset[str]:
+    return frozenset(name for member in things.split("|") for name in _names(member))
 
 
-_ALL_MEMBERS = _all_members(GROUPS)
+# By each word for a group, all names of what belongs to it.
+_MEMBERS = {word: _members(things) for words, things in GROUPS for word in words.split("|")}
+_ALL_MEMBERS = frozenset().union(*_MEMBERS.values())
