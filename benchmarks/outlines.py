@@ -4,7 +4,7 @@ Every object of TinyWorld scenes of the split ``val`` (seed 1, which no training
 one click at its deepest point, three clicks in it, a stroke through it, its box. Its mask is compared with what
 ``Outliner`` gives.
 
-Example: ``python benchmarks/outlines.py`` (about a minute on one core); ``--scenes 4`` for a smoke test.
+Example: ``python benchmarks/outlines.py`` (two minutes of a free core); ``--scenes 4`` for a smoke test.
 """
 
 from __future__ import annotations
