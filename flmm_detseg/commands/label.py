@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.labelling.thresholds import Thresholds
 
 
@@ -43,12 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --texts: JSONL of own data, each text as the phrase `the word X`",
     )
     parser.add_argument(
-        "--text-height", type=float, default=0.0, help="of a line of text, at least, in pixels"
+        "--text-height", type=float, help="of a line of text, at least, in pixels (default: 0)"
     )
     parser.add_argument(
-        "--text-scale", type=float, default=1.0, help="enlargement in which texts are looked for"
+        "--text-scale", type=float, help="enlargement in which texts are looked for (default: 1)"
     )
-    parser.add_argument("--text-threads", type=int, default=1, help="CPU threads that look for texts")
+    parser.add_argument("--text-threads", type=int, help="CPU threads that look for texts (default: 1)")
     rules = Thresholds()
     parser.add_argument("--box-threshold", type=float, default=rules.box)
     parser.add_argument("--text-threshold", type=float, default=rules.text)
@@ -78,6 +79,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from flmm_detseg.labelling.run import LabelOptions, pseudo_label
     from flmm_detseg.labelling.texts import TextOptions
 
+    given = {"min_height": args.text_height, "scale": args.text_scale, "num_threads": args.text_threads}
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and not args.texts:
+        raise ConfigError("options of texts are given, but not --texts: add it, or leave them out")
     thresholds = Thresholds(
         box=args.box_threshold,
         text=args.text_threshold,
@@ -100,7 +105,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             device=args.device,
             policy="skip" if args.skip else "raise",
             fresh=args.fresh,
-            texts=TextOptions(args.text_height, args.text_scale, args.text_threads) if args.texts else None,
+            texts=TextOptions(**given) if args.texts else None,
             phrases=args.phrases,
         )
     )

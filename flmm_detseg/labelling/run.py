@@ -103,6 +103,8 @@ class LabelOptions:
                     )
         if self.phrases is not None and self.texts is None:
             raise ConfigError("`phrases` is the file of texts as phrases, but texts are not looked for")
+        if self.phrases is not None and Path(self.phrases).absolute() == Path(self.out).absolute():
+            raise ConfigError(f"`phrases` and `out` are the same file, {self.out}; give two")
 
 
 def pseudo_label(options: LabelOptions, progress: bool = True) -> dict[str, Any]:

@@ -170,10 +170,25 @@ def test_a_detector_needs_a_class_beside_the_texts(options):
         label(replace(options, detector="any", classes=("text",)))
 
 
+def test_options_of_texts_need_texts(options, monkeypatch, capsys):
+    for words in (["--text-scale", "2"], ["--text-threads", "2"], ["--text-height", "9"]):
+        monkeypatch.setattr(
+            sys, "argv", ["flmm-detseg", "label", options.image_dir, "--out", options.out, *words]
+        )
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        assert exit_.value.code == 2
+        assert "not --texts" in capsys.readouterr().err
+
+
 @pytest.mark.case("security/overwrite")
 def test_phrases_overwrite_no_input_and_not_the_labels(options):
+    with pytest.raises(ConfigError, match="the same file"):
+        replace(options, phrases=options.out)
     label(options)
-    for name in (options.out, str(Path(options.image_dir) / "a.png")):
+    link = Path(options.out).with_name("link.json")
+    link.symlink_to(options.out)
+    for name in (str(link), str(Path(options.image_dir) / "a.png")):
         with pytest.raises(ConfigError, match="the result would replace it"):
             label(replace(options, phrases=name))
 

@@ -51,8 +51,8 @@ class TextReader:
     """Finds the lines of text of an image, and reads them if wanted.
 
     The same image gives the same lines, whatever images come with it and however many threads compute. Images are
-    looked at one by one: eight in one pass of the detector's network took 1.2 to 1.3 times as long on a CPU. Lines of
-    one image are read six at a time. Text that is upside down is found, not read.
+    looked at one by one: eight in one pass of the detector's network took 1.2 to 1.35 times as long on one CPU thread.
+    Lines of one image are read six at a time. Text that is upside down is found, not read.
 
     Args:
         read: Read the lines too; finding alone takes a fraction of the time.
