@@ -88,6 +88,8 @@ def _layers() -> str:
 def _turn(home: str, entry: Entry) -> str:
     turn = entry.turn
     parts = [f'<div class="flmm-said">{html.escape(turn.request)}</div>']
+    if turn.warning:
+        parts.append(_note(html.escape(turn.warning[0].upper() + turn.warning[1:] + ".")))
     if turn.text:
         parts.append(f'<div class="flmm-answer">{_words(entry)}</div>')
     if turn.phrases:

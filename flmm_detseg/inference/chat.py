@@ -63,6 +63,7 @@ class ChatTurn(Exportable):
         phrases: What was named, in the order of the text.
         image: RGB uint8 ``[H, W, 3]``; that of the conversation.
         uninterpreted: Words of an instruction that belong to no step.
+        warning: Of the first turn, where the image is far from all that the model knows: a sentence that says so.
     """
 
     request: str
@@ -71,6 +72,7 @@ class ChatTurn(Exportable):
     phrases: tuple[ChatPhrase, ...]
     image: np.ndarray = field(repr=False)
     uninterpreted: tuple[str, ...] = ()
+    warning: str = ""
 
     def overlay(self, chosen: Sequence[int] | None = None, *, boxes: bool = False) -> np.ndarray:
         """The image with what was named, and below it the text with the phrases in their colours.
@@ -194,12 +196,15 @@ class Chat:
                 "the request is empty; ask something, or say for example 'segment the tree on the left'"
             )
         parsed = parse_instruction(request)
+        warning = "" if self.turns else self.grounder.warning(self.image)
         if all(step.kind == "answer" for step in parsed.steps):
             answer, phrases = self._answer(request)
-            turn = ChatTurn(request, "question", answer, phrases, self.image)
+            turn = ChatTurn(request, "question", answer, phrases, self.image, warning=warning)
         else:
             answer, phrases = self._follow(parsed.steps)
-            turn = ChatTurn(request, "instruction", answer, phrases, self.image, parsed.uninterpreted)
+            turn = ChatTurn(
+                request, "instruction", answer, phrases, self.image, parsed.uninterpreted, warning
+            )
         self.turns = (*self.turns, turn)
         return turn
 

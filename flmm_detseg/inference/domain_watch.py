@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import OrderedDict
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from mmengine.logging import print_log
@@ -47,11 +48,42 @@ class DomainWatch:
         if len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
         if score.far:
-            print_log(
-                f"this picture is far from all that the model knows ({self.domain.source}): distance "
-                f"{score.score:.1f}, such pictures stay below {score.threshold:.1f}. Its masks and scores mean "
-                "nothing here; take a model that was trained on such pictures",
-                "current",
-                logging.WARNING,
-            )
+            print_log(self._sentence(score), "current", logging.WARNING)
         return score
+
+    def warning(self, picture: np.ndarray) -> str:
+        """What is to be said of a picture.
+
+        Args:
+            picture: RGB uint8 ``[H, W, 3]``.
+
+        Returns:
+            A sentence where it is far; else empty.
+        """
+        score = self.look(picture)
+        return self._sentence(score) if score is not None and score.far else ""
+
+    def _sentence(self, score: DomainScore) -> str:
+        assert self.domain is not None  # else there is no score
+        return (
+            f"this picture is far from all that the model knows ({self.domain.source}): distance {score.score:.1f}, "
+            f"such pictures stay below {score.threshold:.1f}. Its masks and scores mean nothing here; take a model "
+            "that was trained on such pictures"
+        )
+
+
+_watches: WeakKeyDictionary[Domain, DomainWatch] = WeakKeyDictionary()
+
+
+def watch_of(domain: Domain | None) -> DomainWatch:
+    """The watch of a model's domain: one for all that use the model, so that each picture is spoken of once.
+
+    Args:
+        domain: Of the model.
+
+    Returns:
+        The watch.
+    """
+    if domain is None:
+        return DomainWatch(None)
+    return _watches.setdefault(domain, DomainWatch(domain))

@@ -16,7 +16,7 @@ from PIL import Image
 
 from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.inference.domain_watch import DomainWatch
+from flmm_detseg.inference.domain_watch import watch_of
 from flmm_detseg.inference.phrases import noun_phrases
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import RegionLike, Span, located_phrases, question_sample
@@ -49,7 +49,7 @@ class Grounder:
 
     def __init__(self, model: GroundingLMM) -> None:
         self.model = model.eval()
-        self._watch = DomainWatch(model.domain)
+        self._watch = watch_of(model.domain)
 
     @classmethod
     def from_config(
@@ -373,6 +373,21 @@ class Grounder:
         with torch.inference_mode():
             generation = self.model.answer_with_states(sample, max_new_tokens=max_new_tokens)
         return self.ground_answer(pixels, generation, phrases, spans=spans, keep_attention=keep_attention)
+
+    def warning(self, image: ImageLike) -> str:
+        """What is to be said of a picture before its masks are believed.
+
+        Args:
+            image: As in :meth:`ground`.
+
+        Returns:
+            A sentence where the picture is far from all that the model was trained on; empty where it is not, or where
+            the model does not say what that was.
+
+        Raises:
+            DataError: The image cannot be read.
+        """
+        return self._watch.warning(read_image(image, "image"))
 
     @property
     def capture(self) -> CaptureSpec:

@@ -21,7 +21,7 @@ from flmm_detseg.heads import Head, head_of, named_heads, require_head
 from flmm_detseg.inference.attention_maps import heat_of
 from flmm_detseg.inference.chinese_instructions import has_chinese
 from flmm_detseg.inference.class_words import match_class, match_group
-from flmm_detseg.inference.domain_watch import DomainWatch
+from flmm_detseg.inference.domain_watch import watch_of
 from flmm_detseg.inference.export.exportable import Exportable
 from flmm_detseg.inference.instructions import parse_instruction
 from flmm_detseg.inference.regions import Box, Region
@@ -192,7 +192,7 @@ class Instructor:
         self, model: GroundingLMM, *, score_threshold: float = 0.3, classes: Sequence[str] | None = None
     ) -> None:
         self.model = model.eval()
-        self._watch = DomainWatch(model.domain)
+        self._watch = watch_of(model.domain)
         self.score_threshold = score_threshold
         self.classes = None if classes is None else tuple(classes)
         self._embeddings = None if classes is None else self._embed(classes)

@@ -54,7 +54,7 @@ class DomainScore:
         return self.score > self.threshold
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Domain:
     """The pictures of a training.
 

@@ -9,6 +9,7 @@ import skimage.data
 from flmm_detseg import Grounder
 from flmm_detseg.datasets.tinyworld.render import make_scene
 from flmm_detseg.inference import domain_watch
+from flmm_detseg.inference.chat import Chat
 from flmm_detseg.inference.domain_watch import DomainWatch
 from flmm_detseg.models.domain import DOMAIN_FILE, Domain
 from flmm_detseg.utils.configs import TINY_CONFIG, TINY_HEADS
@@ -61,3 +62,12 @@ def test_only_so_many_pictures_are_remembered(warnings, monkeypatch):
         watch.look(picture)
     assert len(warnings) == 4  # the first was forgotten when the third came
     assert watch.look(make_scene(1, 0).image) == watch.look(make_scene(1, 0).image)
+
+
+def test_the_first_turn_of_a_conversation_says_it(grounder, warnings):
+    chat = Chat(grounder, skimage.data.coffee(), max_new_tokens=4)
+    first, second = chat.say("what is above the ring ?"), chat.say("what is at the bottom ?")
+    assert "far from all that the model knows" in first.warning
+    assert second.warning == ""
+    assert len(warnings) == 1  # whoever looks at it
+    assert Chat(grounder, SCENE, max_new_tokens=4).say("what is above the ring ?").warning == ""
