@@ -13,7 +13,6 @@ from flmm_detseg.app.board import EMPTY
 from flmm_detseg.app.look import SCRIPT, SEND_THRESHOLD
 from flmm_detseg.app.service import Service
 from flmm_detseg.app.stream_view import StreamView
-from flmm_detseg.app.uploads import SUFFIXES
 from flmm_detseg.utils.cli import in_one_line
 
 _log = logging.getLogger(__name__)
@@ -66,8 +65,9 @@ def build_page(service: Service) -> gr.Blocks:
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Conversation", id="conversation"):
                 with gr.Row(equal_height=True):
+                    # Which files are pictures `Uploads` says: Gradio's own check would leave what it refuses.
                     upload = gr.File(
-                        label=f"Picture (at most {limits.file_bytes / 1e6:.0f} MB)", file_types=list(SUFFIXES),
+                        label=f"Picture (at most {limits.file_bytes / 1e6:.0f} MB)",
                         type="filepath", height=130, elem_id="upload", scale=3,
                     )  # fmt: skip
                     example = gr.Button(
@@ -147,8 +147,7 @@ def _stream_tab(service: Service, queue: dict[str, Any]) -> None:
     )
     with gr.Row(equal_height=True):
         upload = gr.File(
-            label=f"Frames of your own, in their order (at most {service.limits.frames})", file_count="multiple",
-            file_types=list(SUFFIXES), type="filepath", height=150, elem_id="frames", scale=2,
+            label=f"Frames of your own, in their order (at most {service.limits.frames})", file_count="multiple", type="filepath", height=150, elem_id="frames", scale=2,
         )  # fmt: skip
         frame = gr.Dropdown(
             names, value=names[0], label="Frame", elem_id="frame", scale=2, allow_custom_value=True,

@@ -110,9 +110,13 @@ def build_server(service: Service, ready: Callable[[], None]) -> Any:
             headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}"'}
         return Response(content, media_type=kind, headers=headers)
 
+    page = build_page(service)
+    # Gradio takes a path in a file's place only from its own folder, but looks at that only after `launch()`. Without
+    # this line a client could name any file of the server, and have it copied to where it is served.
+    page.has_launched = True
     return mount_gradio_app(
         app,
-        build_page(service),
+        page,
         path="/",
         footer_links=[],
         allowed_paths=[],

@@ -260,7 +260,7 @@ def test_bombs_wrong_types_and_paths_get_a_sentence(server: Server, tmp_path: Pa
     files = {
         "bomb.png": (bomb(), "too large"),
         "text.png": (b"hello", "cannot be decoded"),
-        "page.html": (b"<script>", "Invalid file type"),
+        "page.html": (b"<script>", "only pictures are taken"),
         "cut.png": (SCENE.read_bytes()[:2000], "cannot be decoded"),
     }
     for name, (content, words) in files.items():
@@ -281,6 +281,7 @@ def test_bombs_wrong_types_and_paths_get_a_sentence(server: Server, tmp_path: Pa
         answer = raw_call(server, "open", [{"path": path, "meta": {"_type": "gradio.FileData"}}])
         assert not answer["success"], path
         assert answer["output"]["error"], path
+        assert server.files == [], path
     for path in (
         "gradio_api/file=/etc/passwd", f"gradio_api/file={SCENE}", "gradio_api/file=../../etc/passwd",
         "flmm/x/../../etc/passwd", "flmm/x/picture1", "flmm//etc/passwd", "monitoring", "gradio_api/monitoring/x",
