@@ -51,7 +51,7 @@ def board(user: User) -> str:
     turns = "".join(_turn(home, entry) for entry in user.entries)
     return (
         f'<div class="flmm-board" data-width="{width}" data-height="{height}" data-picture="{user.picture_key}">'
-        '<div class="flmm-left">'
+        f'<div class="flmm-left">{_warning(user)}'
         f'<div class="flmm-bar" role="group" aria-label="what the pointer does">{_tools(user)}</div>'
         f'<div class="flmm-stage" style="--wide: {width}; --high: {height}">'
         f'<img class="flmm-picture" src="{home}/{user.picture_key}" alt="{html.escape(user.picture.name)}" '
@@ -62,6 +62,10 @@ def board(user: User) -> str:
         f'<div class="flmm-note">{_size_note(user)}</div></div>'
         f'<div class="flmm-right"><ol class="flmm-turns">{turns}</ol>{"" if turns else _HINT}</div></div>'
     )
+
+
+def _warning(user: User) -> str:
+    return f'<div class="flmm-warning">{html.escape(user.warning)}</div>' if user.warning else ""
 
 
 def _size_note(user: User) -> str:

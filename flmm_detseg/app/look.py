@@ -24,7 +24,8 @@ STYLE = """
 .flmm-bar button[data-clear] { margin-left: auto; }
 .flmm-what { min-height: 1.5rem; font-size: .9rem; margin-top: .4rem; }
 .flmm-note { color: var(--body-text-color-subdued); font-size: .85rem; margin: .25rem 0; }
-.flmm-warning { background: #fff3bf; color: #5c3c00; border-radius: 6px; padding: .4rem .6rem; font-size: .9rem; }
+.flmm-warning { background: #fff3bf; color: #5c3c00; border-radius: 6px; padding: .4rem .6rem; font-size: .9rem;
+  margin-bottom: .5rem; }
 .flmm-right { max-height: 78vh; overflow-y: auto; }
 .flmm-turns { list-style: none; padding: 0; margin: 0; }
 .flmm-turn { padding: 0 0 .9rem; margin: 0 0 .9rem; border-bottom: 1px solid var(--border-color-primary); }

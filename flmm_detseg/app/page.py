@@ -147,7 +147,8 @@ def _stream_tab(service: Service, queue: dict[str, Any]) -> None:
     )
     with gr.Row(equal_height=True):
         upload = gr.File(
-            label=f"Frames of your own, in their order (at most {service.limits.frames})", file_count="multiple", type="filepath", height=150, elem_id="frames", scale=2,
+            label=f"Frames of your own, in their order (at most {service.limits.frames})",
+            file_count="multiple", type="filepath", height=150, elem_id="frames", scale=2,
         )  # fmt: skip
         frame = gr.Dropdown(
             names, value=names[0], label="Frame", elem_id="frame", scale=2, allow_custom_value=True,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flmm_detseg.commands.chosen_model import ChosenModel, add_model_arguments, choose_model
 from flmm_detseg.errors import DataError
 from flmm_detseg.utils.cli import print_figures, stop_children_at_sigterm
-from flmm_detseg.utils.configs import TINY_CONFIG, config_file
+from flmm_detseg.utils.configs import TINY_CONFIG, config_file, config_name
 from flmm_detseg.utils.paths import find
 
 if TYPE_CHECKING:
@@ -146,7 +146,9 @@ def _about(arguments: argparse.Namespace, model: ChosenModel, limits: Limits, *,
     )
     clock = "what time is it ?"
     if not tiny:
-        return About(str(arguments.lmm or model.config), stream=untrained, stream_question=clock)
+        # A folder of this machine is nobody's business.
+        name = arguments.lmm or config_name(model.config or "")
+        return About(name, stream=untrained, stream_question=clock)
     return About(
         "The repository's tiny LLaVA",
         "It knows the pictures of TinyWorld, a synthetic world, and nothing else: **on a photo it draws nonsense**.",

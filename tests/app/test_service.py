@@ -179,3 +179,15 @@ def test_words_and_buttons_name_the_same_phrases_and_say_what_a_score_is(app):
     for address in re.findall(r'(?:src|href|data-(?:mask|outline|attention))="([^"]+)"', shown):
         _, token, path = address.split("/", 2)
         assert app.file(token, path) is not None, address
+
+
+def test_a_photo_has_a_warning_and_a_picture_of_the_models_own_world_has_none(app):
+    assert "flmm-warning" not in board(send(app, "j"))
+    user = app.users.get("j")
+    rows, columns = np.mgrid[:200, :300]
+    photo = np.stack([rows, columns // 2, (rows + columns) // 3], axis=2).astype(np.uint8)
+    photo = photo + np.random.default_rng(0).integers(0, 40, photo.shape, dtype=np.uint8)
+    user.open(Picture("photo.png", photo, (200, 300)))
+    assert "far from all that the model knows" in board(user)
+    send(app, "j")
+    assert "flmm-warning" not in board(user)
