@@ -1,7 +1,8 @@
 """Texts as objects of the background cache: TinyWorld's screens with sources of regions side by side.
 
 First: does RapidOCR find the clock and the score (digits of 13 pixels) at all, at which enlargement, in which time? A
-text is found when its drawn pixels' box lies in the boxes found, up to ``--tolerance`` pixels. Then the same streams go
+text is found when its drawn pixels' box lies in the boxes found, up to ``--tolerance`` pixels. And what do 20 drawn
+lines on a phone's screen of 1170 x 2532 pixels take? Then the same streams go
 through a session of their own for each source: how many requests hit at L2, how many patches a request computed, how
 many answers are right, and milliseconds by wall clock and by the processor's. Frames that repeat an earlier one pixel
 by pixel are left out: every source hits on them. Figures are of several streams; the interval of a share or a mean is
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from ttft_report import print_table
 
@@ -44,6 +46,7 @@ from flmm_detseg.cache import (
     UnitedRegions,
 )
 from flmm_detseg.cache.regions.partition import letterbox_tiles
+from flmm_detseg.cache.regions.text_reader import TextReader
 from flmm_detseg.datasets.tinyworld.streams import CLOCK_QUESTION, SCORE_QUESTION, StreamItem, make_stream
 from flmm_detseg.inference.streaming import stream_from_config
 from flmm_detseg.structures import Sample
@@ -144,6 +147,36 @@ def finding(streams: Sequence[Sequence[StreamItem]], scales: Sequence[float], to
     return rows
 
 
+def phone_screen() -> list[dict]:
+    """Finding and reading 20 drawn lines of a phone's screen, 1170 x 2532 pixels, at several scales."""
+    image = np.full((2532, 1170, 3), 240, np.uint8)
+    drawn = [f"Line {number} of the screen {number * 37 % 100}" for number in range(20)]
+    for number, text in enumerate(drawn):
+        cv2.putText(
+            image, text, (60, 150 + number * 115), cv2.FONT_HERSHEY_SIMPLEX, 1.6, (30, 30, 60), 3, cv2.LINE_AA
+        )
+    rows = []
+    for scale in (1.0, 0.5, 0.25):
+        for read in (False, True):
+            reader = TextReader(scale=scale, read=read)
+            reader.find([image[:300]])  # what is set up once
+            started = time.process_time()
+            (lines,) = reader.find([image])
+            seconds = time.process_time() - started
+            texts = {(line.text or "").replace(" ", "") for line in lines}
+            right = sum(text.replace(" ", "") in texts for text in drawn)
+            rows.append(
+                {
+                    "scale": scale,
+                    "read": read,
+                    "lines": len(lines),
+                    "read right": right if read else None,
+                    "processor s": round(seconds, 2),
+                }
+            )
+    return rows
+
+
 def asked(item: StreamItem, ask: str) -> tuple[str, str]:
     """A frame's question and its answer: its own, or about the clock and the score alternately."""
     if ask == "own":
@@ -229,6 +262,8 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     ]
     found = finding([items[:6] for items in streams], arguments.scales, arguments.tolerance)
     print_table(found)
+    phone = phone_screen()
+    print_table(phone)
     session, _ = stream_from_config(
         arguments.config, arguments.checkpoint, untrained=arguments.checkpoint is None
     )
@@ -246,6 +281,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
         "config": Path(arguments.config).stem,
         "trained": arguments.checkpoint is not None,
         "finding": found,
+        "phone_screen": phone,
         "rows": rows,
     }
 
