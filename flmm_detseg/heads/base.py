@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
+from flmm_detseg.structures import CaptureSpec, Graph, GroundingBatch, LMMStates, Sample
 
 if TYPE_CHECKING:
     from flmm_detseg.refiners import Refiner
@@ -84,6 +84,10 @@ class Head(nn.Module, ABC, Generic[P]):
             One prediction per sample, in order.
         """
         return self.predict(encode(batch), batch)
+
+    def graphs(self) -> list[Graph]:
+        """What the head can be exported as; the weights are in float32. Nothing for heads that only read logits."""
+        return []
 
     # Classes by their words.
 

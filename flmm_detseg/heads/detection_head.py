@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads.base import Head, checked_names
+from flmm_detseg.heads.dense_graph import detection_graph
 from flmm_detseg.heads.fcos import FrameFCOS, Objects
 from flmm_detseg.heads.frame import Frame
 from flmm_detseg.heads.grids import OneGrid, by_grid, same_grid, summed
 from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.ops.masks import above, pieces
 from flmm_detseg.refiners import Refiner
+from flmm_detseg.refiners.decoder_graph import decoder_graphs
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
+from flmm_detseg.structures import CaptureSpec, Graph, GroundingBatch, LMMStates, Sample
 from flmm_detseg.utils.finite import require_finite
 
 CLASSIFIERS = ("closed", "open")
@@ -115,6 +117,11 @@ class DetectionHead(Head[InstanceData]):
     def capture(self) -> CaptureSpec:
         """Vision maps of the neck's layers."""
         return CaptureSpec(vision_layers=self.neck.vision_layers)
+
+    def graphs(self) -> list[Graph]:
+        """See :class:`Head`; and the decoder of a refiner of its own."""
+        own = [] if self.sam is None else decoder_graphs(self.sam)
+        return [detection_graph(self), *own]
 
     @property
     def wants_class_embeddings(self) -> bool:

@@ -228,10 +228,10 @@ class SpatialGate(LayerGate):
 
     def shares(self, maps: Tensor, tasks: Sequence[str]) -> Tensor:
         """One per sample, layer and position."""
-        normed = _normed(maps.movedim(2, -1))  # [B, L, h, w, C]
+        normed = _normed(maps.permute(0, 1, 3, 4, 2))  # [B, L, h, w, C]
         hidden = nn.functional.gelu(_dense(self.squeeze, normed.permute(0, 2, 3, 1, 4).flatten(3)))
         logits = _dense(self.output, hidden) / self.temperature
-        return logits.softmax(-1).movedim(-1, 1)[:, :, None]
+        return logits.softmax(-1).permute(0, 3, 1, 2)[:, :, None]
 
 
 GATES: dict[str, type[LayerGate]] = {
@@ -291,7 +291,8 @@ def _softmax(logits: Tensor) -> Tensor:
 
 def _normed(features: Tensor) -> Tensor:
     """Features of unit variance over the last axis: those of vision towers hold outliers and differ in scale."""
-    return nn.functional.layer_norm(features, features.shape[-1:])
+    # A number of Python: sizes of an export are else what the input has.
+    return nn.functional.layer_norm(features, (int(features.shape[-1]),))
 
 
 def _pooled(maps: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads.frame import Frame
 from flmm_detseg.heads.gates import build_gate
-from flmm_detseg.ops.masks import resize_maps
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import GroundingBatch, LMMStates
 
@@ -29,9 +28,9 @@ class LayerNorm2d(nn.LayerNorm):
         """Same shape and dtype."""
         weight, bias = self.weight.float(), self.bias.float()
         normed = nn.functional.layer_norm(
-            maps.movedim(1, -1).float(), self.normalized_shape, weight, bias, self.eps
+            maps.permute(0, 2, 3, 1).float(), self.normalized_shape, weight, bias, self.eps
         )
-        return normed.movedim(-1, 1).to(maps.dtype)
+        return normed.permute(0, 3, 1, 2).to(maps.dtype)
 
 
 class SideStream(nn.Module, ABC):
@@ -48,6 +47,10 @@ class SideStream(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: GroundingBatch) -> Tensor:
         """Maps ``[B, C_s, h, w]`` that cover the frame."""
+
+    @abstractmethod
+    def of_views(self, views: Tensor) -> Tensor:
+        """The same of the views of whole images, normalised pixels ``[B, 3, S, S]``."""
 
 
 @MODELS.register_module()
@@ -71,6 +74,7 @@ class VisionNeck(nn.Module):
             :data:`~flmm_detseg.heads.task_rows.TASKS`. Older checkpoints load: rows that they lack stay as they begin.
 
     Attributes:
+        vision_channels: d_v.
         vision_layers: The layers that are read: all, or the last alone where the gate reads no other.
         strides: Pixels of the frame per cell of each level, ascending: patch size / scale.
         channels: C.
@@ -108,6 +112,7 @@ class VisionNeck(nn.Module):
             gate, len(layers), mixed_channels, gate_temperature, gate_initial_share, gate_tasks
         )
         self.vision_layers = layers if self.gate.uses_all_layers else layers[-1:]
+        self.vision_channels = vision_channels
         self.patch_size = patch_size
         self.channels = channels
         self.scales = scales
@@ -151,16 +156,32 @@ class VisionNeck(nn.Module):
         layers = [
             torch.stack([maps[layer] for maps in states.vision]).to(dtype) for layer in self.vision_layers
         ]
-        if self.project is not None:
-            layers = [project(maps) for project, maps in zip(self.project, layers)]
         for sample in batch.samples:
             self.gate.check_task(sample.task, sample.record_id)
-        mixed = self.gate(torch.stack(layers, dim=1), [sample.task for sample in batch.samples])
+        fine = None if self.side is None else self.side(batch)
+        return self.pyramid(layers, [sample.task for sample in batch.samples], fine)
+
+    def pyramid(
+        self, layers: Sequence[Tensor], tasks: Sequence[str], fine: Tensor | None = None
+    ) -> list[Tensor]:
+        """The pyramid of maps.
+
+        Args:
+            layers: Per layer of :attr:`vision_layers` ``[B, d_v, rows, cols]``, dtype of the weights.
+            tasks: Of each image, known to the gate.
+            fine: Maps of the second stream, where there is one.
+
+        Returns:
+            As :meth:`forward`.
+        """
+        if self.project is not None:
+            layers = [project(maps) for project, maps in zip(self.project, layers)]
+        mixed = self.gate(torch.stack(list(layers), dim=1), tasks)
         pyramid = [level(mixed) for level in self.levels]
-        if self.side is not None:
+        if fine is not None:
             main = pyramid[self.side_level]
-            fine = self.side(batch)
-            fine = resize_maps(fine.flatten(0, 1), tuple(main.shape[-2:])).unflatten(0, fine.shape[:2])
+            size = tuple(main.shape[-2:])
+            fine = nn.functional.interpolate(fine.float(), size=size, mode="bilinear", align_corners=False)
             pyramid[self.side_level] = self.side_fuse(torch.cat([main, fine.to(main.dtype)], dim=1))
         return pyramid
 

@@ -13,13 +13,16 @@ from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
 from flmm_detseg.heads.base import Encode, Head
 from flmm_detseg.heads.losses import MaskLoss
+from flmm_detseg.heads.unet_graph import text_graph, unet_graph
 from flmm_detseg.heads.unet_head import UNetHead
 from flmm_detseg.ops.boxes import masks_to_boxes
 from flmm_detseg.ops.masks import above, mask_scores, pieces, resize_masks
 from flmm_detseg.refiners import Refiner, TextPrompt
+from flmm_detseg.refiners.decoder_graph import decoder_graphs
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import (
     CaptureSpec,
+    Graph,
     GroundingBatch,
     HiddenRows,
     LMMInputs,
@@ -157,6 +160,13 @@ class PhraseGroundingHead(Head[Prediction]):
     def capture(self) -> CaptureSpec:
         """Attention rows, and hidden rows where the refiner takes text."""
         return CaptureSpec(attention=True, hidden="all" if self.uses_text else ())
+
+    def graphs(self) -> list[Graph]:
+        """See :class:`Head`: the mask head (where it is trained), the text prompt and the refiner's decoder."""
+        found = [unet_graph(self.mask_head)] if isinstance(self.mask_head, UNetHead) else []
+        if self.uses_text:
+            found.append(text_graph(self.text_layer_weights, self.text_proj))
+        return found if self.sam is None else [*found, *decoder_graphs(self.sam)]
 
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
         """Losses on coarse and refined masks.

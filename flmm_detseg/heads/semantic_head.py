@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads.base import Head, checked_names
+from flmm_detseg.heads.dense_graph import segmentation_graph
 from flmm_detseg.heads.grids import OneGrid, by_grid, summed
 from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.heads.seg_losses import IGNORE, SegmentationLoss
 from flmm_detseg.ops.masks import resize_maps
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import CaptureSpec, GroundingBatch, LMMStates, Sample
+from flmm_detseg.structures import CaptureSpec, Graph, GroundingBatch, LMMStates, Sample
 from flmm_detseg.utils.finite import require_finite
 
 
@@ -135,6 +136,10 @@ class SemanticSegHead(Head[Tensor]):
     def capture(self) -> CaptureSpec:
         """Vision maps of the neck's layers."""
         return CaptureSpec(vision_layers=self.neck.vision_layers)
+
+    def graphs(self) -> list[Graph]:
+        """See :class:`Head`."""
+        return [segmentation_graph(self)]
 
     def num_targets(self, batch: GroundingBatch) -> int:
         """Images: losses are means over them."""

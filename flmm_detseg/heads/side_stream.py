@@ -59,4 +59,9 @@ class PixelStem(SideStream):
         if len(views) < len(given):
             raise ConfigError("this LMM's processor gives no view of the whole image; leave `side` out")
         weight = next(self.stem.parameters())
-        return self.stem(torch.stack(views).to(weight.device, weight.dtype))
+        return self.of_views(torch.stack(views).to(weight.device, weight.dtype))
+
+    def of_views(self, views: Tensor) -> Tensor:
+        """See the base."""
+        maps: Tensor = self.stem(views)
+        return maps

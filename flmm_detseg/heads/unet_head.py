@@ -20,7 +20,11 @@ class Float32Upsample(Upsample):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C, h, w]`` -> ``[N, C, 2h, 2w]``, dtype kept."""
-        return super().forward(x.float()).to(x.dtype)
+        # By the factor, not by a size that is computed from it: so it can be exported for any size.
+        up = F.interpolate(
+            x.float(), scale_factor=self.scale_factor, mode=self.mode, align_corners=self.align_corners
+        )
+        return up.to(x.dtype)
 
 
 class Float32InterpConv(InterpConv):
@@ -104,8 +108,11 @@ class UNetHead(UNet):
         maps = F.pad(maps, (0, -width % multiple, 0, -height % multiple))
         # Channels last: a quarter less time for the U-Net on CPUs, and what tensor cores want.
         maps = maps.to(self.conv_seg.weight.dtype).contiguous(memory_format=torch.channels_last)
-        features = super().forward(maps)[-1]
-        return self.conv_seg(features)[:, 0, :height, :width].float()
+        return self.conv_seg(self.features(maps))[:, 0, :height, :width].float()
+
+    def features(self, maps: Tensor) -> Tensor:
+        """The U-Net's last maps ``[N, base_channels, h, w]`` of maps ``[N, C, h, w]`` of a size that it can halve."""
+        return super().forward(maps)[-1]
 
     def forward_grouped(self, stacks: Sequence[Tensor], maps_per_call: int | None = None) -> list[Tensor]:
         """Runs the stacks of a batch, those of equal size in one call.

@@ -1,6 +1,7 @@
 """Dataclasses that cross rooms. May import torch and numpy only."""
 
 from flmm_detseg.structures.generation import Generation
+from flmm_detseg.structures.graph import Graph, Port
 from flmm_detseg.structures.grid import GridLevel, PatchGrid
 from flmm_detseg.structures.head_ranking import HeadRanking
 from flmm_detseg.structures.maps import LogitMaps, PackedMasks
@@ -23,6 +24,7 @@ __all__ = [
     "CaptureSpec",
     "DenseTargets",
     "Generation",
+    "Graph",
     "GridLevel",
     "GroundingBatch",
     "HeadRanking",
@@ -35,6 +37,7 @@ __all__ = [
     "PatchGrid",
     "PatchPartition",
     "Phrase",
+    "Port",
     "Prediction",
     "Region",
     "Sample",
