@@ -3,6 +3,12 @@
 flmm-detseg explain cat.jpg --lmm Qwen/Qwen3-VL-2B-Instruct --question "what is on the mat?" --out page.html
 
 With --caption the model reads that text as its own answer; --phrase picks parts of the text instead of single words.
+
+flmm-detseg explain cat.jpg --features CONFIG --checkpoint FILE --caption "a cat" --phrase "a cat" --out page.html
+
+With --features the page shows what the heads of a trained model read: maps of the vision tower and feature pyramids as
+colours (their first three principal components), what gates take of each layer for each task, and the attention heads
+of each phrase.
 """
 
 from __future__ import annotations
@@ -21,8 +27,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
     parser.add_argument("image", help="image file")
     parser.add_argument(
-        "--lmm", default=TINY_LMM,
+        "--lmm",
         help=f"folder in hub layout, or hub name, of a model of any supported family; default: {TINY_LMM}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--features", metavar="CONFIG", help="show what the heads of this config's model read"
+    )
+    parser.add_argument(
+        "--checkpoint", help="with --features: what training wrote; default: load_from of the config"
+    )
+    parser.add_argument("--untrained", action="store_true", help="with --features: accept random heads")
+    parser.add_argument(
+        "--allow-other-lmm", action="store_true",
+        help="with --features: accept a checkpoint that was trained on another LMM",
     )  # fmt: skip
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--question", help="what the model answers; default: it describes the image")
@@ -66,15 +83,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.max_new_tokens < 1:
         raise ConfigError(f"--max-new-tokens is {arguments.max_new_tokens}; at least 1 is needed")
     file = image_file(arguments.image, "IMAGE")
-    refuse_overwrite(arguments.out, [arguments.image])
+    refuse_overwrite(arguments.out, [arguments.image, arguments.checkpoint])
+    if arguments.features is not None:
+        return _features(arguments, file)
+    if arguments.checkpoint is not None or arguments.untrained or arguments.allow_other_lmm:
+        raise ConfigError("--checkpoint, --untrained and --allow-other-lmm belong to --features CONFIG")
     # Late, so that a wrong argument is reported before torch is loaded.
     from flmm_detseg.datasets.images import read_image
     from flmm_detseg.inference.attention_reader import AttentionReader
     from flmm_detseg.visualization.attention_page import attention_page
 
     image = read_image(file, "IMAGE")  # before the model, which may take minutes
+    lmm = arguments.lmm or TINY_LMM
     reader = AttentionReader.from_pretrained(
-        arguments.lmm, dtype=arguments.dtype, device=arguments.device, layers=arguments.layers
+        lmm, dtype=arguments.dtype, device=arguments.device, layers=arguments.layers
     )
     start = time.perf_counter()
     if arguments.caption is None:
@@ -93,7 +115,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         maps.by_layer(),
         maps.layers,
         title=title,
-        notes=[f"{arguments.lmm}: where each word looked; mean of {len(maps.heads)} heads of a layer."],
+        notes=[f"{lmm}: where each word looked; mean of {len(maps.heads)} heads of a layer."],
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_text(arguments.out, page)
@@ -106,3 +128,42 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "grid": list(maps.size),
         "reading_seconds": round(seconds, 3),
     }
+
+
+def _features(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
+    """The page of a trained model's features."""
+    from flmm_detseg.errors import ConfigError
+    from flmm_detseg.utils.configs import config_file
+
+    if arguments.lmm is not None or arguments.layers is not None or arguments.dtype is not None:
+        raise ConfigError(
+            "--lmm, --layers and --dtype are for a page without --features: the config says them"
+        )
+    if arguments.caption is not None and not arguments.phrase:
+        raise ConfigError(
+            "--features with --caption needs the phrases whose attention is shown: --phrase TEXT"
+        )
+    config_file(arguments.features)
+    from flmm_detseg.datasets.images import read_image
+    from flmm_detseg.inference.feature_page import feature_page
+    from flmm_detseg.models.from_config import model_from_config
+
+    image = read_image(file, "IMAGE")
+    model = model_from_config(
+        arguments.features,
+        arguments.checkpoint,
+        untrained=arguments.untrained,
+        device=arguments.device,
+        allow_other_lmm=arguments.allow_other_lmm,
+    )
+    return feature_page(
+        model,
+        image,
+        arguments.out,
+        title=f"{arguments.features}: features of {file.name}",
+        caption=arguments.caption,
+        phrases=arguments.phrase or None,
+        question=arguments.question,
+        prompt=arguments.prompt,
+        max_new_tokens=arguments.max_new_tokens,
+    )

@@ -13,6 +13,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import CaptureSpec, Graph, GroundingBatch, LMMStates, Sample
 
 if TYPE_CHECKING:
+    from flmm_detseg.heads.neck import VisionNeck
     from flmm_detseg.refiners import Refiner
 
 P = TypeVar("P")
@@ -88,6 +89,18 @@ class Head(nn.Module, ABC, Generic[P]):
     def graphs(self) -> list[Graph]:
         """What the head can be exported as; the weights are in float32. Nothing for heads that only read logits."""
         return []
+
+    # What a page about features shows.
+
+    @property
+    def feature_neck(self) -> VisionNeck | None:
+        """The pyramid that the head reads; None for heads without one."""
+        return None
+
+    @property
+    def text_layer_shares(self) -> Tensor | None:
+        """Share of each decoder layer in what is read of a phrase's tokens, ``[L]``; None where nothing is."""
+        return None
 
     # Classes by their words.
 

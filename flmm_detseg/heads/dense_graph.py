@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from flmm_detseg.heads.fcos import FrameFCOS
 from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.structures import Graph, Port
-
-if TYPE_CHECKING:
-    from flmm_detseg.heads.detection_head import DetectionHead
-    from flmm_detseg.heads.semantic_head import SemanticSegHead
 
 Examples = tuple[Tensor, ...]
 
@@ -22,7 +20,7 @@ class NeckGraph(nn.Module):
 
     Args:
         neck: The neck.
-        task: What its gate is told.
+        task: What its gate is given.
     """
 
     def __init__(self, neck: VisionNeck, task: str) -> None:
@@ -41,22 +39,23 @@ class DetectionGraph(nn.Module):
     """All boxes before any is left out.
 
     Args:
-        head: The head.
+        neck: The pyramid.
+        fcos: On the pyramid.
     """
 
-    def __init__(self, head: DetectionHead) -> None:
+    def __init__(self, neck: VisionNeck, fcos: FrameFCOS) -> None:
         super().__init__()
-        self.pyramid = NeckGraph(head.neck, "detection")
-        self.fcos = head.fcos
-        self.reads_views = head.neck.side is not None
-        self.reads_classes = head.wants_class_embeddings
+        self.pyramid = NeckGraph(neck, "detection")
+        self.fcos = fcos
+        self.reads_views = neck.side is not None
+        self.reads_classes = fcos.text_channels is not None
 
     def forward(self, vision: Tensor, *more: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes, probabilities of the classes and centreness of all P points.
 
         Args:
             vision: ``[1, L, d_v, rows, cols]``.
-            more: Pixels of the view, where the neck reads them; embeddings of the classes, where the head is open.
+            *more: Pixels of the view, where the neck reads them; embeddings of the classes, where the head is open.
 
         Returns:
             ``[P, 4]`` xyxy in pixels of the frame, ``[P, classes]``, ``[P]``.
@@ -82,20 +81,21 @@ class SegmentationGraph(nn.Module):
     """Class logits over the frame.
 
     Args:
-        head: The head.
+        neck: The pyramid.
+        decoder: On the pyramid.
     """
 
-    def __init__(self, head: SemanticSegHead) -> None:
+    def __init__(self, neck: VisionNeck, decoder: nn.Module) -> None:
         super().__init__()
-        self.pyramid = NeckGraph(head.neck, "segmentation")
-        self.decoder = head.decoder
+        self.pyramid = NeckGraph(neck, "segmentation")
+        self.decoder = decoder
 
     def forward(self, vision: Tensor, *more: Tensor) -> Tensor:
         """Logits ``[classes, h, w]``.
 
         Args:
             vision: ``[1, L, d_v, rows, cols]``.
-            more: Pixels of the view, where the neck reads them.
+            *more: Pixels of the view, where the neck reads them.
 
         Returns:
             At the finest level's size.
@@ -104,27 +104,32 @@ class SegmentationGraph(nn.Module):
         return logits
 
 
-def detection_graph(head: DetectionHead) -> Graph:
+def detection_graph(
+    neck: VisionNeck, fcos: FrameFCOS, class_names: Sequence[str], limits: Mapping[str, Any]
+) -> Graph:
     """The graph of a detection head.
 
     Args:
-        head: Built, in float32; an open one with its classes.
+        neck: The pyramid, in float32.
+        fcos: On the pyramid; an open one with its classes.
+        class_names: In the order of the labels.
+        limits: ``score_threshold``, ``candidates_per_level``, ``nms_iou`` and ``max_per_image`` of the head.
 
     Returns:
         ``boxes``: vision maps to boxes and scores of all points.
     """
-    ports, examples, others = _inputs(head.neck)
-    if head.wants_class_embeddings:
-        embeddings = head.fcos.conv_cls.embeddings
+    ports, examples, others = _inputs(neck)
+    if fcos.text_channels is not None:
+        embeddings = fcos.conv_cls.embeddings
         about = "mean input embedding of each class name's tokens, in the order of `class_names`"
         ports += (Port("class_embeddings", ("classes", embeddings.shape[1]), about),)
         examples += (embeddings,)
         others = tuple((*sizes, embeddings[:1]) for sizes in others)
-    classes: int | str = "classes" if head.wants_class_embeddings else len(head.class_names)
+    classes: int | str = "classes" if fcos.text_channels is not None else len(class_names)
     return Graph(
         "boxes",
         "Feature pyramid and FCOS: vision maps of one image to boxes and scores of all points, none left out",
-        DetectionGraph(head),
+        DetectionGraph(neck, fcos),
         ports,
         examples,
         (
@@ -134,44 +139,43 @@ def detection_graph(head: DetectionHead) -> Graph:
         ),
         others,
         {
-            **_settings(head.neck),
-            "class_names": list(head.class_names),
+            **_settings(neck),
+            "class_names": list(class_names),
             "after": "of each level keep at most `candidates_per_level` (point, class) with the largest probability "
             "above `score_threshold`; cut boxes off at the frame and move them from the frame to the image; suppress "
             "within each class above `nms_iou`; keep `max_per_image`",
-            "score_threshold": head.score_threshold,
-            "candidates_per_level": head.candidates_per_level,
-            "nms_iou": head.nms_iou,
-            "max_per_image": head.max_per_image,
+            **limits,
         },
     )
 
 
-def segmentation_graph(head: SemanticSegHead) -> Graph:
+def segmentation_graph(neck: VisionNeck, decoder: nn.Module, class_names: Sequence[str]) -> Graph:
     """The graph of a semantic head.
 
     Args:
-        head: Built, in float32.
+        neck: The pyramid, in float32.
+        decoder: On the pyramid.
+        class_names: In the order of the labels.
 
     Returns:
         ``classes``: vision maps to class logits.
     """
-    ports, examples, others = _inputs(head.neck)
+    ports, examples, others = _inputs(neck)
     return Graph(
         "classes",
         "Feature pyramid and decoder: vision maps of one image to a map of logits for each class",
-        SegmentationGraph(head),
+        SegmentationGraph(neck, decoder),
         ports,
         examples,
         (
             Port(
                 "logits",
-                (len(head.class_names), "h", "w"),
+                (len(class_names), "h", "w"),
                 "over the frame; enlarge to the frame, cut the image out, enlarge to the image, take the largest",
             ),
         ),
         others,
-        {**_settings(head.neck), "class_names": list(head.class_names)},
+        {**_settings(neck), "class_names": list(class_names)},
     )
 
 

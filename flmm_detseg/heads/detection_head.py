@@ -118,10 +118,21 @@ class DetectionHead(Head[InstanceData]):
         """Vision maps of the neck's layers."""
         return CaptureSpec(vision_layers=self.neck.vision_layers)
 
+    @property
+    def feature_neck(self) -> VisionNeck:
+        """See :class:`Head`."""
+        return self.neck
+
     def graphs(self) -> list[Graph]:
         """See :class:`Head`; and the decoder of a refiner of its own."""
         own = [] if self.sam is None else decoder_graphs(self.sam)
-        return [detection_graph(self), *own]
+        limits = {
+            "score_threshold": self.score_threshold,
+            "candidates_per_level": self.candidates_per_level,
+            "nms_iou": self.nms_iou,
+            "max_per_image": self.max_per_image,
+        }
+        return [detection_graph(self.neck, self.fcos, self.class_names, limits), *own]
 
     @property
     def wants_class_embeddings(self) -> bool:

@@ -161,6 +161,11 @@ class PhraseGroundingHead(Head[Prediction]):
         """Attention rows, and hidden rows where the refiner takes text."""
         return CaptureSpec(attention=True, hidden="all" if self.uses_text else ())
 
+    @property
+    def text_layer_shares(self) -> Tensor | None:
+        """See :class:`Head`: of the text prompt."""
+        return self.text_layer_weights.detach().float().softmax(0) if self.uses_text else None
+
     def graphs(self) -> list[Graph]:
         """See :class:`Head`: the mask head (where it is trained), the text prompt and the refiner's decoder."""
         found = [unet_graph(self.mask_head)] if isinstance(self.mask_head, UNetHead) else []

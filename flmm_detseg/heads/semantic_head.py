@@ -137,9 +137,14 @@ class SemanticSegHead(Head[Tensor]):
         """Vision maps of the neck's layers."""
         return CaptureSpec(vision_layers=self.neck.vision_layers)
 
+    @property
+    def feature_neck(self) -> VisionNeck:
+        """See :class:`Head`."""
+        return self.neck
+
     def graphs(self) -> list[Graph]:
         """See :class:`Head`."""
-        return [segmentation_graph(self)]
+        return [segmentation_graph(self.neck, self.decoder, self.class_names)]
 
     def num_targets(self, batch: GroundingBatch) -> int:
         """Images: losses are means over them."""

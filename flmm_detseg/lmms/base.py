@@ -92,6 +92,11 @@ class LMMAdapter(nn.Module, ABC):
         return self.facts.vision.channels
 
     @property
+    def num_vision_layers(self) -> int:
+        """Layers of the vision tower; its hidden states have the indices 0 (embeddings) to this."""
+        return self.facts.vision.num_layers
+
+    @property
     def patch_size(self) -> int:
         """Side of the vision tower's patches, pixels of its view."""
         return self.facts.vision.patch_size

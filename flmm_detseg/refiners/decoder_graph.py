@@ -45,7 +45,7 @@ class DecoderGraph(nn.Module):
         """Decodes N prompts.
 
         Args:
-            inputs: Features of the image, then boxes, masks, text tokens and their mask, as far as they are inputs.
+            *inputs: Features of the image, then boxes, masks, text tokens and their mask, as far as they are inputs.
 
         Returns:
             Logits ``[N, 4, 4e, 4e]``, quality ``[N, 4]``.
