@@ -11,7 +11,14 @@ from flmm_detseg.commands.parts import add_parts
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the parts."""
-    parts = {"domain": domain, "heads": heads, "lmm": lmm, "lora": lora, "onnx": onnx, "pretrained": pretrained}
+    parts = {
+        "domain": domain,
+        "heads": heads,
+        "lmm": lmm,
+        "lora": lora,
+        "onnx": onnx,
+        "pretrained": pretrained,
+    }
     add_parts(parser, parts)
 
 
