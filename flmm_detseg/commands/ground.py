@@ -141,6 +141,8 @@ def _pictures(arguments: argparse.Namespace, files: Sequence[Path]) -> list[Path
         raise DataError(
             f"--out {arguments.out}: several images, or --format, write several files; name a folder"
         )
+    if arguments.animation is not None and len(files) > 1:
+        raise DataError("--animation is one file, and there are several images; ground one at a time")
     refuse_folder_of_inputs(arguments.out, files)
     pictures = [arguments.out / f"{file.stem}.png" for file in files]
     for file, picture in zip(files, pictures, strict=True):
