@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+VENV5 := .venv-tf5
+STAMP5 := $(VENV5)/.installed
 # One compute thread per process would halve the speed of a single run; tests and tools take what the machine has.
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -10,18 +12,19 @@ export TOKENIZERS_PARALLELISM ?= false
 DOCS_VENV ?= .venv-docs
 DOCS_STAMP := $(DOCS_VENV)/.installed
 
-.PHONY: help install install-app quickstart test test-long lint format docs benchmark clean
+.PHONY: help install install-app quickstart test test-long test-tf5 lint format docs benchmark clean
 
 help:
 	@echo "make quickstart  environment, data, training, evaluation, pictures: work_dirs/quickstart/report.html"
 	@echo "make test        the test suite"
 	@echo "make test-long   what takes long: many processes, large corpora, trials of killed runs; a skip is a failure"
+	@echo "make test-tf5    the tests of the package without training, under transformers 5 (an environment of its own, $(VENV5))"
 	@echo "make lint        ruff, import contracts, types (mypy), docstrings (pydoclint): what the hooks of pre-commit run too"
 	@echo "make docs        the documentation site: work_dirs/site/index.html (an environment of its own, $(DOCS_VENV))"
 	@echo "make install     only the environment in $(VENV)"
 	@echo "make install-app what flmm-detseg app needs in addition (Gradio)"
 	@echo "make benchmark   speed and memory ratios (docs/benchmarks.md)"
-	@echo "make clean       removes $(VENV) and work_dirs"
+	@echo "make clean       removes $(VENV), $(VENV5) and work_dirs"
 
 install: $(STAMP)
 
@@ -65,6 +68,22 @@ test-long: $(STAMP) $(VENV)/.app $(DOCS_STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements/ocr.txt
 	$(BIN)/python -m pytest -m long --no-skips
 
+# The lock's environment with requirements/transformers5.txt over it. XTuner stays as it is and cannot be imported then,
+# so what trains with it is left out, and so is what starts other processes.
+TF5 := compat lmms heads refiners inference cache models
+$(STAMP5): requirements/lock.txt requirements/no_deps.txt requirements/transformers5.txt setup.py
+	rm -rf $(VENV5)
+	$(PYTHON) -m venv $(VENV5)
+	$(VENV5)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements/lock.txt
+	$(VENV5)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements/no_deps.txt
+	$(VENV5)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements/transformers5.txt
+	$(VENV5)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(STAMP5)
+
+test-tf5: export OMP_NUM_THREADS ?= 1
+test-tf5: $(STAMP5)
+	$(VENV5)/bin/python -m pytest $(addprefix tests/,$(TF5)) -m 'not (long or e2e)'
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -81,4 +100,4 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/prefix_reuse.py
 
 clean:
-	rm -rf $(VENV) $(DOCS_VENV) work_dirs/*
+	rm -rf $(VENV) $(DOCS_VENV) $(VENV5) work_dirs/*

@@ -9,6 +9,7 @@ from tiny import make_sample, tiny_llava
 from flmm_detseg.cache.cached_lmm import CachedLMM
 from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.cache.regions.sources import GivenRegions, Partitioner
+from flmm_detseg.compat.transformers5 import tower_body
 from flmm_detseg.structures import Sample
 
 # Position embeddings and attention of a new tower are nearly uniform: nothing would depend on anything.
@@ -32,7 +33,7 @@ def cached_llava(
     """A 4 x 4 grid of 14-pixel patches; objects are ``Sample.meta["objects_xyxy"]``."""
     lmm = tiny_llava(**arguments)
     with torch.no_grad():
-        tower = lmm.model.model.vision_tower.vision_model
+        tower = tower_body(lmm.model.model.vision_tower)
         generator = torch.Generator().manual_seed(7)
         table = tower.embeddings.position_embedding.weight
         table.copy_(torch.randn(table.shape, generator=generator))

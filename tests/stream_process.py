@@ -16,6 +16,7 @@ import torch
 from cached_parts import SCREEN_BOX, cached_llava, screens
 
 from flmm_detseg.cache import BackgroundCache, CachedLMM, CacheSettings, PreFusion, StreamSession
+from flmm_detseg.compat.transformers5 import tower_body
 
 QUESTIONS = ("a red star ?", "the ring of blue on the left ?")
 META = {"objects_xyxy": SCREEN_BOX}
@@ -55,7 +56,7 @@ MODELS: dict[str, Callable[[], CachedLMM]] = {
         lambda model: model.model.model.language_model.layers[0].mlp.up_proj.weight
     ),
     "vision_weight": lambda: changed(
-        lambda model: model.model.model.vision_tower.vision_model.embeddings.patch_embedding.weight
+        lambda model: tower_body(model.model.model.vision_tower).embeddings.patch_embedding.weight
     ),
     "packed": lambda: adapted(positions="packed"),
     "drop": lambda: adapted(letterbox="drop"),

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from flmm_detseg.cache.cached_lmm import CachedLMM
+from flmm_detseg.compat.transformers5 import stored_names
 from flmm_detseg.errors import CheckpointError
 from flmm_detseg.lmms.weights.trained_layout import check_layout, layout_text
 
@@ -41,12 +42,16 @@ class PartReport:
 
 
 def own_tensors(model: CachedLMM) -> dict[str, Tensor]:
-    """Tensors that differ from the wrapped LLaVA's: its own parameters and all that are or were trained, by name."""
-    return {
+    """Tensors that differ from the wrapped LLaVA's: its own parameters and all that are or were trained, detached
+    (storage shared), by the names that files have for them.
+    """
+    found = {
         name: parameter.detach()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad or name in model.checkpoint_buffers or not name.startswith("model.")
     }
+    stored = stored_names(model, list(found))
+    return {stored[name]: tensor for name, tensor in found.items()}
 
 
 def part_reports(model: CachedLMM, tensors: Mapping[str, Tensor] | None = None) -> list[PartReport]:
@@ -138,9 +143,8 @@ def load_own(model: CachedLMM, path: str | Path) -> list[PartReport]:
         raise CheckpointError(
             f"{path} does not fit the model; {len(problems)} problems: {'; '.join(problems[:5])}"
         )
-    parameters = dict(model.named_parameters())
     for name, tensor in given.items():
-        parameters[name].copy_(tensor)
+        wanted[name].copy_(tensor)
     return part_reports(model)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from flmm_detseg.compat.transformers5 import tower_body
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.family import Family, Features, LMMFacts, VisionFacts, decoder_windows
 from flmm_detseg.lmms.processors import PixelProcessor, ProcessorSettings
@@ -138,14 +139,14 @@ class ClipFamily(Family):
 
     def tower_blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """See :class:`Family`."""
-        return model.model.vision_tower.vision_model.encoder.layers
+        return tower_body(model.model.vision_tower).encoder.layers
 
     def unread(self, model: PreTrainedModel, vision_layers: Sequence[int]) -> Sequence[nn.Module]:
         """See :class:`Family`."""
         blocks = self.tower_blocks(model)
         # Negative layers count from the end.
         last = max(layer % (len(blocks) + 1) for layer in (*self._read_layers(), *vision_layers))
-        return [*blocks[last:], model.model.vision_tower.vision_model.post_layernorm]
+        return [*blocks[last:], tower_body(model.model.vision_tower).post_layernorm]
 
     def features(self, model: PreTrainedModel, images: Sequence[ImageInputs]) -> list[Features]:
         """See :class:`Family`."""

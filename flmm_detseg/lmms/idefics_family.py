@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 
 import torch
 import transformers
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
-from transformers.models.idefics3.image_processing_idefics3_fast import (
+from transformers.models.idefics3.image_processing_idefics3 import (
     MAX_IMAGE_SIZE,
     _resize_output_size_rescale_to_max_len,
     _resize_output_size_scale_below_upper_bound,
@@ -87,7 +87,8 @@ class IdeficsFamily(HubFamily):
         """See :class:`Family`; answers stay those of transformers, wrong or right."""
         vision = self.config.vision_config
         side = vision.image_size // vision.patch_size
-        if wrong := wrong_rows(side, model.dtype):
+        embeddings = type(model.model.vision_model.embeddings)
+        if wrong := wrong_rows(embeddings, side, model.dtype):
             print_log(
                 f"{source}: transformers {transformers.__version__} gives patches of this tower wrong positions in "
                 f"{str(model.dtype).removeprefix('torch.')}: {wrong} of {side} rows and columns of a tile are those of "
@@ -164,20 +165,27 @@ class IdeficsFamily(HubFamily):
         return {"pixel_values": torch.cat([image.pixel_values for image in item.images])[None]}
 
 
-def wrong_rows(side: int, dtype: torch.dtype) -> int:
+@torch.no_grad()
+def wrong_rows(embeddings: type[nn.Module], side: int, dtype: torch.dtype) -> int:
     """How many rows (as many columns) of a tile get another row's position from transformers' towers.
 
-    Their arithmetic, in the dtype of the pixels: a row is looked up by its place in the tile, a fraction that rounding
-    may put on the wrong side of a border.
+    The tower's own arithmetic, whose rounding depends on the version and maybe on the dtype, with a table of positions
+    that says where it was looked up.
 
     Args:
+        embeddings: The module that adds positions to patches.
         side: Patches along the side of a tile.
         dtype: Of the model.
 
     Returns:
         0 to ``side``.
     """
-    borders = torch.arange(1 / side, 1.0, 1 / side, device="cpu")
-    rows = torch.arange(side, device="cpu")
-    fractions = rows.to(dtype) / torch.tensor(side, device="cpu") * (1 - 1e-6)
-    return int((torch.bucketize(fractions, borders, right=True) != rows).sum())
+    sizes = SimpleNamespace(hidden_size=2, image_size=side, patch_size=1, num_channels=1)
+    with torch.device("cpu"):  # the model may be on the meta device
+        own = embeddings(sizes).to(dtype)
+        nn.init.zeros_(own.patch_embedding.weight)
+        nn.init.zeros_(own.patch_embedding.bias)
+        places = torch.arange(side**2)
+        own.position_embedding.weight.copy_(torch.stack([places // side, places % side], dim=1))
+        found = own(torch.zeros(1, 1, side, side, dtype=dtype), torch.ones(1, side, side, dtype=torch.bool))
+        return int((found[0, ::side, 0] != torch.arange(side)).sum())

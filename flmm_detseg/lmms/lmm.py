@@ -37,7 +37,7 @@ from flmm_detseg.lmms.capture.token_rules import (
     add_end_id,
     answer_room,
     end_ids,
-    greedy_config,
+    greedy_model,
     warn_if_cut,
 )
 from flmm_detseg.lmms.capture.tower import tower_states
@@ -885,13 +885,11 @@ class LMM(LMMAdapter):
         # With several axes, transformers keeps what it counts positions by in the model, for one answer at a time.
         alone = self.family.one_at_a_time or self.facts.axes > 1
         with self._eval_mode(), self.exclusive() if alone else nullcontext():
-            output = self.model.generate(
+            output = greedy_model(self.model, room).generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                **self.own_inputs(item),
-                generation_config=greedy_config(self.model, room),
-                use_model_defaults=False,
                 tokenizer=processor.tokenizer,
+                **self.own_inputs(item),
             )
         answer = output[0, input_ids.shape[1] :]
         warn_if_cut(len(answer), int(answer[-1]), self.end_ids, room, max_new_tokens)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from flmm_detseg.compat.transformers5 import image_token_types
 from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts, decoder_windows
 from flmm_detseg.lmms.hub_family import HubFamily
-from flmm_detseg.structures import GridLevel, ImageInputs, PatchGrid
+from flmm_detseg.structures import GridLevel, ImageInputs, LMMInputs, PatchGrid
 
 
 class QwenFamily(HubFamily):
@@ -96,6 +97,10 @@ class QwenFamily(HubFamily):
             token = end
         positions[:, token:] = following + torch.arange(len(input_ids) - token)
         return positions
+
+    def own_inputs(self, item: LMMInputs) -> dict[str, Tensor]:
+        """See :class:`Family`."""
+        return {**super().own_inputs(item), **image_token_types(self.model_class, item.image_mask)}
 
     def tower_blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """See :class:`Family`."""

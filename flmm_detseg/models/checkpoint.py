@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from flmm_detseg.compat.transformers5 import stored_names
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.heads.task_rows import rows_since
 from flmm_detseg.lmms.added.added_tokens import is_added
@@ -74,11 +75,14 @@ class Checkpoint:
 
 
 def trainable_tensors(model: nn.Module) -> OrderedDict[str, Tensor]:
-    """Parameters with ``requires_grad``, and :func:`state_buffers`, by name, detached (storage shared)."""
-    # An OrderedDict because MMEngine attaches metadata to a state dict.
-    found = OrderedDict((name, p.detach()) for name, p in model.named_parameters() if p.requires_grad)
+    """Parameters with ``requires_grad``, and :func:`state_buffers`, detached (storage shared), by the names that files
+    have for them.
+    """
+    found = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     found.update(state_buffers(model))
-    return found
+    stored = stored_names(model, list(found))
+    # An OrderedDict because MMEngine attaches metadata to a state dict.
+    return OrderedDict((stored[name], tensor) for name, tensor in found.items())
 
 
 def state_buffers(model: nn.Module) -> dict[str, Tensor]:

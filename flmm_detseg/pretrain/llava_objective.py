@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
 
+from flmm_detseg.compat.transformers5 import tower_body
 from flmm_detseg.datasets.tinyworld import COLOURS, KINDS, STUFF, TEXTURES
 from flmm_detseg.pretrain.llava_chunks import SIZE_WORDS, prefix_ids
 from flmm_detseg.pretrain.llava_data import NUM_COORDINATES, PackedBatch
@@ -71,7 +72,7 @@ class Trainee(nn.Module):
         self.labels = PatchLabelLoss(tokenizer, model.config.text_config.hidden_size)
         head = [token for token in prefix_ids(tokenizer, 1)][:-1]
         self.register_buffer("head_ids", torch.tensor(head), persistent=False)
-        tower = model.model.vision_tower.vision_model
+        tower = tower_body(model.model.vision_tower)
         # LLaVA reads layer -2: the last layer and the pooling norm never see a gradient.
         for unused in (tower.encoder.layers[-1], tower.post_layernorm):
             unused.requires_grad_(False)

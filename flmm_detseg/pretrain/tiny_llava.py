@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from flmm_detseg.compat.transformers5 import run_tower_block, tower_body
 from flmm_detseg.errors import CheckpointError
 from flmm_detseg.pretrain.settings import TinyLlavaSizes
 
@@ -136,7 +137,7 @@ def build_model(
         torch.manual_seed(seed)
         model = LlavaForConditionalGeneration(build_config(tokenizer, sizes))
         side = sizes.image_size // sizes.patch_size
-        embeddings = model.model.vision_tower.vision_model.embeddings
+        embeddings = tower_body(model.model.vision_tower).embeddings
         with torch.no_grad():
             # CLIP's own scale (std 0.02 / sqrt(2)) would bury the table under the patch embeddings.
             embeddings.position_embedding.weight[1:] = 0.3 * sincos_positions(side, side, sizes.vision_hidden)
@@ -274,8 +275,8 @@ def image_features(model: LlavaForConditionalGeneration, pixel_values: Tensor) -
     Returns:
         ``[B, rows * cols, text_hidden]``, equal to ``model.get_image_features`` (which runs every layer).
     """
-    tower = model.model.vision_tower.vision_model
+    tower = tower_body(model.model.vision_tower)
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
     for layer in tower.encoder.layers[:-1]:
-        hidden = layer(hidden, None, None)[0]
+        hidden = run_tower_block(layer, hidden)
     return model.model.multi_modal_projector(hidden[:, 1:])

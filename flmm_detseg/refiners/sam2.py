@@ -9,9 +9,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import Sam2ImageProcessorFast, Sam2Model
+from transformers import BaseImageProcessor, Sam2Model
 from transformers.models.sam2.modeling_sam2 import Sam2MaskDecoder, Sam2PromptEncoder
 
+from flmm_detseg.compat.transformers5 import sam2_image_processor
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.refiners.base import Refiner
 from flmm_detseg.refiners.prompts import PointPrompt
@@ -63,13 +64,13 @@ class SAM2Refiner(Refiner):
         images_per_call: int = 4,
         dtype: str = "float32",
         attention: str = "sdpa",
-        image_processor: Sam2ImageProcessorFast | None = None,
+        image_processor: BaseImageProcessor | None = None,
     ) -> None:
         super().__init__(
             model, use_text, use_mask, use_box, multimask_output, images_per_call, dtype, attention
         )
         size = {"height": self.side, "width": self.side}
-        self.image_processor = image_processor or Sam2ImageProcessorFast(size=size)
+        self.image_processor = image_processor or sam2_image_processor()(size=size)
         if dict(self.image_processor.size) != size:
             raise ConfigError(
                 f"the image processor gives {dict(self.image_processor.size)}, the SAM 2 model takes {size}; use the "

@@ -8,18 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
+    BaseImageProcessor,
     PretrainedConfig,
     Sam2Config,
     Sam2HieraDetConfig,
-    Sam2ImageProcessorFast,
     Sam2MaskDecoderConfig,
     Sam2Model,
     Sam2PromptEncoderConfig,
     Sam2VisionConfig,
 )
 
+from flmm_detseg.compat.transformers5 import sam2_image_processor
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.utils.finite import not_finite
 from flmm_detseg.utils.hub import check_folder
@@ -119,7 +121,7 @@ def build_sam2(variant: str | Mapping[str, Any] | None = None, checkpoint: str |
     return model.eval()
 
 
-def load_image_processor(checkpoint: str) -> Sam2ImageProcessorFast:
+def load_image_processor(checkpoint: str) -> BaseImageProcessor:
     """Reads how a model wants its pixels.
 
     Args:
@@ -133,7 +135,7 @@ def load_image_processor(checkpoint: str) -> Sam2ImageProcessorFast:
     """
     source = check_folder(checkpoint)
     try:
-        return Sam2ImageProcessorFast.from_pretrained(source, trust_remote_code=False)
+        return sam2_image_processor().from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(
             f"{source}: preprocessor_config.json cannot be read: {_one_line(error)}; fetch the model again"
@@ -154,6 +156,9 @@ def _fields(variant: str | Mapping[str, Any] | None) -> dict[str, Any]:
 def _config_of(variant: str | Mapping[str, Any] | None) -> Sam2Config:
     fields = copy.deepcopy(_fields(variant))  # transformers writes into them
     _check_names(fields, Sam2Config, "")
+    backbone = fields.get("vision_config", {}).get("backbone_config")
+    if isinstance(backbone, dict):
+        backbone.setdefault("model_type", Sam2HieraDetConfig.model_type)  # transformers 5 asks for it
     return _checked(Sam2Config(**fields), "SAM 2 variant")
 
 
@@ -184,7 +189,7 @@ def _read_config(source: str) -> Sam2Config:
         )
     try:
         config = Sam2Config(**{name: fields[name] for name in _PARTS})
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
         raise ConfigError(f"{source}: config.json cannot be used: {error!r}") from error
     return _checked(config, source)
 

@@ -21,6 +21,7 @@ from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.cache.regions.sources import NoRegions, Partitioner
 from flmm_detseg.cache.serving.answer import answer
 from flmm_detseg.cache.serving.session import StreamSession
+from flmm_detseg.compat.transformers5 import tower_body
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.lora.layers import lora_layers, lora_off
 from flmm_detseg.store.background_cache import BackgroundCache
@@ -355,7 +356,7 @@ def hook_on_projector(model: CachedLMM) -> None:
 
 
 def hook_before_a_layer_of_the_tower(model: CachedLMM) -> None:
-    model.model.model.vision_tower.vision_model.encoder.layers[0].mlp.register_forward_pre_hook(
+    tower_body(model.model.model.vision_tower).encoder.layers[0].mlp.register_forward_pre_hook(
         lambda _, arguments: tuple(2 * item for item in arguments)
     )
 

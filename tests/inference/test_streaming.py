@@ -13,6 +13,7 @@ from multi_task_parts import HEADS, batch, make_model
 
 from flmm_detseg.cache import ApproximateSettings, FrameDifference
 from flmm_detseg.cache.serving.answer import answer
+from flmm_detseg.compat.transformers5 import tower_body
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.inference.streaming import HeadRegions, settings_from_config, stream_from_config
 from flmm_detseg.models import GroundingLMM
@@ -78,7 +79,7 @@ def test_a_static_stream_is_stored_at_first_sight_with_any_weights(at_root):
         levels = [session.ask(frame, question, max_new_tokens=1).level for _ in range(2)]
         assert levels == ["miss", "L2"]
         with torch.no_grad():
-            model.lmm.model.model.vision_tower.vision_model.embeddings.class_embedding.add_(0.1)
+            tower_body(model.lmm.model.model.vision_tower).embeddings.class_embedding.add_(0.1)
 
 
 def test_nearly_equal_backgrounds_are_switched_on_by_a_config(at_root):

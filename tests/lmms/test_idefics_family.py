@@ -12,6 +12,8 @@ from flmm_detseg.lmms.families.idefics3 import Idefics3Adapter
 from flmm_detseg.lmms.idefics_family import wrong_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# Transformers 5.24 computes positions in float32, whatever the dtype, and gets them right.
+MENDED = wrong_rows(Idefics3VisionEmbeddings, 4, torch.float32) == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -25,10 +27,15 @@ def test_wrong_rows_are_those_that_the_tower_reads(side, dtype):
     embeddings(pixels, mask.bool())
     rows, columns = read[0].view(side, side)[:, 0] // side, read[0].view(side, side)[0] % side
     wrong = int((rows != torch.arange(side)).sum())
-    assert wrong_rows(side, dtype) == wrong == int((columns != torch.arange(side)).sum())
-    assert (wrong > 0) == (dtype == torch.float32 or side in (26, 27))
+    assert (
+        wrong_rows(Idefics3VisionEmbeddings, side, dtype)
+        == wrong
+        == int((columns != torch.arange(side)).sum())
+    )
+    assert (wrong > 0) == (not MENDED and (dtype == torch.float32 or side in (26, 27)))
 
 
+@pytest.mark.skipif(MENDED, reason="this transformers gives the right positions")
 @pytest.mark.parametrize(
     ("side", "dtype", "named"),
     [

@@ -193,8 +193,9 @@ def test_nothing_is_captured_that_was_not_asked():
         )
     assert calls == ["text", "text"]
     hook.remove(), text_hook.remove()
-    hooked = [name for name, module in adapter.model.named_modules() if module._forward_hooks]
-    assert hooked == []
+    hooks = [hook for module in adapter.model.modules() for hook in module._forward_hooks.values()]
+    # Transformers 5 leaves its own there, which are idle unless it asks for hidden states.
+    assert [hook for hook in hooks if not hook.__module__.startswith("transformers.")] == []
 
 
 def test_vision_layers_are_the_towers_hidden_states():

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
 from tiny import PINPOINTS, make_sample, tiny_llava, tiny_llava_next, tiny_tokenizer
-from transformers import LlavaNextImageProcessor
 
 from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError, PhraseWithoutTokensError
 from flmm_detseg.lmms import LlavaNextProcessor, LlavaProcessor, ProcessorSettings
@@ -199,7 +199,9 @@ NEXT_SIZES = [
 @pytest.mark.parametrize("image_size", NEXT_SIZES)
 def test_next_pixels_equal_transformers(next_processor, image_size):
     image = np.random.default_rng(0).integers(0, 256, (*image_size, 3), dtype=np.uint8)
-    theirs = LlavaNextImageProcessor(
+    # The one that resizes with Pillow, as LLaVA-NeXT's own code does; transformers 5 resizes with torch otherwise.
+    pillow = getattr(transformers, "LlavaNextImageProcessorPil", transformers.LlavaNextImageProcessor)
+    theirs = pillow(
         size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56}, image_grid_pinpoints=PINPOINTS
     )(image, return_tensors="pt").pixel_values[0]
     ours, grid = next_processor.process_image(image)

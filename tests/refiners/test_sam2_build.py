@@ -36,6 +36,7 @@ def test_variants_have_the_published_sizes(variant, millions, monkeypatch):
         PreTrainedModel, "initialize_weights", lambda _: None
     )  # takes seconds on the meta device too
     fields = copy.deepcopy(SAM2_VARIANTS[variant])
+    fields["vision_config"]["backbone_config"]["model_type"] = "sam2_hiera_det_model"
     with torch.device("meta"):
         whole, image = Sam2VideoModel(Sam2VideoConfig(**fields)), build_sam2(variant)
     shapes = {name: tensor.shape for name, tensor in whole.state_dict().items()}

@@ -16,7 +16,6 @@ from mmengine.registry import Registry
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.utils import get_object_from_string
 from torch.utils.data import DataLoader
-from xtuner.engine.runner import TrainLoop
 
 from flmm_detseg import registry as registries
 from flmm_detseg.errors import ConfigError
@@ -43,10 +42,11 @@ _UNUSABLE: dict[type, str] = {
     "flmm_detseg.engine.GroundingCheckpointHook",
     IterBasedTrainLoop: _LOOP,
     EpochBasedTrainLoop: _LOOP,
-    TrainLoop: _LOOP,
 }
 # Ours are made from these.
-_BASES = (CheckpointHook, IterBasedTrainLoop, EpochBasedTrainLoop, TrainLoop)
+_BASES = (CheckpointHook, IterBasedTrainLoop, EpochBasedTrainLoop)
+# The same, by its name: evaluation reads configs too, and does without XTuner.
+_XTUNER_LOOP = "xtuner.engine.runner.loops.TrainLoop"
 
 
 def check_config(config: Config, source: str, skip: Sequence[str] = ()) -> None:
@@ -87,6 +87,8 @@ def _check_usable(kind: Any, node: Mapping[str, Any], where: str) -> None:
     for one, reason in _UNUSABLE.items():
         if kind is one or (one not in _BASES and inspect.isclass(kind) and issubclass(kind, one)):
             raise ConfigError(f"{where} is MMEngine's {one.__name__}, which cannot be used here: {reason}")
+    if inspect.isclass(kind) and f"{kind.__module__}.{kind.__qualname__}" == _XTUNER_LOOP:
+        raise ConfigError(f"{where} is XTuner's {kind.__name__}, which cannot be used here: {_LOOP}")
     if inspect.isclass(kind) and issubclass(kind, _ParamScheduler):
         # An epoch's end is no event of an endless loop over iterations.
         by_epoch = node.get("by_epoch", True) and not node.get("convert_to_iter_based", False)

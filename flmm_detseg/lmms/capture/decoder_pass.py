@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
+from flmm_detseg.compat.transformers5 import cache_argument
 from flmm_detseg.lmms.capture.packing import PhraseRows, answer_states
 from flmm_detseg.lmms.capture.per_sample import hidden_rows, split_attention, split_hidden
 from flmm_detseg.lmms.capture.row_tap import RowTap
@@ -121,7 +122,7 @@ def run_decoder(
     if tap is not None:
         arguments["row_tap"] = tap
     if past is not None:
-        arguments["past_key_values"] = past
+        arguments |= cache_argument(language_model, past)
     return language_model(
         inputs_embeds=sequences.embeds, attention_mask=mask, use_cache=past is not None, **arguments
     )

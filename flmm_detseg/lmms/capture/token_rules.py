@@ -1,11 +1,12 @@
 """What a model's ``generation_config.json`` says about greedy answers, for every loop that generates.
 
 The processors and stopping criteria are transformers' own, made by the model. ``generate`` gets them through
-:func:`greedy_config`, our own loops through :func:`token_rules`: the same fields, so the same tokens.
+:func:`greedy_model`, our own loops through :func:`token_rules`: the same fields, so the same tokens.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -108,11 +109,23 @@ def add_end_id(model: PreTrainedModel, token_id: int) -> None:
         model.generation_config.eos_token_id = [*ends, token_id]
 
 
-def greedy_config(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
-    """What ``generate`` is to do: the fields that a greedy answer obeys, nothing else of the model's own config.
+def greedy_model(model: PreTrainedModel, max_new_tokens: int) -> PreTrainedModel:
+    """The model, with :func:`greedy_config` as its generation config: ``generate`` reads no other then.
 
-    Use it with ``use_model_defaults=False``.
+    Args:
+        model: Is not changed.
+        max_new_tokens: Longest answer.
+
+    Returns:
+        A copy of the outermost module alone; parameters and submodules are the model's.
     """
+    found = copy.copy(model)
+    found.generation_config = greedy_config(model, max_new_tokens)
+    return found
+
+
+def greedy_config(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
+    """What ``generate`` is to do: the fields that a greedy answer obeys, nothing else of the model's own config."""
     own = model.generation_config
     fields = {name: getattr(own, name, None) for name in (*_OBEYED, *_SPECIAL_TOKENS)}
     if fields["pad_token_id"] is None and (ends := end_ids(model)):

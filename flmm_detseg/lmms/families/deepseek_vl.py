@@ -18,6 +18,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from flmm_detseg.compat.transformers5 import own_features, tower_body
 from flmm_detseg.lmms.chat import ChatTemplate
 from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts, decoder_windows
 from flmm_detseg.lmms.hub_family import HubFamily
@@ -122,11 +123,11 @@ class DeepseekVL(HubFamily):
 
     def tower_blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """See :class:`Family`."""
-        return model.model.vision_model.vision_model.encoder.layers
+        return tower_body(model.model.vision_model).encoder.layers
 
     def unread(self, model: PreTrainedModel, vision_layers: Sequence[int]) -> Sequence[nn.Module]:
         """See :class:`Family`; the pooling head, where the tower has one."""
-        tower = model.model.vision_model.vision_model
+        tower = tower_body(model.model.vision_model)
         return (tower.head,) if getattr(tower, "use_head", False) else ()
 
     def features(self, model: PreTrainedModel, images: Sequence[ImageInputs]) -> list[Features]:
@@ -177,7 +178,7 @@ class DeepseekVLHybrid(DeepseekVL):
     def features(self, model: PreTrainedModel, images: Sequence[ImageInputs]) -> list[Features]:
         """See :class:`Family`; both towers' channels, the first tower's first."""
         large = torch.cat([image.further["high_res_pixel_values"] for image in images])
-        second = model.model.get_high_res_image_features(large)
+        second = own_features(model.model.get_high_res_image_features(large))
         return [
             Features(torch.cat([found.states, further], dim=-1))
             for found, further in zip(super().features(model, images), second, strict=True)

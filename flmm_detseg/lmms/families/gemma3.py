@@ -17,6 +17,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from flmm_detseg.compat.transformers5 import tower_body
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.chat import ChatTemplate
 from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts, decoder_windows
@@ -122,7 +123,7 @@ class Gemma3(HubFamily):
 
     def tower_blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """See :class:`Family`."""
-        return model.model.vision_tower.vision_model.encoder.layers
+        return tower_body(model.model.vision_tower).encoder.layers
 
     def features(self, model: PreTrainedModel, images: Sequence[ImageInputs]) -> list[Features]:
         """See :class:`Family`."""

@@ -16,8 +16,8 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.models.lfm2.modeling_lfm2 import Lfm2HybridConvCache
 
+from flmm_detseg.compat.transformers5 import hybrid_cache, tower_body
 from flmm_detseg.lmms.chat import CHATML
 from flmm_detseg.lmms.family import LEAVES, Features, LMMFacts, VisionFacts
 from flmm_detseg.lmms.hub_family import HubFamily
@@ -111,7 +111,7 @@ class Lfm2Vl(HubFamily):
 
     def tower_blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """See :class:`Family`."""
-        return model.model.vision_tower.vision_model.encoder.layers
+        return tower_body(model.model.vision_tower).encoder.layers
 
     def features(self, model: PreTrainedModel, images: Sequence[ImageInputs]) -> list[Features]:
         """See :class:`Family`; per image the patches of all its views."""
@@ -144,7 +144,7 @@ class Lfm2Vl(HubFamily):
 
     def new_cache(self, model: PreTrainedModel) -> Cache:
         """See :class:`Family`; of one sequence, and after the first pass it takes one token at a time."""
-        return Lfm2HybridConvCache(self.config.text_config, 1, model.dtype, model.device)
+        return hybrid_cache(self.config.text_config, model.dtype, model.device)
 
     def own_inputs(self, item: LMMInputs) -> dict[str, Tensor]:
         """See :class:`Family`."""

@@ -16,6 +16,7 @@ from transformers import (
     ProcessorMixin,
 )
 
+from flmm_detseg.compat.transformers5 import tower_body
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.capture.tower import tower_states
 from flmm_detseg.lmms.chat import ChatTemplate
@@ -127,11 +128,11 @@ class LlavaOnevision(HubFamily):
 
     def tower_blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """See :class:`Family`."""
-        return model.model.vision_tower.vision_model.encoder.layers
+        return tower_body(model.model.vision_tower).encoder.layers
 
     def unread(self, model: PreTrainedModel, vision_layers: Sequence[int]) -> Sequence[nn.Module]:
         """See :class:`Family`."""
-        tower, blocks = model.model.vision_tower.vision_model, self.tower_blocks(model)
+        tower, blocks = tower_body(model.model.vision_tower), self.tower_blocks(model)
         last = max(self._read_layer(len(blocks)), *vision_layers, 0)
         pooling = (tower.head,) if getattr(tower, "use_head", False) else ()
         return [*blocks[last:], tower.post_layernorm, *pooling]

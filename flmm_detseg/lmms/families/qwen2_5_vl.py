@@ -14,6 +14,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
 )
 
+from flmm_detseg.compat.transformers5 import merged_tokens
 from flmm_detseg.lmms.chat import CHATML
 from flmm_detseg.lmms.family import Features
 from flmm_detseg.lmms.lmm import LMM
@@ -38,7 +39,8 @@ class Qwen2_5VL(QwenFamily):  # noqa: N801 (the model's own name)
     def features(self, model: PreTrainedModel, images: Sequence[ImageInputs]) -> list[Features]:
         """See :class:`Family`; the merger is part of the tower's pass, and puts the tokens in order."""
         shapes = torch.cat([image.further["image_grid_thw"] for image in images])
-        merged = model.model.visual(torch.cat([image.pixel_values for image in images]), grid_thw=shapes)
+        output = model.model.visual(torch.cat([image.pixel_values for image in images]), grid_thw=shapes)
+        merged, _ = merged_tokens(output)
         return [Features(part) for part in merged.split([image.grid.num_tokens for image in images])]
 
     def token_order(self, rows: int, cols: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLProcessor
 
+from flmm_detseg.compat.transformers5 import merged_tokens
 from flmm_detseg.lmms.chat import CHATML
 from flmm_detseg.lmms.family import Features
 from flmm_detseg.lmms.lmm import LMM
@@ -32,9 +33,8 @@ class Qwen3VL(QwenFamily):
     def features(self, model: PreTrainedModel, images: Sequence[ImageInputs]) -> list[Features]:
         """See :class:`Family`; the merger is part of the tower's pass."""
         shapes = torch.cat([image.further["image_grid_thw"] for image in images])
-        merged, deep = model.model.visual(
-            torch.cat([image.pixel_values for image in images]), grid_thw=shapes
-        )
+        output = model.model.visual(torch.cat([image.pixel_values for image in images]), grid_thw=shapes)
+        merged, deep = merged_tokens(output)
         counts = [image.grid.num_tokens for image in images]
         layers = zip(*(states.split(counts) for states in deep), strict=True) if deep else [()] * len(images)
         return [

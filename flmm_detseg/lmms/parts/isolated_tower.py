@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
+from flmm_detseg.compat.transformers5 import run_tower_block, tower_body
 from flmm_detseg.errors import ConfigError
 
 
@@ -168,15 +169,16 @@ def gathered_batch(
 
 def _embed(tower: CLIPVisionModel, pixel_values: Tensor) -> Tensor:
     """Class token and patches with their positions, after the norm that precedes the blocks (token by token)."""
-    return tower.vision_model.pre_layrnorm(tower.vision_model.embeddings(pixel_values))
+    body = tower_body(tower)
+    return body.pre_layrnorm(body.embeddings(pixel_values))
 
 
 def _run(
     tower: CLIPVisionModel, states: Tensor, mask: Tensor | None, layers: Collection[int]
 ) -> dict[int, Tensor]:
     found = {0: states} if 0 in layers else {}
-    for index, block in enumerate(tower.vision_model.encoder.layers[: max(layers)], start=1):
-        states = block(states, attention_mask=mask, causal_attention_mask=None)[0]
+    for index, block in enumerate(tower_body(tower).encoder.layers[: max(layers)], start=1):
+        states = run_tower_block(block, states, mask)
         if index in layers:
             found[index] = states
     return found

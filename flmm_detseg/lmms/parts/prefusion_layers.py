@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import Cache, LlamaConfig, PretrainedConfig
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRotaryEmbedding
+
+from flmm_detseg.compat.transformers5 import cache_argument, causal_mask, rope_theta
 
 
 class GatedLayers(nn.Module):
@@ -33,7 +34,7 @@ class GatedLayers(nn.Module):
             num_attention_heads=config.num_attention_heads,
             num_key_value_heads=config.num_key_value_heads,
             rms_norm_eps=config.rms_norm_eps,
-            rope_theta=config.rope_theta,
+            rope_theta=rope_theta(config),
             max_position_embeddings=config.max_position_embeddings,
             attn_implementation="sdpa",
         )
@@ -64,11 +65,7 @@ class GatedLayers(nn.Module):
         Returns:
             ``last_hidden_state`` ``[B, T, d]``.
         """
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        places = torch.arange(past, past + inputs_embeds.shape[1], device=inputs_embeds.device)
-        mask = create_causal_mask(
-            self.config, inputs_embeds, attention_mask, places, past_key_values, position_ids=position_ids
-        )
+        mask = causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
         rotary = self.rotary_emb(inputs_embeds, position_ids)
         states = inputs_embeds
         for layer, gate in zip(self.layers, self.gates.to(states.dtype), strict=True):
@@ -76,9 +73,8 @@ class GatedLayers(nn.Module):
                 states,
                 attention_mask=mask,
                 position_ids=position_ids,
-                past_key_values=past_key_values,
-                cache_position=places,
                 position_embeddings=rotary,
+                **cache_argument(layer, past_key_values),
             )
             states = states + gate * (read - states)
-        return BaseModelOutputWithPast(last_hidden_state=states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=states)

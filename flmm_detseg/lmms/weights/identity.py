@@ -18,6 +18,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from flmm_detseg.compat.transformers5 import stored_names
 from flmm_detseg.errors import CheckpointError
 from flmm_detseg.lmms.added.added_tokens import is_added
 from flmm_detseg.lmms.base import LMMAdapter
@@ -108,14 +109,17 @@ def _warn(text: str) -> None:
 
 
 def _weights(lmm: LMMAdapter) -> dict[str, tuple[str, nn.Parameter]]:
-    """The LMM's own weights by a short hash of their name, in the order of names; none of LoRA, none without values."""
+    """The LMM's own weights by a short hash of the name that files have for them, in the order of these names; none of
+    LoRA, none without values.
+    """
     # LoRA moves the weight it stands beside to `base_layer`; the weight is the same.
     named = {
         name.replace(".base_layer.", "."): weight
         for name, weight in lmm.model.named_parameters()
         if not lora_group_of(name) and not is_added(name) and not weight.is_meta and weight.numel()
     }
-    return {_key(name): (name, named[name]) for name in sorted(named)}
+    stored = stored_names(lmm.model, list(named))
+    return {_key(stored[name]): (name, named[name]) for name in sorted(named, key=stored.__getitem__)}
 
 
 def _key(name: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoTokenizer,
@@ -71,7 +72,7 @@ def load_model(family_class: type[Family], pretrained: str, dtype: torch.dtype) 
         )
     try:
         config = config_class.from_dict(fields)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
         raise ConfigError(f"{pretrained}: config.json cannot be used: {error}") from error
     check_config(family_class(config), pretrained)
     try:
@@ -88,7 +89,7 @@ def load_model(family_class: type[Family], pretrained: str, dtype: torch.dtype) 
         raise CheckpointError(
             f"{pretrained}: weights cannot be read: {error}; store the model again (safetensors)"
         ) from error
-    except (AttributeError, ImportError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, ImportError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{pretrained}: transformers cannot build the model from config.json (or generation_config.json): {error}"
         ) from error

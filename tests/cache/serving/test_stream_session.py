@@ -15,6 +15,7 @@ from flmm_detseg.cache.regions.sources import FrameDifference, GivenRegions, Par
 from flmm_detseg.cache.serving.answer import answer
 from flmm_detseg.cache.serving.prefill import CacheUse, Stopwatch, prefill
 from flmm_detseg.cache.serving.session import StreamSession
+from flmm_detseg.compat.transformers5 import tower_body
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms.capture.answer_text import phrase_inputs
 from flmm_detseg.store.background_cache import BackgroundCache
@@ -243,7 +244,7 @@ def test_changed_weights_never_use_old_entries():
         model.separators.add_(0.1)
     assert session.ask(image, max_new_tokens=1, meta=META).level == "L1"
     with torch.no_grad():
-        model.model.model.vision_tower.vision_model.embeddings.class_embedding.add_(0.1)
+        tower_body(model.model.model.vision_tower).embeddings.class_embedding.add_(0.1)
     assert session.ask(image, max_new_tokens=1, meta=META).level == "miss"
 
 

@@ -11,6 +11,7 @@ from cached_parts import SCREEN_BOX, cached_llava, screens
 from tiny import make_sample, tiny_llava, tiny_llava_next
 from tokenizers import decoders
 from transformers import GenerationConfig
+from transformers_version import TRANSFORMERS_5
 
 from flmm_detseg.cache import BackgroundCache, CacheSettings, StreamSession
 from flmm_detseg.errors import ConfigError, DataError
@@ -40,7 +41,9 @@ FIELDS = {
     "renormalize_logits": dict(renormalize_logits=True),
     "remove_invalid_values": dict(remove_invalid_values=True),
 }
-CHANGE_NOTHING = ("renormalize_logits", "remove_invalid_values", "forced_bos_token_id")
+CHANGE_NOTHING = ["renormalize_logits", "remove_invalid_values", "forced_bos_token_id"]
+if TRANSFORMERS_5:  # reads these for models with an encoder only
+    CHANGE_NOTHING += ["encoder_repetition_penalty", "encoder_no_repeat_ngram_size"]
 
 
 def spelling(adapter):
@@ -129,6 +132,9 @@ def test_every_field_of_transformers_is_accounted_for():
         num_assistant_tokens_schedule assistant_confidence_threshold max_matching_ngram_size assistant_lookbehind
         target_lookbehind compile_config disable_compile low_memory transformers_version""".split()
     )
+    new = "assistant_ensemble_weight continuous_batching_config max_cache_len speculation_type top_h use_mtp".split()
+    if TRANSFORMERS_5:
+        without_effect = {*without_effect, *new} - {"return_legacy_cache"}
     known = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
     assert known == without_effect | set(token_rules._OBEYED) | set(token_rules._OTHER_ANSWERS)
 
@@ -181,7 +187,8 @@ def test_answers_of_the_cache_obey_too(monkeypatch):
     assert not set(tokens) & set(prompt)
     assert answers[2].generation.token_ids.tolist() == list(tokens)
     assert "".join(pieces).strip() == answers[2].text
-    stop = model.processor.tokenizer.decode(tokens[2])
+    decode = model.processor.tokenizer.decode
+    stop = decode(tokens[:3]).removeprefix(decode(tokens[:2])).strip()
     monkeypatch.setattr(config, "stop_strings", [stop])
     assert ask().token_ids == tokens[:3]
     monkeypatch.setattr(config, "stop_strings", None)
@@ -205,7 +212,10 @@ def test_what_is_not_obeyed_is_named_when_the_model_is_loaded(adapter, monkeypat
     [
         dict(repetition_penalty=-1.0),
         dict(sequence_bias=[[[5000], 1.0]]),
-        dict(bad_words_ids=[[]]),
+        pytest.param(
+            dict(bad_words_ids=[[]]),
+            marks=pytest.mark.skipif(TRANSFORMERS_5, reason="transformers 5 takes it for no word at all"),
+        ),
         dict(stop_strings=5),
     ],
 )

@@ -22,6 +22,11 @@ def build(**arguments) -> DeepseekVLAdapter:
     images = DeepseekVLImageProcessorFast(
         size={"height": 96, "width": 96}, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
-    config = dict(text_config=dict(LLAMA, model_type="llama"), vision_config=SIGLIP, image_token_id=4)
+    config = dict(
+        text_config=dict(LLAMA, model_type="llama"),
+        vision_config=SIGLIP,
+        image_token_id=4,
+        tie_word_embeddings=False,
+    )
     processor = DeepseekVLProcessor(images, words, num_image_tokens=36)
     return DeepseekVLAdapter.from_config(config, **{"tokenizer": processor, **arguments})

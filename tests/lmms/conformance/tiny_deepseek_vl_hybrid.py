@@ -40,6 +40,7 @@ def build(**arguments) -> DeepseekVLHybridAdapter:
             num_pos_feats=8,
         ),
         image_token_id=4,
+        tie_word_embeddings=False,
     )
     processor = DeepseekVLHybridProcessor(images, words, num_image_tokens=36)
     lmm = DeepseekVLHybridAdapter.from_config(config, **{"tokenizer": processor, **arguments})

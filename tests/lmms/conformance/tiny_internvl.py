@@ -44,6 +44,7 @@ def build(text: dict = TEXT, **arguments) -> InternVLAdapter:
             patch_size=[14, 14],
         ),
         image_token_id=4,
+        tie_word_embeddings=False,
         image_seq_length=4,
         downsample_ratio=0.5,
     )

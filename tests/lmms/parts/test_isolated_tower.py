@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny import tiny_llava
 
+from flmm_detseg.compat.transformers5 import tower_body
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower, gathered_batch, isolated_states
 
@@ -17,10 +18,10 @@ def tower():
     model = tiny_llava().model
     with torch.no_grad():
         # Random attention is nearly uniform and features nearly equal: make patches differ.
-        model.model.vision_tower.vision_model.embeddings.position_embedding.weight.normal_(
+        tower_body(model.model.vision_tower).embeddings.position_embedding.weight.normal_(
             generator=torch.Generator().manual_seed(2)
         )
-        for layer in model.model.vision_tower.vision_model.encoder.layers:
+        for layer in tower_body(model.model.vision_tower).encoder.layers:
             layer.self_attn.q_proj.weight.mul_(20)
     return model.model.vision_tower
 

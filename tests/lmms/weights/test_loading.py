@@ -82,7 +82,7 @@ def test_missing_files_are_named(copy):
 
 def test_missing_tokenizer_is_an_error(copy):
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        (copy / name).unlink()
+        (copy / name).unlink(missing_ok=True)  # transformers 5 writes no map of special tokens
     with pytest.raises(ConfigError, match="tokenizer"):
         LlavaAdapter.from_pretrained(str(copy))
 
