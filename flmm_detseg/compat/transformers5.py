@@ -29,7 +29,7 @@ _TOWERS = (CLIPVisionModel, SiglipVisionModel, Siglip2VisionModel)
 _INNER = "vision_model"
 
 
-def tower_body(tower: nn.Module) -> nn.Module:
+def tower_body(tower: nn.Module) -> Any:  # modules by names that depend on the tower
     """The part of a CLIP or SigLIP tower that has its embeddings, blocks and norms."""
     return getattr(tower, _INNER, tower)
 
@@ -71,7 +71,7 @@ def own_features(output: Any) -> Tensor:
     return output if isinstance(output, Tensor) else output.last_hidden_state
 
 
-def image_token_types(model_class: type, image_mask: Tensor) -> dict[str, Tensor]:
+def image_token_types(model_class: type[nn.Module], image_mask: Tensor) -> dict[str, Tensor]:
     """What a model's own forward wants to know of its tokens to find rotary positions of several axes.
 
     Args:

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import torch
 import transformers
@@ -182,7 +183,7 @@ def wrong_rows(embeddings: type[nn.Module], side: int, dtype: torch.dtype) -> in
     """
     sizes = SimpleNamespace(hidden_size=2, image_size=side, patch_size=1, num_channels=1)
     with torch.device("cpu"):  # the model may be on the meta device
-        own = embeddings(sizes).to(dtype)
+        own: Any = embeddings(sizes).to(dtype)
         nn.init.zeros_(own.patch_embedding.weight)
         nn.init.zeros_(own.patch_embedding.bias)
         places = torch.arange(side**2)
