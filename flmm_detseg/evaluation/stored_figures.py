@@ -16,7 +16,7 @@ from flmm_detseg.evaluation.results import RecordStore
 from flmm_detseg.utils.paths import find, is_file, places
 from flmm_detseg.utils.whole_files import read_json
 
-_KINDS, _GIOU = ("refined", "coarse"), "gIoU"
+_KINDS, _GIOU, _SHARE = ("refined", "coarse"), "gIoU", "P@"
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,11 @@ def _records(report: Any) -> list[dict[str, Any]]:
 
 def _interval(name: str, value: float, records: Sequence[Any]) -> tuple[float, float] | None:
     values: list[float] = []
-    if name in (f"{kind}_{_GIOU}" for kind in _KINDS):
-        kind = name.removesuffix(f"_{_GIOU}")
+    kind, _, measure = name.partition("_")
+    if kind in _KINDS and (measure == _GIOU or measure.startswith(_SHARE)):
         values = [phrase_iou(r, kind) for r in records if kind in r and r["target_area"] > 0]
+        if measure != _GIOU:
+            values = [float(value >= float(measure.removeprefix(_SHARE))) for value in values]
     elif name == "accuracy":
         values = [float(r["score"]) for r in records if r.get("score") is not None]
     # Where empty targets count as well, the figure is a mean of something else.
