@@ -65,7 +65,9 @@ def board(user: User) -> str:
 
 
 def _warning(user: User) -> str:
-    return f'<div class="flmm-warning">{html.escape(user.warning)}</div>' if user.warning else ""
+    if not user.warning:
+        return ""
+    return f'<div class="flmm-warning">{html.escape(user.warning[0].upper() + user.warning[1:])}.</div>'
 
 
 def _size_note(user: User) -> str:
@@ -92,8 +94,6 @@ def _layers() -> str:
 def _turn(home: str, entry: Entry) -> str:
     turn = entry.turn
     parts = [f'<div class="flmm-said">{html.escape(turn.request)}</div>']
-    if turn.warning:
-        parts.append(_note(html.escape(turn.warning[0].upper() + turn.warning[1:] + ".")))
     if turn.text:
         parts.append(f'<div class="flmm-answer">{_words(entry)}</div>')
     if turn.phrases:

@@ -70,7 +70,7 @@ class User:
         self._number += 1
         self.picture_key = f"picture{self._number}"
         self._file = layers.picture_file(picture.pixels)
-        self.warning = self._warning(picture)
+        self.warning = self._grounder.warning(picture.pixels)
         self.entries = []
         self._chat = self._outliner = None
 
@@ -161,19 +161,6 @@ class User:
             layer = entry.layer(int(parts[1]), parts[2].removesuffix(".png"))
             return None if layer is None else (layer, "image/png", "")
         return None
-
-    def _warning(self, picture: Picture) -> str:
-        """Says where a picture is far from all that the model was trained on."""
-        domain = self._grounder.model.domain
-        if domain is None:
-            return ""
-        score = domain.score(picture.pixels)
-        if not score.far:
-            return ""
-        return (
-            f"This picture is far from all that the model knows ({domain.source}): distance {score.score:.1f}, its own "
-            f"pictures stay below {score.threshold:.1f}. Answers, masks and scores mean nothing here."
-        )
 
     def _picture(self) -> Picture:
         if self.picture is None:

@@ -201,6 +201,15 @@ def test_a_browser_uploads_asks_clicks_draws_and_switches_tabs(server: Server, t
         page.click("#send")
         page.wait("document.body.innerText.includes('there is no question; write one')")
         save(page, "sentence")
+        photo = tmp_path / "photo.jpg"
+        rows, columns = np.mgrid[:240, :320]
+        noise = np.random.default_rng(0).integers(0, 60, (240, 320, 3))
+        pixels = np.stack([rows, columns // 2, rows // 2], axis=2) + noise
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(photo)
+        page.choose_files("#upload input[type=file]", photo)
+        page.wait("document.querySelector('.flmm-warning')")
+        assert "photo.jpg" in page.value("document.querySelector('.flmm-left').innerText")
+        save(page, "warning")
     assert server.files == []
 
 
