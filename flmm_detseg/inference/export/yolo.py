@@ -80,8 +80,8 @@ class YoloLabels:
         return tuple(self._classes)
 
     def data_yaml(self) -> str:
-        """The file that a training names; without a `path` in it, Ultralytics counts from its folder. Names are JSON texts,
-        which are YAML too.
+        """The file that a training names; without a `path` in it, Ultralytics counts from its folder. Names are JSON
+        texts, which are YAML too.
         """
         names = "".join(f"  {number}: {dump_json(name)}\n" for name, number in self._classes.items())
         return f"train: images\nval: images\nnames:{'' if names else ' {}'}\n{names}"
