@@ -16,8 +16,10 @@ from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.structures import CaptureSpec, HeadRanking, Phrase, Sample
 from flmm_detseg.utils.choices import RANKING_METHODS
 
-# Of the contrast method: rounds of agreement with the best heads' common mask, and how many heads make it.
-_ROUNDS, _TOGETHER = 2, 10
+# Of the contrast method: rounds of agreement with the best heads' common mask, and how many heads make it. Few heads,
+# which point most alike, agree on too little of a thing, many on too much; the mean over group sizes depends least on
+# the phrases.
+_ROUNDS, _TOGETHER = 2, (6, 8, 10, 12, 14, 16)
 # Of the localisation method: heads that each phrase chooses.
 _CHOSEN = 10
 _SMOOTHING = 0.7
@@ -30,8 +32,9 @@ def rank_heads(
 
     ``"contrast"``: a head that points at things looks elsewhere when the phrase changes and the image does not. Heads
     are first scored by the Jensen-Shannon divergence of their maps for a right and a wrong phrase, times the root of
-    the attention that the image gets. Then the common mask of the best heads stands in for the truth, and heads are
-    ranked by their IoU with it; twice.
+    the attention that the image gets. Then the common mask of the best heads, for which each has one vote a cell,
+    stands in for the truth, and heads are scored by their IoU with it; twice. The score is the mean over several
+    numbers of best heads.
 
     ``"localisation"``: heads that give the image more than an elbow's attention; each phrase chooses those whose map
     has the least spatial entropy; heads are ranked by how often they were chosen.
@@ -60,9 +63,8 @@ def rank_heads(
     if method == "localisation":
         scores = localisation_scores(right)
     else:
-        scores = contrast_scores(right, attention_of(lmm, with_wrong_phrases(samples), batch_size))
-        for _ in range(_ROUNDS):
-            scores = agreement_scores(right, np.argsort(-scores, kind="stable")[:_TOGETHER])
+        contrast = contrast_scores(right, attention_of(lmm, with_wrong_phrases(samples), batch_size))
+        scores = np.mean([_agreed(right, contrast, together) for together in _TOGETHER], axis=0)
     labels = list(lmm.attention_pairs)
     order = np.argsort(-scores, kind="stable")
     return HeadRanking(
@@ -165,21 +167,31 @@ def contrast_scores(right: Sequence[np.ndarray], wrong: Sequence[np.ndarray]) ->
     return cast(np.ndarray, change * np.sqrt(_mass(right)))
 
 
+def _agreed(right: Sequence[np.ndarray], scores: np.ndarray, together: int) -> np.ndarray:
+    for _ in range(_ROUNDS):
+        scores = agreement_scores(right, np.argsort(-scores, kind="stable")[:together])
+    return scores
+
+
 def agreement_scores(stacks: Sequence[np.ndarray], heads: Sequence[int] | np.ndarray) -> np.ndarray:
     """Mean IoU of each head's mask with the common mask of some heads.
 
+    The common mask has the cells that are in more than half as many of these heads' masks as the cell that is in most.
+    Masks are counted, not attention: a head that gives a cell or two all it has would decide on a mean of maps alone,
+    and heads that look at one corner of a thing would be ranked above those that cover it.
+
     Args:
         stacks: Per sample ``[heads, rows, cols]``.
-        heads: Channels that make the common mask.
+        heads: Channels that vote.
 
     Returns:
         float64 ``[heads]``, in [0, 1].
     """
     total = np.zeros(len(stacks[0]))
     for stack in stacks:
-        maps = _shares(stack)
-        common = _mask(maps[np.asarray(heads)].mean(0, keepdims=True))
-        masks = _mask(maps)
+        masks = _mask(_shares(stack))
+        votes = masks[np.asarray(heads)].sum(0)
+        common = 2 * votes > votes.max()
         total += (masks & common).sum((1, 2)) / np.maximum((masks | common).sum((1, 2)), 1)
     return total / len(stacks)
 

@@ -65,6 +65,21 @@ def test_agreement_is_iou_with_the_common_mask():
     assert scores[1] < 0.1 > scores[2]
 
 
+def test_each_head_has_one_vote_in_the_common_mask():
+    """Two heads cover the thing; a third gives one cell beside it all its attention, which in a mean would decide."""
+    whole, peak = blob(2, 2), np.full((12, 12), 1e-6)
+    peak[5, 5] = 1.0
+    stack = np.stack([whole, whole * 0.5, peak]).astype(np.float32)
+    scores = agreement_scores([stack], [0, 1, 2])
+    assert scores[0] == scores[1] == 1.0
+    assert scores[2] == 0
+    # A cell that half of the voters have is not in it where another has all of them.
+    narrow = np.full((12, 12), 0.001)
+    narrow[2:5, 2:4] = 0.1
+    half = agreement_scores([np.stack([whole, narrow]).astype(np.float32)], [0, 1])
+    assert half[1] == 1.0 > half[0] > 0.5
+
+
 def test_localisation_prefers_one_place_among_heads_that_look_at_the_image():
     scores = localisation_scores(stacks(PLACES))
     assert set(np.argsort(-scores)[:2]) == {0, 1}  # one place each; 2 has many, 3 none of the attention
