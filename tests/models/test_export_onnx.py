@@ -48,7 +48,8 @@ def test_the_mask_head_takes_any_number_of_phrases_and_any_grid(upsample, tmp_pa
             np.testing.assert_allclose(found, head(rows).numpy(), atol=1e-4)
 
 
-@pytest.mark.parametrize("kept", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kept", [False, True])
 def test_sams_decoder(kept, tmp_path):
     refiner = make_refiner()
     if kept:
@@ -93,7 +94,13 @@ def test_sam2s_decoder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"side": "stem"}, {"gate": "task", "project_channels": 6}, {"gate": "spatial"}]
+    "changes",
+    [
+        {},
+        {"gate": "task", "project_channels": 6},
+        pytest.param({"side": "stem"}, marks=pytest.mark.long),
+        pytest.param({"gate": "spatial"}, marks=pytest.mark.long),
+    ],
 )
 def test_boxes_are_the_heads_own(changes, tmp_path):
     if changes.get("side"):
