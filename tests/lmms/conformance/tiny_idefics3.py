@@ -1,7 +1,8 @@
 """Idefics3."""
 
+import transformers
 from tiny_families import LLAMA, tokenizer
-from transformers import Idefics3ImageProcessor, Idefics3Processor, PreTrainedTokenizerFast
+from transformers import Idefics3Processor, PreTrainedTokenizerFast
 
 from flmm_detseg.lmms.families.idefics3 import Idefics3Adapter
 
@@ -17,9 +18,9 @@ SPECIAL = [
 def build(**arguments) -> Idefics3Adapter:
     """Tiles of 56 pixels, 2 x 2 tokens each; the long side three of them."""
     words = tokenizer(PreTrainedTokenizerFast, SPECIAL)
-    images = Idefics3ImageProcessor(
-        size={"longest_edge": 168}, max_image_size={"longest_edge": 56}, resample=3
-    )
+    # Transformers 5 reads the one that resizes with Pillow, which is 4's, from a folder.
+    kind = getattr(transformers, "Idefics3ImageProcessorPil", transformers.Idefics3ImageProcessor)
+    images = kind(size={"longest_edge": 168}, max_image_size={"longest_edge": 56}, resample=3)
     config = dict(
         text_config=dict(LLAMA, model_type="llama"),
         vision_config=dict(

@@ -1,9 +1,9 @@
 """SmolVLM2."""
 
+import transformers
 from tiny_families import LLAMA, tokenizer
 from transformers import (
     PreTrainedTokenizerFast,
-    SmolVLMImageProcessor,
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
@@ -23,9 +23,9 @@ SPECIAL = [
 def build(**arguments) -> SmolVLMAdapter:
     """Tiles of 56 pixels, 2 x 2 tokens each; the long side three of them."""
     words = tokenizer(PreTrainedTokenizerFast, SPECIAL)
-    images = SmolVLMImageProcessor(
-        size={"longest_edge": 168}, max_image_size={"longest_edge": 56}, resample=3
-    )
+    # Transformers 5 reads the one that resizes with Pillow, which is 4's, from a folder.
+    kind = getattr(transformers, "SmolVLMImageProcessorPil", transformers.SmolVLMImageProcessor)
+    images = kind(size={"longest_edge": 168}, max_image_size={"longest_edge": 56}, resample=3)
     config = dict(
         text_config=dict(LLAMA, model_type="llama"),
         vision_config=dict(
