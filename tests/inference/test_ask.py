@@ -152,7 +152,7 @@ def test_question_on_the_command_line(monkeypatch, tmp_path):
     (tmp_path / "config.py").touch()
     Image.fromarray(IMAGE).save(tmp_path / "image.png")
     arguments = _arguments("--question", QUESTION)
-    arguments.image, arguments.out = str(tmp_path / "image.png"), tmp_path / "new" / "overlay.png"
+    arguments.image, arguments.out = [str(tmp_path / "image.png")], tmp_path / "new" / "overlay.png"
     figures = json.loads(json.dumps(command.run(arguments)))
     assert figures["caption"] == grounder.ask(IMAGE, QUESTION).caption
     assert [entry["phrase"] for entry in figures["phrases"]] == list(grounder.ask(IMAGE, QUESTION).phrases)
