@@ -17,6 +17,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from flmm_detseg.utils.cli import add_lmm_argument
 from flmm_detseg.utils.configs import TINY_LMM
 from flmm_detseg.utils.outputs import refuse_overwrite
 from flmm_detseg.utils.paths import image_file
@@ -37,10 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", help="with --features: what training wrote; default: load_from of the config"
     )
     parser.add_argument("--untrained", action="store_true", help="with --features: accept random heads")
-    parser.add_argument(
-        "--allow-other-lmm", action="store_true",
-        help="with --features: accept a checkpoint that was trained on another LMM",
-    )  # fmt: skip
+    add_lmm_argument(parser)
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--question", help="what the model answers; default: it describes the image")
     text.add_argument("--caption", help="text that the model reads as its own answer")

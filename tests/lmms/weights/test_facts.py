@@ -383,7 +383,10 @@ def test_every_from_pretrained_of_transformers_says_that_no_code_is_trusted():
             depth, end = 0, place
             while (depth := depth + (text[end] == "(") - (text[end] == ")")) or text[end] != ")":
                 end += 1
-            ours = ("SAMRefiner", "`SAMRefiner", ":meth:", "data/models", "AttentionReader", " adapter")
+            ours = (
+                *("SAMRefiner", "SAM2Refiner", ":meth:", "data/models", "AttentionReader", " adapter"),
+                *("find_adapter(pretrained)", "Grounder", "``peft.PeftModel"),
+            )
             own = text[:place].endswith(ours)
             template = "model_card" in file.name
             if "trust_remote_code=False" not in text[place:end] and not own and not template:
