@@ -51,6 +51,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     given = [arguments.lmm, arguments.phrases, arguments.image_dir]
     if (arguments.config is None) == (None in given) or (arguments.config is not None and any(given)):
         raise ConfigError("give either a config, or --lmm, --phrases and --image-dir")
+    if arguments.config is not None and arguments.dtype is not None:
+        raise ConfigError("--dtype belongs to --lmm; a config says the type of its LMM's weights itself")
     if arguments.images < 2:
         raise ConfigError(f"--images is {arguments.images}; at least 2 are needed, better 50")
     read = [arguments.phrases] if arguments.config is None else [config_file(arguments.config)]

@@ -113,9 +113,10 @@ class AttentionMaps:
         Raises:
             DataError: There is no such piece, or a layer or head was not read.
         """
-        found = self.by_layer([index], heads)[0, self._places(layers)].mean(0)
+        places = _places(self.layers, layers, "layer")
+        found = self.by_layer([index], heads)[0, places].mean(0)
         if relative:
-            others = self.by_layer(None, heads)[:, self._places(layers)].mean(1)
+            others = self.by_layer(None, heads)[:, places].mean(1)
             found = found / np.maximum(others.mean(0), 1e-12)
         return found
 
@@ -130,24 +131,18 @@ class AttentionMaps:
             float32 ``[pieces, layers, rows, cols]``, padding cut away.
 
         Raises:
-            DataError: There is no such piece, or a head was not read.
+            DataError: There is no such piece, none at all, or a head was not read.
         """
         window = self.grid.crop_window(self.grid.output_grid)
+        places = _places(self.heads, heads, "head")
+        chosen = range(len(self)) if pieces is None else pieces
+        if not len(chosen):
+            raise DataError(f"there is no piece of {self.text!r:.80} to show")
         found = []
-        for index in range(len(self)) if pieces is None else pieces:
+        for index in chosen:
             rows = self.rows(index)
-            if heads is not None:
-                rows = rows[:, :, [_place(self.heads, head, "head") for head in heads]]
-            found.append(rows.mean(axis=(0, 2))[(slice(None), *window)])
+            found.append(rows[:, :, places].mean(axis=(0, 2))[(slice(None), *window)])
         return np.stack(found)
-
-    def _places(self, layers: Sequence[int] | None) -> list[int]:
-        chosen = self.layers if layers is None else layers
-        if not chosen:
-            raise DataError(
-                "no layer to take the mean of; name some of those that were read, or leave them out"
-            )
-        return [_place(self.layers, layer, "layer") for layer in chosen]
 
     def heat_map(
         self,
@@ -233,6 +228,15 @@ def heat_of(stack: np.ndarray, grid: PatchGrid) -> np.ndarray:
 
 def _enlarged(small: Tensor, size: tuple[int, int]) -> np.ndarray:
     return F.interpolate(small[None, None], size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def _places(labels: Sequence[int], chosen: Sequence[int] | None, what: str) -> list[int]:
+    """Where the chosen ones (None: all) are among the labels."""
+    if chosen is not None and len(chosen) == 0:
+        raise DataError(
+            f"no {what} to take the mean of; name some of those that were read, or leave them out"
+        )
+    return [_place(labels, label, what) for label in (labels if chosen is None else chosen)]
 
 
 def _place(labels: Sequence[int], label: int, what: str) -> int:

@@ -60,7 +60,7 @@ class AttentionReader:
         device: str | torch.device | None = None,
         layers: Sequence[int] | None = None,
         heads: Sequence[int] | None = None,
-        prompt_template: str = "vicuna",
+        prompt_template: str | None = None,
         max_length: int | None = None,
     ) -> AttentionReader:
         """Loads an LMM; the family is found from its config.
@@ -71,7 +71,8 @@ class AttentionReader:
             device: For example ``"cuda:0"``; None takes the GPU when there is one.
             layers: Decoder layers to read; None: all whose rows say something about the image.
             heads: Heads to read; None: all.
-            prompt_template: Of LLaVA and LLaVA-NeXT; other families have their own.
+            prompt_template: Of LLaVA and LLaVA-NeXT, ``"vicuna"`` or ``"mistral"``; None: the latter for
+                LLaVA-NeXT over Mistral, else the former. Other families have their own.
             max_length: Longest sequence in tokens; None: what the language model was built for.
 
         Returns:

@@ -82,7 +82,7 @@ def one_phrase_each(records: Iterable[Sample], count: int) -> list[Sample]:
     """Samples of one phrase as the whole text, each about another image.
 
     Args:
-        records: In the order in which they are taken.
+        records: In the order in which they are taken; those without an ``image_id`` show different images.
         count: How many.
 
     Returns:
@@ -91,7 +91,7 @@ def one_phrase_each(records: Iterable[Sample], count: int) -> list[Sample]:
     found: list[Sample] = []
     images: set[str | None] = set()
     for record in records:
-        if record.phrases and record.image_id not in images:
+        if record.phrases and (record.image_id is None or record.image_id not in images):
             images.add(record.image_id)
             text = record.phrase_text(0)
             phrase = Phrase(((0, len(text)),))
@@ -208,6 +208,8 @@ def localisation_scores(stacks: Sequence[np.ndarray]) -> np.ndarray:
     mass = _mass(stacks)
     enough = mass >= elbow(mass)
     entropies = np.array([[spatial_entropy(one) for one in stack] for stack in stacks])
+    # A head that gives an image nothing looks at no place in it: it is as bad as one place for each cell.
+    entropies = np.minimum(entropies, np.log([[max(stack[0].size, 2)] for stack in stacks]))
     chosen = np.zeros(len(mass))
     for row in np.where(enough, entropies, np.inf):
         chosen[np.argsort(row, kind="stable")[: min(_CHOSEN, int(enough.sum()))]] += 1

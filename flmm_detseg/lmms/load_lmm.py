@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from transformers import PretrainedConfig
 
 from flmm_detseg.lmms.all_families import find_adapter
 from flmm_detseg.lmms.lmm import LMM
+from flmm_detseg.utils.hub import check_folder
 
 
 def load_lmm(
@@ -16,7 +18,7 @@ def load_lmm(
     rows: dict[str, Any] | None = None,
     dtype: str | None = None,
     device: str | torch.device | None = None,
-    prompt_template: str = "vicuna",
+    prompt_template: str | None = None,
     max_length: int | None = None,
 ) -> LMM:
     """Loads an LMM; the family is found from its config.
@@ -26,7 +28,8 @@ def load_lmm(
         rows: Settings of the attention stack, see :class:`~flmm_detseg.lmms.capture.row_tap.RowSettings`.
         dtype: Of the weights; None: bfloat16 on a GPU, float32 without.
         device: For example ``"cuda:0"``; None takes the GPU when there is one.
-        prompt_template: Of LLaVA and LLaVA-NeXT; other families have their own.
+        prompt_template: Of LLaVA and LLaVA-NeXT, ``"vicuna"`` or ``"mistral"``; None: the latter for
+            LLaVA-NeXT over Mistral, else the former. Other families have their own.
         max_length: Longest sequence in tokens; None: what the language model was built for.
 
     Returns:
@@ -39,7 +42,17 @@ def load_lmm(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else "bfloat16"
-    lmm = find_adapter(pretrained).from_pretrained(
-        pretrained, dtype=dtype, rows=rows, prompt_template=prompt_template, max_length=max_length
+    adapter = find_adapter(pretrained)
+    template = prompt_template or _own_template(pretrained)
+    lmm = adapter.from_pretrained(
+        pretrained, dtype=dtype, rows=rows, prompt_template=template, max_length=max_length
     )
     return lmm.to(device).eval()
+
+
+def _own_template(pretrained: str) -> str:
+    """The template that a published LLaVA-NeXT was trained with; LLaVA over Mistral (BakLLaVA) has Vicuna's as well."""
+    fields, _ = PretrainedConfig.get_config_dict(check_folder(pretrained))
+    text = fields.get("text_config")
+    inner = text.get("model_type") if isinstance(text, dict) else None
+    return "mistral" if (fields.get("model_type"), inner) == ("llava_next", "mistral") else "vicuna"

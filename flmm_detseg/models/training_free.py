@@ -24,10 +24,10 @@ def training_free_model(
     *,
     ranking: str | Path | None = None,
     heads: int = 3,
-    refiner: str | Refiner | None = None,
+    refiner: str | Path | Refiner | None = None,
     dtype: str | None = None,
     device: str | torch.device | None = None,
-    prompt_template: str = "vicuna",
+    prompt_template: str | None = None,
     max_length: int | None = None,
 ) -> GroundingLMM:
     """An LMM with :class:`~flmm_detseg.heads.AttentionMaskHead`, which is never trained.
@@ -41,18 +41,19 @@ def training_free_model(
             None: masks are as coarse as the LMM's patches.
         dtype: Of the LMM's weights; None: bfloat16 on a GPU, float32 without.
         device: For example ``"cuda:0"``; None takes the GPU when there is one.
-        prompt_template: Of LLaVA and LLaVA-NeXT; other families have their own.
+        prompt_template: Of LLaVA and LLaVA-NeXT, ``"vicuna"`` or ``"mistral"``; None: the latter for
+            LLaVA-NeXT over Mistral, else the former. Other families have their own.
         max_length: Longest sequence in tokens; None: what the language model was built for.
 
     Returns:
         The model in eval mode on its device.
 
     Raises:
-        ConfigError: No such model, or none of a family that is known; the ranking is none, is of another model or has
-            fewer heads; the refiner takes text.
+        ConfigError: No such model, or none of a family that is known; the ranking is none, is of a model with
+            other numbers of layers or heads (its name is not looked at), or has fewer heads; the refiner takes text.
         CheckpointError: Weights are absent, damaged, or do not fit.
     """
-    sam = load_refiner(refiner) if isinstance(refiner, str) else refiner
+    sam = load_refiner(str(refiner)) if isinstance(refiner, str | Path) else refiner
     if ranking is None:
         beside = find(lmm) / RANKING_NAME
         ranking = beside if is_file(beside) else None

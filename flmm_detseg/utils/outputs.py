@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from stat import S_ISDIR
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.paths import find
@@ -20,13 +21,15 @@ def refuse_overwrite(out: str | Path, inputs: Iterable[str | Path | None]) -> Pa
         ``out``.
 
     Raises:
-        ConfigError: It is one of them.
+        ConfigError: It is one of them, or a folder.
     """
     out = Path(out)
     try:
         there = out.stat()
     except (OSError, ValueError):  # nothing is there to be lost
         return out
+    if S_ISDIR(there.st_mode):
+        raise ConfigError(f"{out} is a folder, and a file is to be written: name the file, too")
     for item in inputs:
         try:
             same = item is not None and _identity(find(item)) == (there.st_dev, there.st_ino)

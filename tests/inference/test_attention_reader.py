@@ -74,8 +74,11 @@ def test_maps_are_means_without_the_padding(reader):
     heat = maps.heat_map(0)
     assert heat.shape == image.shape[:2]
     assert abs(heat.mean() - means[0].mean()) < 0.1 * means[0].mean()
-    with pytest.raises(DataError, match="no layer"):
-        maps.map(0, layers=[])
+    for given, message in ((dict(layers=[]), "no layer"), (dict(heads=[]), "no head")):
+        with pytest.raises(DataError, match=message):
+            maps.map(0, **given)
+    with pytest.raises(DataError, match="no piece"):
+        maps.by_layer([])
 
 
 def test_a_named_thing_is_looked_at(reader, tmp_path):

@@ -85,6 +85,16 @@ def test_localisation_prefers_one_place_among_heads_that_look_at_the_image():
     assert set(np.argsort(-scores)[:2]) == {0, 1}  # one place each; 2 has many, 3 none of the attention
 
 
+def test_a_head_that_gives_one_image_nothing_has_a_score_too():
+    given = stacks(PLACES)
+    expected = localisation_scores(given)
+    given[1][3] = 0  # its softmax underflowed
+    scores = localisation_scores(given)
+    assert np.isfinite(scores).all()
+    assert set(np.argsort(-scores)[:2]) == set(np.argsort(-expected)[:2]) == {0, 1}
+    assert scores.argmin() == 3
+
+
 def test_spatial_entropy_and_elbow_by_hand():
     assert spatial_entropy(blob(2, 2)) == 0
     two = np.maximum(blob(1, 1), blob(8, 8))
@@ -105,6 +115,7 @@ def test_samples_are_a_phrase_each_about_other_images():
         assert sample.phrases == (Phrase(((0, len(sample.text)),)),)
         assert sample.masks is None
     assert len(one_phrase_each(records, 9)) == 3
+    assert len(one_phrase_each([replace(record, image_id=None) for record in records], 9)) == 6
     named = [
         replace(sample, text=text, phrases=(Phrase(((0, 1),)),)) for sample, text in zip(chosen * 2, "aabc")
     ]
@@ -159,6 +170,8 @@ def test_the_command_ranks_on_images_and_phrases(tmp_path):
         (["--out", "a.json"], "either a config, or"),
         ([*lmm, *files, "--images", "1", "--out", "a.json"], "--images is 1"),
         ([*lmm, *files, "--out", files[1]], "is an input"),
+        ([*lmm, *files, "--out", str(tmp_path)], "is a folder"),
+        (["tiny/training_free", "--dtype", "bfloat16", "--out", "a.json"], "--dtype belongs to --lmm"),
     ):
         with pytest.raises(ConfigError, match=message):
             command.run(arguments(*words))

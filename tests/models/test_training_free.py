@@ -32,7 +32,7 @@ def said(monkeypatch) -> list[str]:
 
 def test_the_folders_own_ranking_and_a_sam_are_those_of_the_recipe(said):
     """As configs/tiny/training_free.py, to the bit."""
-    ours = Grounder.from_lmm(str(TINY), refiner=SAM, device="cpu").ground(SCENE, CAPTION, PHRASES)
+    ours = Grounder.from_lmm(str(TINY), refiner=Path(SAM), device="cpu").ground(SCENE, CAPTION, PHRASES)
     recipe = Grounder(model_from_config("configs/tiny/training_free.py", device="cpu"))
     theirs = recipe.ground(SCENE, CAPTION, PHRASES)
     np.testing.assert_array_equal(ours.coarse_logits, theirs.coarse_logits)

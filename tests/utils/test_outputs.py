@@ -36,6 +36,8 @@ def test_an_input_is_known_under_any_name(tmp_path, monkeypatch):
             refuse_overwrite(out, [None, "gone", "n" * 5000, *inputs])
     assert refuse_overwrite("b.json", ["a.json"]) == Path("b.json")
     assert refuse_overwrite("n" * 5000, ["a.json"])
+    with pytest.raises(ConfigError, match="x is a folder"):
+        refuse_overwrite("x", [])
     with pytest.raises(ConfigError, match="holds images that are read"):
         refuse_folder_of_inputs(".", [tmp_path / "a.json"])
     assert refuse_folder_of_inputs("x", ["a.json"]) == refuse_folder_of_inputs("y", []).with_name("x")

@@ -9,6 +9,7 @@ globals.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
@@ -67,9 +68,14 @@ class RowSettings:
             )
         for name in ("layers", "heads"):
             chosen = getattr(self, name)
-            if chosen is None or isinstance(chosen, str):
+            if chosen is None or (name == "heads" and self.by_ranking):
                 continue
-            chosen = tuple(chosen)
+            try:
+                chosen = tuple(operator.index(one) for one in chosen)
+            except TypeError as error:
+                raise ConfigError(
+                    f"rows `{name}` is {chosen!r}; a list of indices from 0 is needed, or None"
+                ) from error
             if not chosen or list(chosen) != sorted(set(chosen)) or chosen[0] < 0:
                 raise ConfigError(
                     f"rows `{name}` is {chosen}; ascending indices from 0, without repetition, or None"
@@ -144,7 +150,8 @@ class RowSettings:
             ascending, however a ranking orders them.
 
         Raises:
-            ConfigError: An index is out of range, a layer has no attention rows, or the ranking is of another model.
+            ConfigError: An index is out of range, a layer has no attention rows, or the ranking is of a
+                model of other sizes.
         """
         if self.by_ranking:
             ranking = self._read_ranking()

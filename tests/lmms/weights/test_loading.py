@@ -14,6 +14,7 @@ from transformers import CLIPImageProcessor
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.lmms import LlavaAdapter, LlavaNextAdapter, RowSettings
+from flmm_detseg.lmms.load_lmm import load_lmm
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec
 
@@ -58,6 +59,20 @@ def test_next_round_trip(tmp_path):
     item = adapter.prepare(make_sample())
     ours, theirs = (one.encode([item], CaptureSpec(attention=True)) for one in (loaded, adapter))
     assert torch.equal(ours.attention[0], theirs.attention[0])
+
+
+def test_a_llava_next_over_mistral_is_asked_in_its_own_words(tmp_path):
+    adapter = tiny_llava_next()
+    adapter.model.save_pretrained(tmp_path)
+    adapter.processor.tokenizer.save_pretrained(tmp_path)
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    assert load_lmm(str(tmp_path), device="cpu").processor.settings.prompt_template == "vicuna"
+    fields = json.loads((tmp_path / "config.json").read_text())
+    fields["text_config"]["model_type"] = "mistral"  # the same tensors
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    for given, expected in ((None, "mistral"), ("vicuna", "vicuna")):
+        loaded = load_lmm(str(tmp_path), device="cpu", prompt_template=given)
+        assert loaded.processor.settings.prompt_template == expected
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing/here", "data/models/absent"])
