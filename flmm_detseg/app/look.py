@@ -193,6 +193,11 @@ element.addEventListener("pointermove", event => {
 element.addEventListener("pointerup", () => {
   if (!gesture) return;
   gesture = null;
+  const box = state.tool === "box" ? state.marks.box : null;
+  if (box && (Math.abs(box[2] - box[0]) < 1 || Math.abs(box[3] - box[1]) < 1)) {
+    state.marks.box = null; paint();  // a click: kept, it would be refused with every further mark
+    return;
+  }
   trigger("mark", {...state.marks});
   state.marks.again = true;
 });

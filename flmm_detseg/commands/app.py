@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     listening = bind(arguments.host, arguments.port)
     port = listening.getsockname()[1]
-    address = f"http://{'localhost' if arguments.host in ('127.0.0.1', '::1') else arguments.host}:{port}"
+    address = _address(arguments.host, port)
     stop_children_at_sigterm()
     figures: dict[str, Any] = {"address": address}
 
@@ -86,6 +86,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         service = _service(arguments, model)
         serve(service, listening, ready)
     return figures | {"requests": service.requests}
+
+
+def _address(host: str, port: int) -> str:
+    if host in ("127.0.0.1", "::1"):
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _check(arguments: argparse.Namespace) -> ChosenModel:
@@ -108,7 +114,7 @@ def _service(arguments: argparse.Namespace, model: ChosenModel) -> Service:
     from flmm_detseg.app.service import Service
 
     limits = Limits()
-    frames = drawn_screen() if arguments.frames is None else frames_of_folder(arguments.frames, limits)
+    frames = drawn_screen() if arguments.frames is None else frames_of_folder(find(arguments.frames), limits)
     tiny = model.config == TINY_CONFIG
     about = _about(arguments, model, limits, tiny=tiny)
     return Service(model.load(), _stream(arguments, tiny=tiny), frames, limits, about)
@@ -134,6 +140,12 @@ def _stream(arguments: argparse.Namespace, *, tiny: bool) -> StreamMaker | None:
     return make
 
 
+def _lmm_name(lmm: str) -> str:
+    """The name on the hub, or the last part of a folder's."""
+    folder = find(lmm)
+    return folder.resolve().name if folder.is_dir() else lmm
+
+
 def _about(arguments: argparse.Namespace, model: ChosenModel, limits: Limits, *, tiny: bool) -> About:
     from flmm_detseg.app.service import About
     from flmm_detseg.app.uploads import read_picture
@@ -147,7 +159,7 @@ def _about(arguments: argparse.Namespace, model: ChosenModel, limits: Limits, *,
     clock = "what time is it ?"
     if not tiny:
         # A folder of this machine is nobody's business.
-        name = arguments.lmm or config_name(model.config or "")
+        name = config_name(model.config or "") if arguments.lmm is None else _lmm_name(arguments.lmm)
         return About(name, stream=untrained, stream_question=clock)
     return About(
         "The repository's tiny LLaVA",

@@ -141,7 +141,7 @@ def _features(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
         raise ConfigError(
             "--features with --caption needs the phrases whose attention is shown: --phrase TEXT"
         )
-    config_file(arguments.features)
+    refuse_overwrite(arguments.out, [config_file(arguments.features)])
     from flmm_detseg.datasets.images import read_image
     from flmm_detseg.inference.feature_page import feature_page
     from flmm_detseg.models.from_config import model_from_config

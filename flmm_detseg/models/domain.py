@@ -20,6 +20,7 @@ from safetensors.numpy import save
 
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.ops.picture_statistics import picture_statistics
+from flmm_detseg.utils.values import printable
 from flmm_detseg.utils.whole_files import dump_json, write_bytes
 
 # Its name beside a checkpoint.
@@ -32,6 +33,7 @@ _FOLDS = 5
 # those of another kind are a good deal further.
 _MARGIN = 1.25
 _FORMAT = "flmm_detseg.domain/1"
+_LONGEST_SOURCE = 500
 # A statistic that is the same in all training pictures may differ by this much.
 _LEAST_DEVIATION = 1e-3
 
@@ -172,10 +174,12 @@ class Domain:
                 whitening,
                 float(facts["threshold"]),
                 int(facts["num_pictures"]),
-                str(facts["source"]),
+                printable(
+                    str(facts["source"]), _LONGEST_SOURCE
+                ),  # somebody else's text goes to terminals and pages
                 float(facts["false_alarms"]),
             )
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, OverflowError, KeyError, TypeError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{path} is damaged ({type(error).__name__}: {error}); {again}") from error

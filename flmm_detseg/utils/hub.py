@@ -13,7 +13,20 @@ from flmm_detseg.utils.paths import find, places
 MODEL_FILE = "config.json"
 # What a command takes for a model on the hub: hf://owner/name, with or without @revision.
 HUB = "hf://"
-_FETCHED = (MODEL_FILE, "*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "README.md")
+_FETCHED = (
+    MODEL_FILE,
+    "*.safetensors",
+    "*.json",
+    "*.jinja",
+    "*.model",
+    "*.txt",
+    "README.md",
+    # What `--inside` copies besides.
+    "parts/*.pth",
+    "parts/*.pt",
+    "parts/*LICENSE*",
+    "parts/*README.md",
+)
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

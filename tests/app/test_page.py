@@ -176,6 +176,8 @@ def test_a_browser_uploads_asks_clicks_draws_and_switches_tabs(server: Server, t
             2,
         ):
             page.click("[data-clear]")
+            page.click("[data-tool=box]")
+            page.drag(".flmm-stage canvas", [(0.5, 0.5)])  # draws no box, and spoils nothing that follows
             page.click(f"[data-tool={tool}]")
             page.drag(".flmm-stage canvas", places)
             page.wait(f"document.querySelectorAll('.flmm-turn').length == {number}", 120)

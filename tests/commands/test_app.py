@@ -7,8 +7,10 @@ import socket
 
 import pytest
 
+from flmm_detseg.app.limits import Limits
 from flmm_detseg.app.server import bind
 from flmm_detseg.commands import app
+from flmm_detseg.commands.chosen_model import ChosenModel, choose_model
 from flmm_detseg.errors import ConfigError, DataError, MissingDependencyError, RunError
 
 
@@ -49,3 +51,37 @@ def test_only_this_machine_is_listened_to_unless_asked():
     with pytest.raises(RunError, match="cannot listen"):
         bind("192.0.2.1", 0)
     assert isinstance(first, socket.socket)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "http://localhost:7860"),
+        ("::1", "http://localhost:7860"),
+        ("::", "http://[::]:7860"),
+        ("0.0.0.0", "http://0.0.0.0:7860"),
+    ],
+)
+def test_the_address_can_be_opened(host, address):
+    assert app._address(host, 7860) == address
+
+
+def test_the_page_names_a_model_and_no_folder_of_this_machine(tmp_path):
+    (tmp_path / "my_llava").mkdir()
+    for given, shown in (
+        (["--lmm", "owner/name"], "owner/name"),
+        (["--lmm", str(tmp_path / "my_llava")], "my_llava"),
+        ([str(tmp_path / "my_llava")], "my_llava"),
+    ):
+        arguments = parsed(*given)
+        assert app._about(arguments, choose_model(arguments), Limits(), tiny=False).model == shown
+
+
+def test_frames_of_a_relative_folder_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    taken = []
+    monkeypatch.setattr("flmm_detseg.app.service.Service", lambda *given: taken.append(given[2]))
+    monkeypatch.setattr(ChosenModel, "load", lambda self: None)
+    arguments = parsed("--frames", "data/models/tiny_heads")
+    app._service(arguments, choose_model(arguments))
+    assert taken[0].names == ["scene.png"]

@@ -95,6 +95,14 @@ def test_arguments_that_do_not_fit(words, message, tmp_path):
         _run(tmp_path, *words)
 
 
+def test_the_page_does_not_replace_the_config(tmp_path):
+    config = tmp_path / "mine.py"
+    config.write_text("model = None")
+    with pytest.raises(ConfigError, match="is an input"):
+        _run(tmp_path, "--features", str(config), "--out", str(config))
+    assert config.read_text() == "model = None"
+
+
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_command_on_the_shipped_heads(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from flmm_detseg.datasets.images import load_image
@@ -92,6 +94,17 @@ def test_damaged_files_are_refused(fitted, tmp_path):
         Domain.load(file)
     save_file(tensors, file, {"facts": '{"format": "another"}'})
     with pytest.raises(CheckpointError, match="format is 'another'"):
+        Domain.load(file)
+
+
+def test_a_domain_of_somebody_else_is_numbers_and_a_text_that_can_be_printed(fitted, tmp_path):
+    file = replace(fitted, source="cats\x1b[2J\nand dogs").save(tmp_path / DOMAIN_FILE)
+    assert Domain.load(file).source == "cats\\x1b[2J\\nand dogs"
+    with safe_open(file, "numpy") as content:
+        facts = content.metadata()["facts"].replace('"num_pictures": 100', '"num_pictures": Infinity')
+    assert "Infinity" in facts
+    save_file(load_file(file), file, {"facts": facts})
+    with pytest.raises(CheckpointError, match="damaged.*export domain"):
         Domain.load(file)
 
 

@@ -20,6 +20,8 @@ TENSORS_FILE = "model.safetensors"
 FORMAT = "flmm_detseg.model/1"
 # Key of the config: hashes of what the trained tensors stand beside.
 FROZEN = "frozen_sha256"
+# How the keys of evaluations' data sets end.
+EVALUATION = "_eval"
 # What else of a folder is kept in the config, so that it is there when the model is stored again.
 FACTS = ("trained_on", "trained_by", FROZEN)
 _AGAIN = "fetch or copy the folder again"
@@ -66,7 +68,13 @@ def read_model_folder(folder: Path) -> Config:
     fields = {"model": from_json(content.get("model"), MODELS, "model", folder)}
     if not isinstance(fields["model"], dict):
         raise ConfigError(f"{path} has no `model`; {_AGAIN}")
-    for key, value in dict(content.get("evaluation") or {}).items():
+    evaluation = content.get("evaluation") or {}
+    # Other keys of a config mean something else; hooks and imports are among them.
+    if not isinstance(evaluation, dict) or not all(key.endswith(EVALUATION) for key in evaluation):
+        raise ConfigError(
+            f"{path}: `evaluation` holds data sets by `..{EVALUATION}` and nothing else; {_AGAIN}"
+        )
+    for key, value in evaluation.items():
         fields[key] = from_json(value, DATASETS, key, folder)
     facts = {key: content[key] for key in FACTS if content.get(key)}
     return Config(
@@ -82,7 +90,7 @@ def _check_files(folder: Path, files: Any) -> None:
         path = inside(folder, name, "files")
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; {_AGAIN}")
-        if file_hash(path) != facts.get("sha256"):
+        if not isinstance(facts, dict) or file_hash(path) != facts.get("sha256"):
             raise CheckpointError(
                 f"{path} is not the file that was stored (its sha256 differs from the one in {MODEL_FILE}): it is "
                 f"damaged or was replaced; {_AGAIN}"

@@ -17,7 +17,14 @@ from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.models.pretrained.card import LIBRARY, CardFacts, model_card
 from flmm_detseg.models.pretrained.config_json import FILE, to_json
 from flmm_detseg.models.pretrained.frozen import frozen_hashes
-from flmm_detseg.models.pretrained.reading import FORMAT, FROZEN, TENSORS_FILE, base_fields, own_hash
+from flmm_detseg.models.pretrained.reading import (
+    EVALUATION,
+    FORMAT,
+    FROZEN,
+    TENSORS_FILE,
+    base_fields,
+    own_hash,
+)
 from flmm_detseg.registry import DATASETS, MODELS
 from flmm_detseg.utils.configs import config_name
 from flmm_detseg.utils.hub import MODEL_FILE, is_hub_name
@@ -27,7 +34,6 @@ from flmm_detseg.utils.whole_files import new_folder, write_json, write_text
 
 # Of the model's config, what only a training needs.
 _TRAINING = ("init_from", "new_parts", "allow_other_lmm")
-_EVALUATION = "_eval"
 # A file of a config that is no weights (a ranking of heads) goes into the folder.
 _SMALL_SUFFIX, _SMALL_BYTES = ".json", 1 << 20
 _FILE_ENDINGS = (".json", ".pth", ".pt", ".safetensors")
@@ -221,7 +227,7 @@ def _evaluation(config: Any) -> tuple[dict[str, Any], list[str]]:
         return value
 
     for key, listed in config.items():
-        if not key.endswith(_EVALUATION) or not isinstance(listed, Mapping):
+        if not key.endswith(EVALUATION) or not isinstance(listed, Mapping):
             continue
         for name, entry in listed.items():
             stored = to_json(entry, DATASETS, f"{key}.{name}", text)

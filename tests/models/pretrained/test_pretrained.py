@@ -228,6 +228,54 @@ def test_a_config_builds_registered_types_from_its_own_files_only(folder, edit, 
         Grounder.from_pretrained(folder, device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("edit", "error", "message"),
+    [
+        (lambda c: c.update(evaluation={"model": {}}), ConfigError, "`evaluation` holds data sets"),
+        (lambda c: c.update(evaluation={"custom_hooks": []}), ConfigError, "`evaluation` holds data sets"),
+        (lambda c: c.update(evaluation=["refcoco_eval"]), ConfigError, "`evaluation` holds data sets"),
+        (lambda c: c["files"].update({TENSORS_FILE: "hash"}), CheckpointError, "sha256 differs"),
+    ],
+)
+def test_entries_of_another_form_are_refused(folder, edit, error, message):
+    path = folder / MODEL_FILE
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content | {"sha256": own_hash(content)}))
+    with pytest.raises(error, match=message):
+        read_config(folder)
+
+
+def test_all_files_of_a_model_are_fetched_from_the_hub(saved, monkeypatch):
+    patterns = []
+
+    def fetched(name, *, revision, allow_patterns):
+        patterns.extend(allow_patterns)
+        return str(saved)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    fetch_model.cache_clear()
+    fetch_model("owner/model")
+    fetch_model.cache_clear()
+    names = [
+        "sam_vit_l.pth",
+        "sam.pt",
+        "lmm/tokenizer.model",
+        "lmm/LICENSE.txt",
+        "lmm/LICENSE",
+        "lmm/README.md",
+    ]
+    written = [
+        MODEL_FILE,
+        TENSORS_FILE,
+        DOMAIN_FILE,
+        "files/ranking.json",
+        *(f"parts/{name}" for name in names),
+    ]
+    offered = [*written, "code.py", "parts/lmm/code.py", "large.pth"]
+    assert list(huggingface_hub.utils.filter_repo_objects(offered, allow_patterns=patterns)) == written
+
+
 def test_a_model_on_the_hub_comes_out_of_the_cache_without_a_network(grounder, saved, tmp_path, monkeypatch):
     commit = "0" * 39 + "1"
     repository = tmp_path / "hub" / "models--owner--tiny"
