@@ -8,12 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from tiny import make_sample, tiny_llava
 
 from flmm_detseg.commands import rank_heads as command
 from flmm_detseg.datasets.phrase_list import PhraseList
+from flmm_detseg.datasets.tinyworld import make_scene, referring_expressions
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads import AttentionMaskHead
 from flmm_detseg.inference.rank_heads import (
     agreement_scores,
     attention_of,
@@ -25,7 +29,8 @@ from flmm_detseg.inference.rank_heads import (
     spatial_entropy,
     with_wrong_phrases,
 )
-from flmm_detseg.structures import HeadRanking, Phrase
+from flmm_detseg.lmms.load_lmm import load_lmm
+from flmm_detseg.structures import HeadRanking, Phrase, Sample
 
 ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(0)
@@ -122,6 +127,40 @@ def test_samples_are_a_phrase_each_about_other_images():
     assert [sample.text for sample in with_wrong_phrases(named)] == ["b", "b", "c", "a"]
     with pytest.raises(DataError, match="all phrases are 'a'"):
         with_wrong_phrases(named[:2])
+
+
+def scene_samples(split: str, count: int) -> tuple[list[Sample], list[np.ndarray]]:
+    """A referring expression and its object's mask, of each of some scenes that no training has used."""
+    samples, masks = [], []
+    for index in range(count):
+        scene = make_scene(1, index, split)
+        said = referring_expressions(scene, 1)[0]
+        phrase = Phrase(((0, len(said.text)),))
+        samples.append(Sample(f"{split}/{index}", scene.image, said.text, (phrase,)))
+        masks.append(next(thing.mask for thing in scene.objects if thing.object_id == said.object_id))
+    return samples, masks
+
+
+def test_the_tiny_llavas_best_heads_are_found_without_masks():
+    """At least 0.8 of the IoU of the best head, which is chosen with the masks."""
+    lmm = load_lmm(str(ROOT / "data" / "models" / "tiny_llava"), device="cpu")
+    ranking = rank_heads(lmm, scene_samples("train", 50)[0], "tiny")
+    samples, masks = scene_samples("val", 40)
+    maps = attention_of(lmm, samples, 8)
+
+    def mean_iou(pairs) -> float:
+        channels = [lmm.attention_pairs.index(pair) for pair in pairs]
+        found = []
+        for stack, mask in zip(maps, masks, strict=True):
+            logits = AttentionMaskHead(len(pairs))(torch.from_numpy(stack[None, channels]))
+            ours = F.interpolate(logits[None], mask.shape, mode="bilinear")[0, 0].numpy() > 0
+            found.append((ours & mask).sum() / (ours | mask).sum())
+        return float(np.mean(found))
+
+    best = max(mean_iou([pair]) for pair in lmm.attention_pairs)
+    found = [mean_iou(ranking.top(count)) for count in (1, 3, 10)]
+    assert min(found) >= 0.8 * best
+    assert mean_iou(ranking.heads[-3:]) < 0.5 * best
 
 
 def test_batches_change_nothing_and_the_file_holds_it():
