@@ -22,6 +22,7 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIMIZERS as MMENGINE_OPTIMIZERS
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import STRATEGIES as MMENGINE_STRATEGIES
+from mmengine.registry import VISBACKENDS as MMENGINE_VISBACKENDS
 from mmengine.registry import Registry, build_model_from_cfg
 
 from flmm_detseg.errors import ConfigError
@@ -140,6 +141,7 @@ _ENGINE = _modules(
     "loop",
     "optimizer",
     "report_hook",
+    "run_tracker",
     "runner",
 )
 
@@ -197,6 +199,8 @@ OPTIMIZERS = Registry("optimizer", parent=MMENGINE_OPTIMIZERS, scope=SCOPE, loca
 LOOPS = Registry("loop", parent=MMENGINE_LOOPS, scope=SCOPE, locations=_ENGINE)
 RUNNERS = Registry("runner", parent=MMENGINE_RUNNERS, scope=SCOPE, locations=_ENGINE)
 STRATEGIES = Registry("strategy", parent=MMENGINE_STRATEGIES, scope=SCOPE, locations=_ENGINE)
+# Where curves and pictures of a run go.
+VISBACKENDS = Registry("vis_backend", parent=MMENGINE_VISBACKENDS, scope=SCOPE, locations=_ENGINE)
 
 # MMEngine asks a config's scope for these as well, and warns where there is nothing to ask.
 _NOTHING_OF_OURS = tuple(
@@ -212,7 +216,6 @@ _NOTHING_OF_OURS = tuple(
         engine.RUNNER_CONSTRUCTORS,
         engine.TASK_UTILS,
         engine.TRANSFORMS,
-        engine.VISBACKENDS,
         engine.VISUALIZERS,
         engine.WEIGHT_INITIALIZERS,
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from flmm_detseg.engine.training.loop import ResumableTrainLoop
     from flmm_detseg.engine.training.optimizer import GroupedAdamW
     from flmm_detseg.engine.training.report_hook import ParameterReportHook
+    from flmm_detseg.engine.training.run_tracker import RunTracker
     from flmm_detseg.engine.training.runner import GroundingRunner
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "IterationSeedHook",
     "ParameterReportHook",
     "ResumableTrainLoop",
+    "RunTracker",
     "SampleInfoHook",
     "VisualizationHook",
 ]
