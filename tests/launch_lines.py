@@ -47,6 +47,18 @@ RUN = {
     "flmm-detseg rank-heads --lmm Qwen/Qwen3-VL-2B-Instruct --phrases phrases.jsonl --image-dir photos "
     "--out ranking.json": "",
     'flmm-detseg explain photo.jpg --lmm Qwen/Qwen3-VL-2B-Instruct --question "what is this ?" --out page.html': "",
+    'flmm-detseg ground --image data/models/tiny_heads/scene.png --caption "a white ring is left of the orange ring ." '
+    '--phrase "a white ring" --phrase "the orange ring" --format coco label-studio yolo panoptic '
+    "--out work_dirs/exported": "",
+    "flmm-detseg export onnx tiny/frozen_tiny_llava_refcoco_png --checkpoint data/models/tiny_heads/heads.pth "
+    "--out work_dirs/onnx": "",
+    "flmm-detseg explain data/models/tiny_heads/scene.png --features tiny/frozen_tiny_llava_refcoco_png "
+    '--checkpoint data/models/tiny_heads/heads.pth --caption "a white ring is left of the orange ring ." '
+    '--phrase "a white ring" --out work_dirs/features.html': "",
+    f"flmm-detseg export pretrained {TINY} --checkpoint data/models/tiny_heads/heads.pth --out work_dirs/my_model "
+    "--licence apache-2.0": "",
+    "flmm-detseg ground work_dirs/my_model --image data/models/tiny_heads/scene.png --caption \"a white ring .\" "
+    '--phrase "a white ring" --out ring.png': "",  # after export pretrained
     "flmm-detseg doctor": "--json",
     "flmm-detseg list-configs refcoco": "",
     "flmm-detseg copy-config tiny/frozen_tiny_llava_refcoco_png my_configs": "",

@@ -53,7 +53,11 @@ def export_onnx(
         raise ConfigError(f"{out} is there and not empty; name a new folder, or remove it first")
     model = model_from_config(config, checkpoint, device="cpu", allow_other_lmm=allow_other_lmm)
     model.heads.float()
-    found = {name: head.graphs() for name, head in named_heads(model.heads).items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(
+            0
+        )  # inputs to compare on: the same ones each time, so that differences can be measured again
+        found = {name: head.graphs() for name, head in named_heads(model.heads).items()}
     if not any(found.values()):
         raise ConfigError(f"no head of {config} has a part to export (heads: {', '.join(found)})")
     figures: dict[str, Any] = {}

@@ -207,3 +207,18 @@ def test_the_shipped_heads(tmp_path):
     assert described["inputs"][0]["shape"] == ["phrases", 32, "h", "w"]
     with pytest.raises(ConfigError, match="is there and not empty"):
         export_onnx(TINY_CONFIG, TINY_HEADS, tmp_path / "onnx")
+
+
+def test_every_export_compares_on_the_same_inputs(tmp_path, monkeypatch):
+    seen: list[Graph] = []
+    written = "flmm_detseg.models.export_onnx.write_graph"
+    monkeypatch.setattr(written, lambda graph, file: seen.append(graph) or {"largest_difference": 0.0})
+    state = torch.random.get_rng_state()
+    for number in range(2):
+        torch.manual_seed(number)
+        export_onnx(TINY_CONFIG, TINY_HEADS, tmp_path / str(number))
+    torch.random.set_rng_state(state)
+    first, second = seen[: len(seen) // 2], seen[len(seen) // 2 :]
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one.examples, other.examples, rtol=0, atol=0)
+        torch.testing.assert_close(one.others, other.others, rtol=0, atol=0)
