@@ -13,6 +13,7 @@ class Limits:
 
     Attributes:
         file_bytes: Largest file that is taken.
+        folder_bytes: Of all files that were sent and not read yet; then the oldest are deleted.
         pixels: Most pixels of a picture, before it is decoded.
         side: A larger picture is worked on at this longer side; COCO files have its own size again.
         text: Most characters of a question.
@@ -27,6 +28,7 @@ class Limits:
     """
 
     file_bytes: int = 20_000_000
+    folder_bytes: int = 1_000_000_000
     pixels: int = 40_000_000
     side: int = 1536
     text: int = 2000

@@ -17,7 +17,7 @@ from flmm_detseg.errors import RunError
 
 # Before Gradio is imported: it reads them then.
 _QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-_SWEEP_SECONDS = 30.0
+_SWEEP_SECONDS = 5.0
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -86,7 +86,7 @@ class Uploads:
         return file
 
     def sweep(self, older_than: float | None = None) -> int:
-        """Deletes files that nobody asked to read.
+        """Deletes files that nobody asked to read, and the oldest beyond ``Limits.folder_bytes``.
 
         Args:
             older_than: Seconds; None takes :attr:`ORPHAN_SECONDS`.
@@ -95,14 +95,23 @@ class Uploads:
             How many there were.
         """
         limit = time.time() - (self.ORPHAN_SECONDS if older_than is None else older_than)
-        gone = 0
+        gone = total = 0
+        files = []
         for file in self.folder.rglob("*"):
             try:
-                if not file.is_dir() and file.lstat().st_mtime <= limit:
-                    file.unlink()
-                    gone += 1
+                if not file.is_dir():
+                    status = file.lstat()
+                    files.append((status.st_mtime, status.st_size, file))
             except FileNotFoundError:  # another thread was here
                 continue
+        for modified, num_bytes, file in sorted(files, reverse=True):
+            total += num_bytes
+            if modified <= limit or total > self._limits.folder_bytes:
+                try:
+                    file.unlink()
+                    gone += 1
+                except FileNotFoundError:
+                    continue
         for folder in sorted(self.folder.rglob("*"), reverse=True):
             try:
                 if folder.is_dir() and folder.stat().st_mtime <= limit:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ def training_free_model(
             f"{len(adapter.attention_pairs)} heads. Some 50 images with a phrase each, without masks, make one: "
             f"flmm-detseg rank-heads --lmm {lmm} --phrases FILE --image-dir DIR --out ranking.json; then give "
             "ranking='ranking.json' (--ranking ranking.json)",
+            "current",
+            logging.WARNING,
+        )
+    # The file was checked when the adapter was built.
+    elif Path(of := json.loads(find(ranking).read_text(encoding="utf-8"))["lmm"]).name != Path(lmm).name:
+        print_log(
+            f"the ranking {ranking} was made for {of}, this LMM is {lmm}: as many layers and heads, perhaps "
+            f"not the same ones. Its own: flmm-detseg rank-heads --lmm {lmm} --phrases FILE --image-dir DIR --out FILE",
             "current",
             logging.WARNING,
         )

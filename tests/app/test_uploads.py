@@ -100,6 +100,19 @@ def test_nothing_outside_of_the_folder_is_read_or_deleted(uploads, path):
         other.unlink()
 
 
+def test_what_waits_unread_has_a_limit_of_bytes(tmp_path):
+    uploads = Uploads(Limits(file_bytes=100, folder_bytes=250))
+    try:
+        files = [put(uploads, f"{index}.png", b"0" * 100) for index in range(4)]
+        now = files[0].stat().st_mtime
+        for index, file in enumerate(files):
+            os.utime(file, (now, now + index))
+        assert uploads.sweep(older_than=1000) == 2
+        assert [file.exists() for file in files] == [False, False, True, True]
+    finally:
+        uploads.close()
+
+
 def test_a_link_out_of_the_folder_is_not_followed(uploads, tmp_path):
     secret = tmp_path / "secret.png"
     Image.new("RGB", (4, 4)).save(secret)

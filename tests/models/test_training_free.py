@@ -53,7 +53,8 @@ def test_without_a_ranking_all_heads_are_read_and_a_line_says_how_to_make_one(sa
     mine = ranking_file(tmp_path / "mine.json", 4, 8, [(3, 1), (0, 7), (2, 2), (1, 1)])
     chosen = training_free_model(str(folder), ranking=mine, heads=2, device="cpu")
     assert chosen.lmm.attention_pairs == ((0, 7), (3, 1))
-    assert len(said) == 1
+    assert "was made for tiny, this LMM is" in said[1]
+    assert len(said) == 2
 
 
 def test_what_is_refused(tmp_path):
