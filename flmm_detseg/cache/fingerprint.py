@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from flmm_detseg.cache.digests import TensorDigests
+from flmm_detseg.compat.transformers5 import only_records
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.lora.layers import lora_layers, lora_switches
@@ -30,7 +31,13 @@ _SCHEME = 1
 # Settings of modules that are named: a number such as an epsilon or a scale, a switch, a word.
 _PLAIN = frozenset((bool, int, float, complex, str, torch.dtype))
 _NO_SETTING = frozenset(
-    ("training", "_is_full_backward_hook", "_is_hf_initialized", "gradient_checkpointing")
+    (
+        "training",
+        "_is_full_backward_hook",
+        "_is_hf_initialized",
+        "_output_capturing_hooks_installed",
+        "gradient_checkpointing",
+    )
 )
 # Hook functions that are remembered.
 _MAX_GUESTS = 4096
@@ -213,7 +220,8 @@ class _Tree:
         if any(self._hooks):
             names = (path for path in self._modules for _ in range(2))
             for place, (path, hooks) in enumerate(zip(names, self._hooks, strict=True)):
-                yield from (f"{path} {place % 2} {self._guests.name(hook)}" for hook in hooks.values())
+                guests = (hook for hook in hooks.values() if not only_records(hook))
+                yield from (f"{path} {place % 2} {self._guests.name(hook)}" for hook in guests)
 
 
 def _program(module: nn.Module) -> str:

@@ -131,6 +131,13 @@ def causal_mask(
     )
 
 
+def only_records(hook: Callable[..., Any]) -> bool:
+    """Whether a hook is one by which transformers 5 collects hidden states: it comes with the first call that asks for
+    them, stays, and changes nothing.
+    """
+    return getattr(hook, "__module__", None) == "transformers.utils.output_capturing"
+
+
 def rope_theta(config: PretrainedConfig) -> float:
     """Base of a decoder's rotary frequencies."""
     settings = getattr(config, "rope_parameters", None)

@@ -453,6 +453,15 @@ def test_a_request_of_an_unchanged_model_looks_at_each_module_once_and_at_no_wei
     assert (reads, built_anew, len(compared)) == ([], [], 1 + 2 + 1 + 1)
 
 
+@torch.no_grad()
+def test_a_call_for_all_hidden_states_leaves_the_names():
+    model = built()
+    before = names(model)
+    side = model.model.config.vision_config.image_size
+    model.model.model.vision_tower(torch.zeros(1, 3, side, side), output_hidden_states=True)
+    assert names(model) == before
+
+
 @pytest.mark.case("model/data_write")
 def test_hooks_have_different_names_that_end_with_them():
     model = built()

@@ -56,6 +56,15 @@ def test_a_tower_is_the_same_in_both_forms(nested):
     assert len(set(stored.values())) == len(names)
 
 
+@torch.no_grad()
+def test_hooks_by_which_hidden_states_are_collected_only_record():
+    tower = CLIPVisionModel(TOWER).eval()
+    tower(torch.zeros(1, 3, 4, 4), output_hidden_states=True)
+    own = [hook for module in tower.modules() for hook in module._forward_hooks.values()]
+    assert all(map(compat.only_records, own))
+    assert not compat.only_records(lambda module, arguments, output: 2 * output)
+
+
 def test_names_of_other_modules_stay():
     model = nn.Sequential(nn.Linear(2, 2))
     assert compat.stored_names(model, ["0.weight", "0.bias"]) == {"0.weight": "0.weight", "0.bias": "0.bias"}
