@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cached_parts import boxed_sample, cached_llava
+from cached_parts import boxed_sample, cached_llava, endless
 from tiny import mixed_samples, tiny_llava, tiny_llava_next, tiny_tokenizer
 
 from flmm_detseg.cache.cached_lmm import CachedLMM
@@ -44,7 +44,7 @@ def some_phrases(generation) -> list[Phrase]:
 @LETTERBOX
 @PROJECTORS
 def test_answers_have_the_states_of_teacher_forcing(positions, letterbox, projectors):
-    model = cached_llava(positions=positions, letterbox=letterbox, projectors=projectors)
+    model = endless(cached_llava(positions=positions, letterbox=letterbox, projectors=projectors))
     generation = model.generate_with_states(
         boxed_sample(1, image_size=(24, 72)), EVERYTHING, max_new_tokens=10
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cached_parts import SCREEN_BOX, boxed_sample, cached_llava, screens
+from cached_parts import SCREEN_BOX, boxed_sample, cached_llava, endless, screens
 
 from flmm_detseg.cache.reading.prefusion import PreFusion
 from flmm_detseg.cache.regions.sources import NoRegions, Partitioner
@@ -39,7 +39,9 @@ def test_without_objects_it_is_the_llava(positions):
 @pytest.mark.parametrize("letterbox", ["background", "drop"])
 @pytest.mark.parametrize("projectors", ["shared", "separate"])
 def test_answers_have_the_states_of_the_training_pass(positions, letterbox, projectors):
-    model = cached_llava(order="image", positions=positions, letterbox=letterbox, projectors=projectors)
+    model = endless(
+        cached_llava(order="image", positions=positions, letterbox=letterbox, projectors=projectors)
+    )
     generation = model.generate_with_states(
         boxed_sample(1, image_size=(24, 72)), EVERYTHING, max_new_tokens=8
     )
