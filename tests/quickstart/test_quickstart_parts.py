@@ -145,7 +145,7 @@ def test_the_last_line_ends_with_the_command_that_opens_the_app():
     program, name, *words = command.split()
     assert (Path(program).name, name) == ("flmm-detseg", "app")
     arguments = parser.parse_args(words)
-    assert config_file(arguments.model).resolve() == ROOT / CONFIGS["trained"]
+    assert config_file(arguments.config).resolve() == ROOT / CONFIGS["trained"]
     assert arguments.checkpoint == "work_dirs/quickstart/tiny/iter_1600.pth"
 
 
