@@ -29,7 +29,8 @@ from flmm_detseg.utils.whole_files import (
 NO_FIGURES = {
     "store/serialise.py", "cache/digests.py", "cache/fingerprint.py", "cache/own_tensors.py",
     "datasets/tinyworld/stream_files.py", "datasets/tinyworld/world.py", "datasets/voc.py", "datasets/vqav2.py",
-    "doctor.py", "engine/evaluation/evaluate.py", "engine/training/run_tracker.py", "models/cost.py", "evaluation/results.py", "experiments/stages.py",
+    "doctor.py", "engine/training/run_tracker.py", "models/cost.py", "engine/evaluation/evaluate.py",
+    "evaluation/results.py", "experiments/stages.py",
     "lmms/weights/facts.py", "lmms/weights/trained_layout.py", "refiners/sam_build.py", "utils/whole_files.py",
 }  # fmt: skip
 
