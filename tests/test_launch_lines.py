@@ -50,7 +50,10 @@ def clone(tmp_path_factory) -> Path:
     for name in ("cat.jpg", "photo.jpg"):
         (folder / name).write_bytes(images[0].read_bytes())
     (folder / "photos").symlink_to(images[0].parent)
-    phrases = [json.dumps({"image": image.name, "phrase": "a ring"}) for image in images]
+    things = ("a ring", "a star", "a heart", "a flower")
+    phrases = [
+        json.dumps({"image": image.name, "phrase": things[index % 4]}) for index, image in enumerate(images)
+    ]
     (folder / "phrases.jsonl").write_text("\n".join(phrases))
     return folder
 
