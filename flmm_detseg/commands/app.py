@@ -163,7 +163,8 @@ def _about(arguments: argparse.Namespace, model: ChosenModel, limits: Limits, *,
         return About(name, stream=untrained, stream_question=clock)
     return About(
         "The repository's tiny LLaVA",
-        "It knows the pictures of TinyWorld, a synthetic world, and nothing else: **on a photo it draws nonsense**.",
+        "It knows the pictures of TinyWorld, a synthetic world, and nothing else: **on a photo it draws nonsense**. "
+        "It was trained on single questions, never on several turns.",
         read_picture(find(_SCENE), limits),
         "segment the white ring and the orange ring",
         untrained,

@@ -6,6 +6,8 @@ flmm-detseg chat --lmm Qwen/Qwen3-VL-2B-Instruct --ranking ranking.json --image 
 
 A line is a question ("what is above the ring ?"), an instruction ("detect the cars and segment the tree on the left",
 in English or Chinese), or a command (:help lists them). In a pipe the lines are read to the end.
+
+Without a model it takes the repository's tiny one, which was trained on single questions, never on several turns.
 """
 
 from __future__ import annotations
