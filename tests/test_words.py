@@ -31,7 +31,7 @@ PLAIN = {
 _WORDS = re.compile(rf"(?<![\w-])(?:{'|'.join(f'({word})' for word in PLAIN)})(?![\w-]|: )", re.IGNORECASE)
 # Words of English that the parser of phrases knows; what TinyWorld says about places; dialogues.
 ALLOWED = {
-    "flmm_detseg/inference/phrases.py": {"behind", "held"},
+    "flmm_detseg/language/noun_phrases.py": {"behind", "held"},
     "flmm_detseg/inference/instructions.py": {"behind"},
     "flmm_detseg/datasets/tinyworld/stream_questions.py": {"behind"},
     "flmm_detseg/datasets/tinyworld/word_list.py": {"behind"},

@@ -25,9 +25,9 @@ class LanguageHead(Head[Tensor]):
         distill_weight: Factor of the distillation; 0 saves the second pass.
         temperature: T of the distillation; the divergence is multiplied by its square, so that the size of the
             gradient does not depend on it.
-        distill_tasks: Tasks distilled. Joint answers speak a language the base model never learned: it has nothing
-            to say about them. Nor has it about what only parts of the LMM read (regions, modalities with a projector
-            of their own): such questions are left out, too.
+        distill_tasks: Tasks distilled. Joint answers, and those with mask tokens, speak a language the base model never
+            learned: it has nothing to say about them. Nor has it about what only parts of the LMM read (regions,
+            modalities with a projector of their own): such questions are left out, too.
 
     Raises:
         ConfigError: A weight is negative, the temperature is not positive, or a task is not one of the head's.
@@ -35,7 +35,7 @@ class LanguageHead(Head[Tensor]):
     Source: Hinton et al., arXiv 1503.02531, section 2 (temperature); cross-entropy as LLaVA's instruction tuning.
     """
 
-    tasks = frozenset({"vqa", "joint"})
+    tasks = frozenset({"vqa", "joint", "reasoning"})
 
     def __init__(
         self,

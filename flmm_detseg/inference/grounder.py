@@ -17,9 +17,9 @@ from PIL import Image
 from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.inference.domain_watch import watch_of
-from flmm_detseg.inference.phrases import noun_phrases
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import RegionLike, Span, located_phrases, question_sample
+from flmm_detseg.language.noun_phrases import noun_phrases
 from flmm_detseg.structures import (
     CaptureSpec,
     Generation,
@@ -351,7 +351,7 @@ class Grounder:
             image: As in :meth:`ground`.
             question: Free text; None asks for a description, in the words of the config.
             phrases: Texts that the answer is expected to hold; None for its noun phrases
-                (:func:`~flmm_detseg.inference.phrases.noun_phrases`), which may be none at all.
+                (:func:`~flmm_detseg.language.noun_phrases.noun_phrases`), which may be none at all.
             spans: Instead of phrases: character ranges of the answer, as in :meth:`ground`.
             turns: As in :meth:`answer`.
             more_images: As in :meth:`answer`; masks are those of ``image``.

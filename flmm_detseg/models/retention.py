@@ -9,6 +9,8 @@ from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.structures import Sample
 
 MODES = ("frozen", "switched", "always")
+# Tasks that ask for boxes or masks in the answer: the LMM as it was has nothing to say to them.
+INSTRUCTIONS = frozenset({"joint", "reasoning"})
 
 
 class Retention:
@@ -60,10 +62,10 @@ class Retention:
             )
 
     def plain(self, sample: Sample) -> bool:
-        """Whether a question goes to the LMM as it was; instructions for boxes or masks (task ``joint``), and questions
-        that only parts of the LMM can read (:meth:`LMMAdapter.needs_parts`), never do.
+        """Whether a question goes to the LMM as it was; instructions for boxes or masks (:data:`INSTRUCTIONS`), and
+        questions that only parts of the LMM can read (:meth:`LMMAdapter.needs_parts`), never do.
         """
-        return self.mode != "always" and sample.task != "joint" and not self._lmm.needs_parts(sample)
+        return self.mode != "always" and sample.task not in INSTRUCTIONS and not self._lmm.needs_parts(sample)
 
     def answering(self, sample: Sample) -> AbstractContextManager[None]:
         """The mode of the LMM in which it answers a question."""

@@ -27,7 +27,7 @@ class Phrase:
 
 
 # Tasks whose text is a complete answer: the end token of a turn follows it and is learned.
-ANSWER_TASKS = frozenset({"vqa", "joint"})
+ANSWER_TASKS = frozenset({"vqa", "joint", "reasoning"})
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class Sample:
         image_id: Samples with equal non-None ``image_id`` show the same image: they share vision features, image
             prefix and SAM embedding inside a batch.
         task: Which heads read the sample (:attr:`~flmm_detseg.heads.base.Head.tasks`): ``"phrase"``,
-            ``"detection"``, ``"segmentation"``, ``"vqa"`` (the text is the answer to ``prompt``), ``"joint"``, or
-            the name of a task of your own that a head of yours reads.
+            ``"detection"``, ``"segmentation"``, ``"vqa"`` (the text is the answer to ``prompt``), ``"joint"``,
+            ``"reasoning"`` (the text is an answer with K mask tokens, ``phrases`` and ``masks`` are theirs), or the
+            name of a task of your own that a head of yours reads.
         dense: Targets of detection and semantic segmentation; None at inference and for other tasks.
         sections: Character spans of :attr:`text` that count alike in the language loss, however long each is (the
             sections of a joint answer); empty where every token counts alike.
