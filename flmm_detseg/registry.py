@@ -174,6 +174,7 @@ DATASETS = Registry(
     locations=[
         *_modules("datasets", "coco_instances", "joint", "jsonl", "llava_instruct", "mix", "png"),
         *_modules("datasets", "phrase_list", "questions", "refcoco", "semantic_maps", "task_sampler"),
+        *_modules("datasets", "reason_seg"),
     ],
 )
 # Samplers and collation register with MMEngine itself, whose runner looks there; these two import them.

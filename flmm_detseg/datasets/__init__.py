@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flmm_detseg.datasets.png import PNGDataset
     from flmm_detseg.datasets.policy import Problem, RecordError
     from flmm_detseg.datasets.questions import QuestionDataset
+    from flmm_detseg.datasets.reason_seg import ReasonSegDataset
     from flmm_detseg.datasets.refcoco import RefCOCODataset
     from flmm_detseg.datasets.semantic_maps import SemanticMapsDataset
     from flmm_detseg.datasets.shuffled import ShuffledPhrases
@@ -36,6 +37,7 @@ __all__ = [
     "PNGDataset",
     "Problem",
     "QuestionDataset",
+    "ReasonSegDataset",
     "RecordError",
     "RefCOCODataset",
     "SemanticMapsDataset",

@@ -24,6 +24,7 @@ _CHECK_SETTINGS = {
     "sentences": "first",
     "layout": "split",
     "turns": "all",
+    "queries": "first",
 }
 
 _SMALL, _APART = "box under one pixel", "box apart from its mask"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from flmm_detseg.utils.values import FieldError, check_words, printable, shown
 
 # Longer integers are refused by int() (a guard against quadratic time), wherever in the file they are.
 _MOST_DIGITS = 4000
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -62,6 +64,12 @@ def existing_file(folder: str | Path, value: Any, what: str) -> Path:
     return path
 
 
+def image_beside(folder: Path, stem: str) -> Path | None:
+    """The image of a name without its suffix (one of :data:`IMAGE_SUFFIXES`) in a folder; None: there is none."""
+    found = (folder / (stem + suffix) for suffix in IMAGE_SUFFIXES)
+    return next((path for path in found if is_file(path)), None)
+
+
 def require_file(path: str | Path, what: str) -> Path:
     """Checks that a file is there.
 
@@ -95,11 +103,12 @@ def require_dir(path: str | Path, what: str) -> Path:
     return path
 
 
-def decode_text(data: bytes) -> str:
+def decode_text(data: bytes, fallback: str | None = None) -> str:
     """Decodes UTF-8, with or without a byte order mark (Windows tools write one).
 
     Args:
         data: Content of a file.
+        fallback: What to try where it is not UTF-8, for published files that are known to be so; None: nothing.
 
     Returns:
         The text, without the mark.
@@ -112,6 +121,9 @@ def decode_text(data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if fallback is not None:
+            with suppress(UnicodeDecodeError):
+                return data.decode(fallback)
         line = data.count(b"\n", 0, error.start) + 1
         where = (
             f"byte {data[error.start]:#04x} in line {line}" if line > 1 else f"byte {data[error.start]:#04x}"

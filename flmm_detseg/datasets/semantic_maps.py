@@ -11,7 +11,7 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.class_names import named_classes
-from flmm_detseg.datasets.files import is_file, require_dir
+from flmm_detseg.datasets.files import IMAGE_SUFFIXES, image_beside, is_file, require_dir
 from flmm_detseg.datasets.images import read_labels
 from flmm_detseg.datasets.policy import record_error
 from flmm_detseg.errors import ConfigError, DataError
@@ -20,7 +20,6 @@ from flmm_detseg.structures import DenseTargets, Sample
 from flmm_detseg.utils.values import printable
 
 IGNORE = 255
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp")
 # Pillow modes whose pixels are class numbers: a colour picture is not a label map.
 _LABEL_MODES = frozenset(("1", "L", "P", "I", "I;16", "I;16B"))
 
@@ -101,11 +100,10 @@ class SemanticMapsDataset(GroundingDataset):
             )
         for path in paths:
             stem = path.relative_to(self.label_dir).as_posix().removesuffix(label_suffix)
-            found = [self.image_dir / (stem + suffix) for suffix in _IMAGE_SUFFIXES]
-            image_path = next((candidate for candidate in found if is_file(candidate)), None)
+            image_path = image_beside(self.image_dir, stem)
             if image_path is None:
                 message = (
-                    f"no image {stem}.jpg (or {', '.join(_IMAGE_SUFFIXES[1:3])}, ...) in {self.image_dir}"
+                    f"no image {stem}.jpg (or {', '.join(IMAGE_SUFFIXES[1:3])}, ...) in {self.image_dir}"
                 )
                 remedy = "Images and label maps need equal names; policy='skip' leaves such maps out."
                 self._log.handle(record_error(str(path), "", message, remedy, "missing image"))

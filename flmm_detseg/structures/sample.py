@@ -90,7 +90,9 @@ class Sample:
             all are ``"rgb"``. An LMM reads them alike unless one of its parts is for some of them.
         regions: Regions that the sample points at, in the order of their places (``<region>``, or what the LMM's part
             is set to), which may be in ``prompt``, in ``turns`` and in ``text``: as many as there are places in all.
-        meta: Further facts a metric or a report wants (plain containers only), e.g. ``{"sentence_id": 7}``.
+        meta: Further facts a metric or a report wants (plain containers only), e.g. ``{"sentence_id": 7}``. One is an
+            array: ``"ignore"`` of samples with regions that count neither as target nor as background, bool
+            ``[H, W]``.
     """
 
     record_id: str

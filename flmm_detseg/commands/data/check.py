@@ -6,6 +6,7 @@ flmm-detseg data check png NARRATIVES PANOPTIC_JSON PANOPTIC_DIR IMAGE_DIR
 flmm-detseg data check coco ANN_FILE IMAGE_DIR [--masks]
 flmm-detseg data check semantic LABEL_DIR IMAGE_DIR --classes ade20k [--reduce-zero-label]
 flmm-detseg data check llava FILE IMAGE_DIR
+flmm-detseg data check reasonseg FOLDER [--explanations FILE]
 flmm-detseg data check questions FILE IMAGE_DIR
 flmm-detseg data check config CONFIG
 
@@ -58,6 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     llava = kinds.add_parser("llava", parents=[common], help="LLaVA conversations")
     llava.add_argument("file")
     llava.add_argument("image_dir")
+    reasonseg = kinds.add_parser("reasonseg", parents=[common], help="ReasonSeg: images with JSON files")
+    reasonseg.add_argument("folder")
+    reasonseg.add_argument("--explanations", metavar="FILE", help="LISA's explanatory/train.json")
     questions = kinds.add_parser(
         "questions", parents=[common], help="question files (data vqav2, textvqa, ocrvqa)"
     )
@@ -93,6 +97,7 @@ def _chosen(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
         LLaVAInstructDataset,
         PNGDataset,
         QuestionDataset,
+        ReasonSegDataset,
         RefCOCODataset,
         SemanticMapsDataset,
     )
@@ -123,6 +128,9 @@ def _chosen(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
         return {args.label_dir: entry}
     if args.kind == "llava":
         return {args.file: dict(type=LLaVAInstructDataset, file=args.file, image_dir=args.image_dir)}
+    if args.kind == "reasonseg":
+        entry = dict(type=ReasonSegDataset, folder=args.folder, explanations_file=args.explanations)
+        return {args.folder: entry}
     if args.kind == "questions":
         return {args.file: dict(type=QuestionDataset, file=args.file, image_dir=args.image_dir)}
     return datasets_of_config(args.file)
