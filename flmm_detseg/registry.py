@@ -192,7 +192,9 @@ METRICS = Registry(
     "metric",
     parent=MMENGINE_METRICS,
     scope=SCOPE,
-    locations=_modules("evaluation", "coco_metric", "png_metric", "ref_seg_metric", "semseg_metric"),
+    locations=_modules(
+        "evaluation", "coco_metric", "png_metric", "reason_metric", "ref_seg_metric", "semseg_metric"
+    ),
 )
 # Training hooks, optimizers, loops, runners and strategies.
 HOOKS = Registry("hook", parent=MMENGINE_HOOKS, scope=SCOPE, locations=_ENGINE)

@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from flmm_detseg.evaluation.box_records import box_record
     from flmm_detseg.evaluation.coco_metric import COCOBoxMetric, box_figures, coco_figures
     from flmm_detseg.evaluation.forgetting import forgetting_figures, forgetting_record
+    from flmm_detseg.evaluation.gcg import gcg_figures
+    from flmm_detseg.evaluation.mask_answer_records import mask_answer_record
     from flmm_detseg.evaluation.png_metric import PNGMetric, png_figures
+    from flmm_detseg.evaluation.reason_metric import ReasonMetric, reason_figures
     from flmm_detseg.evaluation.records import phrase_records
     from flmm_detseg.evaluation.ref_seg_metric import RefSegMetric, ref_seg_figures
     from flmm_detseg.evaluation.semseg_metric import SemSegMetric, semseg_figures
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COCOBoxMetric",
     "PNGMetric",
+    "ReasonMetric",
     "RefSegMetric",
     "SemSegMetric",
     "answer_record",
@@ -29,8 +33,11 @@ __all__ = [
     "coco_figures",
     "forgetting_figures",
     "forgetting_record",
+    "gcg_figures",
+    "mask_answer_record",
     "phrase_records",
     "png_figures",
+    "reason_figures",
     "ref_seg_figures",
     "semseg_figures",
     "semseg_record",

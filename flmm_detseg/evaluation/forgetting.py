@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.errors import DataError, RunError
+from flmm_detseg.evaluation.bootstrap import bootstrap_interval
 from flmm_detseg.evaluation.box_records import ordered_images
 
 # What a model that learned to detect and segment may say unasked.
@@ -125,33 +126,6 @@ def forgetting_figures(
     if divergences:
         figures["kl_mean"] = math.fsum(divergences) / len(divergences)
     return figures
-
-
-def bootstrap_interval(
-    values: np.ndarray, *, level: float = 0.95, num_resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean.
-
-    A resample's mean depends only on how often each distinct value was drawn, and those counts are multinomial: exact,
-    and quick for any number of questions, because scores take few values.
-
-    Args:
-        values: float ``[N]``, one per question; differences for a paired comparison.
-        level: Of confidence.
-        num_resamples: Number of resamples.
-        seed: Of the draw; the result does not depend on the order of the values.
-
-    Returns:
-        Lower and upper bound.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
-    """
-    # Differences that are equal up to rounding are one value.
-    distinct, counts = np.unique(np.round(np.asarray(values, dtype=np.float64), 12), return_counts=True)
-    total = int(counts.sum())
-    draws = np.random.default_rng(seed).multinomial(total, counts / total, size=num_resamples)
-    low, high = np.quantile(draws @ distinct / total, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def summarise(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.errors import DataError
-from flmm_detseg.evaluation.forgetting import bootstrap_interval
+from flmm_detseg.evaluation.bootstrap import bootstrap_interval
 from flmm_detseg.evaluation.ref_seg_metric import phrase_iou
 from flmm_detseg.evaluation.results import RecordStore
 from flmm_detseg.utils.paths import find, is_file, places

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 # What a referring expression without a pixel counts as.
 EMPTY_CONVENTIONS = ("skip", "count_as_zero", "grefcoco")
+# Whose rules say what an answer with masks is worth where nothing fits the query.
+NO_TARGET_CONVENTIONS = ("lisa", "gsva", "rela", "vision_reasoner")
 # How attention heads are ranked.
 RANKING_METHODS = ("contrast", "localisation")
 # What computes COCO's figures.

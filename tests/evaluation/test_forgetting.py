@@ -7,7 +7,8 @@ import pytest
 
 from flmm_detseg.errors import DataError, RunError
 from flmm_detseg.evaluation import answer_record, forgetting_figures, forgetting_record
-from flmm_detseg.evaluation.forgetting import bootstrap_interval, summarise, unwanted_kinds
+from flmm_detseg.evaluation.bootstrap import bootstrap_interval
+from flmm_detseg.evaluation.forgetting import summarise, unwanted_kinds
 
 
 def pair(name: str, base: str, adapted: str, known: str, kl: float | None = None, **options) -> dict:

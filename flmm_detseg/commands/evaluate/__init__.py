@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.commands.evaluate import answers, detection, forgetting, png, refcoco, segmentation
+from flmm_detseg.commands.evaluate import (
+    answers,
+    detection,
+    forgetting,
+    gcg,
+    grefcoco,
+    png,
+    reason,
+    refcoco,
+    segmentation,
+)
 from flmm_detseg.commands.parts import add_parts
 
 
@@ -20,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "segmentation": segmentation,
             "answers": answers,
             "forgetting": forgetting,
+            "reason": reason,
+            "grefcoco": grefcoco,
+            "gcg": gcg,
         },
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from flmm_detseg.utils.choices import NO_TARGET_CONVENTIONS
 from flmm_detseg.utils.cli import add_lmm_argument
 
 
@@ -51,6 +52,25 @@ def add_question_arguments(parser: argparse.ArgumentParser) -> None:
         "--metric", help="vqav2, exact, scienceqa, pope, yes_no or open for all (default: by the question)"
     )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="length of an answer")
+
+
+def add_answering_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds how the answers with masks are made."""
+    parser.add_argument(
+        "--teacher-forced", action="store_true", help="read the reference answers instead of answering"
+    )
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="length of an answer")
+
+
+def add_mask_answer_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what the evaluations of one query's answer share."""
+    add_answering_arguments(parser)
+    parser.add_argument(
+        "--convention",
+        choices=NO_TARGET_CONVENTIONS,
+        default="lisa",
+        help="whose rule says what an answer is worth where nothing fits the query",
+    )
 
 
 def common_options(args: argparse.Namespace) -> dict[str, Any]:

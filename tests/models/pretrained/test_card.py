@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 
 from flmm_detseg import Grounder
 from flmm_detseg.errors import DataError
-from flmm_detseg.evaluation.forgetting import bootstrap_interval
+from flmm_detseg.evaluation.bootstrap import bootstrap_interval
 from flmm_detseg.evaluation.results import weights_hash
 from flmm_detseg.evaluation.stored_figures import read_figures
 from flmm_detseg.utils.configs import TINY_CONFIG

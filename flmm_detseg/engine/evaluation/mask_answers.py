@@ -1,0 +1,160 @@
+"""Evaluation of answers with masks: reasoning and generalised referring segmentation, grounded captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flmm_detseg.datasets.mask_answers import REASONING
+from flmm_detseg.engine.evaluation.task import EvaluationOptions, Task
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.evaluation import gcg_figures, mask_answer_record, reason_figures
+from flmm_detseg.evaluation.no_target import judge, no_target_rule
+from flmm_detseg.heads import require_head
+from flmm_detseg.structures import Sample
+from flmm_detseg.utils.whole_files import dump_json, write_text
+
+
+@dataclass(frozen=True)
+class MaskAnswerOptions(EvaluationOptions):
+    """Arguments of the evaluations of answers with masks, beside the common ones.
+
+    Attributes:
+        teacher_forced: The model reads the reference answer and its ``[SEG]`` instead of answering, as LISA validates.
+            Records that nothing fits are left out: their answers have nothing to read.
+        max_new_tokens: Length of an answer.
+        convention: What an answer is worth where nothing fits, see :mod:`flmm_detseg.evaluation.no_target`.
+    """
+
+    teacher_forced: bool = False
+    max_new_tokens: int = 128
+    convention: str = "lisa"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        no_target_rule(self.convention)
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"`max_new_tokens` is {self.max_new_tokens}; it must be at least 1")
+
+
+class MaskAnswerTask(Task[MaskAnswerOptions]):
+    """Masks of the ``[SEG]`` in answers, from ``model.answers_with_masks``.
+
+    Args:
+        name: Names the results file, and the config's key with ``_eval``.
+        figures: Figures from the records.
+    """
+
+    def __init__(
+        self, name: str, figures: Callable[[Sequence[Mapping[str, Any]], MaskAnswerOptions], dict[str, float]]
+    ) -> None:
+        self.name, self.config_key, self._figures = name, f"{name}_eval", figures
+
+    def protocol(self, name: str, dataset: Any, options: MaskAnswerOptions) -> dict[str, Any]:
+        """Refuses queries that change from epoch to epoch, and targets that the reference answer leaves out."""
+        if getattr(dataset, "queries", None) == "random":
+            raise ConfigError(f"data set {name!r}: evaluation needs queries 'first' or 'all', not 'random'")
+        if getattr(dataset, "text_share", 0):
+            raise ConfigError(
+                f"data set {name!r}: `text_share` is {dataset.text_share}; evaluation needs 0, since answers in words "
+                "alone have no mask for targets that are there"
+            )
+        return self.settings(options)
+
+    def check(self, model: Any, dataset: Any, options: MaskAnswerOptions) -> None:
+        """The model must have a head that reads ``[SEG]``."""
+        require_head(model.heads, REASONING)
+
+    def facts(
+        self, model: Any, samples: list[Sample], dataset: Any, options: MaskAnswerOptions
+    ) -> list[list[dict[str, Any]]]:
+        """One record per query; none where a record without a target would be read teacher-forced.
+
+        Args:
+            model: Answers without seeing the reference answer, its phrases or masks.
+            samples: Queries about one image.
+            dataset: They are from.
+            options: Of the evaluation.
+
+        Returns:
+            Per sample its record of :func:`~flmm_detseg.evaluation.mask_answer_records.mask_answer_record`.
+
+        Raises:
+            ConfigError: A record is not a query whose answer has masks.
+        """
+        for sample in samples:
+            if sample.task != REASONING or sample.prompt is None:
+                raise ConfigError(
+                    f"{sample.record_id}: task {sample.task!r} with prompt {sample.prompt!r}; answers with masks are "
+                    f"measured on records of task {REASONING!r} with a query as prompt"
+                )
+        if options.teacher_forced:
+            read = [sample for sample in samples if sample.phrases]
+            with torch.no_grad():
+                predictions = iter(model.results(REASONING, read) if read else [])
+            return [
+                [mask_answer_record(sample, sample.text, next(predictions))] if sample.phrases else []
+                for sample in samples
+            ]
+        asked = [replace(sample, text="", phrases=(), masks=None, dense=None) for sample in samples]
+        with torch.no_grad():
+            answers = model.answers_with_masks(asked, max_new_tokens=options.max_new_tokens)
+        return [
+            [mask_answer_record(sample, answer.text, answer.prediction, answer.names)]
+            for sample, answer in zip(samples, answers, strict=True)
+        ]
+
+    def figures(
+        self, records: Sequence[Mapping[str, Any]], dataset: Any, options: MaskAnswerOptions
+    ) -> dict[str, float]:
+        """Figures of the task's metric."""
+        return self._figures(records, options)
+
+    def settings(self, options: MaskAnswerOptions) -> dict[str, Any]:
+        """How answers are made."""
+        if options.teacher_forced:
+            return {"teacher_forced": True}
+        return {"teacher_forced": False, "max_new_tokens": options.max_new_tokens}
+
+    def conventions(self, options: MaskAnswerOptions) -> dict[str, Any]:
+        """What an answer is worth where nothing fits, and whether the model answered itself."""
+        return {"convention": options.convention, "teacher_forced": options.teacher_forced}
+
+    def file_stem(self, options: MaskAnswerOptions) -> str:
+        """What was read teacher-forced has a file of its own."""
+        return f"{self.name}-teacher-forced" if options.teacher_forced else self.name
+
+    def export(
+        self, records: Sequence[Mapping[str, Any]], dataset: Any, stem: Path, options: MaskAnswerOptions
+    ) -> list[Path]:
+        """Queries, answers and what each is worth, one JSON object a line."""
+        rule = no_target_rule(options.convention)
+        lines = []
+        for record in records:
+            line = {
+                "record_id": record["record_id"],
+                "question": record["question"],
+                "answer": record["answer"],
+                "expected": record["expected"],
+                "num_masks": record["num_masks"],
+                "num_targets": record["num_targets"],
+                "iou": round(judge(record, rule).iou, 6),
+            }
+            lines.append(dump_json(line) + "\n")
+        ending = "teacher-forced.jsonl" if options.teacher_forced else "answers.jsonl"
+        file = stem.with_name(f"{stem.name}-{ending}")
+        write_text(file, "".join(lines))
+        return [file]
+
+
+def _reason(records: Sequence[Mapping[str, Any]], options: MaskAnswerOptions) -> dict[str, float]:
+    return reason_figures(records, convention=options.convention)
+
+
+REASON = MaskAnswerTask("reason", _reason)
+GREFCOCO = MaskAnswerTask("grefcoco", _reason)
+GCG = MaskAnswerTask("gcg", lambda records, options: gcg_figures(records))

@@ -1,0 +1,208 @@
+"""Evaluation of answers with masks: a stand-in for the model answers from what is in the picture alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from fake_predictions import make_prediction
+from mmengine.config import Config
+from torch import nn
+
+from flmm_detseg.engine.evaluation.evaluate import build_datasets, evaluate_model
+from flmm_detseg.engine.evaluation.mask_answers import (
+    GCG,
+    GREFCOCO,
+    REASON,
+    MaskAnswerOptions,
+    MaskAnswerTask,
+)
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.evaluation import gcg_figures, mask_answer_record, reason_figures
+from flmm_detseg.language.segment_names import mask_token_spans
+from flmm_detseg.structures import Phrase, Prediction, Sample
+
+SIZE = (20, 24)
+NUMBERS = ("first", "second", "third")
+
+
+class Squares:
+    """Pictures of 0 to 2 bright squares, two queries about each; the second asks for what is not there."""
+
+    def __init__(
+        self, file: str, queries: str = "first", text_share: float = 0.0, task: str = "reasoning"
+    ) -> None:
+        self.annotation_files = (Path(file),)
+        self.queries, self.text_share, self.task = queries, text_share, task
+        self.records = list(range(10))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def record_id(self, index: int) -> str:
+        return f"squares/{index}"
+
+    def phrase_texts(self, index: int) -> tuple[str, list[str]]:
+        return f"image-{index // 2}", []
+
+    def report(self) -> dict:
+        return {}
+
+    def __getitem__(self, index: int) -> Sample:
+        image = np.zeros((*SIZE, 3), np.uint8)
+        image[..., 1] = index // 2
+        masks = np.zeros((index // 2 % 3, *SIZE), dtype=bool)
+        for number, mask in enumerate(masks):
+            mask[3:9, 2 + 9 * number : 9 + 9 * number] = True
+        image[masks.any(0), 0] = 255
+        absent = index % 2 == 1
+        if absent:
+            masks = masks[:0]
+        names = [f"the {NUMBERS[number]} square" for number in range(len(masks))]
+        text = " and ".join(f"{name} [SEG]" for name in names) or "there is none ."
+        phrases = tuple(Phrase((span,)) for span in mask_token_spans(text))
+        meta = {"family": "odd" if absent else "plain", "names": names}
+        return Sample(
+            self.record_id(index), image, text, phrases, masks, "the circles ?" if absent else "the squares ?",
+            f"image-{index // 2}", self.task, meta=meta,
+        )  # fmt: skip
+
+
+class StandIn(nn.Module):
+    """Outlines the bright columns of each half; one mask too many in image 2; no circle but in image 4."""
+
+    def __init__(self, tasks: tuple[str, ...] = ("reasoning",)) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.asked: list[Sample] = []
+        self.heads = {"seg": SimpleNamespace(result_of=frozenset(tasks), tasks=frozenset(tasks))}
+
+    def answers_with_masks(self, samples: list[Sample], *, max_new_tokens: int) -> list[SimpleNamespace]:
+        self.asked += samples
+        assert max_new_tokens == 32
+        return [self._answer(sample) for sample in samples]
+
+    def _answer(self, sample: Sample) -> SimpleNamespace:
+        number = int(sample.image[0, 0, 1])
+        bright = sample.image[..., 0] > 0
+        halves = [bright & (np.arange(SIZE[1]) // 10 == half)[None] for half in range(2)]
+        masks = [half for half in halves if half.any()]
+        if number == 2:
+            masks.append(~bright)
+        if "circles" in sample.prompt and number != 4:
+            masks = []
+        names = tuple(f"the {NUMBERS[k]} square" for k in range(len(masks)))
+        text = " , ".join(f"{name} [SEG]" for name in names) or "there is none <seg> ."
+        return SimpleNamespace(text=text, names=names, prediction=self._prediction(sample, masks))
+
+    def results(self, task: str, samples: list[Sample]) -> list[Prediction]:
+        assert task == "reasoning"
+        return [self._prediction(sample, list(sample.masks)) for sample in samples]
+
+    @staticmethod
+    def _prediction(sample: Sample, masks: list[np.ndarray]) -> Prediction:
+        stack = np.array(masks, dtype=bool).reshape(-1, *SIZE)
+        logits = torch.from_numpy(np.where(stack, 2.0, -2.0)).float()
+        return make_prediction(sample.record_id, logits, None, SIZE)
+
+
+def run(
+    work_dir: Path,
+    task: MaskAnswerTask = REASON,
+    model: StandIn | None = None,
+    dataset: dict | None = None,
+    **options,
+) -> dict:
+    file = work_dir.parent / "squares.json"
+    file.write_text("{}")
+    entry = {"type": Squares, "file": str(file), **(dataset or {})}
+    chosen = MaskAnswerOptions(config="own.py", work_dir=str(work_dir), max_new_tokens=32, **options)
+    datasets = build_datasets(Config({task.config_key: {"own": entry}}), chosen, task)
+    return evaluate_model(model or StandIn(), datasets, chosen, task, {"config": "own"})
+
+
+def expected_records(tmp_path: Path) -> list[dict]:
+    dataset, model = Squares(str(tmp_path)), StandIn()
+    samples = [dataset[index] for index in range(len(dataset))]
+    answers = model.answers_with_masks(samples, max_new_tokens=32)
+    return [
+        mask_answer_record(sample, answer.text, answer.prediction, answer.names)
+        for sample, answer in zip(samples, answers)
+    ]
+
+
+@pytest.mark.parametrize("task", [REASON, GREFCOCO])
+def test_the_model_answers_without_seeing_the_reference(tmp_path, task):
+    model = StandIn()
+    result = run(tmp_path / "work", task, model, convention="gsva")
+    figures = result["metrics"]["own"]
+    assert figures == reason_figures(expected_records(tmp_path), convention="gsva")
+    assert [(s.text, s.phrases, s.masks, s.dense) for s in model.asked] == [("", (), None, None)] * 10
+    assert figures["num_superfluous"] == 2, "one mask too many in image 2, a square for a circle in image 4"
+    assert figures["num_unparsable"] > 0
+    assert figures["N_acc"] == 6 / 7
+    content = json.loads(Path(result["results"]).read_text())
+    report = content["data_sets"]["own"]
+    assert Path(result["results"]).name == f"{task.name}.json"
+    assert (report["convention"], report["teacher_forced"]) == ("gsva", False)
+    lines = [json.loads(line) for line in Path(report["exported"][0]).read_text().splitlines()]
+    assert [line["record_id"] for line in lines] == [f"squares/{index}" for index in range(10)]
+    assert np.mean([line["iou"] for line in lines]) == pytest.approx(figures["gIoU"], abs=1e-5)
+
+
+def test_another_convention_counts_the_same_answers_anew(tmp_path):
+    first, model = run(tmp_path / "work"), StandIn()
+    other = run(tmp_path / "work", model=model, convention="rela")
+    assert (other["num_resumed"], model.asked) == (10, [])
+    assert other["metrics"]["own"] != first["metrics"]["own"]
+
+
+def test_teacher_forced_reads_the_reference_and_leaves_out_what_has_nothing_to_read(tmp_path):
+    model = StandIn()
+    result = run(tmp_path / "work", model=model, teacher_forced=True)
+    figures = result["metrics"]["own"]
+    assert model.asked == []
+    assert (figures["gIoU"], figures["num_records"], figures["num_superfluous"]) == (1, 3, 0)
+    assert "N_acc" not in figures
+    assert Path(result["results"]).name == "reason-teacher-forced.json"
+    free = run(tmp_path / "work")
+    assert free["num_resumed"] == 0
+    assert free["metrics"]["own"]["gIoU"] < 1
+
+
+def test_grounded_captions(tmp_path):
+    figures = run(tmp_path / "work", GCG)["metrics"]["own"]
+    assert figures == gcg_figures(expected_records(tmp_path))
+    assert 0 < figures["phrase_recall"] <= 1
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no head for task 'reasoning'"):
+        run(tmp_path / "work", model=StandIn(tasks=("phrase",)))
+    with pytest.raises(ConfigError, match="squares/0: task 'phrase'"):
+        run(tmp_path / "work", dataset={"task": "phrase"})
+    with pytest.raises(ConfigError, match="not 'random'"):
+        run(tmp_path / "work", dataset={"queries": "random"})
+    with pytest.raises(ConfigError, match="`text_share` is 0.1"):
+        run(tmp_path / "work", dataset={"text_share": 0.1})
+    with pytest.raises(ConfigError, match="`convention` is 'gres'"):
+        MaskAnswerOptions(config="own.py", convention="gres")
+    with pytest.raises(ConfigError, match="`max_new_tokens` is 0"):
+        MaskAnswerOptions(config="own.py", max_new_tokens=0)
+
+
+def test_a_prediction_of_another_record_is_refused(tmp_path):
+    class Mixed(StandIn):
+        def _answer(self, sample: Sample) -> SimpleNamespace:
+            answer = super()._answer(sample)
+            return SimpleNamespace(
+                **{**vars(answer), "prediction": replace(answer.prediction, record_id="other")}
+            )
+
+    with pytest.raises(DataError, match="of record 'other'"):
+        run(tmp_path / "work", model=Mixed())
