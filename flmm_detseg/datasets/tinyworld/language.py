@@ -85,7 +85,7 @@ def referring_expressions(scene: Scene, seed: int) -> list[ReferringExpression]:
     out: list[ReferringExpression] = []
     for obj in scene.objects:
         mine: list[ReferringExpression] = []
-        makers = (("attributes", _by_attributes), ("location", _by_location), ("relation", _by_relation))
+        makers = (("attributes", _by_attributes), ("location", by_location), ("relation", _by_relation))
         for kind, make in makers:
             texts = sorted(set(make(scene, obj)))
             chosen = rng.permutation(len(texts))[:_MAX_PER_KIND]
@@ -104,7 +104,8 @@ def _by_attributes(scene: Scene, obj: SceneObject) -> list[str]:
     return texts
 
 
-def _by_location(scene: Scene, obj: SceneObject) -> list[str]:
+def by_location(scene: Scene, obj: SceneObject) -> list[str]:
+    """Expressions that fit this object alone by where it is, by clear margins."""
     texts = []
     size = scene.image.shape[:2]
     for names in ((), ("colour",)):

@@ -123,18 +123,19 @@ def _presence(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     with_colour = rng.random() < 0.7
     if rng.random() < 0.5:
         words = speak(describe(obj, ("colour",) if with_colour else ()))
-        return f"is there {_article(words)} {words} ?", "yes"
+        return f"is there {article(words)} {words} ?", "yes"
     for _ in range(20):
         kind = str(rng.choice(KINDS)) if rng.random() < 0.5 or not with_colour else obj.kind
         colour = str(rng.choice(list(COLOURS))) if rng.random() < 0.5 else obj.colour
         wrong: Description = (("colour", colour), ("kind", kind)) if with_colour else (("kind", kind),)
         if not matching(scene, wrong):
             words = speak(wrong)
-            return f"is there {_article(words)} {words} ?", "no"
+            return f"is there {article(words)} {words} ?", "no"
     return None
 
 
-def _article(words: str) -> str:
+def article(words: str) -> str:
+    """The indefinite article that goes before words."""
     return "an" if words[0] in "aeiou" else "a"
 
 

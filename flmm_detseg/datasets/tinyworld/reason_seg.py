@@ -73,21 +73,23 @@ def _puzzles(scene: Scene) -> list[tuple[list[str], list[SceneObject]]]:
     return puzzles[start:] + puzzles[:start]
 
 
-def mask_polygons(mask: np.ndarray) -> list[list[list[float]]]:
+def mask_polygons(mask: np.ndarray, with_specks: bool = False) -> list[list[list[float]]]:
     """Outlines of a mask as polygons ``[[x, y], ...]``; holes are cut in by a bridge, so even-odd filling is exact.
 
     Args:
         mask: bool ``[H, W]``.
+        with_specks: Also parts of one or two pixels, which have no area: three points, some of them the same.
 
     Returns:
-        One polygon per connected part with an area.
+        One polygon per connected part.
     """
     contours, hierarchy = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     polygons = []
     for number, contour in enumerate(contours):
-        if hierarchy[0][number][3] >= 0 or len(contour) < 3:
+        if hierarchy[0][number][3] >= 0 or (len(contour) < 3 and not with_specks):
             continue
         points = contour[:, 0].tolist()
+        points += points[-1:] * (3 - len(points))
         child = hierarchy[0][number][2]
         while child >= 0:
             hole = contours[child][:, 0].tolist()

@@ -11,7 +11,7 @@
     OUT/ade/annotations/{training,validation}/*.png         label maps of the images of the same name
     OUT/llava/{train,val}.json                              LLaVA conversations (image folder = OUT/coco)
     OUT/regions/{train,val,val_without}.jsonl               questions that point at objects (image folder = OUT/coco)
-    OUT/reasonseg/{train,val}/*.jpg, *.json                 ReasonSeg
+    OUT/reasonseg/{train,val}/*.jpg, *.json                 ReasonSeg (the larger set is written by reason/files.py)
     OUT/screens/{train,val}.json, SEQUENCE/FRAME.png        phone screens: same wallpaper, other foreground
 """
 
