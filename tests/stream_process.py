@@ -24,10 +24,12 @@ LORA = dict(llm=dict(r=2, alpha=4), vision=dict(r=2, alpha=4))
 
 
 def adapted(**arguments) -> CachedLMM:
-    """With LoRA that does something."""
+    """With LoRA that does something, and logits that are large beside their differences: lower precision shows."""
     model = cached_llava(frozen=False, lora=LORA, **arguments).eval()
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
+        head = model.lmm.model.lm_head.weight
+        head.add_((30 * head.std() * torch.randn(head.shape[1], generator=generator)).to(head.dtype))
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight.copy_(0.3 * torch.randn(weight.shape, generator=generator).to(weight.dtype))

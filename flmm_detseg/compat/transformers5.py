@@ -5,8 +5,10 @@ Each function looks at what is there, none at a version. Files hold the names of
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -19,6 +21,7 @@ from transformers import (
     CLIPVisionModel,
     DynamicCache,
     PretrainedConfig,
+    PreTrainedModel,
     Siglip2VisionModel,
     SiglipVisionModel,
 )
@@ -27,6 +30,35 @@ from transformers.masking_utils import create_causal_mask
 # Towers that are a module within a module in transformers 4, and that module itself in 5.
 _TOWERS = (CLIPVisionModel, SiglipVisionModel, Siglip2VisionModel)
 _INNER = "vision_model"
+_TIES = "tie_word_embeddings"
+
+
+def is_of_type(fields: Mapping[str, Any], model_type: str) -> bool:
+    """Whether a config's file is of a type of models, which releases spell otherwise (``lfm2-vl``, ``lfm2_vl``).
+
+    Args:
+        fields: Of the file.
+        model_type: Of transformers' class.
+
+    Returns:
+        Whether it is.
+    """
+    stated = fields.get("model_type")
+    return isinstance(stated, str) and stated.replace("-", "_") == model_type.replace("-", "_")
+
+
+def keep_ties(config: PretrainedConfig, fields: Mapping[str, Any]) -> None:
+    """Has a model share its table of tokens between both ends where its file says so.
+
+    Transformers 4 goes by the text's part of the config, 5 by the whole one (some families' in 5 by both).
+
+    Args:
+        config: Made of the fields; changed in place where transformers 5 is installed.
+        fields: Of the file. 5 always states it for the whole config; what 4 states there it does not go by.
+    """
+    if _TIES in getattr(type(config), "__dataclass_fields__", ()):
+        text = getattr(config.get_text_config(decoder=True), _TIES, False)
+        setattr(config, _TIES, bool(fields.get(_TIES, False) or text))
 
 
 def tower_body(tower: nn.Module) -> Any:  # modules by names that depend on the tower
@@ -159,15 +191,53 @@ def stored_names(model: nn.Module, names: Sequence[str]) -> dict[str, str]:
     Returns:
         By name; the names themselves where transformers 4 is installed.
     """
-    paths = [
-        f"{path}." for path, module in model.named_modules()
-        if isinstance(module, _TOWERS) and not hasattr(module, _INNER)
-    ]  # fmt: skip
+    paths = [path for path, nested in _tower_paths(model).items() if not nested]
     found = {}
     for name in names:
         path = next((path for path in paths if name.startswith(path)), None)
         found[name] = name if path is None else f"{path}{_INNER}.{name.removeprefix(path)}"
     return found
+
+
+def names_here(model: nn.Module, name: str) -> list[str]:
+    """What a part of a model may be called here that a file of another release of transformers names.
+
+    Args:
+        model: Of transformers.
+        name: Of a parameter or module, as the file has it.
+
+    Returns:
+        The name itself first; not all of them need exist.
+    """
+    towers = _tower_paths(model)
+    found = []
+    for renamed in (name, *_published_names(model, name)):
+        found.append(renamed)
+        for path, nested in towers.items():
+            if renamed.startswith(path):
+                rest = renamed.removeprefix(path).removeprefix(f"{_INNER}.")
+                found.append(f"{path}{_INNER}.{rest}" if nested else f"{path}{rest}")
+    return list(dict.fromkeys(found))
+
+
+def _tower_paths(model: nn.Module) -> dict[str, bool]:
+    """Where towers are, with a dot, and whether they are a module within a module."""
+    return {
+        f"{path}.": hasattr(module, _INNER)
+        for path, module in model.named_modules()
+        if isinstance(module, _TOWERS)
+    }
+
+
+def _published_names(model: nn.Module, name: str) -> Iterator[str]:
+    """By transformers' own tables for weights that older releases stored."""
+    for old, new in (getattr(model, "_checkpoint_conversion_mapping", None) or {}).items():
+        yield re.sub(old, new, name)
+    if isinstance(model, PreTrainedModel) and importlib.util.find_spec("transformers.conversion_mapping"):
+        tables = importlib.import_module("transformers.conversion_mapping")
+        for step in tables.get_model_conversion_mapping(model):
+            name, _ = step.rename_source_key(name)
+        yield name
 
 
 @cache

@@ -7,6 +7,7 @@ import pkgutil
 
 from transformers import PretrainedConfig
 
+from flmm_detseg.compat.transformers5 import is_of_type
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms import families
 from flmm_detseg.lmms.lmm import LMM
@@ -44,10 +45,10 @@ def find_adapter(pretrained: str) -> type[LMM]:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{source}: config.json cannot be read: {error}") from error
     known = adapters()
-    kind = fields.get("model_type")
-    if kind not in known:
+    found = next((adapter for name, adapter in known.items() if is_of_type(fields, name)), None)
+    if found is None:
         raise ConfigError(
-            f"{source}: model_type is {kind!r}, of which there is no family here; known: {', '.join(known)}. "
-            "docs/map.md says how to add one"
+            f"{source}: model_type is {fields.get('model_type')!r}, of which there is no family here; known: "
+            f"{', '.join(known)}. docs/map.md says how to add one"
         )
-    return known[kind]
+    return found

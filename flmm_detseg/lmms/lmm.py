@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from flmm_detseg.compat.transformers5 import keep_ties
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms.added.added_tokens import AddedTokens, added_tokens_off, grow
 from flmm_detseg.lmms.added.lmm_part import LMMPart, SlotFiller, build_parts, parts_off
@@ -283,7 +284,9 @@ class LMM(LMMAdapter):
         """
         settings = RowSettings.from_dict(rows)
         if isinstance(config, dict):
-            config = cls.family_class.config_class.from_dict(dict(config))
+            fields = config
+            config = cls.family_class.config_class.from_dict(dict(fields))
+            keep_ties(config, fields)
         family = cls.family_class(config)
         check_config(family, "the config")
         model = cls.family_class.model_class(config)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from flmm_detseg.compat.transformers5 import stored_names
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.lora.peft_folder import read_adapter, write_adapter
 from flmm_detseg.models.checkpoint import IDENTITY, lmm_meta, trainable_tensors
@@ -75,9 +76,9 @@ def import_lora(adapter: str | Path, config: str | Path, out: str | Path) -> dic
         raise ConfigError(f"{config}: `model.lmm` has no `lora`, which could take the adapter's place")
     wanted = trainable_tensors(model)
     given = {f"{_LMM}{name}": value for name, value in read_adapter(lmm.model, find(adapter)).items()}
-    tensors = {
-        name: value for name, value in given.items() if name in wanted
-    }  # frozen ones are read by nobody
+    stored = stored_names(model, list(given))
+    # Frozen ones are read by nobody.
+    tensors = {stored[name]: value for name, value in given.items() if stored[name] in wanted}
     # Which LMM it was trained on, an adapter says by a name only.
     facts = {key: value for key, value in lmm_meta(lmm).items() if key != IDENTITY}
     meta = {"config": config_name(config), "adapter_sha256": file_hash(adapter), **facts}

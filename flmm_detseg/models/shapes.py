@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.utils import get_object_from_string
 
 from flmm_detseg.cache import CachedLMM
+from flmm_detseg.compat.transformers5 import is_of_type
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.weights.trained_layout import check_layout
@@ -136,7 +137,7 @@ def _lmm_sizes(adapter: type[LMM], pretrained: str, lmm_config: str | Path | Non
             "name a local one (--lmm-config FILE)"
         ) from error
     wanted = adapter.family_class.config_class.model_type
-    if fields.get("model_type") != wanted:
+    if not is_of_type(fields, wanted):
         raise ConfigError(
             f"the LMM's config.json is of type {fields.get('model_type')!r}, the recipe needs {wanted!r}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -63,6 +64,57 @@ def test_hooks_by_which_hidden_states_are_collected_only_record():
     own = [hook for module in tower.modules() for hook in module._forward_hooks.values()]
     assert all(map(compat.only_records, own))
     assert not compat.only_records(lambda module, arguments, output: 2 * output)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_file_of_either_release_names_what_is_here(nested):
+    tower = in_form(CLIPVisionModel(TOWER), nested)
+    model = nn.ModuleDict({"tower": tower, "projector": nn.Linear(8, 8)})
+    inner, plain = "tower.vision_model.encoder.layers.1", "tower.encoder.layers.1"
+    here = inner if nested else plain
+    for name in (inner, plain):
+        found = compat.names_here(model, name)
+        assert found[0] == name
+        assert [one for one in found if one in dict(model.named_modules())] == [here]
+    assert compat.names_here(model, "projector") == ["projector"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "whole", "text", "ties"),
+    [
+        (None, True, False, False),  # a file of transformers 4, whose class says otherwise in 5
+        (None, False, True, True),
+        (False, False, True, True),  # 4 states its class's default beside the text
+        (True, True, False, True),  # a file of 5
+        (False, True, False, False),
+    ],
+)
+def test_tables_are_tied_as_the_file_says(stated, whole, text, ties):
+    fields = {} if stated is None else {"tie_word_embeddings": stated}
+
+    @dataclass
+    class NewConfig:
+        tie_word_embeddings: bool = whole
+
+        def get_text_config(self, decoder: bool):
+            return SimpleNamespace(tie_word_embeddings=text)
+
+    class OldConfig:
+        tie_word_embeddings = whole
+
+    new, old = NewConfig(**fields), OldConfig()
+    compat.keep_ties(new, fields)
+    assert new.tie_word_embeddings is ties
+    compat.keep_ties(old, fields)
+    assert old.tie_word_embeddings is whole
+
+
+def test_a_type_of_models_has_two_spellings():
+    for stated in ("lfm2-vl", "lfm2_vl"):
+        assert all(compat.is_of_type({"model_type": stated}, kind) for kind in ("lfm2-vl", "lfm2_vl"))
+    assert not compat.is_of_type({"model_type": "lfm2"}, "lfm2_vl")
+    assert not compat.is_of_type({}, "lfm2_vl")
+    assert not compat.is_of_type({"model_type": ["lfm2_vl"]}, "lfm2_vl")
 
 
 def test_names_of_other_modules_stay():

@@ -126,6 +126,40 @@ def test_an_adapter_that_peft_made_is_read(tmp_path):
         )
 
 
+_TOWER, _LANGUAGE = "model.vision_tower.", "model.language_model."
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        {_TOWER: "model.vision_tower.vision_model."},  # transformers 4
+        {_TOWER: "model.vision_tower."},  # 5
+        {_TOWER: "vision_tower.vision_model.", _LANGUAGE: "language_model.model."},  # before 4.52
+    ],
+)
+def test_an_adapter_of_another_release_is_read(places, tmp_path):
+    lora = dict(vision=dict(r=2, alpha=8, target=["q_proj"]), llm=dict(r=3, alpha=3, target=["q_proj"]))
+    model = tiny.tiny_llava(lora=lora).model
+    randomise(model)
+    write_adapter(model, "none", tmp_path / "adapter")
+
+    def there(name: str) -> str:
+        name = name.replace("vision_model.", "")
+        for here, place in places.items():
+            name = name.replace(here, place)
+        return name
+
+    tensors, config = tmp_path / "adapter" / TENSORS, tmp_path / "adapter" / CONFIG
+    renamed = {there(name): value for name, value in load_file(tensors).items()}
+    assert sum(any(place in name for place in places.values()) for name in renamed) >= 2 * len(places)
+    save_file(renamed, tensors)
+    config.write_text(there(config.read_text()))
+    found = read_adapter(model, tmp_path / "adapter")
+    trained = {name: value for name, value in model.named_parameters() if ".lora_" in name}
+    assert found.keys() == trained.keys()
+    assert all(torch.equal(value, trained[name]) for name, value in found.items())
+
+
 @pytest.mark.parametrize(
     ("lora", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -146,6 +147,11 @@ def resolve(kind: Any, where: str) -> Any:
         return kind
     if "." in kind:
         found = get_object_from_string(kind)
+        if found is None and (reason := _import_error(kind)) is not None:
+            raise ConfigError(
+                f"{where} is {kind!r}, which cannot be imported here ({reason}); `flmm-detseg doctor` says what is "
+                "missing"
+            ) from reason
     else:
         known = [*vars(registries).values(), *vars(mmengine_registries).values()]
         places = (place for place in known if isinstance(place, Registry))
@@ -153,6 +159,25 @@ def resolve(kind: Any, where: str) -> Any:
     if found is None:
         raise ConfigError(f"{where} is {kind!r}, which cannot be found; check the name and its import")
     return found
+
+
+def training_error() -> ImportError | None:
+    """Why the training loop cannot be imported (it is XTuner's); None where it can."""
+    return _import_error("flmm_detseg.engine.training.loop.ResumableTrainLoop")
+
+
+def _import_error(name: str) -> ImportError | None:
+    """What an existing module of a dotted name raises when it is imported; None: there is no such module or name."""
+    parts = name.split(".")
+    for count in range(1, len(parts)):
+        try:
+            # Packages of ours import the modules of their names when they are asked for them.
+            getattr(importlib.import_module(".".join(parts[:count])), parts[count], None)
+        except ModuleNotFoundError as error:
+            return None if name.startswith(f"{error.name}.") else error
+        except ImportError as error:
+            return error
+    return None
 
 
 def argument_names(factory: Any) -> list[str] | None:

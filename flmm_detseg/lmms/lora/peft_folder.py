@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from flmm_detseg.compat.transformers5 import names_here
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.lmms.lora.conv_lora import ConvLoRADown
 from flmm_detseg.lmms.lora.layers import lora_layers
@@ -112,6 +113,7 @@ def read_adapter(model: nn.Module, folder: Path) -> dict[str, Tensor]:
     config, tensors = _read(folder)
     layers = {path.replace(".base_layer", ""): (path, layer) for path, layer in lora_layers(model).items()}
     found: dict[str, dict[str, Tensor]] = {}
+    names_there: dict[str, str] = {}
     unexpected = []
     for key, value in tensors.items():
         match = _NAME.fullmatch(key)
@@ -120,6 +122,7 @@ def read_adapter(model: nn.Module, folder: Path) -> dict[str, Tensor]:
             unexpected.append(key)
         else:
             found.setdefault(name, {})[match[2]] = value
+            names_there[name] = match[1]
     problems = (
         [f"{len(unexpected)} tensors for no LoRA layer here: {_some(unexpected)}"] if unexpected else []
     )
@@ -134,7 +137,7 @@ def read_adapter(model: nn.Module, folder: Path) -> dict[str, Tensor]:
             raise ConfigError(
                 f"`{path}`: the groups {', '.join(groups)} share it; an adapter of PEFT is one group"
             )
-        scale = _scale(config, name, parts["A"].shape[0]) if "A" in parts else None
+        scale = _scale(config, names_there[name], parts["A"].shape[0]) if "A" in parts else None
         if scale is not None and abs(scale - layer.scaling[groups[0]]) > 1e-6 * abs(scale):
             other.append(f"{name} (scale {scale:g}, here {layer.scaling[groups[0]]:g})")
         for letter, value in parts.items():
@@ -199,15 +202,8 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _name_here(name: str, layers: Mapping[str, Any], model: nn.Module) -> str:
-    """The name of a linear in this version of transformers, where the adapter was made with an older one."""
-    if name in layers:
-        return name
-    # Transformers' own table for published weights.
-    for old, new in (getattr(model, "_checkpoint_conversion_mapping", None) or {}).items():
-        renamed, count = re.subn(old, new, name)
-        if count and renamed in layers:
-            return renamed
-    return name
+    """The name of a linear in this release of transformers, where the adapter was made with another one."""
+    return next((known for known in names_here(model, name) if known in layers), name)
 
 
 def _scale(config: Mapping[str, Any], name: str, rank: int) -> float:

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from flmm_detseg.compat.transformers5 import is_of_type, keep_ties
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.lmms.family import Family
 from flmm_detseg.lmms.weights.facts import check_config, check_image_settings, check_image_sizes
@@ -65,13 +66,14 @@ def load_model(family_class: type[Family], pretrained: str, dtype: torch.dtype) 
         fields, _ = config_class.get_config_dict(pretrained)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{pretrained}: config.json cannot be read: {error}") from error
-    if fields.get("model_type") != config_class.model_type:
+    if not is_of_type(fields, config_class.model_type):
         raise ConfigError(
             f"{pretrained}: model_type is {fields.get('model_type')!r}, "
             f"this adapter reads {config_class.model_type!r}"
         )
     try:
         config = config_class.from_dict(fields)
+        keep_ties(config, fields)
     except (AttributeError, KeyError, StrictDataclassError, TypeError, ValueError) as error:
         raise ConfigError(f"{pretrained}: config.json cannot be used: {error}") from error
     check_config(family_class(config), pretrained)

@@ -226,8 +226,10 @@ def _evaluation(config: Any) -> tuple[dict[str, Any], list[str]]:
             left_out.append(".".join(where.split(".")[:2]))
         return value
 
-    for key, listed in config.items():
-        if not key.endswith(EVALUATION) or not isinstance(listed, Mapping):
+    # Key by key: the values of all would import what the recipe's training needs, XTuner too.
+    for key in [key for key in config if key.endswith(EVALUATION)]:
+        listed = config[key]
+        if not isinstance(listed, Mapping):
             continue
         for name, entry in listed.items():
             stored = to_json(entry, DATASETS, f"{key}.{name}", text)

@@ -29,13 +29,14 @@ from flmm_detseg.engine import (
 )
 from flmm_detseg.engine.checks.config_diff import diff_to_base
 from flmm_detseg.engine.training import checkpoint_hook
-from flmm_detseg.engine.training.loop import endless
+from flmm_detseg.engine.training.loop import check_trainable, endless
 from flmm_detseg.engine.training.report_hook import ParameterReportHook
 from flmm_detseg.engine.training.start import prepare_start
 from flmm_detseg.engine.training.trainer import write_gloo_config
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models import load_checkpoint
 from flmm_detseg.models.checkpoint import LAYOUT
+from flmm_detseg.models.from_config import model_from_config
 
 
 class Counting(Dataset):
@@ -435,3 +436,11 @@ def test_differences_to_the_imported_configs(tmp_path):
     overridden = Config.fromfile(tmp_path / "child.py")
     overridden.merge_from_dict({"other": 7})
     assert diff_to_base(tmp_path / "child.py", overridden) == {**changed, "other": (4, 7)}
+
+
+def test_training_says_that_there_is_nothing_to_train():
+    model = model_from_config("tiny/training_free", device="cpu")
+    with pytest.raises(ConfigError, match="nothing of this model is trained.*evaluate refcoco"):
+        check_trainable(model)
+    model.heads["phrase"].text_proj = nn.Linear(2, 2)
+    check_trainable(model)
