@@ -70,7 +70,7 @@ test-long: $(STAMP) $(VENV)/.app $(DOCS_STAMP)
 
 # The lock's environment with requirements/transformers5.txt over it. XTuner stays as it is and cannot be imported then,
 # so what trains with it is left out, and so is what starts other processes.
-TF5 := compat lmms heads refiners inference cache models
+TF5 := compat lmms heads refiners inference cache models labelling pretrain
 $(STAMP5): requirements/lock.txt requirements/no_deps.txt requirements/transformers5.txt setup.py
 	rm -rf $(VENV5)
 	$(PYTHON) -m venv $(VENV5)

@@ -48,7 +48,7 @@ def load_pair(
         processor = None
         if fields.get("model_type") == family:
             processor = processor_class.from_pretrained(name, trust_remote_code=False)
-        config_files = [cached_file(name, file) for file in ("config.json", "preprocessor_config.json")]
+        config_files = [cached_file(name, "config.json"), _image_settings(name)]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ConfigError(
             f"{name}: config or processor cannot be read: {' '.join(remote_code_hint(error).split())} "
@@ -83,6 +83,13 @@ def load_pair(
         "unused_weights": len(info["unexpected_keys"]),
     }
     return model.to(device).eval(), processor, facts
+
+
+def _image_settings(name: str) -> str:
+    """The file with a processor's image settings, which transformers 5 writes into that of the whole processor."""
+    whole = cached_file(name, "processor_config.json", _raise_exceptions_for_missing_entries=False)
+    own = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=whole is None)
+    return own or whole
 
 
 def _one_line(error: Exception) -> str:
