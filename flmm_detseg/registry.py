@@ -133,16 +133,17 @@ def _build(cfg: Any, registry: Registry, default_args: Any = None) -> Any:
     return build_model_from_cfg(cfg, registry, default_args)
 
 
+# The loop comes last: the names of the others are known where XTuner, which it is made from, cannot be imported.
 _ENGINE = _modules(
     "engine.training",
     "checkpoint_hook",
     "deepspeed_cpu",
     "hooks",
-    "loop",
     "optimizer",
     "report_hook",
     "run_tracker",
     "runner",
+    "loop",
 )
 
 # LMM adapters, heads, refiners, the cache's parts and the assembled models.

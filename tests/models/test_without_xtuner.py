@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import json
 
-_PROGRAM = """
+_CHILD = """_base_ = ["mine/tiny_copy.py"]
+model = dict(lmm=dict(rows=dict(merge="max")))
+custom_hooks = [dict(type="FrozenGuardHook")]
+param_scheduler = [dict(type="LinearLR", by_epoch=False)]
+"""
+_PROGRAM = (
+    f"CHILD = {_CHILD!r}"
+    + """
 import json, sys
 from pathlib import Path
 
@@ -12,7 +19,10 @@ sys.modules["xtuner"] = None  # importing it raises an error from now on
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from flmm_detseg import Grounder, cli
+from flmm_detseg.engine.checks.config_check import check_config
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.models.from_config import dump_config, read_config
 from flmm_detseg.utils.configs import TINY_CONFIG
 
@@ -23,7 +33,7 @@ again = Grounder.from_pretrained("model", device="cpu")
 image = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 coarse = [one.ground(image, "a red star", phrases=["a red star"]).coarse_logits for one in (grounder, again)]
 dump_config(TINY_CONFIG, Path("mine/tiny_copy.py"))
-Path("child.py").write_text('_base_ = ["mine/tiny_copy.py"]\\nmodel = dict(lmm=dict(rows=dict(merge="max")))\\n')
+Path("child.py").write_text(CHILD)
 child = read_config("child.py")
 try:
     cli.main(["show-config", "child.py", "--diff-base"])
@@ -34,18 +44,24 @@ try:
     error = None
 except ImportError as raised:
     error = str(raised)
+try:
+    check_config(Config(dict(train_cfg=dict(type="ResumableTrainLoop"))), "mine")
+except ConfigError as raised:
+    refused = str(raised)
 print(json.dumps(dict(
     same=all(map(np.array_equal, *coarse)), evaluations=list(read_config("model").refcoco_eval), shown=shown,
-    merge=child.model.lmm.rows["merge"], error=error,
+    merge=child.model.lmm.rows["merge"], error=error, refused=refused,
     imported=[name for name in sys.modules if name.split(".")[0] == "xtuner" and sys.modules[name] is not None],
 )))
 """
+)
 
 
 def test_all_but_training_works(run_python):
     done = run_python(_PROGRAM)
     found = json.loads(done.stdout.splitlines()[-1])
     assert "xtuner" in found.pop("error")
+    assert "`train_cfg.type` is 'ResumableTrainLoop', which cannot be imported here" in found.pop("refused")
     assert found == {
         "same": True, "evaluations": ["refcoco_val", "refcoco_testA", "refcoco_testB"], "shown": 0, "merge": "max",
         "imported": [],

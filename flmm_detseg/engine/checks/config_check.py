@@ -145,20 +145,36 @@ def resolve(kind: Any, where: str) -> Any:
     """
     if not isinstance(kind, str):
         return kind
-    if "." in kind:
-        found = get_object_from_string(kind)
-        if found is None and (reason := _import_error(kind)) is not None:
-            raise ConfigError(
-                f"{where} is {kind!r}, which cannot be imported here ({reason}); `flmm-detseg doctor` says what is "
-                "missing"
-            ) from reason
-    else:
-        known = [*vars(registries).values(), *vars(mmengine_registries).values()]
-        places = (place for place in known if isinstance(place, Registry))
-        found = next((value for value in (place.get(kind) for place in places) if value is not None), None)
+    found, reason = _dotted(kind) if "." in kind else _registered(kind)
+    if found is None and reason is not None:
+        raise ConfigError(
+            f"{where} is {kind!r}, which cannot be imported here ({reason}); `flmm-detseg doctor` says what is missing"
+        ) from reason
     if found is None:
         raise ConfigError(f"{where} is {kind!r}, which cannot be found; check the name and its import")
     return found
+
+
+def _dotted(name: str) -> tuple[Any, ImportError | None]:
+    """What a dotted name means, and why nothing where its module cannot be imported."""
+    found = get_object_from_string(name)
+    return found, None if found is not None else _import_error(name)
+
+
+def _registered(name: str) -> tuple[Any, ImportError | None]:
+    """What a name means in the registries, and why maybe nothing: what one of them lists cannot be imported."""
+    reason = None
+    for place in [*vars(registries).values(), *vars(mmengine_registries).values()]:
+        if not isinstance(place, Registry):
+            continue
+        try:
+            found = place.get(name)
+        except ImportError as error:
+            # Modules before the one that needs XTuner are there.
+            found, reason = place.module_dict.get(name), error
+        if found is not None:
+            return found, None
+    return None, reason
 
 
 def training_error() -> ImportError | None:
