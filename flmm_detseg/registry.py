@@ -175,7 +175,7 @@ DATASETS = Registry(
     locations=[
         *_modules("datasets", "coco_instances", "joint", "jsonl", "llava_instruct", "mix", "png"),
         *_modules("datasets", "phrase_list", "questions", "refcoco", "semantic_maps", "task_sampler"),
-        *_modules("datasets", "reason_seg"),
+        *_modules("datasets", "class_prompts", "grandf", "grefcoco", "reason_seg", "seg_answers"),
     ],
 )
 # Samplers and collation register with MMEngine itself, whose runner looks there; these two import them.

@@ -8,8 +8,11 @@ from flmm_detseg.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from flmm_detseg.datasets.base import GroundingDataset
+    from flmm_detseg.datasets.class_prompts import ClassPrompts
     from flmm_detseg.datasets.coco_instances import COCOInstancesDataset
     from flmm_detseg.datasets.collate import EpochSampler, ImageSampler, collate_samples
+    from flmm_detseg.datasets.grandf import GranDfDataset
+    from flmm_detseg.datasets.grefcoco import GRefCOCODataset
     from flmm_detseg.datasets.joint import JointDataset
     from flmm_detseg.datasets.jsonl import JSONLDataset
     from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
@@ -19,14 +22,18 @@ if TYPE_CHECKING:
     from flmm_detseg.datasets.questions import QuestionDataset
     from flmm_detseg.datasets.reason_seg import ReasonSegDataset
     from flmm_detseg.datasets.refcoco import RefCOCODataset
+    from flmm_detseg.datasets.seg_answers import SegAnswers
     from flmm_detseg.datasets.semantic_maps import SemanticMapsDataset
     from flmm_detseg.datasets.shuffled import ShuffledPhrases
     from flmm_detseg.datasets.task_sampler import MultiTaskMix, TaskBatchSampler, TaskSampler
 
 __all__ = [
     "COCOInstancesDataset",
+    "ClassPrompts",
     "ConcatMix",
     "EpochSampler",
+    "GRefCOCODataset",
+    "GranDfDataset",
     "GroundingDataset",
     "ImageMix",
     "ImageSampler",
@@ -40,6 +47,7 @@ __all__ = [
     "ReasonSegDataset",
     "RecordError",
     "RefCOCODataset",
+    "SegAnswers",
     "SemanticMapsDataset",
     "ShuffledPhrases",
     "TaskBatchSampler",

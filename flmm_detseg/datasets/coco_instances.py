@@ -11,7 +11,7 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.coco_file import CocoFile, CocoImage, CocoObject, name_key
-from flmm_detseg.datasets.files import existing_file, is_file, require_dir
+from flmm_detseg.datasets.files import existing_file, is_file, list_of, require_dir
 from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.images import check_image_size
 from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
@@ -21,7 +21,7 @@ from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import DenseTargets, Sample
 from flmm_detseg.utils.names import suggest
 from flmm_detseg.utils.paths import find
-from flmm_detseg.utils.values import FieldError, is_number, shown
+from flmm_detseg.utils.values import FieldError, integer, is_number, shown
 
 # Boxes of float32 tools leave the image by less than that.
 _ROUNDING = 1e-2
@@ -43,6 +43,7 @@ class _Record:
     segmentations: list[Any] = field(default_factory=list)
     cut: list[bool] = field(default_factory=list)
     corners: list[bool] = field(default_factory=list)
+    absent: tuple[int, ...] | None = None  # labels that the file says are not there; None: it does not say
 
 
 @DATASETS.register_module()
@@ -53,7 +54,9 @@ class COCOInstancesDataset(GroundingDataset):
     masks; ``meta["coco_image_id"]`` and ``meta["ann_ids"]`` are as in the file. Boxes are cut to the image (and
     counted, see :meth:`count`); those of no width or height are left out (``dropped["degenerate box"]``). What files
     of other makers may be like, see :class:`~flmm_detseg.datasets.coco_file.CocoFile`. The ``score`` of annotations
-    with ``pseudo: true`` (tools/pseudo_label.py) becomes ``dense.weights``; others weigh 1.
+    with ``pseudo: true`` (tools/pseudo_label.py) becomes ``dense.weights``; others weigh 1. Of files that do not list
+    every object (LVIS, PACO) ``meta["absent_labels"]`` are the classes that are known not to be there
+    (``neg_category_ids``).
 
     Args:
         ann_file: COCO JSON with ``images``, ``annotations`` and ``categories``.
@@ -162,7 +165,11 @@ class COCOInstancesDataset(GroundingDataset):
                 self._log.drop("excluded image", record_id)
                 return
             path = self._image_path(file, image, where)
-            records[image.key] = _Record(record_id, image.image_id, path, image.size)
+            record = _Record(record_id, image.image_id, path, image.size)
+            if (absent := image.entry.get("neg_category_ids")) is not None:
+                ids = [integer(value, "neg_category_ids") for value in list_of(absent, "neg_category_ids")]
+                record.absent = tuple(label_of[value] for value in ids if value in label_of)
+            records[image.key] = record
 
         def add_object(item: CocoObject, where: str) -> None:
             self._add_object(file, item, where, records[item.image.key], label_of[item.category_id])
@@ -241,7 +248,11 @@ class COCOInstancesDataset(GroundingDataset):
             image_id=str(record.path),
             task="detection",
             dense=dense,
-            meta={"coco_image_id": record.image_id, "ann_ids": list(record.ann_ids)},
+            meta={
+                "coco_image_id": record.image_id,
+                "ann_ids": list(record.ann_ids),
+                **({} if record.absent is None else {"absent_labels": list(record.absent)}),
+            },
         )
 
     def _decode_masks(self, record: _Record) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset, SharedInt
+from flmm_detseg.datasets.derived import DerivedDataset, build_reader
 from flmm_detseg.datasets.files import words_argument
 from flmm_detseg.datasets.llava_instruct import LLaVAInstructDataset
 from flmm_detseg.datasets.policy import Problem
@@ -32,7 +33,7 @@ from flmm_detseg.language import (
 )
 from flmm_detseg.language.items import Polygon
 from flmm_detseg.language.wording import SECTION_TAGS
-from flmm_detseg.registry import DATASETS, SCOPE
+from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import DenseTargets, Phrase, Sample
 
 
@@ -46,7 +47,7 @@ class _Mask(NamedTuple):
 
 
 @DATASETS.register_module()
-class JointDataset(GroundingDataset):
+class JointDataset(DerivedDataset):
     """Turns the samples of a dense reader into ``task="joint"`` samples with the joint template as text.
 
     ``Answer: ...`` comes from a conversation about the same image, ``Detections: ...`` from the boxes,
@@ -96,9 +97,8 @@ class JointDataset(GroundingDataset):
         max_characters: int = 3000,
         seed: int = 0,
     ) -> None:
-        super().__init__("raise")
-        self.dataset = _build(dataset)
-        self.answers = None if answers is None else _build(answers)
+        super().__init__(dataset)
+        self.answers = None if answers is None else build_reader(answers)
         self.sections, self.question, self.seed = tuple(sections), question, seed
         self.options = SerialiseOptions(box_order=box_order, max_boxes=max_boxes, max_masks=max_masks)
         if mask_form not in ("seg", "polygons"):
@@ -149,22 +149,16 @@ class JointDataset(GroundingDataset):
     def annotation_files(self) -> tuple[Path, ...]:  # type: ignore[override]  # not to be set from outside
         """Annotation files of the reader and the answers."""
         files = self.answers.annotation_files if self.answers is not None else ()
-        return (*self.dataset.annotation_files, *files)
+        return (*super().annotation_files, *files)
 
     @property
     def problems(self) -> list[Problem]:
         """Skipped records of the reader and the answers."""
-        return [*self.dataset.problems, *(self.answers.problems if self.answers is not None else ())]
-
-    @property
-    def metainfo(self) -> dict[str, Any]:
-        """The reader's facts."""
-        return {**self.dataset.metainfo, **super().metainfo}
+        return [*super().problems, *(self.answers.problems if self.answers is not None else ())]
 
     def set_epoch(self, epoch: int) -> None:
         """Selects the epoch of random choices, of the reader and the answers too."""
         super().set_epoch(epoch)
-        self.dataset.set_epoch(epoch)
         if self.answers is not None:
             self.answers.set_epoch(epoch)
 
@@ -173,7 +167,7 @@ class JointDataset(GroundingDataset):
 
         ``left_out``: objects for which there was no room, in the samples read so far (by worker processes too).
         """
-        parts: dict[str, Any] = {"left_out": self._num_left_out.value, "dataset": self.dataset.report()}
+        parts: dict[str, Any] = {"left_out": self._num_left_out.value}
         if self.answers is not None:
             parts["answers"] = self.answers.report()
         return {**super().report(), **parts}
@@ -318,10 +312,6 @@ def _written_objects(dense: DenseTargets) -> np.ndarray:
 
 def _num_objects(written: SerialisedAnswer) -> int:
     return max(len(written.answer.detections or ()), len(written.answer.segmentations or ()))
-
-
-def _build(dataset: Any) -> Any:
-    return DATASETS.build({"_scope_": SCOPE, **dataset}) if isinstance(dataset, Mapping) else dataset
 
 
 def _image_key(dataset: GroundingDataset, index: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.language.segment_names import MASK_TOKEN, mask_token_spans
 from flmm_detseg.structures import Phrase
 from flmm_detseg.utils.values import CONTROL_WORDS, check_text, check_words
@@ -11,6 +12,7 @@ from flmm_detseg.utils.values import CONTROL_WORDS, check_text, check_words
 # Sample.task of these samples, and the entry of Sample.meta that holds regions which count neither way.
 REASONING = "reasoning"
 IGNORE_KEY = "ignore"
+WORDINGS = ("random", "first")
 
 
 def check_query(value: Any, what: str) -> str:
@@ -28,6 +30,13 @@ def check_query(value: Any, what: str) -> str:
     """
     words = check_words(value, what, (*CONTROL_WORDS, MASK_TOKEN))
     return " ".join(check_text(words, what, empty=False).split())
+
+
+def check_wordings(wordings: str) -> str:
+    """An argument that is one of :data:`WORDINGS`; raises ConfigError where it is none."""
+    if wordings not in WORDINGS:
+        raise ConfigError(f"`wordings` is {wordings!r}; allowed: {', '.join(WORDINGS)}")
+    return wordings
 
 
 def mask_phrases(text: str) -> tuple[Phrase, ...]:

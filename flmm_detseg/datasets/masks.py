@@ -102,6 +102,25 @@ def check_segmentation(segmentation: Any, image_size: tuple[int, int]) -> None:
         check_polygons(segmentation)
 
 
+def decode_parts(segmentation: Any, image_size: tuple[int, int]) -> np.ndarray:
+    """As :func:`decode_segmentation`, also of a list of RLEs (their union), as refCLEF and GranD-f have them."""
+    parts = _rle_parts(segmentation)
+    masks = [decode_segmentation(part, image_size) for part in parts or [segmentation]]
+    return np.logical_or.reduce(masks)
+
+
+def check_parts(segmentation: Any, image_size: tuple[int, int]) -> None:
+    """Checks the form of what :func:`decode_parts` decodes."""
+    for part in _rle_parts(segmentation) or [segmentation]:
+        check_segmentation(part, image_size)
+
+
+def _rle_parts(segmentation: Any) -> list[Any] | None:
+    """The parts of a list of RLEs; None: it is none."""
+    is_list = isinstance(segmentation, list) and bool(segmentation)
+    return segmentation if is_list and all(isinstance(part, Mapping) for part in segmentation) else None
+
+
 def _check_rle(rle: Mapping[str, Any], image_size: tuple[int, int]) -> None:
     if "size" not in rle or "counts" not in rle:
         raise FieldError("an RLE needs the keys `size` and `counts`", "bad mask")

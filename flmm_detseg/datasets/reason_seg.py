@@ -37,7 +37,7 @@ QUERIES = ("random", "first", "all")
 _OLD_ENCODING = "cp1252"
 _IGNORED = -1
 # What TinyWorld's files say beside LISA's keys; the rest of a file is for the tool that drew it.
-_FACTS = ("family", "wording", "held_out", "absent")
+_FACTS = ("family", "combination", "wording", "held_out", "absent")
 _REMEDY = "Mend the file, or use policy='skip' to leave such files out."
 
 
@@ -89,8 +89,8 @@ class ReasonSegDataset(GroundingDataset):
     Samples have ``task="reasoning"``: the question as ``prompt``, as ``text`` an answer with a ``[SEG]`` for each
     target, one phrase and one mask for each ``[SEG]``. ``meta`` holds ``query`` (the words of the file),
     ``is_sentence``, ``form`` (``"masks"``, ``"explained"`` or ``"text"``) and, where the file has them, ``names``,
-    ``explanation``, ``family``, ``wording``, ``held_out``, ``absent``; and ``ignore``, bool ``[H, W]``, of images with
-    regions that count neither way (training takes them as background).
+    ``explanation``, ``family``, ``combination``, ``wording``, ``held_out``, ``absent``; and ``ignore``, bool
+    ``[H, W]``, of images with regions that count neither way (training takes them as background).
 
     Of a file's ``shapes`` those labelled ``flag`` are not used, those whose label has "ignore" in it are the regions to
     ignore, all others are targets: one for each ``group_id``, and one of those without. Polygons are painted, outlines
@@ -269,6 +269,8 @@ class ReasonSegDataset(GroundingDataset):
         prompt, answer = self._words(query, text, form, draw if self.queries == "random" else None)
         meta = {"query": query.texts[text], "is_sentence": query.is_sentence, "form": form}
         meta |= {key: value[text] if isinstance(value, list) else value for key, value in query.facts.items()}
+        if text and not isinstance(query.facts.get("wording"), list):
+            meta.pop("wording", None)  # the number of the first text's
         if query.names:
             meta["names"] = list(query.names)
         if query.explanation is not None:

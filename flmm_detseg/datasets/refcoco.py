@@ -1,10 +1,9 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg from the published ``refs(*).p`` and ``instances.json``."""
+"""RefCOCO, RefCOCO+, RefCOCOg and refCLEF from the published ``refs(*).p`` and ``instances.json``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,6 @@ import numpy as np
 from flmm_detseg.datasets.base import GroundingDataset, join_sentences
 from flmm_detseg.datasets.files import (
     existing_file,
-    list_of,
-    load_json,
     require_dir,
     require_keys,
     require_list,
@@ -21,8 +18,9 @@ from flmm_detseg.datasets.files import (
 )
 from flmm_detseg.datasets.image_ids import ImageIds, read_images
 from flmm_detseg.datasets.images import check_image_size
-from flmm_detseg.datasets.masks import check_segmentation, decode_segmentation
+from flmm_detseg.datasets.masks import check_parts, decode_parts
 from flmm_detseg.datasets.policy import RecordError, record_error
+from flmm_detseg.datasets.ref_files import RefImage, read_instances, read_sentences
 from flmm_detseg.datasets.safe_pickle import load_plain_pickle
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
@@ -31,23 +29,12 @@ from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.values import (
     FieldError,
     check_text,
-    check_words,
     identifier,
-    integer,
-    picture_size,
     shown,
 )
 
 SENTENCES = ("random", "first", "all")
 LAYOUTS = ("concat", "split")
-
-
-@dataclass(frozen=True, slots=True)
-class _Image:
-    image_id: int | str
-    name: str
-    path: Path
-    size: tuple[int, int]  # (H, W)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,25 +44,10 @@ class _Object:
     index: int  # position in the split: the random draw's key, independent of the layout
     ref_id: int | str
     ann_id: int | str
-    image: _Image
+    image: RefImage
     segmentation: Any
     sentences: tuple[str, ...]
     sentence_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sentence:
-    text: str
-    sentence_id: int
-
-    @classmethod
-    def read(cls, entry: Any, position: int) -> _Sentence:
-        """Takes the words as they were written (``raw``); where those are missing or null, ``sent``."""
-        if not isinstance(entry, dict):
-            raise FieldError(f"`sentences[{position}]` is {shown(entry)}, not an object")
-        key = next((key for key in ("raw", "sent") if entry.get(key) is not None), None)
-        text = "" if key is None else check_text(entry[key], key).strip()
-        return cls(text, integer(entry.get("sent_id", position), "sent_id", text=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,10 +67,11 @@ class RefCOCODataset(GroundingDataset):
     comparable with each other.
 
     Args:
-        refs_file: ``refs(unc).p`` or ``refs(umd).p``; read as plain data, code in it is refused.
+        refs_file: ``refs(unc).p``, ``refs(umd).p`` or (refCLEF) ``refs(berkeley).p``; read as plain data, code in it is
+            refused.
         instances_file: ``instances.json`` of the same folder.
-        image_dir: Folder of the images (COCO ``train2014``).
-        split: ``train``, ``val``, ``testA``, ``testB`` or ``test``.
+        image_dir: Folder of the images (COCO ``train2014``; of refCLEF ``saiapr_tc-12``, with its folders).
+        split: ``train``, ``val``, ``testA``, ``testB``, ``testC`` or ``test``, as the file has them.
         sentences: ``"random"``: one sentence per object and epoch, a function of (``seed``, epoch, object)
             alone; ``"first"``; ``"all"``: each sentence once (concat: round j holds every object's j-th
             sentence).
@@ -169,7 +142,7 @@ class RefCOCODataset(GroundingDataset):
 
     def _read_objects(self, excluded: ImageIds) -> list[_Object]:
         refs = require_list(load_plain_pickle(self.refs_file, "refs file"), "references", self.refs_file)
-        images, annotations = self._read_instances()
+        images, annotations = read_instances(self._read_entries, self.instances_file, self.image_dir)
         splits: set[str] = set()
         seen: set[int | str] = set()
         objects: list[_Object] = []
@@ -181,8 +154,8 @@ class RefCOCODataset(GroundingDataset):
                 return
             if isinstance(ref["ann_id"], list):
                 message = (
-                    "its ann_id is a list, as in gRefCOCO: an expression for several objects or for none, which this "
-                    "reader does not know"
+                    "its ann_id is a list, as in gRefCOCO: an expression for several objects or for none; "
+                    "GRefCOCODataset reads them"
                 )
                 raise FieldError(message, "several objects")
             ref = ref | {key: identifier(ref[key], key) for key in ("ref_id", "ann_id", "image_id")}
@@ -207,33 +180,11 @@ class RefCOCODataset(GroundingDataset):
             )
         return objects
 
-    def _read_instances(self) -> tuple[dict[int | str, _Image], dict[int | str, dict[str, Any]]]:
-        """Images and annotations of the instances file by id."""
-        content = load_json(self.instances_file, "instances file")
-        require_keys(content, ("images", "annotations"), self.instances_file)
-        images: dict[int | str, _Image] = {}
-        annotations: dict[int | str, dict[str, Any]] = {}
-
-        def add_image(entry: Any, record: str) -> None:
-            require_keys(entry, ("id", "file_name", "height", "width"), self.instances_file, record)
-            image_id, name = identifier(entry["id"], "id"), check_text(entry["file_name"], "file_name")
-            size = picture_size(entry["height"], entry["width"])
-            # Whether the file is there is asked for the images of this split only.
-            images[image_id] = _Image(image_id, name, self.image_dir / name, size)
-
-        def add_annotation(entry: Any, record: str) -> None:
-            require_keys(entry, ("id",), self.instances_file, record)
-            annotations[identifier(entry["id"], "id")] = entry
-
-        self._read_entries(self.instances_file, "images", content["images"], add_image)
-        self._read_entries(self.instances_file, "annotations", content["annotations"], add_annotation)
-        return images, annotations
-
     def _read_object(
         self,
         index: int,
         ref: dict[str, Any],
-        images: dict[int | str, _Image],
+        images: dict[int | str, RefImage],
         annotations: dict[int | str, dict[str, Any]],
     ) -> _Object:
         image, annotation = images.get(ref["image_id"]), annotations.get(ref["ann_id"])
@@ -246,19 +197,11 @@ class RefCOCODataset(GroundingDataset):
         existing_file(self.image_dir, image.name, "image")
         segmentation = annotation.get("segmentation")
         try:
-            check_segmentation(segmentation, image.size)
+            check_parts(segmentation, image.size)
         except ValueError as error:
             raise FieldError(f"mask of annotation {ref['ann_id']}: {error}", "bad mask") from error
-        sentences = [
-            _Sentence.read(entry, k) for k, entry in enumerate(list_of(ref["sentences"], "sentences"))
-        ]
-        if not sentences or not all(sentence.text for sentence in sentences):
-            raise FieldError("it has no sentence, or an empty one", "empty sentence")
-        texts = tuple(
-            check_words(sentence.text.lower() if self.lower else sentence.text, "sentences")
-            for sentence in sentences
-        )
-        ids = tuple(sentence.sentence_id for sentence in sentences)
+        sentences = read_sentences(ref["sentences"], self.lower)
+        texts, ids = tuple(s.text for s in sentences), tuple(s.sentence_id for s in sentences)
         return _Object(index, ref["ref_id"], ref["ann_id"], image, segmentation, texts, ids)
 
     def _make_records(self) -> list[_Record]:
@@ -333,7 +276,7 @@ class RefCOCODataset(GroundingDataset):
             return record_error(str(self.instances_file), where, message, remedy, kind)
 
         try:
-            mask = decode_segmentation(item.segmentation, item.image.size)
+            mask = decode_parts(item.segmentation, item.image.size)
         except ValueError as error:
             raise problem(f"mask cannot be decoded ({error})", "bad mask") from error
         if not mask.any():

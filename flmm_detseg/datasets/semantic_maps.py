@@ -41,7 +41,8 @@ class SemanticMapsDataset(GroundingDataset):
     Args:
         label_dir: Folder of the label maps (sub-folders too); class numbers as pixel values, 255 is unknown.
         image_dir: Folder of the images: same name, any image suffix.
-        classes: Class names by index, or the name of a list: ``"ade20k"`` and others of mmseg, ``"tinyworld"``.
+        classes: Class names by index, or the name of a list: ``"ade20k"`` and others of mmseg, ``"tinyworld"``, or a
+            file of names (:func:`~flmm_detseg.datasets.class_names.named_classes`).
         reduce_zero_label: Value 0 is unknown and class i has the value i + 1 (ADE20K, TinyWorld).
         label_suffix: End of the label maps' names, cut off to find the image.
         policy: ``"raise"`` | ``"skip"`` for label maps that cannot be used.

@@ -13,6 +13,9 @@ from reasoning_files import SIZE, entry, polygon, shape, write_reason_seg
 
 from flmm_detseg.cli import main
 from flmm_detseg.datasets import ReasonSegDataset
+from flmm_detseg.datasets.tinyworld.reason.draw import draw_items
+from flmm_detseg.datasets.tinyworld.reason.files import write_reason
+from flmm_detseg.datasets.tinyworld.reason.spec import ReasonSpec
 from flmm_detseg.datasets.tinyworld.reason_seg import reason_seg_record
 from flmm_detseg.datasets.tinyworld.render import make_scene
 from flmm_detseg.errors import ConfigError, DataError
@@ -73,6 +76,26 @@ def test_a_world_s_polygons_are_its_masks(tmp_path):
         assert any(np.array_equal(sample.masks[0], obj.mask) for obj in scene.objects)
         found += 1
     assert found
+
+
+def test_tinyworld_s_second_set_is_read_as_it_was_drawn(tmp_path):
+    spec = ReasonSpec(train_images=1, val_images=1, test_images=4, seed=4)
+    write_reason(tmp_path / "set", spec, progress=False)
+    dataset = ReasonSegDataset(str(tmp_path / "set/test"), queries="first", explained_share=1)
+    items = list(draw_items(spec, "test"))
+    assert len(dataset) == len(items)
+    for sample, item in zip(dataset, items):
+        assert np.array_equal(sample.masks, [obj.mask for obj in item.query.targets] or sample.masks[:0])
+        assert len(spans(sample)) == len(item.query.targets)
+        named = " and ".join(f"{name} [SEG]" for name in item.names[-2:])
+        assert sample.text.startswith(named if len(item.names) < 3 else f"{item.names[0]} [SEG] , ")
+        assert sample.text.endswith(f" . {sample.meta['explanation']}")
+        assert (sample.meta["query"], sample.meta["family"]) == (item.texts[0], item.query.family)
+        assert (sample.meta["held_out"], sample.meta["absent"]) == (item.held_out, item.query.absent)
+    assert {len(item.query.targets) for item in items} >= {0, 1, 2}
+    # The number of a wording is that of a file's first text.
+    every = ReasonSegDataset(str(tmp_path / "set/test"), queries="all")
+    assert [s.meta["wording"] for s in every if "wording" in s.meta] == [item.wording for item in items]
 
 
 def test_one_mask_token_a_group(tmp_path):

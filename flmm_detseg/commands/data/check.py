@@ -2,7 +2,9 @@
 
 flmm-detseg data check jsonl FILE [--image-dir DIR] [--preview picture.png]
 flmm-detseg data check refcoco REFS INSTANCES IMAGE_DIR [--splits train val]
+flmm-detseg data check grefcoco REFS INSTANCES IMAGE_DIR [--splits train val]
 flmm-detseg data check png NARRATIVES PANOPTIC_JSON PANOPTIC_DIR IMAGE_DIR
+flmm-detseg data check grandf FILE IMAGE_DIR
 flmm-detseg data check coco ANN_FILE IMAGE_DIR [--masks]
 flmm-detseg data check semantic LABEL_DIR IMAGE_DIR --classes ade20k [--reduce-zero-label]
 flmm-detseg data check llava FILE IMAGE_DIR
@@ -36,10 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     jsonl.add_argument("file")
     jsonl.add_argument("--image-dir", help="start of relative paths (default: the file's folder)")
     jsonl.add_argument("--allow-empty", action="store_true", help="phrases without an object are no problem")
-    refcoco = kinds.add_parser("refcoco", parents=[common], help="RefCOCO, RefCOCO+, RefCOCOg")
-    for name in ("refs_file", "instances_file", "image_dir"):
-        refcoco.add_argument(name)
-    refcoco.add_argument("--splits", nargs="+", default=["train"])
+    for kind, names in (("refcoco", "RefCOCO, RefCOCO+, RefCOCOg, refCLEF"), ("grefcoco", "gRefCOCO")):
+        refcoco = kinds.add_parser(kind, parents=[common], help=names)
+        for name in ("refs_file", "instances_file", "image_dir"):
+            refcoco.add_argument(name)
+        refcoco.add_argument("--splits", nargs="+", default=["train"])
+    grandf = kinds.add_parser("grandf", parents=[common], help="grounded captions (GLaMM's GranD-f)")
+    grandf.add_argument("file")
+    grandf.add_argument("image_dir")
     png = kinds.add_parser("png", parents=[common], help="panoptic narrative grounding")
     for name in ("narratives_file", "panoptic_json", "panoptic_dir", "image_dir"):
         png.add_argument(name)
@@ -93,6 +99,8 @@ def run(args: argparse.Namespace) -> None:
 def _chosen(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
     from flmm_detseg.datasets import (
         COCOInstancesDataset,
+        GranDfDataset,
+        GRefCOCODataset,
         JSONLDataset,
         LLaVAInstructDataset,
         PNGDataset,
@@ -108,9 +116,12 @@ def _chosen(args: argparse.Namespace) -> Mapping[str, Mapping[str, Any]]:
             type=JSONLDataset, file=args.file, image_dir=args.image_dir, allow_empty=args.allow_empty
         )
         return {args.file: entry}
-    if args.kind == "refcoco":
+    if args.kind in ("refcoco", "grefcoco"):
         files = {name: getattr(args, name) for name in ("refs_file", "instances_file", "image_dir")}
-        return {f"refcoco {split}": dict(type=RefCOCODataset, split=split, **files) for split in args.splits}
+        reader = RefCOCODataset if args.kind == "refcoco" else GRefCOCODataset
+        return {f"{args.kind} {split}": dict(type=reader, split=split, **files) for split in args.splits}
+    if args.kind == "grandf":
+        return {args.file: dict(type=GranDfDataset, file=args.file, image_dir=args.image_dir)}
     if args.kind == "png":
         names = ("narratives_file", "panoptic_json", "panoptic_dir", "image_dir")
         return {"png": dict(type=PNGDataset, **{name: getattr(args, name) for name in names})}

@@ -1,0 +1,126 @@
+"""Phrases and masks of other readers as answers with mask tokens."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from dataset_files import own_line, write_jsonl, write_png, write_refcoco
+
+from flmm_detseg.datasets import JSONLDataset, PNGDataset, RefCOCODataset, SegAnswers
+from flmm_detseg.datasets.checks import check_dataset, find_datasets
+from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.language.mask_wording import ANSWERS, CAPTION_QUESTIONS, NOTHING_THERE, PHRASE_QUESTIONS
+from flmm_detseg.structures import Phrase, Sample
+
+
+def tokens(sample) -> list[str]:
+    return [sample.phrase_text(k) for k in range(len(sample.phrases))]
+
+
+def test_a_question_for_each_phrase(tmp_path):
+    reader = dict(type="RefCOCODataset", **write_refcoco(tmp_path), split="val", sentences="first")
+    dataset = SegAnswers(reader, wordings="first")
+    phrases = RefCOCODataset(**{key: value for key, value in reader.items() if key != "type"})
+    assert len(dataset) == 2 * len(phrases)
+    for index, sample in enumerate(dataset):
+        source, k = phrases[index // 2], index % 2
+        words = source.phrase_text(k)
+        assert (sample.task, sample.prompt) == ("reasoning", PHRASE_QUESTIONS[0].format(words))
+        assert (sample.text, tokens(sample)) == ("it is [SEG] .", ["[SEG]"])
+        assert np.array_equal(sample.masks, source.masks[k : k + 1])
+        assert (sample.meta["query"], sample.meta["names"]) == (words, [words])
+        assert sample.meta["ann_ids"] == source.meta["ann_ids"]
+        assert sample.image_id == source.image_id
+        assert dataset.phrase_texts(index) == (source.image_id, [])
+    assert len({dataset.record_id(k) for k in range(len(dataset))}) == len(dataset)
+    assert dataset.annotation_files == phrases.annotation_files
+
+
+def test_wordings_and_sentences_are_drawn_per_epoch(tmp_path):
+    dataset = SegAnswers(RefCOCODataset(**write_refcoco(tmp_path), split="val", layout="split"))
+    seen = []
+    for epoch in range(30):
+        dataset.set_epoch(epoch)
+        seen.append([(s.prompt, s.text) for s in dataset])
+    dataset.set_epoch(7)
+    assert [(s.prompt, s.text) for s in dataset] == seen[7]
+    flat = [pair for epoch in seen for pair in epoch]
+    assert {text for _, text in flat} == {form.format("[SEG]") for form in ANSWERS}
+    assert {prompt.split(" object ")[0].split(" ")[0] for prompt, _ in flat} == {
+        form.split(" ")[0] for form in PHRASE_QUESTIONS
+    }
+    # The reader's sentences follow the epoch, too.
+    assert {prompt[prompt.index(" way ") + 5] for prompt, _ in flat} == {"0", "1", "2"}
+
+
+def test_captions_get_a_token_behind_each_phrase(tmp_path):
+    dataset = SegAnswers(PNGDataset(**write_png(tmp_path)), form="captions", wordings="first")
+    sample, source = dataset[0], PNGDataset(**write_png(tmp_path))[0]
+    expected = "In front of the sky [SEG] there is a star [SEG] ; two stars [SEG] ."
+    assert (sample.text, sample.prompt) == (expected, CAPTION_QUESTIONS[0])
+    assert tokens(sample) == ["[SEG]"] * 3
+    assert sample.meta["names"] == ["the sky", "a star", "two stars"]
+    assert np.array_equal(sample.masks, source.masks)
+
+
+class Fixed(JSONLDataset):
+    """One record with phrases that overlap."""
+
+    def _read(self, record) -> Sample:
+        sample = super()._read(record)
+        text = "a man with a hat and a cat"
+        phrases = [((0, 16),), ((11, 16),), ((0, 5), (21, 26)), ((21, 26),)]
+        masks = np.zeros((4, *sample.image_size), dtype=bool)
+        for k in (0, 1, 2):
+            masks[k, k, : k + 2] = True
+        return Sample(
+            "r",
+            sample.image,
+            text,
+            tuple(Phrase(spans) for spans in phrases),
+            masks,
+            image_id=sample.image_id,
+        )
+
+    def phrase_texts(self, index):
+        return super().phrase_texts(index)[0], ["", "", "", ""]
+
+
+def test_phrases_that_end_together_and_phrases_without_a_mask(tmp_path):
+    reader = Fixed(str(write_jsonl(tmp_path, [own_line()])))
+    sample = SegAnswers(reader, form="captions")[0]
+    # "a hat" before "a man with a hat"; "a man .. a cat" ends with the text; "a cat" has no mask.
+    assert sample.text == "a man with a hat [SEG] [SEG] and a cat [SEG]"
+    assert sample.meta["names"] == ["a hat", "a man with a hat", "a man a cat"]
+    assert np.array_equal(sample.masks, reader[0].masks[[1, 0, 2]])
+    nothing = SegAnswers(reader)[3]
+    assert (nothing.text, nothing.phrases, len(nothing.masks)) == (NOTHING_THERE, (), 0)
+    assert nothing.meta["query"] == "a cat"
+
+
+def test_what_is_refused(tmp_path):
+    files = write_refcoco(tmp_path)
+    with pytest.raises(ConfigError, match="`form` is 'both'"):
+        SegAnswers(RefCOCODataset(**files, split="val"), form="both")
+    with pytest.raises(ConfigError, match="`wordings` is 'all'"):
+        SegAnswers(RefCOCODataset(**files, split="val"), wordings="all")
+    line = own_line()
+    line["caption"], line["phrases"] = (
+        "a [SEG] dog",
+        [{"text": "a [SEG] dog", "mask": line["phrases"][0]["mask"]}],
+    )
+    for form in ("questions", "captions"):
+        with pytest.raises(DataError, match=r"\[SEG\]"):
+            SegAnswers(JSONLDataset(str(write_jsonl(tmp_path, [line]))), form=form)[0]
+
+
+def test_the_check_reads_what_is_inside(tmp_path):
+    reader = dict(type="RefCOCODataset", **write_refcoco(tmp_path), split="val")
+    config = {"train_dataloader": {"dataset": dict(type="SegAnswers", dataset=reader)}}
+    ((name, found),) = find_datasets(config)
+    assert (name, found) == ("train_dataloader.dataset.dataset", reader)
+    check = check_dataset("all", config["train_dataloader"]["dataset"])
+    assert (check.num_records, check.num_phrases, check.problems) == (6, 6, [])
+    assert json.dumps(check.figures())
