@@ -182,10 +182,10 @@ class _Tree:
         self._seen = self._look()
         # Methods that were replaced.
         self._methods = [
-            (path, own[key])
-            for path, own in zip(modules, self._dicts, strict=False)
+            (path, module.__dict__[key])
+            for path, module in modules.items()
             for key in ("forward", "__call__")
-            if key in own
+            if key in module.__dict__
         ]
 
     def still(self, root: nn.Module | None) -> bool:

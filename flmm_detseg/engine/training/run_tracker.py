@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import os
-import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,10 +11,9 @@ import torch
 from mmengine.config import Config
 from mmengine.visualization import BaseVisBackend
 
-from flmm_detseg.errors import ConfigError, MissingDependencyError
+from flmm_detseg.engine.training.tracking_tools import TOOLS
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import VISBACKENDS
-
-TOOLS = ("wandb", "mlflow", "trackio")
 
 
 @VISBACKENDS.register_module()
@@ -58,10 +53,9 @@ class RunTracker(BaseVisBackend):
         super().__init__(save_dir)
         if tool not in TOOLS:
             raise ConfigError(f"visualizer: RunTracker(tool={tool!r}) is unknown; known: {', '.join(TOOLS)}")
-        self.tool = tool
         self.project, self.run_name, self.options = project, run_name, dict(options or {})
         # Before the model is built: a run that nobody can watch should not take its first hour.
-        self._module = _load(tool)
+        self._tool = TOOLS[tool](tool)
         self._run: Any = None
 
     def _init_env(self) -> None:
@@ -69,29 +63,9 @@ class RunTracker(BaseVisBackend):
         self._start({})
 
     def _start(self, config: dict[str, Any]) -> Any:
-        if self._run is not None:
-            return self._run
-        folder = self._save_dir or "."
-        if self.tool != "trackio":
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        if self.tool == "wandb":
-            given = {"dir": folder, **self.options}
-            self._run = self._module.init(project=self.project, name=self.run_name, config=config, **given)
-        elif self.tool == "trackio":
-            given = {"embed": False, **self.options}
-            self._run = self._module.init(project=self.project, name=self.run_name, config=config, **given)
-        else:
-            if not os.environ.get("MLFLOW_TRACKING_URI"):
-                # MLflow 3 refuses its former default, a folder of files.
-                self._module.set_tracking_uri(f"sqlite:///{Path(folder).resolve()}/mlflow.db")
-                if self._module.get_experiment_by_name(self.project) is None:
-                    # Its default for pictures is ./mlruns, wherever the run was started.
-                    pictures = (Path(folder).resolve() / "mlflow").as_uri()
-                    self._module.create_experiment(self.project, artifact_location=pictures)
-            self._module.set_experiment(self.project)
-            self._run = self._module.start_run(run_name=self.run_name, **self.options)
-            if config:
-                self._module.log_dict(config, "config.json")
+        if self._run is None:
+            folder = Path(self._save_dir or ".")
+            self._run = self._tool.start(folder, self.project, self.run_name, config, self.options)
         return self._run
 
     @property
@@ -129,15 +103,9 @@ class RunTracker(BaseVisBackend):
         """
         del file_path
         values = {name: float(value) for name, value in scalar_dict.items() if _is_number(value)}
-        run = self._start({})
-        if not values:
-            return
-        if self.tool == "mlflow":
-            # It takes no "P@0.5".
-            named = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
-            self._module.log_metrics(named, step=step)
-        else:
-            run.log(values, step=step)
+        self._start({})
+        if values:
+            self._tool.log_values(values, step)
 
     def add_image(self, name: str, image: np.ndarray, step: int = 0) -> None:
         """Stores a picture.
@@ -147,20 +115,13 @@ class RunTracker(BaseVisBackend):
             image: RGB uint8 ``[H, W, 3]``.
             step: Iteration.
         """
-        run = self._start({})
-        if self.tool == "mlflow":
-            self._module.log_image(image, key=name, step=step, synchronous=True)
-        else:
-            run.log({name: self._module.Image(image, caption=name)}, step=step)
+        self._start({})
+        self._tool.log_picture(name, image, step)
 
     def close(self) -> None:
         """Ends the run, if one has begun."""
-        if self._run is None:
-            return
-        if self.tool == "mlflow":
-            self._module.end_run()
-        else:
-            self._run.finish()
+        if self._run is not None:
+            self._tool.finish()
         self._run = None
 
 
@@ -169,12 +130,3 @@ def _is_number(value: Any) -> bool:
         return value.ndim == 0
     return isinstance(value, (int, float, np.number))
 
-
-def _load(tool: str) -> ModuleType:
-    try:
-        return importlib.import_module(tool)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"visualizer: RunTracker(tool={tool!r}) needs the package {tool} ({error}); pip install {tool}, or leave "
-            "the line out: TensorBoard has the same curves and pictures"
-        ) from error
