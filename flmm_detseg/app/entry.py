@@ -9,7 +9,8 @@ from functools import partial
 import numpy as np
 
 from flmm_detseg.app import layers
-from flmm_detseg.inference.chat import ChatPhrase, ChatTurn
+from flmm_detseg.inference.chat import ChatTurn
+from flmm_detseg.inference.regions import Region
 from flmm_detseg.visualization import canvas
 
 
@@ -105,7 +106,7 @@ class Entry:
         turn = self._above(threshold)
         small = turn.image.shape[:2]
         if small != self.size:
-            enlarge: Callable[[ChatPhrase], ChatPhrase] = partial(_enlarged, small=small, size=self.size)
+            enlarge: Callable[[Region], Region] = partial(_enlarged, small=small, size=self.size)
             pixels = np.broadcast_to(np.zeros((1, 1, 3), dtype=np.uint8), (*self.size, 3))
             turn = replace(turn, image=pixels, phrases=tuple(map(enlarge, turn.phrases)))
         return turn.to_coco_file(name)
@@ -119,7 +120,7 @@ class Entry:
         return replace(self.turn, phrases=kept)
 
 
-def _enlarged(phrase: ChatPhrase, small: tuple[int, int], size: tuple[int, int]) -> ChatPhrase:
+def _enlarged(phrase: Region, small: tuple[int, int], size: tuple[int, int]) -> Region:
     """A phrase of the reduced picture in pixels of the file."""
     down, across = size[0] / small[0], size[1] / small[1]
     x0, y0, x1, y1 = phrase.box_xyxy

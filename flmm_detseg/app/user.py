@@ -14,8 +14,9 @@ from flmm_detseg.app.limits import Limits
 from flmm_detseg.app.marks import Marks
 from flmm_detseg.app.uploads import Picture
 from flmm_detseg.errors import DataError
-from flmm_detseg.inference.chat import Chat, ChatPhrase, ChatTurn
+from flmm_detseg.inference.chat import Chat, ChatTurn
 from flmm_detseg.inference.outline import Outliner
+from flmm_detseg.inference.regions import Region
 
 if TYPE_CHECKING:
     from flmm_detseg.app.stream_view import StreamView
@@ -126,7 +127,7 @@ class User:
         found = self._outliner.outline(
             points=marks.points, labels=marks.labels or None, box=marks.box, scribble=marks.scribble(size)
         )
-        phrase = ChatPhrase("outline", (), found.score, found.score_of, found.box_xyxy, found.mask)
+        phrase = Region("segment", "outline", found.score, found.box_xyxy, found.mask, found.score_of)
         if data.get("again") and self.entries and self.entries[-1].key.startswith("o"):
             self.entries.pop()
         return self._add(ChatTurn(f"(pointed: {marks})", "instruction", "", (phrase,), picture.pixels), "o")

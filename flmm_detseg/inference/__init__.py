@@ -10,7 +10,6 @@ __all__ = [
     "AttentionMaps",
     "AttentionReader",
     "Chat",
-    "ChatPhrase",
     "ChatTurn",
     "Grounder",
     "GroundingResult",
@@ -23,7 +22,7 @@ __all__ = [
 if TYPE_CHECKING:
     from flmm_detseg.inference.attention_maps import AttentionMaps
     from flmm_detseg.inference.attention_reader import AttentionReader
-    from flmm_detseg.inference.chat import Chat, ChatPhrase, ChatTurn
+    from flmm_detseg.inference.chat import Chat, ChatTurn
     from flmm_detseg.inference.grounder import Grounder
     from flmm_detseg.inference.instructor import InstructionResult, Instructor
     from flmm_detseg.inference.outline import Outline, Outliner

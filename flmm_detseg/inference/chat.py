@@ -16,40 +16,14 @@ from flmm_detseg.inference.export.exportable import Exportable
 from flmm_detseg.inference.grounder import Grounder
 from flmm_detseg.inference.instructions import parse_instruction
 from flmm_detseg.inference.instructor import Instructor
-from flmm_detseg.inference.regions import Region, ScoreOf
+from flmm_detseg.inference.regions import Region
 from flmm_detseg.inference.result import GroundingResult
-from flmm_detseg.inference.samples import Span, question_sample
+from flmm_detseg.inference.samples import question_sample
 from flmm_detseg.inference.steps import Step
 from flmm_detseg.utils.values import check_text
 from flmm_detseg.visualization import draw_grounding
 from flmm_detseg.visualization.canvas import outline
 from flmm_detseg.visualization.dense import box_mask
-
-
-@dataclass(frozen=True)
-class ChatPhrase:
-    """Something that a turn names, and where it is.
-
-    Attributes:
-        label: Words of the answer, of the request, or the name of a class.
-        spans: Its characters in :attr:`ChatTurn.text`, half-open; empty where it is in the request only.
-        score: In [0, 1].
-        score_of: What the score is. ``"mask"``: mean foreground probability inside of the mask, which does not say
-            whether the thing is in the image. ``"detector"``: probability of the class. ``"quality"``: SAM's own
-            estimate of an outline's IoU (:class:`~flmm_detseg.inference.outline.Outline`).
-        box_xyxy: Half-open box in pixels of the image; zeros where the mask is empty.
-        mask: bool ``[H, W]``; None where a detected object has a box only.
-        attention: float32 ``[H, W]`` in [0, 1], where the LMM looked; None for a detector's object, or where the chat
-            keeps no attention.
-    """
-
-    label: str
-    spans: tuple[Span, ...]
-    score: float
-    score_of: ScoreOf
-    box_xyxy: tuple[float, float, float, float]
-    mask: np.ndarray | None = field(repr=False)
-    attention: np.ndarray | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -60,7 +34,8 @@ class ChatTurn(Exportable):
         request: As it was given.
         kind: ``"question"``: the LMM answered. ``"instruction"``: something was to be detected or segmented.
         text: The LMM's answer, or a sentence for each step with the answers between them.
-        phrases: What was named, in the order of the text.
+        phrases: What was named, in the order of the text; their ``spans`` are characters of ``text``, none where the
+            words are in the request only.
         image: RGB uint8 ``[H, W, 3]``; that of the conversation.
         uninterpreted: Words of an instruction that belong to no step.
         warning: Of the first turn, where the image is far from all that the model knows: a sentence that says so.
@@ -69,7 +44,7 @@ class ChatTurn(Exportable):
     request: str
     kind: Literal["question", "instruction"]
     text: str
-    phrases: tuple[ChatPhrase, ...]
+    phrases: tuple[Region, ...]
     image: np.ndarray = field(repr=False)
     uninterpreted: tuple[str, ...] = ()
     warning: str = ""
@@ -109,23 +84,11 @@ class ChatTurn(Exportable):
         )
 
     @property
-    def regions(self) -> list[Region]:
+    def regions(self) -> Sequence[Region]:
         """The phrases, for exports."""
-        return [
-            Region(
-                "detect" if phrase.score_of == "detector" else "segment",
-                phrase.label,
-                phrase.score,
-                phrase.box_xyxy,
-                phrase.mask,
-                phrase.score_of,
-                phrase.attention,
-                phrase.spans,
-            )
-            for phrase in self.phrases
-        ]
+        return self.phrases
 
-    def _chosen(self, chosen: Sequence[int] | None) -> list[ChatPhrase]:
+    def _chosen(self, chosen: Sequence[int] | None) -> list[Region]:
         indices = range(len(self.phrases)) if chosen is None else chosen
         for index in indices:
             if not 0 <= index < len(self.phrases):
@@ -208,12 +171,12 @@ class Chat:
         self.turns = (*self.turns, turn)
         return turn
 
-    def _follow(self, steps: Sequence[Step]) -> tuple[str, tuple[ChatPhrase, ...]]:
+    def _follow(self, steps: Sequence[Step]) -> tuple[str, tuple[Region, ...]]:
         """A sentence for each step, with what was found."""
         tasks = [step for step in steps if step.kind != "answer"]
         found = iter(self._instructor.find(self.image, tasks, keep_attention=self.keep_attention))
         text = ""
-        phrases: list[ChatPhrase] = []
+        phrases: list[Region] = []
         for step in steps:
             start = len(text) + 1 if text else 0
             if step.kind == "answer":
@@ -223,11 +186,11 @@ class Chat:
                 outcome = next(found)
                 sentence = outcome.sentence
                 span = (start, start + len(step.text))
-                phrases += [_of_region(region, span) for region in outcome.regions]
+                phrases += [replace(region, spans=(span,)) for region in outcome.regions]
             text = f"{text} {sentence}" if text else sentence
         return text, tuple(phrases)
 
-    def _answer(self, question: str) -> tuple[str, tuple[ChatPhrase, ...]]:
+    def _answer(self, question: str) -> tuple[str, tuple[Region, ...]]:
         turns = self._remembered(question)
         limit = self.max_new_tokens
         if head_of(self.grounder.model.heads, "phrase") is None:
@@ -257,33 +220,12 @@ class Chat:
         return turns
 
 
-def _of_result(result: GroundingResult, index: int) -> ChatPhrase:
-    seen = None
-    if result.attention is not None and result.grid is not None:
-        seen = heat_of(result.attention[index], result.grid)
-    x0, y0, x1, y1 = map(float, result.boxes_xyxy[index])
-    return ChatPhrase(
-        result.phrases[index],
-        result.spans[index],
-        float(result.scores[index]),
-        "mask",
-        (x0, y0, x1, y1),
-        result.mask(index),
-        seen,
-    )
+def _of_result(result: GroundingResult, index: int) -> Region:
+    region = result.regions[index]
+    if result.attention is None or result.grid is None:
+        return region
+    return replace(region, attention=heat_of(result.attention[index], result.grid))
 
 
-def _of_region(region: Region, span: Span) -> ChatPhrase:
-    return ChatPhrase(
-        region.label,
-        (span,),
-        region.score,
-        region.score_of,
-        region.box_xyxy,
-        region.mask,
-        region.attention,
-    )
-
-
-def _moved(phrase: ChatPhrase, by: int) -> ChatPhrase:
+def _moved(phrase: Region, by: int) -> Region:
     return replace(phrase, spans=tuple((start + by, end + by) for start, end in phrase.spans))

@@ -18,9 +18,9 @@ class Region:
 
     Attributes:
         kind: ``"detect"`` or ``"segment"``: what was asked for.
-        label: Class name, or the phrase.
+        label: Class name, or the phrase; of an outline, how it was pointed at.
         score: In [0, 1].
-        box_xyxy: Half-open pixel box in the original image.
+        box_xyxy: Half-open pixel box in the original image; zeros where the mask is empty.
         mask: bool ``[H, W]``; None where only a box was asked for and the model has no refiner.
         score_of: What the score is: ``"detector"``, the class probability, or ``"mask"``, the mean foreground
             probability inside of the mask (not whether the thing is there), or ``"quality"``, SAM's own

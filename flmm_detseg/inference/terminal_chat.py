@@ -12,10 +12,11 @@ from PIL import Image
 
 from flmm_detseg.datasets.images import read_image
 from flmm_detseg.errors import DataError
-from flmm_detseg.inference.chat import Chat, ChatPhrase, ChatTurn
+from flmm_detseg.inference.chat import Chat, ChatTurn
 from flmm_detseg.inference.export.coco import CocoFile
 from flmm_detseg.inference.grounder import Grounder
 from flmm_detseg.inference.outline import Outliner
+from flmm_detseg.inference.regions import Region
 from flmm_detseg.utils.cli import in_one_line
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs
 from flmm_detseg.utils.paths import image_file
@@ -149,7 +150,7 @@ class TerminalChat:
         if self._outliner is None:
             self._outliner = Outliner(self._grounder, self._chat.image)
         found = self._outliner.outline(points=points, labels=labels or None, box=box)
-        phrase = ChatPhrase(places.strip(), (), found.score, found.score_of, found.box_xyxy, found.mask)
+        phrase = Region("segment", places.strip(), found.score, found.box_xyxy, found.mask, found.score_of)
         text = "outlined." if found.mask.any() else "nothing is outlined there."
         self._say(text)
         self._record(ChatTurn(line, "instruction", text, (phrase,), self._chat.image))

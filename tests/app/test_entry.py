@@ -10,7 +10,8 @@ from PIL import Image
 
 from flmm_detseg.app.board import SCORES
 from flmm_detseg.app.entry import Entry
-from flmm_detseg.inference.chat import ChatPhrase, ChatTurn
+from flmm_detseg.inference.chat import ChatTurn
+from flmm_detseg.inference.regions import Region
 
 
 def turn() -> ChatTurn:
@@ -21,10 +22,10 @@ def turn() -> ChatTurn:
         "instruction",
         "star: found 2.",
         (
-            ChatPhrase("star", ((0, 4),), 0.9, "detector", (3.0, 2.0, 9.0, 8.0), mask),
-            ChatPhrase("star", ((0, 4),), 0.4, "detector", (10.0, 2.0, 19.0, 8.0), None),
-            ChatPhrase(
-                "the ring", (), 0.2, "mask", (3.0, 2.0, 9.0, 8.0), mask, np.ones((20, 30), np.float32)
+            Region("detect", "star", 0.9, (3.0, 2.0, 9.0, 8.0), mask, "detector", spans=((0, 4),)),
+            Region("detect", "star", 0.4, (10.0, 2.0, 19.0, 8.0), None, "detector", spans=((0, 4),)),
+            Region(
+                "segment", "the ring", 0.2, (3.0, 2.0, 9.0, 8.0), mask, "mask", np.ones((20, 30), np.float32)
             ),
         ),
         np.zeros((20, 30, 3), dtype=np.uint8),

@@ -14,7 +14,9 @@ from pycocotools.coco import COCO
 
 from flmm_detseg import Grounder
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.inference import Chat, ChatPhrase, ChatTurn
+from flmm_detseg.inference import Chat, ChatTurn
+from flmm_detseg.inference.export.label_studio import LabelStudioTasks
+from flmm_detseg.inference.regions import Region
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
 QUESTION = "is the star red ?"
@@ -125,9 +127,9 @@ def test_the_oldest_turns_are_left_out_when_the_lmm_cannot_read_more(grounder) -
 def _turn() -> ChatTurn:
     mask = np.zeros((50, 70), dtype=bool)
     mask[10:20, 5:30] = True
-    ring = ChatPhrase("a ring", ((0, 6),), 0.9, "mask", (5.0, 10.0, 30.0, 20.0), mask)
-    car = ChatPhrase("car", (), 0.4, "detector", (40.0, 5.0, 60.0, 25.0), None)
-    none = ChatPhrase("sky", ((11, 14),), 0.0, "mask", (0.0, 0.0, 0.0, 0.0), np.zeros_like(mask))
+    ring = Region("segment", "a ring", 0.9, (5.0, 10.0, 30.0, 20.0), mask, spans=((0, 6),))
+    car = Region("detect", "car", 0.4, (40.0, 5.0, 60.0, 25.0), None, "detector")
+    none = Region("segment", "sky", 0.0, (0.0, 0.0, 0.0, 0.0), np.zeros_like(mask), spans=((11, 14),))
     return ChatTurn("what ?", "question", "a ring and sky .", (ring, car, none), IMAGE)
 
 
@@ -152,6 +154,14 @@ def test_a_turn_is_a_coco_file(tmp_path, capsys) -> None:
     names = {entry["id"]: entry["name"] for entry in coco.loadCats(coco.getCatIds())}
     assert [names[entry["category_id"]] for entry in (ring, car)] == ["a ring", "car"]
     assert "sky" in names.values()
+
+
+def test_a_detected_object_that_was_to_be_segmented_is_exported_by_its_mask() -> None:
+    turn = _turn()
+    car = replace(turn.phrases[1], kind="segment", mask=turn.phrases[0].mask)
+    tasks = LabelStudioTasks()
+    tasks.add(replace(turn, phrases=(car,)), "scene.png")
+    assert [found["type"] for found in tasks.content()[0]["predictions"][0]["result"]] == ["brushlabels"]
 
 
 def test_objects_of_a_detector_are_said_to_be_that() -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from flmm_detseg.commands.data.written_questions import write_questions
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
@@ -41,7 +43,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend.
     """
     from flmm_detseg.datasets.ocrvqa import convert_ocrvqa
-    from flmm_detseg.datasets.vqav2 import write_jsonl
     from flmm_detseg.utils.outputs import refuse_overwrite
 
     refuse_overwrite(args.out, [args.file])
@@ -52,13 +53,4 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         image_dir=args.images,
         policy="skip" if args.skip else "raise",
     )
-    for problem in log.problems:
-        print(f"{problem.kind}: {problem}", flush=True)
-    write_jsonl(lines, args.out)
-    return {
-        "out": args.out,
-        "split": args.split,
-        "questions": len(lines),
-        "images": len({line["image"] for line in lines}),
-        "skipped": log.counts(),
-    }
+    return write_questions(lines, args.out, log) | {"split": args.split}

@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from flmm_detseg.commands.data.written_questions import write_questions
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
@@ -40,7 +42,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend.
     """
     from flmm_detseg.datasets.textvqa import convert_textvqa
-    from flmm_detseg.datasets.vqav2 import write_jsonl
     from flmm_detseg.utils.outputs import refuse_overwrite
 
     refuse_overwrite(args.out, [args.file, args.ocr_tokens])
@@ -51,12 +52,4 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         image_dir=args.images,
         policy="skip" if args.skip else "raise",
     )
-    for problem in log.problems:
-        print(f"{problem.kind}: {problem}", flush=True)
-    write_jsonl(lines, args.out)
-    return {
-        "out": args.out,
-        "questions": len(lines),
-        "images": len({line["image"] for line in lines}),
-        "skipped": log.counts(),
-    }
+    return write_questions(lines, args.out, log)

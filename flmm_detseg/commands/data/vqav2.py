@@ -9,6 +9,8 @@ import argparse
 from collections import Counter
 from typing import Any
 
+from flmm_detseg.commands.data.written_questions import write_questions
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
@@ -40,18 +42,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         FlmmError: Whatever the user can mend.
     """
-
     from flmm_detseg.datasets.image_ids import read_images
-    from flmm_detseg.datasets.vqav2 import convert_vqav2, write_jsonl
+    from flmm_detseg.datasets.vqav2 import convert_vqav2
     from flmm_detseg.utils.outputs import refuse_overwrite
 
     refuse_overwrite(args.out, [args.questions, args.annotations, *(args.only_images or ())])
     kept = None if args.only_images is None else read_images(args.only_images)
     lines = convert_vqav2(args.questions, args.annotations, images=kept, image_name=args.image_name)
-    write_jsonl(lines, args.out)
-    return {
-        "out": args.out,
-        "questions": len(lines),
-        "images": len({line["image"] for line in lines}),
-        "answer_types": dict(Counter(line["category"] for line in lines)),
-    }
+    types = dict(Counter(line["category"] for line in lines))
+    return write_questions(lines, args.out) | {"answer_types": types}
