@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from flmm_detseg.commands.chosen_model import ChosenModel, add_model_arguments, choose_model
 from flmm_detseg.errors import DataError
-from flmm_detseg.utils.cli import print_figures, stop_children_at_sigterm
+from flmm_detseg.utils.cli import print_figures, refuse_unread, stop_children_at_sigterm
 from flmm_detseg.utils.configs import TINY_CONFIG, config_file, config_name
 from flmm_detseg.utils.paths import find
 
@@ -99,6 +99,11 @@ def _check(arguments: argparse.Namespace) -> ChosenModel:
     model = choose_model(arguments)
     if arguments.stream_checkpoint is not None and arguments.stream is None:
         raise DataError("--stream-checkpoint needs the config of its model (--stream CONFIG)")
+    if arguments.stream is None and model.config != TINY_CONFIG:
+        refuse_unread(
+            {"--frames": arguments.frames},
+            "there is no tab of streams without its model; add --stream CONFIG",
+        )
     if not 0 <= arguments.port <= 65535:
         raise DataError(f"--port {arguments.port}: give 0 to 65535")
     for config in (model.config, arguments.stream):

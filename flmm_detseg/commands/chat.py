@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.commands.chosen_model import add_model_arguments, choose_model
+from flmm_detseg.utils.cli import refuse_unread
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs
 from flmm_detseg.utils.paths import image_file
 
@@ -33,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for the pictures, NAME_001.png and so on; nothing in it is overwritten (default: work_dirs/chat)",
     )  # fmt: skip
     parser.add_argument("--boxes", action="store_true", help="draw the boxes of masks too")
-    parser.add_argument("--score-threshold", type=float, default=0.3, help="least score of a detection")
+    parser.add_argument(
+        "--score-threshold", type=float,
+        help="of a model with a detection head: least score of a detection (default 0.3)",
+    )  # fmt: skip
     parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer")
 
 
@@ -50,6 +54,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend before the conversation begins; later errors are sentences in it.
     """
     model = choose_model(arguments)
+    if arguments.lmm is not None:
+        refuse_unread(
+            {"--score-threshold": arguments.score_threshold},
+            "the model of --lmm has no detection head; leave it out",
+        )
     file = image_file(arguments.image, "--image")
     refuse_folder_of_inputs(arguments.out, [file, *filter(None, model.files)])
     # Late, so that a wrong argument is reported before torch is loaded.
@@ -65,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.out,
         say=_say,
         max_new_tokens=arguments.max_new_tokens,
-        score_threshold=arguments.score_threshold,
+        score_threshold=0.3 if arguments.score_threshold is None else arguments.score_threshold,
         boxes=arguments.boxes,
     )
     typed = sys.stdin.isatty()

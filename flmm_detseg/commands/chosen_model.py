@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flmm_detseg.errors import DataError
+from flmm_detseg.utils.choices import PROMPT_TEMPLATES
 from flmm_detseg.utils.cli import add_lmm_argument
 from flmm_detseg.utils.configs import TINY_CONFIG, TINY_HEADS, config_file
 
@@ -34,7 +35,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         "--ranking", metavar="FILE",
         help="with --lmm: its heads as rank-heads wrote them; default: head_ranking.json in its folder, else all heads",
     )  # fmt: skip
-    parser.add_argument("--heads", type=int, metavar="N", help="with --lmm: best heads to read (default 3)")
+    parser.add_argument(
+        "--heads", type=int, metavar="N", help="with --lmm: how many of the ranking's best heads to read (default 3)"
+    )  # fmt: skip
     parser.add_argument(
         "--refiner", metavar="SAM",
         help="with --lmm: SAM file, or folder or hub name of a SAM 2.1; default: masks as coarse as patches",
@@ -44,7 +47,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("float32", "bfloat16", "float16"),
         help="with --lmm; default: bfloat16 on a GPU",
     )
+    add_prompt_template_argument(parser)
     parser.add_argument("--device", help='for example "cuda:0"; default: the GPU when there is one')
+
+
+def add_prompt_template_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares what the chats of an LMM given by ``--lmm`` look like."""
+    parser.add_argument(
+        "--prompt-template", choices=PROMPT_TEMPLATES,
+        help="with --lmm, of LLaVA and LLaVA-NeXT: how they were trained to be asked; default: mistral for LLaVA-NeXT "
+        "over Mistral, else vicuna. Other families have their own",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,14 +101,14 @@ class ChosenModel:
                 untrained=given.untrained,
                 allow_other_lmm=given.allow_other_lmm,
             )
-        heads = {} if given.heads is None else {"heads": given.heads}
         return Grounder.from_lmm(
             given.lmm,
             ranking=given.ranking,
+            heads=given.heads,
             refiner=given.refiner,
             dtype=given.dtype,
             device=given.device,
-            **heads,
+            prompt_template=given.prompt_template,
         )
 
 
@@ -118,7 +131,11 @@ def choose_model(arguments: argparse.Namespace) -> ChosenModel:
         "--allow-other-lmm": arguments.allow_other_lmm,
     }
     free = {
-        f"--{name}": getattr(arguments, name) is not None for name in ("ranking", "heads", "refiner", "dtype")
+        "--ranking": arguments.ranking is not None,
+        "--heads": arguments.heads is not None,
+        "--refiner": arguments.refiner is not None,
+        "--dtype": arguments.dtype is not None,
+        "--prompt-template": arguments.prompt_template is not None,
     }
     if arguments.lmm is None and any(free.values()):
         raise DataError(f"{_given(free)} goes with --lmm, whose model needs no config; give --lmm NAME")

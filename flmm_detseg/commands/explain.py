@@ -17,11 +17,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.commands.chosen_model import add_prompt_template_argument
+from flmm_detseg.utils.cli import add_lmm_argument, refuse_unread
 from flmm_detseg.utils.configs import TINY_LMM
 from flmm_detseg.utils.outputs import refuse_overwrite
 from flmm_detseg.utils.paths import image_file
 from flmm_detseg.utils.whole_files import write_text
+
+_LONGEST = 128
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,10 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--layers", type=int, nargs="+", help="decoder layers to read; default: all that see the image"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--max-new-tokens", type=int, help="longest answer (default 128)")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU"
     )
+    add_prompt_template_argument(parser)
     parser.add_argument("--device", help='for example "cuda:0"; default: the GPU when there is one')
 
 
@@ -78,12 +82,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.caption is None and (arguments.phrase or arguments.prompt is not None):
         raise ConfigError("--phrase and --prompt belong to --caption; an answer is shown word by word")
-    if arguments.max_new_tokens < 1:
-        raise ConfigError(f"--max-new-tokens is {arguments.max_new_tokens}; at least 1 is needed")
+    if arguments.caption is not None:
+        refuse_unread(
+            {"--max-new-tokens": arguments.max_new_tokens},
+            "with --caption there is no answer; leave one of them out",
+        )
+    longest = _LONGEST if arguments.max_new_tokens is None else arguments.max_new_tokens
+    if longest < 1:
+        raise ConfigError(f"--max-new-tokens is {longest}; at least 1 is needed")
     file = image_file(arguments.image, "IMAGE")
     refuse_overwrite(arguments.out, [arguments.image, arguments.checkpoint])
     if arguments.features is not None:
-        return _features(arguments, file)
+        return _features(arguments, file, longest)
     if arguments.checkpoint is not None or arguments.untrained or arguments.allow_other_lmm:
         raise ConfigError("--checkpoint, --untrained and --allow-other-lmm belong to --features CONFIG")
     # Late, so that a wrong argument is reported before torch is loaded.
@@ -94,11 +104,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     image = read_image(file, "IMAGE")  # before the model, which may take minutes
     lmm = arguments.lmm or TINY_LMM
     reader = AttentionReader.from_pretrained(
-        lmm, dtype=arguments.dtype, device=arguments.device, layers=arguments.layers
+        lmm,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        layers=arguments.layers,
+        prompt_template=arguments.prompt_template,
     )
     start = time.perf_counter()
     if arguments.caption is None:
-        maps = reader.answer(image, arguments.question, max_new_tokens=arguments.max_new_tokens)
+        maps = reader.answer(image, arguments.question, max_new_tokens=longest)
         title = arguments.question or "Description"
     else:
         maps = reader.read(image, arguments.caption, arguments.phrase or None, prompt=arguments.prompt)
@@ -128,15 +142,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _features(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
+def _features(arguments: argparse.Namespace, file: Path, longest: int) -> dict[str, Any]:
     """The page of a trained model's features."""
     from flmm_detseg.errors import ConfigError
     from flmm_detseg.utils.configs import config_file
 
-    if arguments.lmm is not None or arguments.layers is not None or arguments.dtype is not None:
-        raise ConfigError(
-            "--lmm, --layers and --dtype are for a page without --features: the config says them"
-        )
+    refuse_unread(
+        {
+            "--lmm": arguments.lmm,
+            "--layers": arguments.layers,
+            "--dtype": arguments.dtype,
+            "--prompt-template": arguments.prompt_template,
+        },
+        "the config of --features says it; leave one of them out",
+    )
     if arguments.caption is not None and not arguments.phrase:
         raise ConfigError(
             "--features with --caption needs the phrases whose attention is shown: --phrase TEXT"
@@ -163,5 +182,5 @@ def _features(arguments: argparse.Namespace, file: Path) -> dict[str, Any]:
         phrases=arguments.phrase or None,
         question=arguments.question,
         prompt=arguments.prompt,
-        max_new_tokens=arguments.max_new_tokens,
+        max_new_tokens=longest,
     )

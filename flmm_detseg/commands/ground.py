@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from flmm_detseg.commands.chosen_model import add_model_arguments, choose_model
 from flmm_detseg.errors import DataError
-from flmm_detseg.utils.cli import add_export_arguments
+from flmm_detseg.utils.cli import add_export_arguments, check_export_arguments
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import image_file
 from flmm_detseg.utils.whole_files import write_json
@@ -92,6 +92,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         FlmmError: Whatever the user can mend.
     """
     spans = _check(arguments)
+    check_export_arguments(arguments, own_coco=arguments.coco is not None)
     if arguments.attention is not None:
         refuse_folder_of_inputs(arguments.attention, arguments.image)
     model = choose_model(arguments)
@@ -120,7 +121,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.format,
         arguments.out,
         polygon_tolerance=arguments.polygon_tolerance,
-        url_prefix=arguments.url_prefix,
+        url_prefix=arguments.url_prefix or "",
     ) as exports:
         for file, picture in zip(files, pictures, strict=True):
             result = _result(grounder, file, spans, arguments)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.utils.cli import add_export_arguments, add_lmm_argument
+from flmm_detseg.utils.cli import add_export_arguments, add_lmm_argument, check_export_arguments
 from flmm_detseg.utils.configs import config_file
 from flmm_detseg.utils.paths import image_file
 
@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         FlmmError: Whatever the user can mend.
     """
+    check_export_arguments(args)
     files = [image_file(image, "--image") for image in args.image]
     config = config_file(args.config)
     from tqdm import tqdm
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     instructor = Instructor(model, score_threshold=args.score_threshold, classes=args.classes)
     figures = []
     with exporting(
-        args.format, args.out, polygon_tolerance=args.polygon_tolerance, url_prefix=args.url_prefix
+        args.format, args.out, polygon_tolerance=args.polygon_tolerance, url_prefix=args.url_prefix or ""
     ) as exports:
         for image, file, name in zip(tqdm(args.image, desc="images"), files, names, strict=True):
             result = instructor.follow(file, args.instruction, max_new_tokens=args.max_new_tokens)

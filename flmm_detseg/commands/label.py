@@ -16,6 +16,7 @@ from typing import Any
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.labelling.thresholds import Thresholds
+from flmm_detseg.utils.cli import refuse_unread
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,15 +52,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--text-threads", type=int, help="CPU threads that look for texts (default: 1)")
     rules = Thresholds()
-    parser.add_argument("--box-threshold", type=float, default=rules.box)
-    parser.add_argument("--text-threshold", type=float, default=rules.text)
+    parser.add_argument(
+        "--box-threshold", type=float,
+        help=f"of the detector: score of a token of the prompt, at least (default: {rules.box})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--text-threshold", type=float,
+        help=f"of the detector: score of a token of the class, at least (default: {rules.text})",
+    )  # fmt: skip
     parser.add_argument("--nms", type=float, default=rules.nms, help="largest overlap of two boxes (IoU)")
     parser.add_argument("--min-score", type=float, default=rules.min_score, help="score of a label, at least")
     parser.add_argument("--max-boxes", type=int, default=rules.max_boxes, help="labels of an image, at most")
     parser.add_argument(
         "--batch-size", type=int, default=4, help="images per step; those of one size are one batch"
     )
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--device", help="of detector and segmenter: cpu (default), cuda, cuda:1, ...")
     parser.add_argument("--skip", action="store_true", help="leave unreadable images out instead of stopping")
     parser.add_argument("--fresh", action="store_true", help="label again what an earlier run has done")
 
@@ -83,9 +90,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     if given and not args.texts:
         raise ConfigError("options of texts are given, but not --texts: add it, or leave them out")
+    detection = {"box": args.box_threshold, "text": args.text_threshold}
+    if args.detector is None:
+        flags = {f"--{name}-threshold": value for name, value in detection.items()}
+        refuse_unread({**flags, "--device": args.device}, "it is of the detector; add --detector")
     thresholds = Thresholds(
-        box=args.box_threshold,
-        text=args.text_threshold,
+        **{name: value for name, value in detection.items() if value is not None},
         nms=args.nms,
         min_score=args.min_score,
         max_boxes=args.max_boxes,
@@ -102,7 +112,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             image_list=args.list,
             thresholds=thresholds,
             batch_size=args.batch_size,
-            device=args.device,
+            device=args.device or "cpu",
             policy="skip" if args.skip else "raise",
             fresh=args.fresh,
             texts=TextOptions(**given) if args.texts else None,

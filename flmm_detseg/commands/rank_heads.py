@@ -13,7 +13,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from flmm_detseg.commands.chosen_model import add_prompt_template_argument
 from flmm_detseg.utils.choices import RANKING_METHODS
+from flmm_detseg.utils.cli import refuse_unread
 from flmm_detseg.utils.configs import config_file
 from flmm_detseg.utils.outputs import refuse_overwrite
 from flmm_detseg.utils.whole_files import write_json
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=RANKING_METHODS, default=RANKING_METHODS[0])
     parser.add_argument("--out", type=Path, required=True, help="JSON to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="with --lmm")
+    add_prompt_template_argument(parser)
     parser.add_argument("--device", help='for example "cuda:0"; default: the GPU when there is one')
 
 
@@ -51,8 +54,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     given = [arguments.lmm, arguments.phrases, arguments.image_dir]
     if (arguments.config is None) == (None in given) or (arguments.config is not None and any(given)):
         raise ConfigError("give either a config, or --lmm, --phrases and --image-dir")
-    if arguments.config is not None and arguments.dtype is not None:
-        raise ConfigError("--dtype belongs to --lmm; a config says the type of its LMM's weights itself")
+    if arguments.config is not None:
+        refuse_unread(
+            {"--dtype": arguments.dtype, "--prompt-template": arguments.prompt_template},
+            "the config says it of its LMM; it belongs to --lmm",
+        )
     if arguments.images < 2:
         raise ConfigError(f"--images is {arguments.images}; at least 2 are needed, better 50")
     read = [arguments.phrases] if arguments.config is None else [config_file(arguments.config)]
@@ -106,5 +112,10 @@ def _from_files(arguments: argparse.Namespace) -> tuple[Any, str, Any]:
     from flmm_detseg.lmms.load_lmm import load_lmm
 
     records = PhraseList(arguments.phrases, arguments.image_dir)  # before the model, which may take minutes
-    lmm = load_lmm(arguments.lmm, dtype=arguments.dtype, device=arguments.device)
+    lmm = load_lmm(
+        arguments.lmm,
+        dtype=arguments.dtype,
+        device=arguments.device,
+        prompt_template=arguments.prompt_template,
+    )
     return lmm, arguments.lmm, (records[i] for i in range(len(records)))

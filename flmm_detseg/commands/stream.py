@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from flmm_detseg.errors import DataError, RunError
-from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.cli import add_lmm_argument, refuse_unread
 from flmm_detseg.utils.configs import config_file
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import find, places
@@ -80,9 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="on",
         help="exact: no nearly equal backgrounds (L3)",
     )
-    parser.add_argument(
-        "--tenant", default="default", help="owner of the images; nothing is shared with others"
-    )
+    parser.add_argument("--tenant", help="owner of the images; nothing is shared with others")
     parser.add_argument(
         "--compare", action="store_true",
         help="ask everything again without the cache, with the same groups; another answer is a failure",
@@ -115,6 +113,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         FlmmError: Whatever the user can mend; :class:`RunError` when an answer differs (the figures are printed then).
     """
+    if arguments.cache == "off":
+        names = ("static", "session", "tenant", "compare", "prometheus")
+        refuse_unread(
+            {f"--{name}": getattr(arguments, name) for name in names},
+            "it is about the cache; leave out --cache off",
+        )
     config = config_file(arguments.config)
     requests = read_requests(arguments.images, arguments.question, arguments.questions)
     if arguments.ground is not None:
@@ -136,7 +140,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.checkpoint,
         untrained=arguments.untrained,
         device=arguments.device,
-        tenant=arguments.tenant,
+        tenant=arguments.tenant or "default",
         session_id=arguments.session,
         static=arguments.static,
         allow_other_lmm=arguments.allow_other_lmm,

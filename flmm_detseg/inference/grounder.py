@@ -182,7 +182,7 @@ class Grounder:
         lmm: str,
         *,
         ranking: str | Path | None = None,
-        heads: int = 3,
+        heads: int | None = None,
         refiner: str | Path | Refiner | None = None,
         dtype: str | None = None,
         device: str | torch.device | None = None,
@@ -198,7 +198,7 @@ class Grounder:
             ranking: Which heads point at things: a file that ``flmm-detseg rank-heads`` wrote; None: the one called
                 ``head_ranking.json`` in the LMM's folder. Where neither is there, masks come from the mean of all
                 heads, and a warning says how to make one.
-            heads: How many of the ranking's best heads; without a ranking it is not used.
+            heads: How many of the ranking's best heads; None: 3. For a ranking only.
             refiner: A SAM file (``sam_vit_l_0b3195.pth``), the folder or hub name of a SAM 2.1, or a built refiner
                 without text prompts; None: masks are as coarse as the LMM's patches.
             dtype: Of the LMM's weights; None: bfloat16 on a GPU, float32 without.
@@ -212,8 +212,8 @@ class Grounder:
 
         Raises:
             ConfigError: No such model, or none of a family that is known; the ranking is none, is of a model with
-                other numbers of layers or heads (its name is not looked at), or has fewer heads; the refiner takes
-                text.
+                other numbers of layers or heads (another name is a warning), or has fewer heads; ``heads`` without a
+                ranking; ``prompt_template`` for a family that has its own; the refiner takes text.
             CheckpointError: Weights are absent, damaged, or do not fit.
 
         Example:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from threading import get_ident
 from typing import Any, ClassVar, NamedTuple, Self
@@ -227,10 +227,10 @@ class LMM(LMMAdapter):
                 max_length=max_length or default_max_length(family.decoder(model)),
             ),
         )
-        return cls(
+        lmm = cls(
             model,
             processor,
-            **vars(settings),
+            **asdict(settings),
             frozen=frozen,
             share_prefix=share_prefix,
             lora=lora,
@@ -238,6 +238,8 @@ class LMM(LMMAdapter):
             parts=parts,
             gradient_checkpointing=gradient_checkpointing,
         )
+        settings.warn_of_other(pretrained)
+        return lmm
 
     @classmethod
     def from_config(
@@ -306,7 +308,7 @@ class LMM(LMMAdapter):
         return cls(
             model,
             processor,
-            **vars(settings),
+            **asdict(settings),
             frozen=frozen,
             share_prefix=share_prefix,
             lora=lora,

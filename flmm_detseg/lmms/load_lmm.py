@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.all_families import find_adapter
+from flmm_detseg.lmms.chat import find_template
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.utils.hub import check_folder
 
@@ -36,13 +38,21 @@ def load_lmm(
         The adapter in eval mode, on the device.
 
     Raises:
-        ConfigError: No such model, or none of a family that is known; an argument cannot be used.
+        ConfigError: No such model, or none of a family that is known; an argument cannot be used, such as a template
+            for a family that has its own.
         CheckpointError: The weights are absent, damaged, or do not fit the config.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         dtype = "float32" if device.type == "cpu" else "bfloat16"
     adapter = find_adapter(pretrained)
+    if prompt_template is not None:
+        find_template(prompt_template)
+        if hasattr(adapter.family_class, "template"):
+            raise ConfigError(
+                f"`prompt_template` is {prompt_template!r} (--prompt-template), and {pretrained} is of a family with a "
+                f"template of its own ({adapter.__name__}); leave it out"
+            )
     template = prompt_template or _own_template(pretrained)
     lmm = adapter.from_pretrained(
         pretrained, dtype=dtype, rows=rows, prompt_template=template, max_length=max_length

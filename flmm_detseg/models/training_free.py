@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from mmengine.logging import print_log
 
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
 from flmm_detseg.heads.phrase_head import PhraseGroundingHead
 from flmm_detseg.lmms.load_lmm import load_lmm
@@ -19,12 +19,15 @@ from flmm_detseg.refiners.load_refiner import load_refiner
 from flmm_detseg.structures.head_ranking import RANKING_NAME
 from flmm_detseg.utils.paths import find, is_file
 
+# Of a ranking's best heads, where nobody says how many.
+_HEADS = 3
+
 
 def training_free_model(
     lmm: str,
     *,
     ranking: str | Path | None = None,
-    heads: int = 3,
+    heads: int | None = None,
     refiner: str | Path | Refiner | None = None,
     dtype: str | None = None,
     device: str | torch.device | None = None,
@@ -37,7 +40,7 @@ def training_free_model(
         lmm: Folder in hub layout, or hub name, of a model of any family in ``lmms/families``.
         ranking: File of the LMM's ranking of heads; None: ``head_ranking.json`` in its folder. Where neither is there,
             masks come from the mean of all heads, and a warning says how to make one.
-        heads: How many of the ranking's best heads; without a ranking it is not used.
+        heads: How many of the ranking's best heads; None: 3. For a ranking only.
         refiner: What :func:`~flmm_detseg.refiners.load_refiner.load_refiner` takes, or a refiner without text prompts;
             None: masks are as coarse as the LMM's patches.
         dtype: Of the LMM's weights; None: bfloat16 on a GPU, float32 without.
@@ -51,16 +54,22 @@ def training_free_model(
 
     Raises:
         ConfigError: No such model, or none of a family that is known; the ranking is none, is of a model with
-            other numbers of layers or heads (its name is not looked at), or has fewer heads; the refiner takes text.
+            other numbers of layers or heads (another name is a warning), or has fewer heads; ``heads`` without a
+            ranking; ``prompt_template`` for a family that has its own; the refiner takes text.
         CheckpointError: Weights are absent, damaged, or do not fit.
     """
-    sam = load_refiner(str(refiner)) if isinstance(refiner, str | Path) else refiner
     if ranking is None:
         beside = find(lmm) / RANKING_NAME
         ranking = beside if is_file(beside) else None
+    if ranking is None and heads is not None:
+        raise ConfigError(
+            f"`heads` is {heads} (--heads), the best ones of a ranking, and {lmm} has none: give `ranking` (--ranking "
+            "FILE, which flmm-detseg rank-heads writes), or leave `heads` out, which reads all heads"
+        )
+    sam = load_refiner(str(refiner)) if isinstance(refiner, str | Path) else refiner
     rows: dict[str, Any] = {}
     if ranking is not None:
-        rows = {"heads": f"top:{heads}", "ranking": str(ranking)}
+        rows = {"heads": f"top:{_HEADS if heads is None else heads}", "ranking": str(ranking)}
     adapter = load_lmm(
         lmm, rows=rows, dtype=dtype, device=device, prompt_template=prompt_template, max_length=max_length
     )
@@ -70,14 +79,6 @@ def training_free_model(
             f"{len(adapter.attention_pairs)} heads. Some 50 images with a phrase each, without masks, make one: "
             f"flmm-detseg rank-heads --lmm {lmm} --phrases FILE --image-dir DIR --out ranking.json; then give "
             "ranking='ranking.json' (--ranking ranking.json)",
-            "current",
-            logging.WARNING,
-        )
-    # The file was checked when the adapter was built.
-    elif Path(of := json.loads(find(ranking).read_text(encoding="utf-8"))["lmm"]).name != Path(lmm).name:
-        print_log(
-            f"the ranking {ranking} was made for {of}, this LMM is {lmm}: as many layers and heads, perhaps "
-            f"not the same ones. Its own: flmm-detseg rank-heads --lmm {lmm} --phrases FILE --image-dir DIR --out FILE",
             "current",
             logging.WARNING,
         )

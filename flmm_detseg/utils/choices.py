@@ -14,5 +14,7 @@ COCO_BACKENDS = ("pycocotools", "faster")
 BOX_SOURCES = ("head", "text")
 # What to do with Pascal VOC's objects marked difficult.
 DIFFICULT = ("ignore", "keep", "drop")
+# Chats of LLaVA and LLaVA-NeXT; other families have their own.
+PROMPT_TEMPLATES = ("vicuna", "mistral")
 # Formats of other tools that results can be written in.
 EXPORT_FORMATS = ("coco", "label-studio", "yolo", "panoptic")

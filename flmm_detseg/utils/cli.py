@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from flmm_detseg.errors import FlmmError
+from flmm_detseg.errors import ConfigError, FlmmError
 from flmm_detseg.utils.choices import EXPORT_FORMATS
 from flmm_detseg.utils.faults import explain, interrupted, last_words
 from flmm_detseg.utils.whole_files import dump_json
@@ -35,9 +35,44 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
         help="COCO masks as polygons where their IoU with the mask is at least 1 - SHARE; default: run lengths",
     )  # fmt: skip
     parser.add_argument(
-        "--url-prefix", default="",
+        "--url-prefix",
         help="Label Studio: what stands before the images' names, such as /data/local-files/?d=photos/",
     )  # fmt: skip
+
+
+def check_export_arguments(arguments: argparse.Namespace, *, own_coco: bool = False) -> None:
+    """Refuses settings of formats that were not asked for.
+
+    Args:
+        arguments: As declared by :func:`add_export_arguments`.
+        own_coco: The command writes a COCO file besides.
+
+    Raises:
+        ConfigError: Names the setting and its format.
+    """
+    if "label-studio" not in arguments.format:
+        refuse_unread(
+            {"--url-prefix": arguments.url_prefix},
+            "it goes before the images' names of Label Studio; add --format label-studio",
+        )
+    if "coco" not in arguments.format and not own_coco:
+        refuse_unread(
+            {"--polygon-tolerance": arguments.polygon_tolerance}, "it is for COCO files; add --format coco"
+        )
+
+
+def refuse_unread(flags: Mapping[str, object], reason: str) -> None:
+    """Refuses flags that nothing would read beside the other arguments.
+
+    Args:
+        flags: Values as they were parsed, by the flags' names; None and False: it was not given.
+        reason: Why nothing reads them, and the remedy.
+
+    Raises:
+        ConfigError: One of them was given.
+    """
+    if given := [flag for flag, value in flags.items() if value is not None and value is not False]:
+        raise ConfigError(f"{', '.join(given)} would change nothing: {reason}")
 
 
 def run_as_tool(command: ModuleType) -> None:

@@ -11,6 +11,8 @@ from head_rankings import ranking_file
 
 from flmm_detseg import Grounder
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.lmms import LlavaAdapter
+from flmm_detseg.lmms.capture import row_tap
 from flmm_detseg.models import training_free
 from flmm_detseg.models.from_config import model_from_config
 from flmm_detseg.models.training_free import training_free_model
@@ -26,7 +28,8 @@ CAPTION, PHRASES = "a white ring is left of the orange ring .", ["a white ring",
 @pytest.fixture
 def said(monkeypatch) -> list[str]:
     found: list[str] = []
-    monkeypatch.setattr(training_free, "print_log", lambda text, *_: found.append(text))
+    for module in (training_free, row_tap):
+        monkeypatch.setattr(module, "print_log", lambda text, *_: found.append(text))
     return found
 
 
@@ -55,6 +58,21 @@ def test_without_a_ranking_all_heads_are_read_and_a_line_says_how_to_make_one(sa
     assert chosen.lmm.attention_pairs == ((0, 7), (3, 1))
     assert "was made for tiny, this LMM is" in said[1]
     assert len(said) == 2
+
+
+def test_a_config_with_another_lmms_ranking_is_warned_as_well(said, tmp_path, monkeypatch):
+    read = []
+    from_dict = row_tap.HeadRanking.from_dict
+    monkeypatch.setattr(
+        row_tap.HeadRanking, "from_dict", lambda *given: read.append(given) or from_dict(*given)
+    )
+    mine = ranking_file(tmp_path / "mine.json", 4, 8, [(3, 1)])
+    LlavaAdapter.from_pretrained(str(TINY), rows=dict(heads="top:1", ranking=mine))
+    (line,) = said
+    assert f"{mine} was made for tiny, this LMM is {TINY}" in line
+    assert len(read) == 2  # once for what was asked, once for the adapter's own settings
+    LlavaAdapter.from_pretrained(str(TINY), rows=dict(heads="top:1", ranking=str(TINY / "head_ranking.json")))
+    assert len(said) == 1
 
 
 def test_what_is_refused(tmp_path):

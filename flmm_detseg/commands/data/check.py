@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flmm_detseg.errors import DataError
-from flmm_detseg.utils.cli import print_figures
+from flmm_detseg.utils.cli import print_figures, refuse_unread
 from flmm_detseg.utils.configs import config_file
 
 
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--preview", metavar="PNG", help="picture of some samples with masks and phrases")
-    common.add_argument("--num-preview", type=int, default=6, help="samples of each data set in the picture")
+    common.add_argument("--num-preview", type=int, help="samples of each data set in the picture (default 6)")
     kinds = parser.add_subparsers(dest="kind", required=True)
     jsonl = kinds.add_parser("jsonl", parents=[common], help="own data (docs/own_data.md)")
     jsonl.add_argument("file")
@@ -86,11 +86,13 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         DataError: There are problems.
     """
+    if args.preview is None:
+        refuse_unread({"--num-preview": args.num_preview}, "there is no picture; add --preview PNG")
     if args.kind == "config":
         config_file(args.file)
     from flmm_detseg.engine.checks.data_check import check_data
 
-    figures, num_problems = check_data(_chosen(args), args.preview, args.num_preview)
+    figures, num_problems = check_data(_chosen(args), args.preview, 6 if args.num_preview is None else args.num_preview)
     print_figures(figures)
     if num_problems:
         raise DataError(f"{num_problems} problems, listed above")

@@ -15,6 +15,7 @@ from typing import Any
 
 from flmm_detseg.commands.evaluate.arguments import add_common_arguments, common_options
 from flmm_detseg.utils.choices import BOX_SOURCES, COCO_BACKENDS
+from flmm_detseg.utils.cli import refuse_unread
 from flmm_detseg.utils.configs import config_file
 
 
@@ -24,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--boxes", choices=BOX_SOURCES, default="head", help="detection head, or answers in words"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=1024, help="length of such an answer")
+    parser.add_argument(
+        "--max-new-tokens", type=int, help="with --boxes text: length of an answer (default 1024)"
+    )
     parser.add_argument(
         "--backend", choices=COCO_BACKENDS, default="pycocotools", help="what computes the figures"
     )
@@ -46,6 +49,10 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     Raises:
         FlmmError: Whatever the user can mend.
     """
+    if args.boxes != "text":
+        refuse_unread(
+            {"--max-new-tokens": args.max_new_tokens}, "the head writes no answer; add --boxes text"
+        )
     config_file(args.config)
     from flmm_detseg.engine.evaluation.dense import COCO_BOXES, BoxOptions
     from flmm_detseg.engine.evaluation.evaluate import evaluate
@@ -53,7 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     return evaluate(
         BoxOptions(
             boxes=args.boxes,
-            max_new_tokens=args.max_new_tokens,
+            max_new_tokens=1024 if args.max_new_tokens is None else args.max_new_tokens,
             backend=args.backend,
             annotation_file=args.annotation_file,
             classwise=args.classwise,

@@ -129,4 +129,3 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return value.ndim == 0
     return isinstance(value, (int, float, np.number))
-

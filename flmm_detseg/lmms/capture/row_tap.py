@@ -9,12 +9,16 @@ globals.
 from __future__ import annotations
 
 import json
+import logging
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -61,7 +65,7 @@ class RowSettings:
                     f"rows `heads`={self.heads!r} takes heads of any layer, and `layers` is {tuple(self.layers)}; "
                     "leave one of them out"
                 )
-            self._best(self._read_ranking())  # what is wrong with it shows before weights are loaded
+            self._best(self._ranked)  # what is wrong with it shows before weights are loaded
         elif self.ranking is not None:
             raise ConfigError(
                 f"rows `ranking` is {self.ranking!r}, which only `heads`='top:N' reads; leave it out"
@@ -106,7 +110,25 @@ class RowSettings:
         """Whether a ranking chooses the heads."""
         return isinstance(self.heads, str)
 
-    def _read_ranking(self) -> HeadRanking:
+    def warn_of_other(self, lmm: str) -> None:
+        """Says so where the ranking was made for an LMM of another name: its best heads need not be this one's.
+
+        Args:
+            lmm: Folder or hub name of the LMM that is read.
+        """
+        if not self.by_ranking or Path(self._ranked.lmm).name == Path(lmm).name:
+            return
+        print_log(
+            f"the ranking {self.ranking} was made for {self._ranked.lmm}, this LMM is {lmm}: as many layers and heads, "
+            f"perhaps not the same ones. Its own: flmm-detseg rank-heads --lmm {lmm} --phrases FILE --image-dir DIR "
+            "--out FILE",
+            "current",
+            logging.WARNING,
+        )
+
+    @cached_property
+    def _ranked(self) -> HeadRanking:
+        """The ranking; its file is read once."""
         if self.ranking is None:
             raise ConfigError(
                 f"rows `heads` is {self.heads!r}, which needs `ranking`: the file that flmm-detseg rank-heads writes"
@@ -154,9 +176,8 @@ class RowSettings:
                 model of other sizes.
         """
         if self.by_ranking:
-            ranking = self._read_ranking()
-            ranking.check(num_layers, num_heads)
-            pairs = sorted(self._best(ranking))
+            self._ranked.check(num_layers, num_heads)
+            pairs = sorted(self._best(self._ranked))
             _check_rows("ranking", {layer for layer, _ in pairs}, num_layers, rowless)
             return tuple(pairs)
         chosen = []

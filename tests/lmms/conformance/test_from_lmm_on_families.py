@@ -9,6 +9,7 @@ from scipy import ndimage
 from tiny_families import build
 
 from flmm_detseg import AttentionReader, Grounder
+from flmm_detseg.errors import ConfigError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
 TEXT = "a red circle left of a blue square"
@@ -41,3 +42,5 @@ def test_a_folder_of_any_family_grounds(family, tmp_path):
             half = (smooth.min() + smooth.max()) / 2
             np.testing.assert_array_equal(result.coarse_logits[index] > 0, smooth > half)
             assert 0 < (smooth > half).mean() < 1
+    with pytest.raises(ConfigError, match=r"'vicuna' \(--prompt-template\).*a template of its own"):
+        Grounder.from_lmm(str(tmp_path), device="cpu", prompt_template="vicuna")
