@@ -19,10 +19,15 @@ class Frames:
 
     Args:
         read: By name, in the order of the stream, what makes the picture.
+        note: See the attribute.
+
+    Attributes:
+        note: What is to be said of them, in a sentence; empty where there is nothing.
     """
 
-    def __init__(self, read: Mapping[str, Callable[[], Picture]]) -> None:
+    def __init__(self, read: Mapping[str, Callable[[], Picture]], note: str = "") -> None:
         self._read = dict(read)
+        self.note = note
 
     @property
     def names(self) -> list[str]:
@@ -49,6 +54,8 @@ class Frames:
 def frames_of_folder(folder: Path, limits: Limits) -> Frames:
     """The pictures that lie in a folder, in the order of their names; folders within it are not looked into.
 
+    Of many the first 500 are taken, and the frames' note says so.
+
     Args:
         folder: On the server, named by who started it.
         limits: Of a picture.
@@ -63,7 +70,13 @@ def frames_of_folder(folder: Path, limits: Limits) -> Frames:
     files = [file for file in there if file.suffix.lower() in SUFFIXES and file.is_file()]
     if not files:
         raise DataError(f"--frames {folder} holds no picture ({', '.join(SUFFIXES)})")
-    return Frames({file.name: partial(read_picture, file, limits) for file in files[:_MOST]})
+    note = ""
+    if len(files) > _MOST:
+        note = (
+            f"The folder has {len(files)} pictures; the first {_MOST} in the order of their names are here, "
+            f"{len(files) - _MOST} are left out."
+        )
+    return Frames({file.name: partial(read_picture, file, limits) for file in files[:_MOST]}, note)
 
 
 def drawn_screen(num_frames: int = 8) -> Frames:

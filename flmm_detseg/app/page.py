@@ -61,7 +61,7 @@ def build_page(service: Service) -> gr.Blocks:
         "api_visibility": "undocumented",
     }
     with gr.Blocks(title="flmm_detseg", analytics_enabled=False, delete_cache=None) as page:
-        gr.Markdown(f"## flmm_detseg: an LMM that points\n{about.model}. {about.knows}", elem_id="about")
+        gr.Markdown(about.headline, elem_id="about")
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Conversation", id="conversation"):
                 with gr.Row(equal_height=True):
@@ -141,10 +141,7 @@ def build_page(service: Service) -> gr.Blocks:
 def _stream_tab(service: Service, queue: dict[str, Any]) -> None:
     """Frames, a question, and what the background cache did."""
     names = service.frames.names
-    gr.Markdown(
-        "Questions about a screen, slides or a fixed camera. What the model computed for a background that stays is "
-        f"used again. {service.about.stream}"
-    )
+    gr.Markdown(service.stream_text, elem_id="about-stream")
     with gr.Row(equal_height=True):
         upload = gr.File(
             label=f"Frames of your own, in their order (at most {service.limits.frames})",

@@ -10,10 +10,10 @@ import threading
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from flmm_detseg.app.service import Service
-from flmm_detseg.errors import RunError
+from flmm_detseg.errors import FlmmError, RunError
 
 # Before Gradio is imported: it reads them then.
 _QUIET = {"GRADIO_ANALYTICS_ENABLED": "False", "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -77,7 +77,7 @@ def build_server(service: Service, ready: Callable[[], None]) -> Any:
     """
     os.environ.update(_QUIET, GRADIO_TEMP_DIR=str(service.uploads.folder))
     from fastapi import FastAPI
-    from fastapi.responses import PlainTextResponse, Response
+    from fastapi.responses import Response
     from gradio import mount_gradio_app, processing_utils
 
     from flmm_detseg.app.look import STYLE
@@ -101,14 +101,8 @@ def build_server(service: Service, ready: Callable[[], None]) -> Any:
 
     @app.get("/flmm/{token}/{path:path}")
     def file(token: str, path: str, threshold: float = 0.0) -> Response:
-        found = service.file(token, path, threshold)
-        if found is None:
-            return PlainTextResponse("This picture is not kept any more. Open the page again.", 404)
-        content, kind, name = found
-        headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
-        if name:
-            headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}"'}
-        return Response(content, media_type=kind, headers=headers)
+        reply = reply_of(service, token, path, threshold)
+        return Response(reply.content, reply.status, reply.headers, reply.kind)
 
     page = build_page(service)
     # Gradio takes a path in a file's place only from its own folder, but looks at that only after `launch()`. Without
@@ -128,6 +122,48 @@ def build_server(service: Service, ready: Callable[[], None]) -> Any:
         pwa=False,
         css=STYLE,
     )
+
+
+class Reply(NamedTuple):
+    """What the server answers where a picture or a download is asked for.
+
+    Attributes:
+        status: Of HTTP.
+        content: The file, or a sentence.
+        kind: Media type.
+        headers: Further ones.
+    """
+
+    status: int
+    content: bytes
+    kind: str
+    headers: dict[str, str]
+
+
+def reply_of(service: Service, token: str, path: str, threshold: float) -> Reply:
+    """A file of a user, or the sentence that says why there is none.
+
+    Args:
+        service: Keeps the users.
+        token: Secret part of the address.
+        path: The rest of it.
+        threshold: Least score of detected objects in a download.
+
+    Returns:
+        The reply.
+    """
+    try:
+        found = service.file(token, path, threshold)
+    except FlmmError as error:
+        return Reply(422, str(error).encode(), "text/plain; charset=utf-8", {"Cache-Control": "no-store"})
+    if found is None:
+        sentence = b"This picture is not kept any more. Open the page again."
+        return Reply(404, sentence, "text/plain; charset=utf-8", {})
+    content, kind, name = found
+    headers = {"Cache-Control": "private, max-age=3600", "X-Content-Type-Options": "nosniff"}
+    if name:
+        headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}"'}
+    return Reply(200, content, kind, headers)
 
 
 def _worth_a_line(record: logging.LogRecord) -> bool:

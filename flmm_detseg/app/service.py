@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,8 @@ class About:
     """What the page says of the model.
 
     Attributes:
-        model: Its name.
-        knows: What it was trained on, in a sentence; empty where nothing is known.
+        model: Its name, plain text.
+        knows: What it was trained on, in a sentence; Markdown.
         example: A picture to begin with; None without one.
         question: Something to ask.
         stream: What to know of the stream's model, in a sentence.
@@ -43,6 +44,23 @@ class About:
     question: str = ""
     stream: str = ""
     stream_question: str = ""
+
+    @property
+    def headline(self) -> str:
+        """The first lines of the page, as Markdown."""
+        return f"## flmm_detseg: an LMM that points\n{plain_markdown(self.model)}. {self.knows}"
+
+
+def plain_markdown(text: str) -> str:
+    """Text that others wrote, so that Markdown shows it as it is: no link, no picture, no HTML.
+
+    Args:
+        text: Any.
+
+    Returns:
+        One line of Markdown.
+    """
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 class Service:
@@ -225,9 +243,23 @@ class Service:
         return user, request
 
     def file(self, token: str, path: str, threshold: float = 0.0) -> tuple[bytes, str, str] | None:
-        """See :meth:`User.file <flmm_detseg.app.user.User.file>`; None for an unknown token as well."""
+        """What the page and the downloads show of a user.
+
+        Args:
+            token: Secret part of the user's addresses.
+            path: Below them.
+            threshold: Least score of detected objects in a download, 0 to 1.
+
+        Returns:
+            See :meth:`User.file <flmm_detseg.app.user.User.file>`; None for an unknown token as well.
+
+        Raises:
+            DataError: The threshold is none.
+            RunError: What was found is no number, so that no file can hold it.
+        """
+        least = number(threshold, "threshold", 0, 1)
         user = self.users.by_token(token)
-        return None if user is None else user.file(path, threshold)
+        return None if user is None else user.file(path, least)
 
     def board(self, user: User) -> str:
         """The user's picture and conversation as HTML."""
@@ -238,6 +270,15 @@ class Service:
         self.uploads.close()
         if self._stream is not None and self._stream.cache is not None:
             self._stream.cache.close()
+
+    @property
+    def stream_text(self) -> str:
+        """What the tab of the stream says first, as Markdown."""
+        text = (
+            "Questions about a screen, slides or a fixed camera. What the model computed for a background that stays "
+            "is used again."
+        )
+        return " ".join(part for part in (text, self.about.stream, self.frames.note) if part)
 
     @property
     def has_stream(self) -> bool:

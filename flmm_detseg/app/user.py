@@ -141,6 +141,9 @@ class User:
 
         Returns:
             Bytes, media type, and the name under which it is saved (empty: it is shown); None where there is none.
+
+        Raises:
+            RunError: What was found is no number, so that no file can hold it.
         """
         parts = path.split("/")
         if parts == [self.picture_key] and self.picture is not None:

@@ -69,18 +69,21 @@ class Users:
                 self.forgotten += 1
 
     def trim(self) -> None:
-        """Forgets users that are idle, too many, or too large together; the one that was seen last stays."""
+        """Forgets users that are idle, and those that are too many or too large together.
+
+        Of the latter the one that was seen last stays, however large.
+        """
         with self._lock:
             self._trim()
 
     def _trim(self) -> None:
         now = self._clock()
-        while len(self._users) > 1:
+        while self._users:
             eldest = next(iter(self._users.values()))
             idle = now - eldest.seen > self._limits.idle_seconds
             many = len(self._users) > self._limits.users
             large = sum(user.num_bytes for user in self._users.values()) > self._limits.user_bytes
-            if not (idle or many or large):
+            if not (idle or (len(self._users) > 1 and (many or large))):
                 return
             self._users.popitem(last=False)
             self.forgotten += 1

@@ -11,8 +11,9 @@ it ends with Ctrl-C. See docs/app.md.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from flmm_detseg.commands.chosen_model import ChosenModel, add_model_arguments, choose_model
@@ -24,9 +25,12 @@ from flmm_detseg.utils.paths import find
 if TYPE_CHECKING:
     from flmm_detseg.app.limits import Limits
     from flmm_detseg.app.service import About, Service, StreamMaker
+    from flmm_detseg.inference.grounder import Grounder
 
 _STREAM = "configs/cache/tiny_stream_screens.py"
 _SCENE = "data/models/tiny_heads/scene.png"
+# Characters of what a model says of its training.
+_LONGEST = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -113,16 +117,19 @@ def _check(arguments: argparse.Namespace) -> ChosenModel:
 
 
 def _service(arguments: argparse.Namespace, model: ChosenModel) -> Service:
-    """What is quick first: a folder without frames is said before the model is loaded."""
+    """What is quick first: a folder without frames, or with too many, is said before the model is loaded."""
     from flmm_detseg.app.frames import drawn_screen, frames_of_folder
     from flmm_detseg.app.limits import Limits
     from flmm_detseg.app.service import Service
 
     limits = Limits()
     frames = drawn_screen() if arguments.frames is None else frames_of_folder(find(arguments.frames), limits)
+    if frames.note:
+        print(f"--frames: {frames.note}", file=sys.stderr)
     tiny = model.config == TINY_CONFIG
-    about = _about(arguments, model, limits, tiny=tiny)
-    return Service(model.load(), _stream(arguments, tiny=tiny), frames, limits, about)
+    grounder = model.load()
+    about = _about(arguments, model, grounder, limits, tiny=tiny)
+    return Service(grounder, _stream(arguments, tiny=tiny), frames, limits, about)
 
 
 def _stream(arguments: argparse.Namespace, *, tiny: bool) -> StreamMaker | None:
@@ -151,7 +158,43 @@ def _lmm_name(lmm: str) -> str:
     return folder.resolve().name if folder.is_dir() else lmm
 
 
-def _about(arguments: argparse.Namespace, model: ChosenModel, limits: Limits, *, tiny: bool) -> About:
+def _knows(arguments: argparse.Namespace, grounder: Grounder) -> str:
+    """What the model was trained on, as far as it says so; in Markdown that nobody else's text can change."""
+    from flmm_detseg.app.service import plain_markdown
+    from flmm_detseg.models.trained_on import trained_on
+
+    if arguments.lmm is not None:
+        return (
+            "Nothing of it was trained to point: masks are where its own attention is, and nothing warns of pictures "
+            "that it does not know."
+        )
+    model = grounder.model
+    lines = [] if model.built_from is None else trained_on(model.built_from)
+    data = "; ".join(map(_without_folders, dict.fromkeys(lines)))
+    said = [f"Trained on: {plain_markdown(_cut(data))}." if data else "What it was trained on is not known."]
+    if model.domain is None:
+        said.append("It does not say which pictures it knows, so nothing warns of others.")
+    else:
+        said.append(
+            f"It knows pictures like these, and warns of others: {plain_markdown(_cut(model.domain.source))}."
+        )
+    return " ".join(said)
+
+
+def _without_folders(line: str) -> str:
+    """A line of :func:`~flmm_detseg.models.trained_on.trained_on`; folders of this machine are nobody's business."""
+    kind, _, files = line.rpartition(": ")
+    names = ", ".join(PurePosixPath(file).name for file in files.split(", "))
+    return f"{kind}: {names}" if kind else names
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} ..."
+
+
+def _about(
+    arguments: argparse.Namespace, model: ChosenModel, grounder: Grounder, limits: Limits, *, tiny: bool
+) -> About:
     from flmm_detseg.app.service import About
     from flmm_detseg.app.uploads import read_picture
 
@@ -165,7 +208,7 @@ def _about(arguments: argparse.Namespace, model: ChosenModel, limits: Limits, *,
     if not tiny:
         # A folder of this machine is nobody's business.
         name = config_name(model.config or "") if arguments.lmm is None else _lmm_name(arguments.lmm)
-        return About(name, stream=untrained, stream_question=clock)
+        return About(name, _knows(arguments, grounder), stream=untrained, stream_question=clock)
     return About(
         "The repository's tiny LLaVA",
         "It knows the pictures of TinyWorld, a synthetic world, and nothing else: **on a photo it draws nonsense**. "

@@ -38,7 +38,7 @@ def read_config(config: str | Path | Config) -> Config:
 
     Raises:
         ConfigError: No such file, it cannot be executed, or it has no ``model``; names the file.
-        CheckpointError: A file of a stored model is missing or was changed.
+        CheckpointError: A file of a stored model is missing, was changed, or was added.
     """
     if isinstance(config, Config):
         return config

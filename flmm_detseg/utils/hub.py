@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from flmm_detseg.errors import ConfigError
@@ -11,6 +12,8 @@ from flmm_detseg.utils.paths import find, places
 
 # The file that says what is in a model's folder.
 MODEL_FILE = "config.json"
+# What people read of it; the one file of a stored model whose hash nothing holds.
+CARD_FILE = "README.md"
 # What a command takes for a model on the hub: hf://owner/name, with or without @revision.
 HUB = "hf://"
 _FETCHED = (
@@ -20,7 +23,7 @@ _FETCHED = (
     "*.jinja",
     "*.model",
     "*.txt",
-    "README.md",
+    CARD_FILE,
     # What `--inside` copies besides.
     "parts/*.pth",
     "parts/*.pt",
@@ -60,6 +63,18 @@ def check_folder(pretrained: str) -> str:
 def is_hub_name(name: str) -> bool:
     """Whether a text can be the name of a model on a hub: ``owner/name``."""
     return _NAME.fullmatch(name) is not None
+
+
+def is_fetched(name: str) -> bool:
+    """Whether a file of a model is of the kinds that are fetched from a hub: all that anything here could read.
+
+    Args:
+        name: Of the file within the model's folder, with slashes.
+
+    Returns:
+        As for a file on a hub.
+    """
+    return any(fnmatchcase(name, pattern) for pattern in _FETCHED)
 
 
 @functools.cache

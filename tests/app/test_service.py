@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from pycocotools import mask as rle
 
 from flmm_detseg.app.board import board
 from flmm_detseg.app.limits import Limits
+from flmm_detseg.app.server import reply_of
 from flmm_detseg.app.uploads import Picture
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.inference.chat import Chat
@@ -69,6 +71,30 @@ def test_downloads_are_the_overlay_and_a_coco_file_of_the_users_own_picture(app)
     np.testing.assert_array_equal(decoded, entry.turn.phrases[0].mask)
     content, kind, name = app.file(user.token, f"{entry.key}/overlay.png")
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(content))), entry.turn.overlay())
+
+
+def test_a_download_that_cannot_be_made_is_a_sentence(app):
+    user = send(app, "nan")
+    _, entry = app.say("nan", REQUEST)
+    path = f"{entry.key}/coco.json"
+    good = reply_of(app, user.token, path, 0.0)
+    assert (good.status, good.kind) == (200, "application/json")
+    assert good.headers["Content-Disposition"] == f'attachment; filename="coco_{entry.key}.json"'
+    first, *others = entry.turn.phrases
+    entry.turn = replace(entry.turn, phrases=(replace(first, score=float("nan")), *others))
+    bad = reply_of(app, user.token, path, 0.0)
+    assert (bad.status, bad.headers) == (422, {"Cache-Control": "no-store"})
+    assert bad.content.decode().startswith("'the white ring': score nan or box [")
+    for threshold in (float("nan"), -1.0):
+        assert b"threshold" in reply_of(app, user.token, path, threshold).content
+    assert reply_of(app, "unknown", path, 0.0).status == 404
+
+
+def test_the_tab_of_the_stream_says_what_is_to_be_known_of_its_frames(app):
+    assert app.stream_text.endswith("is used again.")
+    app.frames.note = "3 are left out."
+    assert app.stream_text.endswith("is used again. 3 are left out.")
+    app.frames.note = ""
 
 
 def test_masks_of_a_reduced_picture_are_downloaded_at_the_files_size(app):

@@ -56,6 +56,10 @@ def test_idle_users_are_forgotten():
     clock[0] = 120
     found.trim()
     assert len(found) == 1
+    clock[0] = 151
+    found.trim()
+    assert (len(found), found.forgotten) == (0, 2)
+    found.trim()
 
 
 def test_large_users_are_forgotten_but_not_the_last_one():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import socket
+from types import SimpleNamespace
 
 import pytest
+from mmengine.config import Config
 
 from flmm_detseg.app.limits import Limits
 from flmm_detseg.app.server import bind
@@ -74,7 +76,40 @@ def test_the_page_names_a_model_and_no_folder_of_this_machine(tmp_path):
         ([str(tmp_path / "my_llava")], "my_llava"),
     ):
         arguments = parsed(*given)
-        assert app._about(arguments, choose_model(arguments), Limits(), tiny=False).model == shown
+        about = app._about(arguments, choose_model(arguments), _grounder(), Limits(), tiny=False)
+        assert about.model == shown
+
+
+def _grounder(domain: object = None, **config: object) -> SimpleNamespace:
+    """What is read of a grounder to say what its model knows."""
+    return SimpleNamespace(
+        model=SimpleNamespace(domain=domain, built_from=Config(config) if config else None)
+    )
+
+
+def test_the_page_says_what_a_model_was_trained_on():
+    def knows(grounder: SimpleNamespace, *words: str) -> str:
+        arguments = parsed(*words)
+        return app._about(arguments, choose_model(arguments), grounder, Limits(), tiny=False).headline
+
+    loader = dict(
+        dataset=dict(type="RefCOCODataset", refs_file="/home/me/my data/refs.p", image_dir="photos/")
+    )
+    own = knows(_grounder(train_dataloader=loader), "mine.py")
+    assert r"Trained on: RefCOCODataset\: refs\.p\, photos." in own
+    assert "home" not in own
+    assert "my data" not in own
+    assert "does not say which pictures it knows" in own
+    stored = knows(
+        _grounder(SimpleNamespace(source="a [link](http://x) <b>"), trained_on=["JSONLDataset: a.jsonl"]),
+        "mine.py",
+    )
+    assert "JSONLDataset\\: a\\.jsonl." in stored
+    assert "warns of others: a \\[link\\]\\(http\\:\\/\\/x\\) \\<b\\>." in stored
+    long = knows(_grounder(trained_on=[f"D: {number}.json" for number in range(500)]), "mine.py")
+    assert len(long) < 900
+    assert "What it was trained on is not known." in knows(_grounder(), "mine.py")
+    assert "Nothing of it was trained to point" in knows(_grounder(), "--lmm", "a/b")
 
 
 def test_frames_of_a_relative_folder_are_found_from_anywhere(tmp_path, monkeypatch):
@@ -85,3 +120,19 @@ def test_frames_of_a_relative_folder_are_found_from_anywhere(tmp_path, monkeypat
     arguments = parsed("--frames", "data/models/tiny_heads")
     app._service(arguments, choose_model(arguments))
     assert taken[0].names == ["scene.png"]
+    assert taken[0].note == ""
+
+
+def test_what_is_left_out_of_a_folder_of_frames_is_said(tmp_path, monkeypatch, capsys):
+    for number in range(503):
+        (tmp_path / f"{number:03}.png").touch()
+    taken = []
+    monkeypatch.setattr("flmm_detseg.app.service.Service", lambda *given: taken.append(given))
+    monkeypatch.setattr(ChosenModel, "load", lambda self: _grounder())
+    arguments = parsed("--frames", str(tmp_path))
+    app._service(arguments, choose_model(arguments))
+    (_, _, frames, _, _) = taken[0]
+    assert frames.names[-1] == "499.png"
+    said = "The folder has 503 pictures; the first 500 in the order of their names are here, 3 are left out."
+    assert frames.note == said
+    assert f"--frames: {said}" in capsys.readouterr().err

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.errors import CheckpointError
+from flmm_detseg.utils.hub import MODEL_FILE
 from flmm_detseg.utils.paths import find, places
 
 
@@ -49,6 +50,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     if args.beside is not None and not find(args.beside).exists():
         raise CheckpointError(f"checkpoint {args.beside} does not exist ({places(args.beside)})")
+    if args.beside is not None and (find(args.beside).parent / MODEL_FILE).is_file():
+        raise CheckpointError(
+            f"--beside {args.beside} is in the folder of a stored model, which takes no further file: write it "
+            "elsewhere (--out) and store the model anew (flmm-detseg export pretrained ... --domain FILE)"
+        )
     from flmm_detseg.models.domain import DOMAIN_FILE
     from flmm_detseg.models.fit_domain import fit_domain
 

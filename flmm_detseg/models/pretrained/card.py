@@ -83,8 +83,8 @@ def model_card(facts: CardFacts) -> str:
         "not changed on disk.",
         f'```python\nfrom flmm_detseg import Grounder\n\ngrounder = Grounder.from_pretrained("{facts.name}")\n'
         'result = grounder.ground("image.png", "a cat on a mat", phrases=["a cat"])\n```',
-        "No code comes with the model, and none of it is run: the config names registered types, and every file's hash "
-        "is checked.",
+        "No code comes with the model, and none of it is run: the config names registered types. The hash of every "
+        "file but this card is checked, and a file that the config does not list is refused.",
         "## What it is\n\n"
         + _lines(
             [

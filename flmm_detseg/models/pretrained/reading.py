@@ -1,9 +1,9 @@
-"""From a model's folder to its config: every file's hash is checked, and no code is run."""
+"""From a model's folder to its config: the hash of every file but the card is checked, and no code is run."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from mmengine.config import Config
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.models.pretrained.config_json import from_json, inside
 from flmm_detseg.registry import DATASETS, MODELS, SCOPE
-from flmm_detseg.utils.hub import MODEL_FILE
+from flmm_detseg.utils.hub import CARD_FILE, MODEL_FILE, is_fetched
 from flmm_detseg.utils.provenance import file_hash
 from flmm_detseg.utils.whole_files import dump_json, read_json
 
@@ -44,7 +44,7 @@ def read_model_folder(folder: Path) -> Config:
 
     Raises:
         ConfigError: It is no such folder, or its config asks for what may not be built.
-        CheckpointError: A file is missing or was changed.
+        CheckpointError: A file is missing, was changed, or was added.
     """
     path = folder / MODEL_FILE
     content = read_json(path, _AGAIN)
@@ -94,6 +94,22 @@ def _check_files(folder: Path, files: Any) -> None:
             raise CheckpointError(
                 f"{path} is not the file that was stored (its sha256 differs from the one in {MODEL_FILE}): it is "
                 f"damaged or was replaced; {_AGAIN}"
+            )
+    _refuse_others(folder, {inside(folder, name, "files") for name in files})
+
+
+def _refuse_others(folder: Path, listed: Set[Path]) -> None:
+    """Files that nobody vouches for, where something would read them as if they were the model's."""
+    free = {folder / MODEL_FILE, folder / CARD_FILE}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        linked = path.is_dir() and path.is_symlink()  # what is behind it is not looked through
+        other = is_fetched(name) and not path.is_dir() and path not in free and not name.startswith("LICENSE")
+        if path not in listed and (linked or other):
+            raise CheckpointError(
+                f"{path} is not among the files that {MODEL_FILE} lists, so it was put there after the model was "
+                "stored: remove it, or store the model anew (what a model knows of its pictures is stored by "
+                "domain=..., --domain)"
             )
 
 

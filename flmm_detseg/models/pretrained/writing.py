@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,10 @@ from flmm_detseg.models.pretrained.reading import (
     base_fields,
     own_hash,
 )
+from flmm_detseg.models.trained_on import trained_on
 from flmm_detseg.registry import DATASETS, MODELS
 from flmm_detseg.utils.configs import config_name
-from flmm_detseg.utils.hub import MODEL_FILE, is_hub_name
+from flmm_detseg.utils.hub import CARD_FILE, MODEL_FILE, is_hub_name
 from flmm_detseg.utils.paths import find, is_file
 from flmm_detseg.utils.provenance import file_hash
 from flmm_detseg.utils.whole_files import new_folder, write_json, write_text
@@ -103,7 +104,7 @@ def save_pretrained(
             for path in sorted(part.rglob("*"))
             if path.is_file()
         }
-        trained_on = list(config.get("trained_on") or _data_of(config.get("train_dataloader")))
+        data = trained_on(config)
         trained_by = command or config.get("trained_by") or _command(config)
         frozen = dict(config.get(FROZEN) or frozen_hashes(model))
         whole = {
@@ -112,7 +113,7 @@ def save_pretrained(
             "version": flmm_detseg.__version__,
             "model": content,
             "evaluation": evaluation,
-            "trained_on": trained_on,
+            "trained_on": data,
             "trained_by": trained_by,
             FROZEN: frozen,
             "files": files,
@@ -130,7 +131,7 @@ def save_pretrained(
             heads={key: type(head).__name__ for key, head in model.heads.items()},
             num_tensors=len(tensors),
             num_parameters=sum(tensor.numel() for tensor in tensors.values()),
-            trained_on=trained_on,
+            trained_on=data,
             trained_by=trained_by,
             needed=needed,
             domain=known,
@@ -138,7 +139,7 @@ def save_pretrained(
             same_weights=weights_hash(model) if figures else "",
             files={key: str(value["sha256"]) for key, value in files.items()},
         )
-        write_text(part / "README.md", model_card(facts))
+        write_text(part / CARD_FILE, model_card(facts))
         size = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
     return {
         "out": str(folder),
@@ -236,24 +237,6 @@ def _evaluation(config: Any) -> tuple[dict[str, Any], list[str]]:
             if f"{key}.{name}" not in left_out:
                 found.setdefault(key, {})[name] = stored
     return found, list(dict.fromkeys(left_out))
-
-
-def _data_of(loader: Any) -> Iterator[str]:
-    """Data sets of a training, a line each: class and the files that it names."""
-    if isinstance(loader, list | tuple):
-        for item in loader:
-            yield from _data_of(item)
-    if not isinstance(loader, Mapping):
-        return
-    kind = getattr(loader.get("type"), "__name__", loader.get("type"))
-    files = [
-        str(v) for key, v in loader.items() if isinstance(v, str) and key.endswith(("_file", "_json", "_dir"))
-    ]
-    if kind is not None and files:
-        yield f"{str(kind).rpartition('.')[2]}: {', '.join(files)}"
-    for value in loader.values():
-        if isinstance(value, Mapping | list | tuple):
-            yield from _data_of(value)
 
 
 def _command(config: Any) -> str | None:

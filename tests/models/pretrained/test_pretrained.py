@@ -162,9 +162,12 @@ def test_another_sam_is_refused(folder, tmp_path):
     name = next(n for n in tensors if "image_encoder" in n)
     save_file({**tensors, name: tensors[name] + 1}, sam / "model.safetensors")
     shutil.copytree(sam, folder / "sam")
-    change(
-        folder, lambda content: content["model"]["heads"]["phrase"]["sam"].update(checkpoint={"$file": "sam"})
-    )
+
+    def named(content) -> None:
+        content["model"]["heads"]["phrase"]["sam"].update(checkpoint={"$file": "sam"})
+        content["files"].update({f"sam/{file.name}": {} for file in (folder / "sam").iterdir()})
+
+    change(folder, named)
     with pytest.raises(CheckpointError, match=r"frozen weights of heads\.phrase\.sam .*--inside"):
         Grounder.from_pretrained(folder, device="cpu")
 
@@ -198,6 +201,40 @@ def test_a_changed_byte_is_noticed(folder, name):
     path.unlink()
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
         Grounder.from_pretrained(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    "name", ["domain.safetensors", "parts/lmm/chat_template.jinja", "files/ranking.json"]
+)
+def test_a_file_that_the_config_does_not_list_is_refused(grounder, name, tmp_path):
+    grounder.save_pretrained(tmp_path / "model")
+    for harmless in ("LICENSE.txt", "figure.png", ".gitattributes", "parts/lmm/notes.md"):
+        path = tmp_path / "model" / harmless
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "model" / "README.md").write_text("another card")
+    read_config(tmp_path / "model")
+    path = tmp_path / "model" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(find("data/models/tiny_heads") / DOMAIN_FILE, path)
+    with pytest.raises(CheckpointError, match=f"{name} is not among the files .* lists.*--domain"):
+        read_config(tmp_path / "model")
+    path.unlink()
+    (tmp_path / "model" / "sam").symlink_to(tmp_path)
+    with pytest.raises(CheckpointError, match="sam is not among the files"):
+        read_config(tmp_path / "model")
+
+
+def test_a_domain_is_not_put_beside_a_stored_model(folder):
+    from argparse import ArgumentParser
+
+    from flmm_detseg.commands.export import domain
+
+    parser = ArgumentParser()
+    domain.add_arguments(parser)
+    words = [str(find("data/models/tiny_heads")), "--beside", str(folder / TENSORS_FILE)]
+    with pytest.raises(CheckpointError, match="takes no further file.*--domain FILE"):
+        domain.run(parser.parse_args(words))
 
 
 def test_a_changed_config_is_noticed(folder):
