@@ -1,4 +1,4 @@
-"""W&B, trackio and MLflow behind one contract: where each keeps a run, and how it takes values and pictures."""
+"""W&B, trackio and MLflow under one contract: where each keeps a run, and how it takes values and pictures."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def _refuse_others(folder: Path, listed: Set[Path]) -> None:
     free = {folder / MODEL_FILE, folder / CARD_FILE}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        linked = path.is_dir() and path.is_symlink()  # what is behind it is not looked through
+        linked = path.is_dir() and path.is_symlink()  # its content is not looked through
         other = is_fetched(name) and not path.is_dir() and path not in free and not name.startswith("LICENSE")
         if path not in listed and (linked or other):
             raise CheckpointError(
