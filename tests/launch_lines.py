@@ -117,6 +117,8 @@ NOT_RUN = {
     "python benchmarks/reason_rules.py": f"{_LONG}; tests/datasets/test_reason_queries.py",
     "flmm-detseg data textvqa": f"{_OWN}; tests/datasets/test_textvqa.py",
     "flmm-detseg data ocrvqa": f"{_OWN}; tests/datasets/test_ocrvqa.py",
+    "flmm-detseg data scienceqa": f"{_OWN}; tests/datasets/test_scienceqa_pope.py",
+    "flmm-detseg data pope": f"{_OWN}; tests/datasets/test_scienceqa_pope.py",
     "flmm-detseg data check": f"{_OWN}; tests/engine/checks/test_data_check.py",
     "flmm-detseg stream": "FILE is a checkpoint of the ladder; tests/commands/test_stream.py",
     "flmm-detseg list-configs": "tests/commands/test_configs_commands.py",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.commands.data import check, ocrvqa, streams, textvqa, tinyworld, voc, vqav2
+from flmm_detseg.commands.data import check, ocrvqa, pope, scienceqa, streams, textvqa, tinyworld, voc, vqav2
 from flmm_detseg.commands.parts import add_parts
 
 
@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "vqav2": vqav2,
             "textvqa": textvqa,
             "ocrvqa": ocrvqa,
+            "scienceqa": scienceqa,
+            "pope": pope,
             "tinyworld": tinyworld,
             "streams": streams,
         },
