@@ -210,7 +210,7 @@ def test_the_command_ranks_on_images_and_phrases(tmp_path):
         ([*lmm, *files, "--images", "1", "--out", "a.json"], "--images is 1"),
         ([*lmm, *files, "--out", files[1]], "is an input"),
         ([*lmm, *files, "--out", str(tmp_path)], "is a folder"),
-        (["tiny/training_free", "--dtype", "bfloat16", "--out", "a.json"], "--dtype would change nothing: .*belongs to --lmm"),
+        (["tiny/training_free", "--dtype", "bfloat16", "--out", "a.json"], "--dtype would.*belongs to --lmm"),
     ):
         with pytest.raises(ConfigError, match=message):
             command.run(arguments(*words))
