@@ -327,15 +327,14 @@ def paint_shapes(shapes: Sequence[_Shape], image_size: tuple[int, int]) -> np.nd
     # Coordinates are cut to whole pixels, as where these files come from.
     polygons = [np.asarray(shape.points, dtype=np.int64).astype(np.int32)[:, None] for shape in shapes]
 
-    def paint(canvas: np.ndarray, polygon: np.ndarray, value: int) -> np.ndarray:
-        cv2.polylines(canvas, [polygon], isClosed=True, color=value)
-        return cv2.fillPoly(canvas, [polygon], color=value)
-
-    areas = [np.count_nonzero(paint(np.zeros(image_size, np.uint8), polygon, 1)) for polygon in polygons]
+    # fillPoly paints outlines, too; also those of a dot and a line.
+    areas = [
+        np.count_nonzero(cv2.fillPoly(np.zeros(image_size, np.uint8), [polygon], 1)) for polygon in polygons
+    ]
     canvas = np.zeros(image_size, dtype=np.int32)
     for place in sorted(range(len(shapes)), key=lambda k: -areas[k]):
         target = shapes[place].target
-        paint(canvas, polygons[place], _IGNORED if target == _IGNORED else target + 1)
+        cv2.fillPoly(canvas, [polygons[place]], _IGNORED if target == _IGNORED else target + 1)
     return canvas
 
 

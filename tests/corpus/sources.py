@@ -18,6 +18,7 @@ from dataset_files import SIZE, box_polygon, own_line, write_image, write_png, w
 from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools import mask as coco_mask
+from reasoning_files import reason_files, write_grandf, write_grefcoco
 from torch import nn
 
 from flmm_detseg import datasets
@@ -322,6 +323,21 @@ def _read_png(folder: Path) -> Reading:
     )
 
 
+def _read_grefcoco(folder: Path) -> Reading:
+    return _checked(
+        "GRefCOCODataset", refs_file=str(folder / "grefs(unc).json"), split="val", sentences="all",
+        instances_file=str(folder / "instances.json"), image_dir=str(folder / "images"), targets="each",
+    )  # fmt: skip
+
+
+def _read_grandf(folder: Path) -> Reading:
+    return _checked("GranDfDataset", file=str(folder / "gcg.json"), image_dir=str(folder / "images"))
+
+
+def _read_reason_seg(folder: Path) -> Reading:
+    return _checked("ReasonSegDataset", folder=str(folder), queries="all")
+
+
 def _conversations(folder: Path) -> None:
     entries = []
     for number in range(3):
@@ -483,6 +499,8 @@ def make_sources(root: Path) -> list[Source]:
     own, coco, voc = folder("own", _own), folder("coco", _coco), folder("voc", _voc)
     refcoco, png = folder("refcoco", write_refcoco), folder("png", write_png)
     llava, vqa = folder("llava", _conversations), folder("vqa", _vqa)
+    grefcoco, grandf = folder("grefcoco", write_grefcoco), folder("grandf", write_grandf)
+    reason = folder("reason", reason_files)
     questions, semantic = folder("questions", _questions), folder("semantic", _semantic)
     return [
         Source("JSONL", "jsonl", own, "own.jsonl", _read_own),
@@ -495,6 +513,9 @@ def make_sources(root: Path) -> list[Source]:
         Source("VOC", "xml", voc, "xml/b.xml", _read_voc),
         Source("RefCOCO references", "pickle", refcoco, "refs(unc).p", _read_refcoco),
         Source("RefCOCO instances", "json", refcoco, "instances.json", _read_refcoco),
+        Source("gRefCOCO references", "json", grefcoco, "grefs(unc).json", _read_grefcoco),
+        Source("GranD-f", "json", grandf, "gcg.json", _read_grandf),
+        Source("ReasonSeg", "json", reason, "a.json", _read_reason_seg),
         Source("PNG narratives", "json", png, "png_coco_val2017.json", _read_png),
         Source("panoptic JSON", "json", png, "panoptic_val2017.json", _read_png),
         Source("panoptic map", "label", png, "panoptic/000000000001.png", _read_png),

@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 from dataset_files import SIZE, edit_refs, own_line, write_image, write_jsonl, write_png, write_refcoco
 from PIL import Image
+from reasoning_files import reason_files, write_grandf, write_grefcoco
 
 from flmm_detseg.datasets import (
+    GranDfDataset,
+    GRefCOCODataset,
     GroundingDataset,
     JSONLDataset,
     LLaVAInstructDataset,
     PNGDataset,
     QuestionDataset,
+    ReasonSegDataset,
     RefCOCODataset,
     SemanticMapsDataset,
 )
@@ -90,6 +94,21 @@ def png(root: Path, **changes: Any) -> Callable[..., GroundingDataset]:
     Path(arguments["narratives_file"]).write_text(json.dumps(narratives))
     Path(arguments["panoptic_json"]).write_text(json.dumps(panoptic))
     return lambda **settings: PNGDataset(**arguments, **settings)
+
+
+def grefcoco(root: Path) -> Callable[..., GroundingDataset]:
+    arguments = write_grefcoco(root)
+    return lambda **settings: GRefCOCODataset(**arguments, split="val", **settings)
+
+
+def grandf(root: Path) -> Callable[..., GroundingDataset]:
+    arguments = write_grandf(root)
+    return lambda **settings: GranDfDataset(**arguments, **settings)
+
+
+def reason_seg(root: Path) -> Callable[..., GroundingDataset]:
+    reason_files(root)
+    return lambda **settings: ReasonSegDataset(str(root), **settings)
 
 
 def read_all(dataset: GroundingDataset) -> list[Any]:
@@ -320,7 +339,11 @@ VALUES = (
 
 
 @pytest.mark.case("security/readers")
-@pytest.mark.parametrize("write", [jsonl, llava, questions, refcoco, png], ids=lambda write: write.__name__)
+@pytest.mark.parametrize(
+    "write",
+    [jsonl, llava, questions, refcoco, png, grefcoco, grandf, reason_seg],
+    ids=lambda write: write.__name__,
+)
 def test_any_value_anywhere_gives_records_or_errors_of_our_own(tmp_path, write):
     """A value of every place of the first record is replaced by one that does not belong there."""
     rng = random.Random(0)
@@ -328,14 +351,15 @@ def test_any_value_anywhere_gives_records_or_errors_of_our_own(tmp_path, write):
     (file,) = {
         jsonl: tmp_path.glob("*.jsonl"), llava: tmp_path.glob("llava.json"),
         questions: tmp_path.glob("questions.jsonl"), refcoco: tmp_path.glob("refs*.p"),
-        png: tmp_path.glob("png_coco*.json"),
+        png: tmp_path.glob("png_coco*.json"), grefcoco: tmp_path.glob("grefs*.json"),
+        grandf: tmp_path.glob("gcg.json"), reason_seg: tmp_path.glob("a.json"),
     }[write]  # fmt: skip
     whole = file.read_bytes()
     read = pickle.loads if file.suffix == ".p" else json.loads
     for _ in range(40):
         first, _, rest = whole.partition(b"\n") if file.suffix == ".jsonl" else (whole, b"", b"")
         content = read(first)
-        place = content if file.suffix == ".jsonl" else content[0]
+        place = content if isinstance(content, dict) else content[0]
         key = rng.choice(list(place))
         while isinstance(place[key], (list, dict)) and place[key] and rng.random() < 0.7:
             place = place[key]

@@ -8,54 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_files import SIZE, box_polygon, write_image
-from pycocotools import mask as coco_mask
+from dataset_files import box_polygon
+from reasoning_files import CAPTION, GROUNDED, bar, grounding, run_lengths, write_grandf
 
 from flmm_detseg.cli import main
 from flmm_detseg.datasets import GranDfDataset, SegAnswers
 from flmm_detseg.errors import DataError
 
-CAPTION = "A man holds a red kite near a man"
-
-
-def mask(row: int) -> np.ndarray:
-    found = np.zeros(SIZE, dtype=bool)
-    found[row : row + 3, 5:20] = True
-    return found
-
-
-def rle(row: int) -> dict:
-    encoded = coco_mask.encode(np.asfortranarray(mask(row).astype(np.uint8)))
-    return {"size": list(SIZE), "counts": encoded["counts"].decode()}
-
-
-def grounding(span: list[int], *rows: int) -> dict:
-    return {"token_positives": span, "rle_masks": [rle(row) for row in rows]}
-
-
-GOOD = {
-    "file_name": "0.jpg",
-    "caption": f'"{CAPTION}"',
-    "groundings": {"a red kite": grounding([12, 22], 1), "A man": grounding([0, 5], 10, 20)},
-}
-
-
-def write(root: Path, content) -> dict[str, str]:
-    for number in range(2):
-        write_image(root / "images" / f"{number}.jpg", number)
-    (root / "gcg.json").write_text(json.dumps(content))
-    return {"file": str(root / "gcg.json"), "image_dir": str(root / "images")}
-
 
 def check(sample) -> None:
     assert sample.text == CAPTION
     assert [sample.phrase_text(k) for k in range(2)] == ["A man", "a red kite"]
-    assert np.array_equal(sample.masks, [mask(10) | mask(20), mask(1)])
+    assert np.array_equal(sample.masks, [bar(10) | bar(20), bar(1)])
     assert sample.task == "phrase"
 
 
 def test_groundings_by_phrase(tmp_path):
-    dataset = GranDfDataset(**write(tmp_path, [GOOD, {**GOOD, "groundings": {}}]))
+    dataset = GranDfDataset(**write_grandf(tmp_path, [GROUNDED, {**GROUNDED, "groundings": {}}]))
     assert len(dataset) == 1
     assert dataset.dropped == {"no phrase": ["grandf/1"]}
     check(dataset[0])
@@ -67,18 +36,20 @@ def test_groundings_by_phrase(tmp_path):
 
 @pytest.mark.parametrize("span", [[1, 3], None, [[0, 5], [30, 35]], [0, 99]])
 def test_a_phrase_is_found_where_its_positions_do_not_hold_it(tmp_path, span):
-    groundings = {**GOOD["groundings"], "A man": grounding(span, 10, 20)}
-    check(GranDfDataset(**write(tmp_path, [{**GOOD, "groundings": groundings}]))[0])
+    groundings = {**GROUNDED["groundings"], "A man": grounding(span, 10, 20)}
+    check(GranDfDataset(**write_grandf(tmp_path, [{**GROUNDED, "groundings": groundings}]))[0])
 
 
 def test_sentences_of_refcocog(tmp_path):
     polygons = [box_polygon(5, row, 20, row + 3) for row in (10, 20)]
     refs = [
-        {"sentence": "a red kite", "segmentation": rle(1)},
+        {"sentence": "a red kite", "segmentation": run_lengths(bar(1))},
         {"sentence": "A man", "segmentation": polygons, "bbox": [1, 2, 3, 4]},
         {"sentence": "a zebra", "segmentation": polygons},
     ]
-    dataset = GranDfDataset(**write(tmp_path, [{"img_file_name": "1.jpg", "caption": CAPTION, "refs": refs}]))
+    dataset = GranDfDataset(
+        **write_grandf(tmp_path, [{"img_file_name": "1.jpg", "caption": CAPTION, "refs": refs}])
+    )
     check(dataset[0])
     assert dataset.dropped == {"phrase not in its caption": ["grandf/0/2"]}
     assert Path(dataset[0].image_id).name == "1.jpg"
@@ -88,40 +59,54 @@ def test_images_and_annotations_of_flickr(tmp_path):
     images = [
         {"id": k, "file_name": f"{k}.jpg", "caption": CAPTION, "height": 40, "width": 60} for k in (0, 1)
     ]
-    both = coco_mask.encode(np.asfortranarray((mask(10) | mask(20)).astype(np.uint8)))
-    both["counts"] = both["counts"].decode()
     annotations = [
-        {"id": 1, "image_id": 1, "tokens_positive": [[12, 22]], "sam_mask": rle(1), "bbox": [0, 0, 1, 1]},
-        {"id": 2, "image_id": 1, "tokens_positive": [[0, 5]], "sam_mask": both},
-        {"id": 3, "image_id": 1, "tokens_positive": [[0, 5]], "sam_mask": rle(3), "ignore": True},
+        {
+            "id": 1,
+            "image_id": 1,
+            "tokens_positive": [[12, 22]],
+            "sam_mask": run_lengths(bar(1)),
+            "bbox": [0, 0, 1, 1],
+        },
+        {"id": 2, "image_id": 1, "tokens_positive": [[0, 5]], "sam_mask": run_lengths(bar(10) | bar(20))},
+        {
+            "id": 3,
+            "image_id": 1,
+            "tokens_positive": [[0, 5]],
+            "sam_mask": run_lengths(bar(3)),
+            "ignore": True,
+        },
     ]
-    dataset = GranDfDataset(**write(tmp_path, {"images": images, "annotations": annotations}))
+    dataset = GranDfDataset(**write_grandf(tmp_path, {"images": images, "annotations": annotations}))
     assert len(dataset) == 1
     check(dataset[0])
 
 
 BAD = [
     (5, "expected an object", "malformed"),
-    ({**GOOD, "caption": 5}, "`caption`", "bad text"),
-    ({**GOOD, "caption": "a </s> b"}, "control word", "control word"),
-    ({**GOOD, "file_name": "gone.jpg"}, "gone.jpg not found", "missing image"),
+    ({**GROUNDED, "caption": 5}, "`caption`", "bad text"),
+    ({**GROUNDED, "caption": "a </s> b"}, "control word", "control word"),
+    ({**GROUNDED, "file_name": "gone.jpg"}, "gone.jpg not found", "missing image"),
     ({"file_name": "0.jpg", "caption": CAPTION}, "neither `groundings` nor `refs`", "missing key"),
-    ({**GOOD, "groundings": []}, "`groundings` is \\[\\]", "malformed"),
-    ({**GOOD, "groundings": {"A man": {}}}, "no `rle_masks`", "missing key"),
-    ({**GOOD, "groundings": {"a cat": grounding([0, 5], 1)}}, "'a cat' is neither at", "span does not match"),
-    ({**GOOD, "groundings": {"A man": grounding([0, 5])}}, "no polygon", "bad mask"),
+    ({**GROUNDED, "groundings": []}, "`groundings` is \\[\\]", "malformed"),
+    ({**GROUNDED, "groundings": {"A man": {}}}, "no `rle_masks`", "missing key"),
     (
-        {**GOOD, "groundings": {"A man": {"rle_masks": [{"size": [1, 2, 3], "counts": ""}]}}},
+        {**GROUNDED, "groundings": {"a cat": grounding([0, 5], 1)}},
+        "'a cat' is neither at",
+        "span does not match",
+    ),
+    ({**GROUNDED, "groundings": {"A man": grounding([0, 5])}}, "no polygon", "bad mask"),
+    (
+        {**GROUNDED, "groundings": {"A man": {"rle_masks": [{"size": [1, 2, 3], "counts": ""}]}}},
         "RLE `size`",
         "bad mask",
     ),
     (
-        {**GOOD, "groundings": {"A man": {"rle_masks": [{"size": [9, 9], "counts": [81]}]}}},
+        {**GROUNDED, "groundings": {"A man": {"rle_masks": [{"size": [9, 9], "counts": [81]}]}}},
         "mask size",
         "bad mask",
     ),
     (
-        {**GOOD, "groundings": {"A man": {"rle_masks": [{"size": [40, 60], "counts": [2400]}]}}},
+        {**GROUNDED, "groundings": {"A man": {"rle_masks": [{"size": [40, 60], "counts": [2400]}]}}},
         "empty",
         "empty mask",
     ),
@@ -135,7 +120,7 @@ BAD = [
 
 @pytest.mark.parametrize(("entry", "match", "kind"), BAD)
 def test_a_faulty_caption_is_named_or_skipped_and_counted(tmp_path, entry, match, kind):
-    files = write(tmp_path, [GOOD, entry])
+    files = write_grandf(tmp_path, [GROUNDED, entry])
     with pytest.raises(DataError, match=match):
         list(GranDfDataset(**files))
     dataset = GranDfDataset(**files, policy="skip", verify_images=True)
@@ -144,7 +129,7 @@ def test_a_faulty_caption_is_named_or_skipped_and_counted(tmp_path, entry, match
 
 
 def test_the_command_checks_it(tmp_path, monkeypatch, capsys):
-    files = write(tmp_path, [GOOD, BAD[3][0]])
+    files = write_grandf(tmp_path, [GROUNDED, BAD[3][0]])
     monkeypatch.setattr(sys, "argv", ["flmm-detseg", "data", "check", "grandf", *files.values()])
     with pytest.raises(SystemExit) as stopped:
         main()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from dataset_files import SIZE, box_polygon, edit_refs, write_image, write_refcoco
 from pycocotools import mask as coco_mask
+from reasoning_files import REFERENCES, reference, write_grefcoco
 
 from flmm_detseg.cli import main
 from flmm_detseg.datasets import GRefCOCODataset, RefCOCODataset
@@ -18,35 +19,8 @@ from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.language.mask_wording import NOTHING_THERE, PHRASE_QUESTIONS
 
 
-def ref(ref_id: int, ann_ids: list[int], *sentences: str, split: str = "val", **changes) -> dict:
-    return {
-        "ref_id": ref_id, "ann_id": ann_ids, "image_id": 100, "split": split, "no_target": ann_ids == [-1],
-        "category_id": [1] * len(ann_ids), "file_name": "COCO_train2014_000000000000.png",
-        "sentences": [
-            {"sent": text, "raw": text.upper(), "sent_id": 10 * ref_id + k, "tokens": text.split()}
-            for k, text in enumerate(sentences)
-        ],
-        **changes,
-    }  # fmt: skip
-
-
-GOOD = [
-    ref(1, [1000], "the left one", "left"),
-    ref(2, [1001, 1000], "both of them"),
-    ref(3, [-1], "the zebra", "a zebra"),
-    ref(4, [1000], "of train", split="train"),
-]
-
-
-def write(root: Path, refs: list) -> dict[str, str]:
-    files = write_refcoco(root)
-    files["refs_file"] = str(root / "grefs(unc).json")
-    Path(files["refs_file"]).write_text(json.dumps(refs))
-    return files
-
-
 def test_one_several_and_none(tmp_path):
-    files = write(tmp_path, GOOD)
+    files = write_grefcoco(tmp_path)
     one, both, none = GRefCOCODataset(**files, split="val", sentences="first")
     plain = RefCOCODataset(
         **{**files, "refs_file": str(tmp_path / "refs(unc).p")}, split="val", sentences="first"
@@ -65,7 +39,7 @@ def test_one_several_and_none(tmp_path):
 
 
 def test_sentences(tmp_path):
-    files = write(tmp_path, GOOD)
+    files = write_grefcoco(tmp_path)
     dataset = GRefCOCODataset(**files, split="val", sentences="all")
     assert [s.meta["query"] for s in dataset] == [
         "the left one",
@@ -92,22 +66,22 @@ def test_sentences(tmp_path):
 
 BAD = [
     (5, "expected an object", "malformed"),
-    (ref(9, [1000]), "no sentence", "empty sentence"),
-    (ref(9, [1000], " "), "empty one", "empty sentence"),
-    (ref(9, [77], "what"), "annotation 77 is not in", "unknown annotation"),
-    (ref(9, [1010], "what"), "annotation 1010 is of image 101", "unknown annotation"),
-    (ref(9, [1000], "what", image_id=7), "image 7 is not in", "unknown image"),
-    (ref(9, [1000], "what", no_target=True), "`no_target` is True", "malformed"),
-    (ref(9, [-1], "what", no_target=False), "`no_target` is False", "malformed"),
-    (ref(9, [1000, 1000], "what"), "names an object twice", "malformed"),
-    (ref(9, [1000], "what", ann_id=1000), "`ann_id` is 1000, not a list", "malformed"),
-    (ref(1, [1000], "again"), "its ref_id occurs twice", "duplicate id"),
+    (reference(9, [1000]), "no sentence", "empty sentence"),
+    (reference(9, [1000], " "), "empty one", "empty sentence"),
+    (reference(9, [77], "what"), "annotation 77 is not in", "unknown annotation"),
+    (reference(9, [1010], "what"), "annotation 1010 is of image 101", "unknown annotation"),
+    (reference(9, [1000], "what", image_id=7), "image 7 is not in", "unknown image"),
+    (reference(9, [1000], "what", no_target=True), "`no_target` is True", "malformed"),
+    (reference(9, [-1], "what", no_target=False), "`no_target` is False", "malformed"),
+    (reference(9, [1000, 1000], "what"), "names an object twice", "malformed"),
+    (reference(9, [1000], "what", ann_id=1000), "`ann_id` is 1000, not a list", "malformed"),
+    (reference(1, [1000], "again"), "its ref_id occurs twice", "duplicate id"),
 ]
 
 
 @pytest.mark.parametrize(("entry", "match", "kind"), BAD)
 def test_a_faulty_reference_is_named_or_skipped_and_counted(tmp_path, entry, match, kind):
-    files = write(tmp_path, [*GOOD, entry])
+    files = write_grefcoco(tmp_path, [*REFERENCES, entry])
     with pytest.raises(DataError, match=match) as caught:
         GRefCOCODataset(**files, split="val")
     assert "ref-" in str(caught.value) or "entry 4" in str(caught.value)
@@ -117,7 +91,7 @@ def test_a_faulty_reference_is_named_or_skipped_and_counted(tmp_path, entry, mat
 
 
 def test_what_is_refused(tmp_path):
-    files = write(tmp_path, GOOD)
+    files = write_grefcoco(tmp_path)
     with pytest.raises(ConfigError, match="no split 'testC'; it has train, val"):
         GRefCOCODataset(**files, split="testC")
     with pytest.raises(ConfigError, match="`targets` is 'all'"):
@@ -125,13 +99,13 @@ def test_what_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="`sentences` is 'one'"):
         GRefCOCODataset(**files, split="val", sentences="one")
     pickled = tmp_path / "grefs.p"
-    pickled.write_bytes(pickle.dumps(GOOD, protocol=2))
+    pickled.write_bytes(pickle.dumps(REFERENCES, protocol=2))
     with pytest.raises(DataError, match="GRefCOCODataset reads them"):
         RefCOCODataset(**{**files, "refs_file": str(pickled)}, split="val")
 
 
 def test_an_empty_mask_and_excluded_images(tmp_path):
-    files = write(tmp_path, GOOD)
+    files = write_grefcoco(tmp_path)
     instances = json.loads(Path(files["instances_file"]).read_text())
     instances["annotations"][1]["segmentation"] = [box_polygon(90, 90, 95, 95)]
     Path(files["instances_file"]).write_text(json.dumps(instances))
@@ -144,7 +118,7 @@ def test_an_empty_mask_and_excluded_images(tmp_path):
 
 
 def test_the_command_checks_it(tmp_path, monkeypatch, capsys):
-    files = write(tmp_path, [*GOOD, BAD[3][0]])
+    files = write_grefcoco(tmp_path, [*REFERENCES, BAD[3][0]])
     words = ["flmm-detseg", "data", "check", "grefcoco", *files.values(), "--splits", "val"]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as stopped:
@@ -165,7 +139,7 @@ def test_refclef_has_folders_its_own_splits_and_lists_of_run_lengths(tmp_path):
             write_image(tmp_path / "images/05/images" / image["file_name"], 3)
             image["file_name"] = f"05/images/{image['file_name']}"
         parts = [np.zeros(SIZE, np.uint8), np.zeros(SIZE, np.uint8)]
-        parts[0][:20], parts[1][20:] = before[0][:20], before[0][20:]
+        parts[0][:10], parts[1][10:] = before[0][:10], before[0][10:]
         encoded = [coco_mask.encode(np.asfortranarray(part)) for part in parts]
         instances["annotations"][0]["segmentation"] = [
             {"size": list(SIZE), "counts": part["counts"].decode()} for part in encoded
