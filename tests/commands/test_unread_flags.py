@@ -45,6 +45,10 @@ def run(command: str, *words: str) -> object:
             for flag in ("--tenant", "--session", "--prometheus")
         ),
         ("evaluate.detection", ["gone.py", "--max-new-tokens", "3"], "--max-new-tokens", "--boxes text"),
+        *(
+            (f"evaluate.{name}", ["c", "--teacher-forced", "--max-new-tokens", "3"], "--max-new-tokens", "no answer")
+            for name in ("reason", "grefcoco", "gcg")
+        ),
         ("data.check", ["jsonl", "gone", "--num-preview", "3"], "--num-preview", "--preview PNG"),
         ("label", ["gone", "--out", "o", "--texts", "--box-threshold", "0"], "--box-threshold", "--detector"),
         ("label", ["gone", "--out", "o", "--texts", "--text-threshold", "0"], "--text-threshold", "--detector"),

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from flmm_detseg.utils.choices import NO_TARGET_CONVENTIONS
-from flmm_detseg.utils.cli import add_lmm_argument
+from flmm_detseg.utils.cli import add_lmm_argument, refuse_unread
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,28 @@ def add_answering_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--teacher-forced", action="store_true", help="read the reference answers instead of answering"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="length of an answer")
+    parser.add_argument("--max-new-tokens", type=int, help="length of an answer (default 128)")
+
+
+def answering_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of :func:`add_answering_arguments`.
+
+    Args:
+        args: As parsed.
+
+    Returns:
+        Fields of the evaluation's options.
+
+    Raises:
+        ConfigError: The length of answers that are not written.
+    """
+    if args.teacher_forced:
+        refuse_unread(
+            {"--max-new-tokens": args.max_new_tokens},
+            "with --teacher-forced no answer is written; leave it out",
+        )
+    longest = 128 if args.max_new_tokens is None else args.max_new_tokens
+    return {"teacher_forced": args.teacher_forced, "max_new_tokens": longest}
 
 
 def add_mask_answer_arguments(parser: argparse.ArgumentParser) -> None:

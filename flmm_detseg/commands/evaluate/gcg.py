@@ -15,6 +15,7 @@ from typing import Any
 from flmm_detseg.commands.evaluate.arguments import (
     add_answering_arguments,
     add_common_arguments,
+    answering_options,
     common_options,
 )
 from flmm_detseg.utils.configs import config_file
@@ -38,14 +39,14 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     Raises:
         FlmmError: Whatever the user can mend.
     """
+    answering = answering_options(args)
     config_file(args.config)
     from flmm_detseg.engine.evaluation.evaluate import evaluate
     from flmm_detseg.engine.evaluation.mask_answers import GCG, MaskAnswerOptions
 
     return evaluate(
         MaskAnswerOptions(
-            teacher_forced=args.teacher_forced,
-            max_new_tokens=args.max_new_tokens,
+            **answering,
             **common_options(args),
         ),
         GCG,

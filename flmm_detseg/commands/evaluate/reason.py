@@ -15,6 +15,7 @@ from typing import Any
 from flmm_detseg.commands.evaluate.arguments import (
     add_common_arguments,
     add_mask_answer_arguments,
+    answering_options,
     common_options,
 )
 from flmm_detseg.utils.configs import config_file
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     Raises:
         FlmmError: Whatever the user can mend.
     """
+    answering = answering_options(args)
     config_file(args.config)
     from flmm_detseg.engine.evaluation.evaluate import evaluate
     from flmm_detseg.engine.evaluation.mask_answers import REASON, MaskAnswerOptions
@@ -45,8 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     return evaluate(
         MaskAnswerOptions(
             convention=args.convention,
-            teacher_forced=args.teacher_forced,
-            max_new_tokens=args.max_new_tokens,
+            **answering,
             **common_options(args),
         ),
         REASON,
