@@ -156,7 +156,9 @@ MODELS = Registry(
         *_modules("lmms", "all_families"),
         *_modules("lmms.added", "own_projector", "region_tokens"),
         *_modules("heads", "detection_head", "language_head", "neck", "phrase_head", "semantic_head"),
-        *_modules("heads", "attention_mask_head", "side_stream", "unet_head"),
+        *_modules(
+            "heads", "attention_mask_head", "pointer_head", "seg_token_head", "side_stream", "unet_head"
+        ),
         *_modules("refiners", "sam", "sam2"),
         *_modules("cache", "cached_lmm", "reading.prefusion"),
         *_modules(

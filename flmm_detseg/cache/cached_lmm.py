@@ -104,6 +104,10 @@ class CachedLMM(GroupReader):
         """See :class:`LMMAdapter`."""
         return self.lmm.class_embeddings(names)
 
+    def token_id(self, token: str) -> int | None:
+        """See :class:`LMMAdapter`."""
+        return self.lmm.token_id(token)
+
     @property
     def trained_layout(self) -> dict[str, Any]:
         """See :class:`LMMAdapter`."""
@@ -233,7 +237,7 @@ class CachedLMM(GroupReader):
             leads, states, stored = see_groups(self, firsts, layers, longest, self.stale_share)
             wanted = capture.vision_layers
             vision = self._vision_maps(states, members, wanted) if wanted else None
-            if not (capture.attention or capture.hidden or capture.logits):
+            if not capture.reads_text:
                 return LMMStates(vision=vision)
             packed = pack_prompts(self.layout, leads, items, members)
             embeds = self._sequences(states[self.feature_layer], packed.rows, stored)
@@ -247,7 +251,7 @@ class CachedLMM(GroupReader):
                 ]
                 captured = replace(captured, attention=torch.stack(sent))
             unembed = self.lmm.unembed if capture.logits else None
-            return states_of(captured, sequences, places, items, unembed, vision)
+            return states_of(captured, sequences, places, items, unembed, vision, answer=capture.answer)
 
     # Answers.
 

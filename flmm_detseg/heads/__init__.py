@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from flmm_detseg.heads.language_head import LanguageHead
     from flmm_detseg.heads.neck import VisionNeck
     from flmm_detseg.heads.phrase_head import PhraseGroundingHead
+    from flmm_detseg.heads.pointer_head import PointerHead
+    from flmm_detseg.heads.seg_token_head import SegTokenHead
     from flmm_detseg.heads.semantic_head import SemanticSegHead
     from flmm_detseg.heads.side_stream import PixelStem
     from flmm_detseg.heads.unet_head import UNetHead
@@ -25,6 +27,8 @@ __all__ = [
     "LanguageHead",
     "PhraseGroundingHead",
     "PixelStem",
+    "PointerHead",
+    "SegTokenHead",
     "SemanticSegHead",
     "UNetHead",
     "VisionNeck",

@@ -31,11 +31,15 @@ class Head(nn.Module, ABC, Generic[P]):
         result_of: Tasks whose result is this head's prediction: what validation measures and pictures show of their
             samples. None for heads whose prediction has no use without a target.
         class_names: Classes in the order of the labels; empty for heads without classes.
+        reads_token: Text of the token whose states the head reads, which must be one token of the LMM; None for none.
+        token_id: Its id; given by the model when it is built.
     """
 
     tasks: ClassVar[frozenset[str]]
     result_of: ClassVar[frozenset[str]] = frozenset()
     class_names: tuple[str, ...] = ()
+    reads_token: str | None = None
+    token_id: int | None = None
 
     def wants(self, sample: Sample) -> bool:
         """Whether the head is given a sample. A head that learns from ``"joint"`` samples may leave those out that

@@ -13,10 +13,10 @@ from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
 from flmm_detseg.heads.base import Encode, Head
 from flmm_detseg.heads.losses import MaskLoss
+from flmm_detseg.heads.mask_prediction import mask_prediction
 from flmm_detseg.heads.unet_graph import text_graph, unet_graph
 from flmm_detseg.heads.unet_head import UNetHead
-from flmm_detseg.ops.boxes import masks_to_boxes
-from flmm_detseg.ops.masks import above, mask_scores, pieces, resize_masks
+from flmm_detseg.ops.masks import resize_masks
 from flmm_detseg.refiners import Refiner, TextPrompt
 from flmm_detseg.refiners.decoder_graph import decoder_graphs
 from flmm_detseg.registry import MODELS
@@ -28,12 +28,10 @@ from flmm_detseg.structures import (
     LMMInputs,
     LMMStates,
     LogitMaps,
-    PackedMasks,
     PatchGrid,
     Prediction,
     Sample,
 )
-from flmm_detseg.utils.finite import require_finite
 from flmm_detseg.utils.memory import give_back_memory
 
 TARGET_RESOLUTIONS = ("processor", "full")
@@ -297,11 +295,10 @@ class PhraseGroundingHead(Head[Prediction]):
                 [sample.image_id for sample in samples],
                 phrases_per_call=self.phrases_per_call,
             )
-        predictions = [_prediction(*row) for row in zip(samples, readings, refined, strict=True)]
-        for found in predictions:
-            parts = [found.coarse_logits, found.mask_maps.maps, found.scores, found.boxes_xyxy]
-            require_finite("phrases' masks", [found.record_id], [part[None] for part in parts])
-        return predictions
+        return [
+            mask_prediction(sample, reading.coarse_logits, maps, reading.attention)
+            for sample, reading, maps in zip(samples, readings, refined, strict=True)
+        ]
 
     def coarse_logits(self, stacks: Sequence[Tensor], batch: GroundingBatch) -> list[Tensor]:
         """Coarse mask logits with the processor's padding cut off.
@@ -354,30 +351,6 @@ class PhraseGroundingHead(Head[Prediction]):
                 masks = resize_masks(masks, inputs.grid.resized_size)
             targets.append(resize_masks(masks, (maps.shape[-2], maps.shape[-1])))
         return targets
-
-
-def _prediction(sample: Sample, reading: PhraseReading, refined: LogitMaps | None) -> Prediction:
-    """Boxes, scores and packed masks, a few masks at a time: only packed bits of full size remain."""
-    size = sample.image_size
-    maps = LogitMaps(reading.coarse_logits, size) if refined is None else refined
-    boxes, scores, packed = [], [], []
-    for part in pieces(maps, size):
-        logits = maps.enlarge(part)
-        masks = above(logits, 0.0)
-        boxes.append(masks_to_boxes(masks))
-        scores.append(mask_scores(logits, masks))
-        packed.append(PackedMasks.pack(masks))
-    nothing = maps.enlarge(slice(0, 0))
-    return Prediction(
-        record_id=sample.record_id,
-        image_size=size,
-        coarse_logits=reading.coarse_logits,
-        refined=refined,
-        packed=PackedMasks.join(packed) if packed else PackedMasks.pack(nothing > 0),
-        boxes_xyxy=torch.cat(boxes) if boxes else nothing.new_zeros(0, 4),
-        scores=torch.cat(scores) if scores else nothing.new_zeros(0),
-        attention=reading.attention,
-    )
 
 
 def _crop(maps: Tensor, grid: PatchGrid) -> Tensor:

@@ -100,7 +100,8 @@ class Chat:
     """One conversation about one image. For one user and one thread at a time.
 
     Questions are answered by the LMM with the turns before them, and the answer's noun phrases are grounded by the
-    states it was written with (:meth:`Grounder.ask <flmm_detseg.inference.grounder.Grounder.ask>`). Instructions
+    states it was written with (:meth:`Grounder.ask <flmm_detseg.inference.grounder.Grounder.ask>`): those of its mask
+    tokens, where the model has a head for them and the answer holds some. Instructions
     ("detect the cars and segment the tree on the left") are followed step by step
     (:class:`~flmm_detseg.inference.instructor.Instructor`); later questions see them as the text of their turn. Where
     a conversation grows longer than the LMM can read, its oldest turns are left out.
@@ -108,7 +109,8 @@ class Chat:
     Memory: a byte a pixel for each phrase with a mask, four more with ``keep_attention``.
 
     Args:
-        grounder: Its model. One without a phrase head answers and detects, and grounds nothing.
+        grounder: Its model. One without a head for phrases, nor one for mask tokens, answers and detects, and grounds
+            nothing. With the latter alone, "segment ..." is asked of the LMM, which answers with mask tokens.
         image: Path, PIL image, or RGB uint8 array ``[H, W, 3]``.
         max_new_tokens: Longest answer.
         keep_attention: Keep where the LMM looked for each phrase.
@@ -173,14 +175,17 @@ class Chat:
 
     def _follow(self, steps: Sequence[Step]) -> tuple[str, tuple[Region, ...]]:
         """A sentence for each step, with what was found."""
-        tasks = [step for step in steps if step.kind != "answer"]
+        tasks = [step for step in steps if step.kind != "answer" and not self._is_asked(step)]
         found = iter(self._instructor.find(self.image, tasks, keep_attention=self.keep_attention))
         text = ""
         phrases: list[Region] = []
         for step in steps:
             start = len(text) + 1 if text else 0
-            if step.kind == "answer":
-                sentence, named = self._answer(step.text)
+            if step.kind == "answer" or self._is_asked(step):
+                asked = step.kind == "segment"
+                sentence, named = self._answer(
+                    f"segment {step.text}" if asked else step.text, reasoning=asked
+                )
                 phrases += [_moved(phrase, start) for phrase in named]
             else:
                 outcome = next(found)
@@ -190,13 +195,24 @@ class Chat:
             text = f"{text} {sentence}" if text else sentence
         return text, tuple(phrases)
 
-    def _answer(self, question: str) -> tuple[str, tuple[Region, ...]]:
+    def _is_asked(self, step: Step) -> bool:
+        """Whether a step is a question to the LMM, because no head but that of mask tokens can follow it."""
+        heads = self.grounder.model.heads
+        return step.kind == "segment" and not head_of(heads, "phrase") and bool(head_of(heads, "reasoning"))
+
+    def _answer(self, question: str, *, reasoning: bool = False) -> tuple[str, tuple[Region, ...]]:
         turns = self._remembered(question)
         limit = self.max_new_tokens
-        if head_of(self.grounder.model.heads, "phrase") is None:
+        heads = self.grounder.model.heads
+        if head_of(heads, "phrase") is None and head_of(heads, "reasoning") is None:
             return self.grounder.answer(self.image, question, turns=turns, max_new_tokens=limit), ()
         result = self.grounder.ask(
-            self.image, question, turns=turns, keep_attention=self.keep_attention, max_new_tokens=limit
+            self.image,
+            question,
+            turns=turns,
+            reasoning=reasoning,
+            keep_attention=self.keep_attention,
+            max_new_tokens=limit,
         )
         return result.caption, tuple(_of_result(result, index) for index in range(len(result)))
 

@@ -21,9 +21,11 @@ from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import RegionLike, Span, located_phrases, question_sample
 from flmm_detseg.language.noun_phrases import noun_phrases
 from flmm_detseg.structures import (
+    AnswerWithMasks,
     CaptureSpec,
     Generation,
     PatchGrid,
+    Phrase,
     Prediction,
     Sample,
 )
@@ -337,10 +339,13 @@ class Grounder:
         more_images: Sequence[ImageLike] = (),
         modalities: Sequence[str] = (),
         regions: Sequence[RegionLike] = (),
+        reasoning: bool = False,
         keep_attention: bool = False,
         max_new_tokens: int = 128,
     ) -> GroundingResult:
         """Lets the model answer, and grounds the answer's words with the states it had while it wrote them.
+
+        Where the model has a head for mask tokens (``[SEG]``) and its answer holds some, masks and phrases are theirs.
 
         The LMM reads image and answer once, not twice as with :meth:`answer` and :meth:`ground`. The answer is that
         of the model's retention mode. Under ``"switched"`` the untouched LMM answers and the heads read its states,
@@ -357,6 +362,8 @@ class Grounder:
             more_images: As in :meth:`answer`; masks are those of ``image``.
             modalities: As in :meth:`answer`.
             regions: As in :meth:`answer`.
+            reasoning: Ask for mask tokens, and ground nothing else: under ``"switched"`` the question then goes to the
+                adapted LMM, which alone has them.
             keep_attention: As in :meth:`ground`.
             max_new_tokens: Longest answer.
 
@@ -366,12 +373,23 @@ class Grounder:
         Raises:
             PhraseNotFoundError: A phrase is not in the answer; names both.
             DataError: An image cannot be read; a turn is no pair of texts; phrases and spans are both given, or
-                empty.
+                empty, or given with ``reasoning``.
+            ConfigError: The model has neither a head for phrases nor one for mask tokens, or the latter is asked for.
         """
         pixels = read_image(image, "image")
         sample = question_sample(
             pixels, question, turns=turns, more_images=more_images, modalities=modalities, regions=regions
         )
+        if reasoning:
+            if phrases is not None or spans is not None:
+                raise DataError(
+                    "with `reasoning` the masks are those of the answer's own tokens; leave out phrases and spans"
+                )
+            with torch.inference_mode():
+                answer = self.model.answer_with_masks(
+                    replace(sample, task="reasoning"), max_new_tokens=max_new_tokens
+                )
+            return self._result_of_tokens(pixels, answer)
         with torch.inference_mode():
             generation = self.model.answer_with_states(sample, max_new_tokens=max_new_tokens)
         return self.ground_answer(pixels, generation, phrases, spans=spans, keep_attention=keep_attention)
@@ -391,23 +409,24 @@ class Grounder:
         """
         return self._watch.warning(read_image(image, "image"))
 
+    def _has_head(self, task: str) -> bool:
+        # Looks for mmcv, which the API can do without until a model is there.
+        from flmm_detseg.heads import head_of
+
+        return head_of(self.model.heads, task) is not None
+
     @property
     def capture(self) -> CaptureSpec:
         """What an answer has to keep for :meth:`ground_answer`.
 
         Raises:
-            ConfigError: The model has no phrase head.
+            ConfigError: The model has no head for phrases, nor for mask tokens.
         """
-        from flmm_detseg.heads import (
-            head_of,  # looks for mmcv, which the API can do without until a model is there
-        )
-
-        head = head_of(self.model.heads, "phrase")
-        if head is None:
+        if not (self._has_head("phrase") or self._has_head("reasoning")):
             raise ConfigError(
                 f"the model grounds no phrases: it has no head for them (heads: {', '.join(self.model.heads)})"
             )
-        return head.capture
+        return self.model.answer_capture
 
     def ground_answer(
         self,
@@ -419,6 +438,8 @@ class Grounder:
         keep_attention: bool = False,
     ) -> GroundingResult:
         """Grounds words of an answer with the states that were kept while it was written; the LMM does not run again.
+
+        The words of its mask tokens, where the model reads such tokens and the answer holds some (see :meth:`ask`).
 
         Args:
             image: The one that was asked about.
@@ -447,6 +468,11 @@ class Grounder:
                 f"{pixels.shape[:2]}; give the image that was asked about"
             )
         text = generation.text
+        if phrases is None and spans is None and self._has_head("reasoning"):
+            with torch.inference_mode():
+                answer = self.model.masks_of_answer(Sample("answer", pixels, text, ()), generation)
+            if answer.spans or not self._has_head("phrase"):
+                return self._result_of_tokens(pixels, answer)
         located = (
             noun_phrases(text)
             if phrases is None and spans is None
@@ -456,6 +482,15 @@ class Grounder:
         with torch.inference_mode():
             prediction = self.model.predict_answer(sample, generation, keep_attention=keep_attention)
         return self._result(sample, prediction, generation.inputs.grid)
+
+    def _result_of_tokens(self, pixels: np.ndarray, answer: AnswerWithMasks) -> GroundingResult:
+        """Phrases are the names of the mask tokens, or the token itself where nothing is named."""
+        spans = [
+            name if name[0] < name[1] else own
+            for name, own in zip(answer.name_spans, answer.spans, strict=True)
+        ]
+        sample = Sample("answer", pixels, answer.text, tuple(Phrase((span,)) for span in spans))
+        return self._result(sample, answer.prediction)
 
     def _samples(
         self,

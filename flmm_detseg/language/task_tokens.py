@@ -1,7 +1,8 @@
 r"""Task tokens of prompts, and the one token of answers.
 
 ``<SEG>`` stands in answers only, for a mask that something else draws. Template and parser know it, but no head of this
-package reads it and no tokenizer is given it: the joint data set writes masks as polygons unless set otherwise.
+package reads it and no tokenizer is given it: the joint data set writes masks as polygons unless set otherwise. (The
+token that heads read is another one, ``[SEG]``, in answers of another form: :mod:`flmm_detseg.language.segment_names`.)
 A head that reads the hidden state at its position needs it as ONE token, so such a head's tokenizer must add it. The
 task tokens stand in prompts only and say which sections are wanted. They share the prefix ``<TASK_``: none contains, or
 is contained in, ``<SEG>``, so neither a substring test nor a tokenizer's greedy match can take one for the other, and

@@ -269,6 +269,20 @@ class LMMAdapter(nn.Module, ABC):
             ConfigError: A name is no text that can be read, or has no token.
         """
 
+    @abstractmethod
+    def token_id(self, token: str) -> int | None:
+        """The id of a text that is one token of the LMM, its own or an added one.
+
+        Args:
+            token: Such as ``"[SEG]"``.
+
+        Returns:
+            The id; None for an adapter that was built without a tokenizer and has no such added token.
+
+        Raises:
+            ConfigError: The LMM has no such token, or its tokenizer does not read the text as one.
+        """
+
     def lora_gradients(self, groups: Collection[str]) -> AbstractContextManager[None]:
         """Context in which a forward pass gives a gradient to these LoRA groups only, see
         :func:`~flmm_detseg.lmms.lora.layers.lora_gradients`.

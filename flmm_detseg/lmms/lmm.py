@@ -571,14 +571,14 @@ class LMM(LMMAdapter):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             owners = distinct_images(inputs, image_keys)
             seen, vision = self.see(inputs, owners, capture.vision_layers)
-            if not (capture.attention or capture.hidden or capture.logits):
+            if not capture.reads_text:
                 return LMMStates(vision=vision)
             sequences = self._sequences(inputs, owners, seen, share=self.share_prefix)
             columns = [image_columns(inputs[members[0]]) for members in sequences.members]
             places = phrase_rows(inputs, sequences.members, sequences.token_index, columns)
             captured = self.read(sequences, places, capture)
             unembed = self.unembed if capture.logits else None
-            return states_of(captured, sequences, places, inputs, unembed, vision)
+            return states_of(captured, sequences, places, inputs, unembed, vision, answer=capture.answer)
 
     def read(self, sequences: Sequences, places: PhraseRows, capture: CaptureSpec) -> Captured:
         """From sequences to states: the forward pass of the language model, also for sequences that a caller made.
@@ -662,7 +662,7 @@ class LMM(LMMAdapter):
             self.model,
             tokenizer,
             question,
-            AnswerRows(make_tap, capture.hidden_layers(self.num_layers)),
+            AnswerRows(make_tap, capture.hidden_layers(self.num_layers), capture.answer),
             next_position,
             self.position_limit,
             max_new_tokens,
@@ -875,7 +875,8 @@ class LMM(LMMAdapter):
         if generation.hidden is not None:
             hidden = [HiddenRows(generation.hidden[:, tokens], ids, generation.hidden_layers)]
         vision = None if generation.vision is None else [generation.vision]
-        return LMMStates(attention=attention, hidden=hidden, vision=vision)
+        answer = None if generation.answer_states is None else [generation.answer_states]
+        return LMMStates(attention=attention, hidden=hidden, vision=vision, answer=answer)
 
     @torch.no_grad()
     def generate(self, sample: Sample, *, max_new_tokens: int = 128) -> str:
@@ -947,6 +948,25 @@ class LMM(LMMAdapter):
     def in_base_mode(self) -> bool:
         """Whether this thread is in :meth:`base_mode`; others, which wait for it, prepare samples meanwhile."""
         return self._base_thread == get_ident()
+
+    def token_id(self, token: str) -> int | None:
+        """See :class:`LMMAdapter`."""
+        added = () if self.added_tokens is None else self.added_tokens.tokens
+        if self.processor is None:
+            return dict(zip(added, self.added_ids, strict=True)).get(token)
+        tokenizer = self.processor.tokenizer
+        if token not in tokenizer.get_vocab():
+            raise ConfigError(
+                f"the LMM has no token {token!r}; add it: lmm=dict(..., added_tokens=[{token!r}])"
+            )
+        token_id = int(tokenizer.convert_tokens_to_ids(token))
+        # Between words, because some tokenizers put a piece of space before what begins a text.
+        if tokenizer(f"a {token} b", add_special_tokens=False).input_ids.count(token_id) != 1:
+            raise ConfigError(
+                f"{token!r} is in the LMM's vocabulary, but its tokenizer does not read it as one token in a text; "
+                "choose another text, and name it in `added_tokens`"
+            )
+        return token_id
 
     @torch.no_grad()
     def class_embeddings(self, names: Sequence[str]) -> Tensor:

@@ -139,6 +139,24 @@ def give_class_embeddings(heads: Mapping[str, Head[Any]], lmm: LMMAdapter) -> No
             head.set_class_embeddings(lmm.class_embeddings(head.class_names))
 
 
+def give_token_ids(heads: Mapping[str, Head[Any]], lmm: LMMAdapter) -> None:
+    """Heads that read a token's states get its id from the LMM.
+
+    Args:
+        heads: By name.
+        lmm: Has the token.
+
+    Raises:
+        ConfigError: It does not; names the head.
+    """
+    for name, head in heads.items():
+        if head.reads_token is not None:
+            try:
+                head.token_id = lmm.token_id(head.reads_token)
+            except ConfigError as error:
+                raise ConfigError(f"`model.heads.{name}` reads {head.reads_token}: {error}") from error
+
+
 def lend_sam(heads: Mapping[str, Head[Any]]) -> None:
     """One head's SAM also makes masks of other heads' boxes, with its weights as built, before any training or loading.
 

@@ -250,6 +250,7 @@ class GradientGate:
             logits_start=states.logits_start,
             base_logits=states.base_logits,
             added_ids=states.added_ids,
+            answer=states.answer and [gate(item) for item in states.answer],
         )
 
 

@@ -67,6 +67,8 @@ _SETS: Mapping[str, int] = {
 IMAGE_SIZE = (480, 640)
 TEXT_TOKENS = 100
 TOKENS_PER_PHRASE = 3
+# Tasks of heads whose maps are not counted.
+_NOT_COUNTED = frozenset({"detection", "segmentation", "reasoning"})
 PHRASES = 7
 # Share of a GPU's operations that training uses: the lower end for batches of one sample, as the recipes have.
 UTILISATION = (0.1, 0.4)
@@ -87,7 +89,7 @@ class Cost:
         flops: Floating-point operations of a training step, for each sample.
         samples: Of the whole training; None where that depends on files that are not published sets.
         batch: Samples on a GPU at a time.
-        dense: Whether there are detection or segmentation heads, whose maps are not counted.
+        dense: Whether there are heads whose maps are not counted: of detection, segmentation or mask tokens.
     """
 
     parameters: int
@@ -167,7 +169,7 @@ def training_cost(config: Config, *, gpus: int = 8, phrases: int = PHRASES) -> C
         flops=passes * _lmm_flops(lmm, length, image.patches) + sum(part.flops for part in parts),
         samples=_samples(config, batch * gpus),
         batch=batch,
-        dense=any(head.tasks & {"detection", "segmentation"} for head in named_heads(model.heads).values()),
+        dense=any(head.result_of & _NOT_COUNTED for head in named_heads(model.heads).values()),
     )
 
 

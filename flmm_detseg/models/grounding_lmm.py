@@ -26,6 +26,7 @@ from flmm_detseg.models.assembly import (
     checked_isolation,
     freeze_parameters,
     give_class_embeddings,
+    give_token_ids,
     lend_sam,
     refuse_shared,
 )
@@ -34,11 +35,13 @@ from flmm_detseg.models.build import build_lmm
 from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors, trainable_tensors
 from flmm_detseg.models.domain import Domain
 from flmm_detseg.models.grounding_module import GroundingModule
+from flmm_detseg.models.mask_answers import masks_of_answers
 from flmm_detseg.models.objective import StepTotals, objective, parse_objective, step_totals
 from flmm_detseg.models.retention import Retention
 from flmm_detseg.models.shared_parts import other_names, save_once
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import (
+    AnswerWithMasks,
     CaptureSpec,
     Generation,
     GroundingBatch,
@@ -144,6 +147,7 @@ class GroundingLMM(BaseModel, GroundingModule):
         if l2sp and not self.lmm.lora_groups:
             raise ConfigError("`model.l2sp` keeps LoRA near the LMM's weights, but `model.lmm` has no `lora`")
         give_class_embeddings(built, self.lmm)
+        give_token_ids(built, self.lmm)
         if instance_masks:
             lend_sam(built)
         if init_from:
@@ -369,19 +373,68 @@ class GroundingLMM(BaseModel, GroundingModule):
         """Greedy answer to a question, in the retention mode of the model.
 
         Plain questions (task ``"vqa"``) are answered by the untouched LMM where retention is not ``"always"``;
-        instructions that ask for boxes or masks (task ``"joint"``) always by the adapted one.
+        instructions that ask for boxes or masks (tasks ``"joint"``, ``"reasoning"``) always by the adapted one.
         """
         with self.retention.answering(sample):
             return self.lmm.generate(sample, max_new_tokens=max_new_tokens)
 
+    @property
+    def answer_capture(self) -> CaptureSpec:
+        """What an answer has to keep for the heads that read it: of phrases, of mask tokens.
+
+        Raises:
+            ConfigError: The model has neither.
+        """
+        found = [head_of(self.heads, task) for task in ("phrase", "reasoning")]
+        readers = [head for head in found if head is not None] or [require_head(self.heads, "phrase")]
+        capture = CaptureSpec()
+        for head in readers:
+            capture = capture.union(head.capture)
+        return capture
+
     def answer_with_states(self, sample: Sample, *, max_new_tokens: int = 128) -> Generation:
-        """The answer of :meth:`answer` with the states that the phrase head reads.
+        """The answer of :meth:`answer` with the states that :attr:`answer_capture` names.
 
         Where the untouched LMM answers, the states are the untouched LMM's.
         """
-        capture = require_head(self.heads, "phrase").capture
+        capture = self.answer_capture
         with self.retention.answering(sample):
             return self.lmm.generate_with_states(sample, capture, max_new_tokens=max_new_tokens)
+
+    def answer_with_masks(self, sample: Sample, *, max_new_tokens: int = 128) -> AnswerWithMasks:
+        """The answer of :meth:`answer` with a mask for each mask token (``[SEG]``) that it holds.
+
+        The states are those that the answer was written with. Where the untouched LMM answers there is no such token.
+
+        Args:
+            sample: A question; of task ``"reasoning"`` it asks for masks, in every retention mode.
+            max_new_tokens: Longest answer.
+
+        Returns:
+            Text, names, masks (original size), boxes (xyxy, original pixels) and scores.
+
+        Raises:
+            ConfigError: The model has no head for task ``"reasoning"``.
+        """
+        return self.answers_with_masks([sample], max_new_tokens=max_new_tokens)[0]
+
+    def answers_with_masks(
+        self, samples: Sequence[Sample], *, max_new_tokens: int = 128
+    ) -> list[AnswerWithMasks]:
+        """:meth:`answer_with_masks` of several questions; masks of all of them are made together."""
+        head = require_head(self.heads, "reasoning")
+        generations = []
+        for sample in samples:
+            with self.retention.answering(sample):
+                generations.append(
+                    self.lmm.generate_with_states(sample, head.capture, max_new_tokens=max_new_tokens)
+                )
+        return masks_of_answers(self.lmm, head, samples, generations)
+
+    def masks_of_answer(self, sample: Sample, generation: Generation) -> AnswerWithMasks:
+        """As :meth:`answer_with_masks`, of an answer from :meth:`answer_with_states`."""
+        head = require_head(self.heads, "reasoning")
+        return masks_of_answers(self.lmm, head, [sample], [generation])[0]
 
     @torch.no_grad()
     def answer_kl(self, samples: list[Sample]) -> list[float | None]:

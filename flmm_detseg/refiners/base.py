@@ -232,6 +232,12 @@ class Refiner(nn.Module, ABC):
         return self.box_parts["prompt_encoder"], self.box_parts["mask_decoder"]
 
     @property
+    def unread_by_single_mask(self) -> list[nn.Module]:
+        """Parts of the mask decoder that a prompt's single mask does not depend on."""
+        decoder = self.model.mask_decoder
+        return [decoder.iou_prediction_head, *decoder.output_hypernetworks_mlps[1:]]
+
+    @property
     def map_side(self) -> int:
         """4e, side of mask prompts and of decoded maps."""
         return 4 * self.model.prompt_encoder.image_embedding_size[0]
@@ -327,6 +333,55 @@ class Refiner(nn.Module, ABC):
                     else:
                         found[index][part] = chosen
         return [self.make_maps(maps, size) for maps, size in zip(found, sizes)]
+
+    def maps_from_tokens(
+        self,
+        images: Sequence[np.ndarray],
+        tokens: Sequence[Tensor],
+        image_keys: Sequence[str | None] | None = None,
+        *,
+        kept: bool = False,
+        prompts_per_call: int | None = None,
+    ) -> list[LogitMaps]:
+        """The single mask of each token that stands for a thing: no mask, box or point, whatever the switches say.
+
+        Gradients reach tokens and mask decoder.
+
+        Args:
+            images: Per sample RGB uint8 ``[H, W, 3]``.
+            tokens: Per sample ``[K_i, D]``, each a prompt of its own; K_i may be 0.
+            image_keys: As in :meth:`refine`.
+            kept: By the parts of :attr:`prompted_parts`, not by those that are trained for phrases.
+            prompts_per_call: Most tokens in one call of the decoder; None for all.
+
+        Returns:
+            Per sample K_i maps.
+        """
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        side = self.map_side
+        found = [part.new_zeros(0, side, side, dtype=torch.float32) for part in tokens]
+        wanted = [index for index, part in enumerate(tokens) if len(part)]
+        if wanted:
+            keys = None if image_keys is None else [image_keys[index] for index in wanted]
+            encoded, rows = self.image_features([images[index] for index in wanted], keys)
+            own = (self.model.prompt_encoder, self.model.mask_decoder)
+            encoder, decoder = self.prompted_parts if kept else own
+            features = self.decoder_features(decoder, encoded)
+            with torch.autocast(features[0].device.type, enabled=False):
+                sparse, dense = self.encode_prompts(encoder, None, None)
+            for call in calls_of([len(tokens[index]) for index in wanted], prompts_per_call):
+                given = [tokens[wanted[place]][part] for place, part in call]
+                lengths = [len(part) for part in given]
+                prompts = torch.cat(given)[:, None].to(sparse.dtype)
+                prompts = torch.cat([sparse.expand(len(prompts), -1, -1), prompts], dim=1)
+                everything = torch.ones(prompts.shape[:2], dtype=torch.bool, device=prompts.device)
+                levels = _per_prompt(features, [rows[place] for place, _ in call], lengths)
+                maps, _ = self.decode(
+                    decoder, levels, prompts, everything, dense.expand(len(prompts), -1, -1, -1)
+                )
+                for (place, _), part in zip(call, maps[:, 0].float().split(lengths), strict=True):
+                    found[wanted[place]] = torch.cat([found[wanted[place]], part])
+        return [replace(self.make_maps(maps, size), channels=1) for maps, size in zip(found, sizes)]
 
     def keep_box_decoder(self) -> None:
         """Keeps prompt encoder and mask decoder as they are now, frozen, for :meth:`masks_from_boxes`.

@@ -108,6 +108,11 @@ class SAM2Refiner(Refiner):
         return parts if self.use_box else [*parts, prompts.point_embed]
 
     @property
+    def unread_by_single_mask(self) -> list[nn.Module]:
+        """See :class:`Refiner`; and the object head."""
+        return [*super().unread_by_single_mask, self.model.mask_decoder.pred_obj_score_head]
+
+    @property
     def image_encoder(self) -> nn.Module:
         """Hiera with its feature pyramid."""
         return self.model.vision_encoder

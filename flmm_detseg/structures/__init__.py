@@ -5,6 +5,7 @@ from flmm_detseg.structures.graph import Graph, Port
 from flmm_detseg.structures.grid import GridLevel, PatchGrid
 from flmm_detseg.structures.head_ranking import HeadRanking
 from flmm_detseg.structures.maps import LogitMaps, PackedMasks
+from flmm_detseg.structures.mask_answer import AnswerWithMasks
 from flmm_detseg.structures.partition import PatchPartition
 from flmm_detseg.structures.regions import Region
 from flmm_detseg.structures.sample import ANSWER_TASKS, RGB, DenseTargets, Phrase, Sample, Turn
@@ -21,6 +22,7 @@ from flmm_detseg.structures.states import (
 __all__ = [
     "ANSWER_TASKS",
     "RGB",
+    "AnswerWithMasks",
     "CaptureSpec",
     "DenseTargets",
     "Generation",

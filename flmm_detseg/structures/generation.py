@@ -27,6 +27,8 @@ class Generation:
         hidden: ``[n, A, d]`` in the LMM's dtype: states after :attr:`hidden_layers`. None as above.
         hidden_layers: Decoder layers of ``hidden``, see :attr:`HiddenRows.layers`.
         vision: Per asked layer ``[d_v, rows, cols]`` of the base (squared) image. None as above.
+        answer_states: ``[A + 1, d]`` in the LMM's dtype: last states (after the final norm) of the prompt's last token
+            and of each generated one, as :attr:`LMMStates.answer`. None as above.
     """
 
     text: str
@@ -38,3 +40,4 @@ class Generation:
     hidden: Tensor | None = None
     hidden_layers: tuple[int, ...] = ()
     vision: dict[int, Tensor] | None = None
+    answer_states: Tensor | None = None

@@ -60,6 +60,15 @@ class LogitMaps:
             return maps[:, 0]
         return _bilinear(maps, self.image_size)[:, 0]
 
+    def unpadded(self) -> Tensor:
+        """The maps over the image alone, at their own resolution: ``[K, h, w]``, at least one row and column."""
+        if self.square is None:
+            return self.maps
+        assert self.input_size is not None
+        shares = [side / self.square for side in self.input_size]
+        rows, cols = (max(1, round(n * share)) for n, share in zip(self.maps.shape[-2:], shares, strict=True))
+        return self.maps[:, :rows, :cols]
+
     def cpu(self) -> Self:
         """A copy on the CPU."""
         return replace(self, maps=self.maps.cpu())

@@ -31,6 +31,7 @@ class CaptureSpec:
         logits: Logits of the language head over the text positions.
         base_logits: The same of the untouched LMM (no added part), for distillation, of the samples that it can read;
             a second pass without gradient.
+        answer: Last states over the answer, from the prompt's last token on.
 
     Raises:
         ConfigError: ``hidden`` is neither ``"all"`` nor layers of 1 or higher.
@@ -41,6 +42,7 @@ class CaptureSpec:
     vision_layers: tuple[int, ...] = ()
     logits: bool = False
     base_logits: bool = False
+    answer: bool = False
 
     def __post_init__(self) -> None:
         if self.hidden == "all":
@@ -80,7 +82,13 @@ class CaptureSpec:
             vision_layers=tuple(sorted(set(self.vision_layers) | set(other.vision_layers))),
             logits=self.logits or other.logits,
             base_logits=self.base_logits or other.base_logits,
+            answer=self.answer or other.answer,
         )
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether anything is asked for that the language model gives."""
+        return bool(self.attention or self.hidden or self.logits or self.answer)
 
 
 def _is_layer(value: object) -> bool:
@@ -252,6 +260,8 @@ class LMMStates:
             they point at regions, or show images that a projector of one's own is for.
         added_ids: With ``base_logits``: ids of added tokens, of all samples. The untouched LMM has none of them (where
             its table has rows to spare, its logits there mean nothing).
+        answer: Per sample the last states (after the final norm) from the prompt's last token on, ``[T - prefix_length
+            + 1, d]``, dtype of the LMM: row i is of token ``prefix_length - 1 + i`` and predicts the next one.
     """
 
     attention: list[Tensor] | None = None
@@ -261,6 +271,7 @@ class LMMStates:
     logits_start: list[int] | None = None
     base_logits: list[Tensor | None] | None = None
     added_ids: tuple[int, ...] | None = None
+    answer: list[Tensor] | None = None
 
 
 @dataclass

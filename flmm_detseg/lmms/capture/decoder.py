@@ -157,6 +157,8 @@ class PrefixDecoder:
         """
         embed = self.language_model.get_input_embeddings()
         count = 0
+        if rows is not None and rows.keep_last:
+            rows.last.append(last_state[0, 0])
         while True:
             logits = self.output_embeddings(last_state)[:, 0].float()
             token = logits.argmax(-1) if rules is None else rules.choose(logits)
@@ -169,6 +171,8 @@ class PrefixDecoder:
             position = torch.full((self.axes, 1, 1), next_position + count - 1)
             position = position[0] if self.axes == 1 else position
             last_state = self._step(embed(token[None]), position, rows)
+            if rows is not None and rows.keep_last:
+                rows.last.append(last_state[0, 0])
             if ended:
                 return
 
@@ -194,22 +198,31 @@ class AnswerRows:
     Args:
         make_tap: Makes a new tap on query 0 for each step; None to keep no attention.
         hidden_layers: Decoder layers, 1..L, ascending, whose hidden rows are kept.
+        keep_last: Keep the last states, that of the prompt's last token first.
     """
 
-    def __init__(self, make_tap: Callable[[], RowTap] | None, hidden_layers: tuple[int, ...] = ()) -> None:
+    def __init__(
+        self,
+        make_tap: Callable[[], RowTap] | None,
+        hidden_layers: tuple[int, ...] = (),
+        keep_last: bool = False,
+    ) -> None:
         self.make_tap = make_tap
         self.hidden_layers = hidden_layers
+        self.keep_last = keep_last
         self.attention: list[Tensor] = []
         self.hidden: list[Tensor] = []
+        self.last: list[Tensor] = []
 
     @property
     def wanted(self) -> bool:
         """Whether anything is kept."""
-        return self.make_tap is not None or bool(self.hidden_layers)
+        return self.make_tap is not None or bool(self.hidden_layers) or self.keep_last
 
-    def stacked(self) -> tuple[Tensor | None, Tensor | None]:
-        """``[C, A, N]`` and ``[n, A, d]``, None for what was not kept."""
+    def stacked(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """``[C, A, N]``, ``[n, A, d]`` and ``[A + 1, d]``, None for what was not kept."""
         return (
             torch.stack(self.attention, dim=1) if self.attention else None,
             torch.stack(self.hidden, dim=1) if self.hidden else None,
+            torch.stack(self.last) if self.last else None,
         )

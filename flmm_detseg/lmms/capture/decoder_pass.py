@@ -204,6 +204,8 @@ def states_of(
     inputs: Sequence[LMMInputs],
     unembed: Callable[[Tensor], Tensor] | None,
     vision: list[dict[int, Tensor]] | None,
+    *,
+    answer: bool = False,
 ) -> LMMStates:
     """Distributes what was kept of a pass to the samples.
 
@@ -214,13 +216,15 @@ def states_of(
         inputs: The samples.
         unembed: From last states to logits; None where these are not asked for.
         vision: Per sample its vision maps.
+        answer: Keep the last states over the answers.
 
     Returns:
         Per sample what was captured of it, in the order of ``inputs``; None for what was not.
     """
-    logits = None
-    if unembed is not None:
+    logits = states = None
+    if unembed is not None or answer:
         states = answer_states(captured.last, inputs, sequences.members, sequences.token_index)
+    if unembed is not None and states is not None:
         logits = list(unembed(torch.cat(states)).split([len(part) for part in states]))
     hidden = None
     if captured.hidden is not None:
@@ -231,4 +235,5 @@ def states_of(
         vision=vision,
         logits=logits,
         logits_start=None if logits is None else [item.prefix_length - 1 for item in inputs],
+        answer=states if answer else None,
     )

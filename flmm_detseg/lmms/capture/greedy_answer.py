@@ -96,7 +96,7 @@ class GreedyAnswer:
         """
         text, offsets = text_and_offsets(self.token_ids, self._decode)
         token_ids = torch.tensor(self.token_ids)
-        attention, hidden = self._rows.stacked()
+        attention, hidden, answer_states = self._rows.stacked()
         return Generation(
             text=text,
             token_ids=token_ids,
@@ -107,4 +107,5 @@ class GreedyAnswer:
             hidden=hidden,
             hidden_layers=self._rows.hidden_layers,
             vision=vision,
+            answer_states=answer_states,
         )

@@ -1,0 +1,9 @@
+"""Answers with masks without a SAM: each `[SEG]` points at features of the tiny LLaVA's own tower."""
+
+from mmengine.config import read_base
+
+with read_base():
+    from .._base_.models.tiny_seg_heads import pointer
+    from .seg_token import *
+
+model["heads"]["reasoning"] = pointer
