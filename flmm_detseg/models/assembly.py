@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_part
 from flmm_detseg.models.shared_parts import PREFIX, PartsToShare, SharedParts
+from flmm_detseg.refiners import Refiner
 
 
 def build_heads(
@@ -50,7 +51,19 @@ def build_heads(
     return shared.settle(built), built
 
 
-def freeze_parameters(heads: nn.ModuleDict, parts: SharedParts, prefixes: Sequence[str]) -> None:
+class Frozen(NamedTuple):
+    """Parameters that a config freezes, by the model's names for them.
+
+    Attributes:
+        names: Those that would have been trained.
+        published: Of these, those of refiners, which come from the refiner's own file.
+    """
+
+    names: tuple[str, ...]
+    published: frozenset[str]
+
+
+def freeze_parameters(heads: nn.ModuleDict, parts: SharedParts, prefixes: Sequence[str]) -> Frozen:
     """Freezes parameters of heads and of what they share.
 
     Args:
@@ -58,18 +71,32 @@ def freeze_parameters(heads: nn.ModuleDict, parts: SharedParts, prefixes: Sequen
         parts: By name.
         prefixes: ``model.freeze``: those of heads without ``heads.``, those of shared parts with ``parts.``.
 
+    Returns:
+        What was trainable before.
+
     Raises:
         ConfigError: No parameter begins with one of them.
     """
     # By every name: what is shared is frozen for all.
     known = [*heads.named_parameters(remove_duplicate=False)]
     known += [(f"{PREFIX}{name}", p) for name, p in parts.named_parameters(remove_duplicate=False)]
+    # Parts last: what is shared has their names.
+    modules = {"heads": heads, PREFIX.rstrip("."): parts}
+    trained = {
+        p: name for root in modules for name, p in modules[root].named_parameters(root) if p.requires_grad
+    }
     for prefix in prefixes:
         frozen = [p for name, p in known if name.startswith(prefix)]
         if not frozen:
             raise ConfigError(f"`model.freeze`: no head parameter starts with {prefix!r}")
         for parameter in frozen:
             parameter.requires_grad_(False)
+    refiners = [
+        module for root in modules.values() for module in root.modules() if isinstance(module, Refiner)
+    ]
+    published = {parameter for refiner in refiners for parameter in refiner.parameters()}
+    names = {p: name for p, name in trained.items() if not p.requires_grad}
+    return Frozen(tuple(names.values()), frozenset(name for p, name in names.items() if p in published))
 
 
 def build_balancer(

@@ -333,7 +333,8 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
         )
     wanted = {name: tensor for name, tensor in wanted.items() if name not in later}
     given = {k: v for k, v in given.items() if k in wanted or not k.endswith(_OPTIONAL_SUFFIX)}
-    missing = [name for name in wanted if name not in given]
+    published: frozenset[str] = getattr(model, "published", frozenset())
+    missing = [name for name in wanted if name not in given and name not in published]
     unexpected = [name for name in given if name not in wanted]
     shapes = [
         f"{name} {tuple(given[name].shape)} (model: {tuple(wanted[name].shape)})"
@@ -419,7 +420,7 @@ def _beside_lora(tensors: Mapping[str, Tensor], wanted: Container[str]) -> dict[
     return renamed
 
 
-def load_parts(model: GroundingModule, files: Sequence[str], new_parts: Sequence[str] = ()) -> None:
+def load_parts(model: GroundingModule, files: Sequence[str], new_parts: Sequence[str] = ()) -> frozenset[str]:
     """Loads several checkpoints into one model: the heads of other runs, or an earlier stage.
 
     Args:
@@ -427,6 +428,9 @@ def load_parts(model: GroundingModule, files: Sequence[str], new_parts: Sequence
         files: Checkpoints; each may hold only trainable tensors of the model. Where two hold the same one, the
             later file wins.
         new_parts: Prefixes, or patterns with ``*``, of trainable parameters that need not be in any file.
+
+    Returns:
+        Names of the tensors that were loaded.
 
     Raises:
         CheckpointError: A file holds a tensor that the model does not have or has in another shape, or was trained on
@@ -478,7 +482,8 @@ def load_parts(model: GroundingModule, files: Sequence[str], new_parts: Sequence
     missing = [
         name
         for name in wanted
-        if name not in {*found, *own, *later} and not any(fnmatchcase(name, p) for p in patterns)
+        if name not in {*found, *own, *later, *model.published}
+        and not any(fnmatchcase(name, p) for p in patterns)
     ]
     if missing:
         raise CheckpointError(
@@ -488,3 +493,4 @@ def load_parts(model: GroundingModule, files: Sequence[str], new_parts: Sequence
     with torch.no_grad():
         for name, value in found.items():
             wanted[name].copy_(value)
+    return frozenset(found)

@@ -69,7 +69,8 @@ class GroundingLMM(BaseModel, GroundingModule):
         heads: Heads by name, or their configs; the name is the prefix of losses and parameters (``heads.NAME.*``).
             Sizes that follow from the LMM may be left out.
         freeze: Prefixes of head parameters that are not trained, e.g. ``["phrase.mask_head"]``; of shared parts
-            ``["parts.sam"]``.
+            ``["parts.sam"]``. They come from ``init_from``, those of a refiner also from its own file; checkpoints hold
+            them all the same.
         train_lmm: False: what an earlier run trained of the LMM comes from ``init_from`` and stays as it is, only heads
             are trained; checkpoints hold it all the same.
         balancer: Weights of the heads' losses and agreement of their gradients; None sums them.
@@ -136,7 +137,7 @@ class GroundingLMM(BaseModel, GroundingModule):
         self.lmm.freeze_unread(self.capture.vision_layers)
         if not train_lmm:
             self.lmm.freeze_trained()
-        freeze_parameters(self.heads, self.parts, freeze)
+        self.checkpoint_buffers, self.published = freeze_parameters(self.heads, self.parts, freeze)
         self.balancer = build_balancer(balancer, self.lmm, built)
         self.retention = Retention(self.lmm, retention)
         if self.capture.base_logits:
@@ -151,7 +152,7 @@ class GroundingLMM(BaseModel, GroundingModule):
         if instance_masks:
             lend_sam(built)
         if init_from:
-            load_parts(self, init_from, new_parts)
+            self.published -= load_parts(self, init_from, new_parts)
         self._name_parameters()
 
     def _name_parameters(self) -> None:

@@ -19,12 +19,17 @@ class GroundingModule(nn.Module, ABC):
         heads: By name.
         balancer: Of the heads' losses; None: there is none.
         allow_other_lmm: Accept tensors that were trained on another LMM.
+        checkpoint_buffers: Names of the parameters of heads that the config freezes: they may come from another
+            training, so that checkpoints hold them too.
+        published: Of these, those that a file may leave out: they are as a refiner's own file has them.
     """
 
     lmm: LMMAdapter
     heads: nn.ModuleDict
     balancer: TaskBalancer | None
     allow_other_lmm: bool
+    checkpoint_buffers: tuple[str, ...] = ()
+    published: frozenset[str] = frozenset()
 
     @abstractmethod
     def order_heads(self, names: Sequence[str]) -> None:

@@ -254,13 +254,6 @@ def test_accumulated_parts_count_alike_whatever_they_hold(model):
     assert "so parts count alike" in " ".join(text.split())
 
 
-def test_freeze_takes_parameters_out_of_the_checkpoint():
-    model = build(freeze=["phrase.mask_head"])
-    names = set(model.trainable_state_dict())
-    assert names
-    assert not any("mask_head" in name for name in names)
-
-
 def test_shares_of_processes_average_to_the_whole_batch(model, monkeypatch):
     """Two processes with unequal numbers of phrases: the mean of their losses is the loss of the joint batch."""
     samples = [make_sample(0, num_phrases=1), make_sample(1, num_phrases=4)]

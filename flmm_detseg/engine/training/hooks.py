@@ -210,7 +210,8 @@ class DeepSpeedHook(Hook):
     A hook, because ``xtuner train --deepspeed`` replaces any wrapper and strategy that a config names.
 
     Raises:
-        ConfigError: The model is to hold what was trained of its LMM, which DeepSpeed leaves out of checkpoints.
+        ConfigError: The model is to hold frozen parameters that an earlier run trained, which DeepSpeed leaves out of
+            checkpoints.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -221,6 +222,11 @@ class DeepSpeedHook(Hook):
                 raise ConfigError(
                     "`model.train_lmm`=False puts frozen parameters of the LMM into checkpoints, and DeepSpeed leaves "
                     "them out; train without --deepspeed"
+                )
+            if set(model.checkpoint_buffers) - model.published:
+                raise ConfigError(
+                    "`model.freeze` puts frozen parameters of heads into checkpoints, and DeepSpeed leaves them out; "
+                    "train without --deepspeed"
                 )
             model.same_groups = True
             runner.optim_wrapper.step = torch.no_grad()(runner.optim_wrapper.step)

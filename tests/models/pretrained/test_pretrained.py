@@ -22,7 +22,7 @@ from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.models.pretrained.config_json import from_json, to_json
 from flmm_detseg.models.pretrained.reading import TENSORS_FILE, own_hash
 from flmm_detseg.registry import MODELS
-from flmm_detseg.utils.configs import TINY_CONFIG, config_file, shipped_configs
+from flmm_detseg.utils.configs import TINY_CONFIG, TINY_HEADS, config_file, shipped_configs
 from flmm_detseg.utils.hub import MODEL_FILE, fetch_model, model_folder
 from flmm_detseg.utils.paths import find
 
@@ -105,6 +105,25 @@ def test_every_kind_of_model_comes_back(config, tmp_path):
     again = after.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / MODEL_FILE).read_text() == (tmp_path / "model" / MODEL_FILE).read_text()
     assert again["num_tensors"] == len(ours)
+
+
+def test_frozen_heads_of_an_earlier_training_are_stored(tmp_path):
+    """`init_from` is not stored, and neither its file nor a new model's random head may take the place of the head."""
+    start = Path(shutil.copy(find(TINY_HEADS), tmp_path / "start.pth"))
+    config = read_config(TINY_CONFIG)
+    config.model.update(freeze=["phrase.mask_head", "phrase.sam"], init_from=[str(start)])
+    before = Grounder.from_config(config, device="cpu", untrained=True)
+    expected = ground(before)
+    assert_same_bits(expected, ground(Grounder.from_config(TINY_CONFIG, TINY_HEADS, device="cpu")))
+    before.save_pretrained(tmp_path / "model")
+    start.unlink()
+    torch.manual_seed(6)
+    after = Grounder.from_pretrained(tmp_path / "model", device="cpu")
+    assert_same_bits(expected, ground(after))
+    assert not any(p.requires_grad for p in after.model.heads["phrase"].sam.parameters())
+    after.save_pretrained(tmp_path / "again")
+    for name in (MODEL_FILE, TENSORS_FILE):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "model" / name).read_bytes()
 
 
 @pytest.mark.parametrize(
