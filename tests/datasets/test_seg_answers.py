@@ -6,9 +6,19 @@ import json
 
 import numpy as np
 import pytest
-from dataset_files import own_line, write_jsonl, write_png, write_refcoco
+from dataset_files import SIZE, own_line, write_image, write_jsonl, write_png, write_refcoco
+from PIL import Image
+from reasoning_files import reason_files
+from torch.utils.data import DataLoader
 
-from flmm_detseg.datasets import JSONLDataset, PNGDataset, RefCOCODataset, SegAnswers
+from flmm_detseg.datasets import (
+    JSONLDataset,
+    MultiTaskMix,
+    PNGDataset,
+    RefCOCODataset,
+    SegAnswers,
+    collate_samples,
+)
 from flmm_detseg.datasets.checks import check_dataset, find_datasets
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.language.mask_wording import ANSWERS, CAPTION_QUESTIONS, NOTHING_THERE, PHRASE_QUESTIONS
@@ -124,3 +134,34 @@ def test_the_check_reads_what_is_inside(tmp_path):
     check = check_dataset("all", config["train_dataloader"]["dataset"])
     assert (check.num_records, check.num_phrases, check.problems) == (6, 6, [])
     assert json.dumps(check.figures())
+
+
+def test_a_mix_as_lisa_s_gives_one_kind_of_sample(tmp_path):
+    """Classes, phrases and reasoning from configs, in worker processes, as ``configs/_base_/datasets/lisa.py``."""
+    write_image(tmp_path / "images/a.jpg", 1)
+    (tmp_path / "maps").mkdir()
+    Image.fromarray(np.repeat(np.arange(SIZE[0], dtype=np.uint8)[:, None] // 20, SIZE[1], 1)).save(
+        tmp_path / "maps/a.png"
+    )
+    maps = dict(
+        label_dir=str(tmp_path / "maps"), image_dir=str(tmp_path / "images"), classes=["sky", "road", "cat"]
+    )
+    classes = dict(type="ClassPrompts", dataset=dict(type="SemanticMapsDataset", **maps), absent_share=0.5)
+    refer = dict(type="RefCOCODataset", **write_refcoco(tmp_path / "ref"), split="val", layout="split")
+    mix = MultiTaskMix(
+        dict(
+            classes=dict(type="WeightedMix", datasets=[classes], weights=[1]),
+            refer=dict(type="WeightedMix", datasets=[dict(type="SegAnswers", dataset=refer)], weights=[1]),
+            reason=dict(type="ReasonSegDataset", folder=str(reason_files(tmp_path / "reason"))),
+        ),
+        ratios=dict(classes=9, refer=3, reason=1),
+    )
+    loader = DataLoader(mix, batch_size=3, num_workers=1, collate_fn=collate_samples)
+    mix.set_epoch(2)
+    samples = [sample for batch in loader for sample in batch["samples"]]
+    assert len(samples) == len(mix) == 3 + 6 + 2
+    for sample, alone in zip(samples, (mix[k] for k in range(len(mix)))):
+        assert (sample.task, sample.text, sample.prompt) == ("reasoning", alone.text, alone.prompt)
+        assert np.array_equal(sample.masks, alone.masks)
+        assert sample.masks.shape == (sample.text.count("[SEG]"), *sample.image_size)
+        assert tokens(sample) == ["[SEG]"] * len(sample.masks)
