@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
     add_common_arguments(parser)
     add_mask_answer_arguments(parser)
+    parser.add_argument(
+        "--sentences", choices=("first", "all"), help="which sentences (default: the config's)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -45,6 +48,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
     return evaluate(
         MaskAnswerOptions(
+            sentences=args.sentences,
             convention=args.convention,
             **answering,
             **common_options(args),

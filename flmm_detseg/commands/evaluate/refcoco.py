@@ -2,6 +2,9 @@
 
 flmm-detseg evaluate refcoco CONFIG --checkpoint FILE [--sentences first|all] [--mode split|concat]
 
+`--generate` asks for each expression and measures the masks of the model's answer, as `flmm-detseg evaluate reason`
+does; without it the model reads the expressions.
+
 Plain `flmm-detseg` and `python` run one process. Several: `accelerate launch tools/eval_refcoco.py CONFIG ...`; on a
 machine without GPUs `accelerate launch --multi_gpu --num_processes 2` (accelerate's own --cpu needs MPI) or `torchrun
 --nproc_per_node 2`. The figures are the same.
@@ -13,6 +16,7 @@ import argparse
 from typing import Any
 
 from flmm_detseg.commands.evaluate.arguments import add_common_arguments, add_phrases_argument, common_options
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.choices import EMPTY_CONVENTIONS
 from flmm_detseg.utils.configs import config_file
 
@@ -33,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--empty", choices=EMPTY_CONVENTIONS, default="skip", help="convention for targets without a pixel"
     )
     parser.add_argument("--threshold-sweep", action="store_true", help="also report the best mask threshold")
+    parser.add_argument(
+        "--generate", action="store_true", help="masks of the model's answers (of a head that reads `[SEG]`)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -48,6 +55,12 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         FlmmError: Whatever the user can mend.
     """
     config_file(args.config)
+    if args.generate:
+        _check_generate(args)
+        from flmm_detseg.engine.evaluation.evaluate import evaluate
+        from flmm_detseg.engine.evaluation.mask_answers import REFCOCO_ANSWERS, MaskAnswerOptions
+
+        return evaluate(MaskAnswerOptions(sentences=args.sentences, **common_options(args)), REFCOCO_ANSWERS)
     from flmm_detseg.engine.evaluation.evaluate import evaluate
     from flmm_detseg.engine.evaluation.phrases import REFCOCO, PhraseOptions
 
@@ -62,3 +75,15 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         ),
         REFCOCO,
     )
+
+
+def _check_generate(args: argparse.Namespace) -> None:
+    """Refuses what only reading the expressions can follow."""
+    given = {
+        "--mode": args.mode is not None,
+        "--empty": args.empty != "skip",
+        "--threshold-sweep": args.threshold_sweep,
+        "--phrases": args.phrases != "own",
+    }
+    if refused := [option for option, is_given in given.items() if is_given]:
+        raise ConfigError(f"--generate asks for each expression alone: leave {', '.join(refused)} out")

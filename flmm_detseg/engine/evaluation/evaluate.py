@@ -231,7 +231,7 @@ def _build_dataset(
         if key not in inspect.signature(reader).parameters:
             raise ConfigError(f"data set {name!r} ({reader.__name__}) has no `{key}` to set to {value!r}")
         settings[key] = value
-    dataset = DATASETS.build({"_scope_": SCOPE, **settings})
+    dataset = task.asked(DATASETS.build({"_scope_": SCOPE, **settings}), options)
     task.check_data(dataset, options)
     protocol = task.protocol(name, dataset, options)
     return EvaluationSet(dataset, protocol, {key: str(value) for key, value in settings.items()})

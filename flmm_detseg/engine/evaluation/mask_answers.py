@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from flmm_detseg.datasets.mask_answers import REASONING
+from flmm_detseg.datasets.seg_answers import SegAnswers
 from flmm_detseg.engine.evaluation.task import EvaluationOptions, Task
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.evaluation import gcg_figures, mask_answer_record, reason_figures
@@ -28,11 +29,13 @@ class MaskAnswerOptions(EvaluationOptions):
             Records that nothing fits are left out: their answers have nothing to read.
         max_new_tokens: Length of an answer.
         convention: What an answer is worth where nothing fits, see :mod:`flmm_detseg.evaluation.no_target`.
+        sentences: Of readers of RefCOCO's files: ``"first"`` | ``"all"``; None: the config's.
     """
 
     teacher_forced: bool = False
     max_new_tokens: int = 128
     convention: str = "lisa"
+    sentences: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,8 +59,14 @@ class MaskAnswerTask(Task[MaskAnswerOptions]):
 
     def protocol(self, name: str, dataset: Any, options: MaskAnswerOptions) -> dict[str, Any]:
         """Refuses queries that change from epoch to epoch, and targets that the reference answer leaves out."""
-        if getattr(dataset, "queries", None) == "random":
-            raise ConfigError(f"data set {name!r}: evaluation needs queries 'first' or 'all', not 'random'")
+        reader = dataset
+        while reader is not None:
+            for key in ("queries", "sentences", "wordings"):
+                if getattr(reader, key, None) == "random":
+                    raise ConfigError(
+                        f"data set {name!r}: evaluation needs {key} 'first' or 'all', not 'random'"
+                    )
+            reader = getattr(reader, "dataset", None)
         if getattr(dataset, "text_share", 0):
             raise ConfigError(
                 f"data set {name!r}: `text_share` is {dataset.text_share}; evaluation needs 0, since answers in words "
@@ -114,6 +123,10 @@ class MaskAnswerTask(Task[MaskAnswerOptions]):
         """Figures of the task's metric."""
         return self._figures(records, options)
 
+    def overrides(self, options: MaskAnswerOptions) -> dict[str, Any]:
+        """Argument of readers of RefCOCO's files."""
+        return {"sentences": options.sentences}
+
     def settings(self, options: MaskAnswerOptions) -> dict[str, Any]:
         """How answers are made."""
         if options.teacher_forced:
@@ -151,10 +164,23 @@ class MaskAnswerTask(Task[MaskAnswerOptions]):
         return [file]
 
 
+class ExpressionTask(MaskAnswerTask):
+    """RefCOCO's expressions as queries: one answer each, whatever the reader's layout."""
+
+    def __init__(self) -> None:
+        super().__init__("refcoco", _reason)
+        self.name = "refcoco-generated"
+
+    def asked(self, dataset: Any, options: MaskAnswerOptions) -> Any:
+        """The phrases of the reader as queries, always in the same words."""
+        return SegAnswers(dataset, wordings="first")
+
+
 def _reason(records: Sequence[Mapping[str, Any]], options: MaskAnswerOptions) -> dict[str, float]:
     return reason_figures(records, convention=options.convention)
 
 
 REASON = MaskAnswerTask("reason", _reason)
+REFCOCO_ANSWERS = ExpressionTask()
 GREFCOCO = MaskAnswerTask("grefcoco", _reason)
 GCG = MaskAnswerTask("gcg", lambda records, options: gcg_figures(records))

@@ -119,6 +119,10 @@ class Task(ABC, Generic[Options]):
         """Arguments of the data sets that the options set; None where they do not."""
         return {}
 
+    def asked(self, dataset: Any, options: Options) -> Any:
+        """What is evaluated of a config's data set; the data set itself unless a task makes other records of it."""
+        return dataset
+
     def protocol(self, name: str, dataset: Any, options: Options) -> dict[str, Any]:
         """How a data set is evaluated, for the fingerprint and the results file."""
         return {}

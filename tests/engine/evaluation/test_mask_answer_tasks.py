@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +11,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from dataset_files import write_refcoco
 from fake_predictions import make_prediction
 from mmengine.config import Config
 from torch import nn
 
+from flmm_detseg.commands.evaluate import refcoco
+from flmm_detseg.datasets import RefCOCODataset
 from flmm_detseg.engine.evaluation.evaluate import build_datasets, evaluate_model
 from flmm_detseg.engine.evaluation.mask_answers import (
     GCG,
     GREFCOCO,
     REASON,
+    REFCOCO_ANSWERS,
     MaskAnswerOptions,
     MaskAnswerTask,
 )
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.evaluation import gcg_figures, mask_answer_record, reason_figures
+from flmm_detseg.language.mask_wording import ask_for_mask
 from flmm_detseg.language.segment_names import mask_token_spans
 from flmm_detseg.structures import Phrase, Prediction, Sample
 
@@ -194,6 +200,62 @@ def test_what_cannot_be_measured_is_refused(tmp_path):
         MaskAnswerOptions(config="own.py", convention="gres")
     with pytest.raises(ConfigError, match="`max_new_tokens` is 0"):
         MaskAnswerOptions(config="own.py", max_new_tokens=0)
+
+
+class Everything(StandIn):
+    """One mask, of the whole image, whatever is asked."""
+
+    def answers_with_masks(self, samples: list[Sample], *, max_new_tokens: int) -> list[SimpleNamespace]:
+        self.asked += samples
+        logits = torch.ones(1, *samples[0].image_size)
+        return [
+            SimpleNamespace(
+                text="it is [SEG] .",
+                names=("",),
+                prediction=make_prediction(sample.record_id, logits, None, sample.image_size),
+            )
+            for sample in samples
+        ]
+
+
+@pytest.mark.parametrize("layout", ["split", "concat"])
+def test_expressions_of_refcoco_are_asked_one_by_one(tmp_path, layout):
+    files = write_refcoco(tmp_path, num_images=3)
+    entry = {"type": RefCOCODataset, "split": "val", "layout": layout, "sentences": "first", **files}
+    model = Everything()
+
+    def measure(**options) -> dict:
+        chosen = MaskAnswerOptions(config="own.py", work_dir=str(tmp_path / "work"), **options)
+        datasets = build_datasets(Config({"refcoco_eval": {"val": entry}}), chosen, REFCOCO_ANSWERS)
+        return evaluate_model(model, datasets, chosen, REFCOCO_ANSWERS, {"config": "own"})
+
+    result = measure(sentences="all")
+    expressions = RefCOCODataset(split="val", layout="split", sentences="all", **files)
+    shares = [sample.masks[0].mean() for sample in expressions]
+    figures = result["metrics"]["val"]
+    assert figures["gIoU"] == pytest.approx(np.mean(shares), abs=1e-12)
+    assert (figures["num_records"], figures["right_number"]) == (len(shares), 1)
+    prompts = [ask_for_mask(sample.phrase_text(0), None) for sample in expressions]
+    assert sorted(sample.prompt for sample in model.asked) == sorted(prompts)
+    assert Path(result["results"]).name == "refcoco-generated.json"
+    assert measure()["metrics"]["val"]["num_records"] < len(shares)
+    with pytest.raises(ConfigError, match="sentences 'first' or 'all', not 'random'"):
+        measure(sentences="random")
+
+
+def test_the_command_asks_for_expressions_alone():
+    words = ["evaluate", "refcoco", "tiny/frozen_tiny_llava_refcoco_png", "--generate"]
+    for more in (
+        ["--mode", "split"],
+        ["--empty", "grefcoco"],
+        ["--phrases", "shuffled"],
+        ["--threshold-sweep"],
+    ):
+        parser = argparse.ArgumentParser()
+        refcoco.add_arguments(parser)
+        args = parser.parse_args([*words[2:], *more])
+        with pytest.raises(ConfigError, match=f"leave {more[0]} out"):
+            refcoco.run(args)
 
 
 def test_a_prediction_of_another_record_is_refused(tmp_path):
