@@ -1,4 +1,4 @@
-"""Chooses scenes and queries of the reasoning set: all families, absences and, in the test split, what is held out."""
+"""Chooses scenes and queries of the reasoning set: all families and absences, in the test split held-out parts too."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HELD_OUT_COMBINATIONS: dict[str, frozenset[str]] = {
 _FIRST_SCENE = {"train": ("train", 1_000_000), "val": ("val", 1_000_000), "test": ("val", 2_000_000)}
 # Share of the queries that nothing answers, in equal parts for want of a kind, an attribute and a relation.
 _ANSWERS = {None: 0.8, "kind": 0.2 / 3, "attribute": 0.2 / 3, "relation": 0.2 / 3}
-# Share of the test split's queries by what is held out of training.
+# Shares of the test split's queries: known, in held-out wordings, of held-out combinations.
 _TESTED = {None: 0.45, "wording": 0.4, "combination": 0.15}
 _CHOOSE = 41
 
@@ -134,7 +134,7 @@ class _Chooser:
         self.asked: Counter[tuple[str, str | None]] = Counter()
 
     def choose(self, view: View, rng: np.random.Generator) -> list[tuple[Query, str | None, int]]:
-        """The queries of an image as (query, what is held out, number of the wording); none if there are too few."""
+        """The queries of an image as (query, ``held_out``, number of the wording); none if there are too few."""
         found: list[tuple[Query, str | None, int]] = []
         for _ in range(QUERIES_PER_IMAGE):
             chosen = self._one(view, rng, [query for query, _, _ in found])

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from io import BytesIO
@@ -28,7 +27,7 @@ from flmm_detseg.datasets.tinyworld.reason.wordings import EXPLANATIONS
 from flmm_detseg.datasets.tinyworld.reason_seg import mask_polygons
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.provenance import file_hash
-from flmm_detseg.utils.whole_files import new_folder, read_json
+from flmm_detseg.utils.whole_files import dump_json, new_folder, read_json
 
 MANIFEST = "manifest.json"
 REASON_VERSION = "2"
@@ -44,7 +43,7 @@ def write_reason(out: Path, spec: ReasonSpec, progress: bool = True) -> dict[str
         progress: Show a progress bar.
 
     Returns:
-        The manifest (version, specification, counts of records by family, absence and what is held out, sha256 of
+        The manifest (version, specification, counts of records by family, absence and held-out part, sha256 of
         every split's folder) and ``"written"``.
 
     Raises:
@@ -70,7 +69,7 @@ def write_reason(out: Path, spec: ReasonSpec, progress: bool = True) -> dict[str
         digests = {name: _digest(folder / name) for name in (*REASON_SPLITS, "facts")}
         facts_of_set = {**wanted, "counts": counts, "sha256": digests}
         # Last: a folder without it was not finished.
-        (folder / MANIFEST).write_text(json.dumps(facts_of_set, indent=1))
+        (folder / MANIFEST).write_text(dump_json(facts_of_set, indent=1))
     return {**facts_of_set, "written": True}
 
 
@@ -139,7 +138,7 @@ def _write_split(folder: Path, spec: ReasonSpec, split: str, progress: bool) -> 
         Image.fromarray(item.scene.image).save(image, "JPEG", quality=95, subsampling=0)
         (folder / f"{name}.jpg").write_bytes(image.getvalue())
         record = reason_record(item, f"{name}.jpg", f"{split}/{item.image:06d}")
-        (folder / f"{name}.json").write_text(json.dumps(record))
+        (folder / f"{name}.json").write_text(dump_json(record))
         for key in ("family", "absent", "held_out"):
             counts[key][str(record[key])] += 1
         counts["targets"][str(len(item.names))] += 1
@@ -165,7 +164,7 @@ def _write_facts(folder: Path) -> dict[str, int]:
             }
             for number, fact in enumerate(facts(held_out))
         ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (folder / f"{name}.jsonl").write_text("".join(dump_json(line) + "\n" for line in lines))
         written[name] = len(lines)
     return written
 
