@@ -140,6 +140,7 @@ _ENGINE = _modules(
     "deepspeed_cpu",
     "hooks",
     "optimizer",
+    "presence_hook",
     "report_hook",
     "run_tracker",
     "runner",
@@ -156,9 +157,8 @@ MODELS = Registry(
         *_modules("lmms", "all_families"),
         *_modules("lmms.added", "own_projector", "region_tokens"),
         *_modules("heads", "detection_head", "language_head", "neck", "phrase_head", "semantic_head"),
-        *_modules(
-            "heads", "attention_mask_head", "pointer_head", "seg_token_head", "side_stream", "unet_head"
-        ),
+        *_modules("heads", "attention_mask_head", "pointer_head", "presence_head", "seg_token_head"),
+        *_modules("heads", "side_stream", "unet_head"),
         *_modules("refiners", "sam", "sam2"),
         *_modules("cache", "cached_lmm", "reading.prefusion"),
         *_modules(
@@ -175,7 +175,9 @@ DATASETS = Registry(
     parent=MMENGINE_DATASETS,
     scope=SCOPE,
     locations=[
-        *_modules("datasets", "coco_instances", "joint", "jsonl", "llava_instruct", "mix", "png"),
+        *_modules(
+            "datasets", "absent_phrases", "coco_instances", "joint", "jsonl", "llava_instruct", "mix", "png"
+        ),
         *_modules("datasets", "phrase_list", "questions", "refcoco", "semantic_maps", "task_sampler"),
         *_modules("datasets", "class_prompts", "grandf", "grefcoco", "reason_seg", "seg_answers"),
     ],

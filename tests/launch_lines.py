@@ -111,6 +111,7 @@ NOT_RUN = {
     "flmm-detseg infer": "CONFIG must be the joint model; tests/inference/test_instructions.py",
     "flmm-detseg rank-heads": f"{_OWN}; tests/inference/test_rank_heads.py",
     "flmm-detseg label": "names a detector on the hub; tests/labelling/test_pseudo_label.py",
+    "flmm-detseg data presence": f"{_LONG}; tests/datasets/test_tinyworld_presence.py",
     "flmm-detseg data streams": f"{_LONG}; tests/datasets/test_stream_files.py",
     "flmm-detseg data tinyworld --out data/tinyworld --reason": f"{_LONG}; tests/datasets/test_reason_files.py",
     "flmm-detseg data tinyworld": _LONG,

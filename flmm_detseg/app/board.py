@@ -103,6 +103,9 @@ def _turn(home: str, entry: Entry) -> str:
         parts.append(_note("Nothing is named here that could be pointed at."))
     if entry.left_out:
         parts.append(_note(f"{entry.left_out} further regions are left out."))
+    if turn.not_found:
+        words = ", ".join(f'"{html.escape(phrase)}"' for phrase in turn.not_found)
+        parts.append(_note(f"Not found in the picture: {words}"))
     if turn.uninterpreted:
         words = ", ".join(f'"{html.escape(word)}"' for word in turn.uninterpreted)
         parts.append(_note(f"Not understood: {words}"))

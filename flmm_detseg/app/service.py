@@ -19,6 +19,7 @@ from flmm_detseg.cache import BackgroundCache, StreamSession
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads import head_of, named_heads
 from flmm_detseg.inference.grounder import Grounder
+from flmm_detseg.models.presence import MinPresence, presence_limit
 from flmm_detseg.utils.values import number
 
 # Makes the model of the stream tab at its first use: a session on it, and what to say about it.
@@ -72,6 +73,10 @@ class Service:
         frames: Of the stream, for all users.
         limits: What users may use.
         about: The model in words.
+        min_presence: See :class:`~flmm_detseg.inference.chat.Chat`.
+
+    Raises:
+        ConfigError: ``min_presence`` with a model that has no presence head.
     """
 
     def __init__(
@@ -81,8 +86,10 @@ class Service:
         frames: Frames,
         limits: Limits,
         about: About,
+        min_presence: MinPresence = None,
     ) -> None:
         self._grounder = grounder
+        self._min_presence = presence_limit(grounder.model, min_presence)
         self._make_stream = stream
         self._stream: StreamSession | None = None
         self.frames = frames
@@ -98,7 +105,7 @@ class Service:
         self.requests = 0
 
     def _new_user(self) -> User:
-        return User(self._grounder, self.limits, can_outline=self._outlines)
+        return User(self._grounder, self.limits, can_outline=self._outlines, min_presence=self._min_presence)
 
     def enter(self, session: str | None) -> User:
         """The user of a session, who has come to the page.

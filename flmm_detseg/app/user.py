@@ -17,6 +17,7 @@ from flmm_detseg.errors import DataError
 from flmm_detseg.inference.chat import Chat, ChatTurn
 from flmm_detseg.inference.outline import Outliner
 from flmm_detseg.inference.regions import Region
+from flmm_detseg.models.presence import MinPresence
 
 if TYPE_CHECKING:
     from flmm_detseg.app.stream_view import StreamView
@@ -30,6 +31,7 @@ class User:
         grounder: The model, shared by all users.
         limits: Of what a user may ask and keep.
         can_outline: Whether the model has a SAM that outlines.
+        min_presence: See :class:`~flmm_detseg.inference.chat.Chat`.
 
     Attributes:
         token: Secret part of the addresses of this user's pictures.
@@ -38,9 +40,12 @@ class User:
         stream: The user's stream, once it was opened.
     """
 
-    def __init__(self, grounder: Grounder, limits: Limits, *, can_outline: bool) -> None:
+    def __init__(
+        self, grounder: Grounder, limits: Limits, *, can_outline: bool, min_presence: MinPresence = None
+    ) -> None:
         self._grounder = grounder
         self._limits = limits
+        self._min_presence = min_presence
         self.can_outline = can_outline
         self.token = secrets.token_urlsafe(24)
         self.seen = time.monotonic()
@@ -97,6 +102,7 @@ class User:
             max_new_tokens=self._limits.new_tokens,
             keep_attention=True,
             score_threshold=threshold,
+            min_presence=self._min_presence,
         )
         chat.turns = before
         turn = chat.say(request)

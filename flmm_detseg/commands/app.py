@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from flmm_detseg.commands.chosen_model import ChosenModel, add_model_arguments, choose_model
 from flmm_detseg.errors import DataError
-from flmm_detseg.utils.cli import print_figures, refuse_unread, stop_children_at_sigterm
+from flmm_detseg.utils.cli import (
+    add_presence_argument,
+    print_figures,
+    refuse_unread,
+    stop_children_at_sigterm,
+)
 from flmm_detseg.utils.configs import TINY_CONFIG, config_file, config_name
 from flmm_detseg.utils.paths import find
 
@@ -36,6 +41,7 @@ _LONGEST = 500
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
     add_model_arguments(parser)
+    add_presence_argument(parser)
     parser.add_argument(
         "--stream", metavar="CONFIG",
         help=f"config of a model with a background cache, for the tab of streams; without any model: {_STREAM}",
@@ -129,7 +135,7 @@ def _service(arguments: argparse.Namespace, model: ChosenModel) -> Service:
     tiny = model.config == TINY_CONFIG
     grounder = model.load()
     about = _about(arguments, model, grounder, limits, tiny=tiny)
-    return Service(grounder, _stream(arguments, tiny=tiny), frames, limits, about)
+    return Service(grounder, _stream(arguments, tiny=tiny), frames, limits, about, arguments.min_presence)
 
 
 def _stream(arguments: argparse.Namespace, *, tiny: bool) -> StreamMaker | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.commands.chosen_model import add_model_arguments, choose_model
-from flmm_detseg.utils.cli import refuse_unread
+from flmm_detseg.utils.cli import add_presence_argument, refuse_unread
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs
 from flmm_detseg.utils.paths import image_file
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, default=Path("work_dirs/chat"), metavar="DIR",
         help="folder for the pictures, NAME_001.png and so on; nothing in it is overwritten (default: work_dirs/chat)",
     )  # fmt: skip
+    add_presence_argument(parser)
     parser.add_argument("--boxes", action="store_true", help="draw the boxes of masks too")
     parser.add_argument(
         "--score-threshold", type=float,
@@ -76,6 +77,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         max_new_tokens=arguments.max_new_tokens,
         score_threshold=0.3 if arguments.score_threshold is None else arguments.score_threshold,
         boxes=arguments.boxes,
+        min_presence=arguments.min_presence,
     )
     typed = sys.stdin.isatty()
     return chat.talk(_typed_lines() if typed else _piped_lines(), echo=not typed)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from flmm_detseg.commands.chosen_model import add_model_arguments, choose_model
 from flmm_detseg.errors import DataError
-from flmm_detseg.utils.cli import add_export_arguments, check_export_arguments
+from flmm_detseg.utils.cli import add_export_arguments, add_presence_argument, check_export_arguments
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import image_file
 from flmm_detseg.utils.whole_files import write_json
@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="picture to write (.png or .jpg), or a folder"
     )
+    add_presence_argument(parser)
     add_export_arguments(parser)
     parser.add_argument("--boxes", action="store_true", help="draw the boxes too")
     parser.add_argument("--beside", action="store_true", help="show the image as it is beside the masks")
@@ -159,12 +160,24 @@ def _result(
     phrases = arguments.phrase or None
     keep_attention = arguments.attention is not None or arguments.animation is not None
     if arguments.question is not None:
-        return grounder.ask(file, arguments.question, phrases, keep_attention=keep_attention)
+        return grounder.ask(
+            file,
+            arguments.question,
+            phrases,
+            keep_attention=keep_attention,
+            min_presence=arguments.min_presence,
+        )
     caption = arguments.caption
     if caption is None:
         caption = grounder.answer(file, arguments.prompt)
     return grounder.ground(
-        file, caption, phrases, spans=spans or None, prompt=arguments.prompt, keep_attention=keep_attention
+        file,
+        caption,
+        phrases,
+        spans=spans or None,
+        prompt=arguments.prompt,
+        keep_attention=keep_attention,
+        min_presence=arguments.min_presence,
     )
 
 
@@ -186,10 +199,13 @@ def _write(
             for index in range(len(result))
         ]
     annotations = coco.add(result, file.name)
-    if not annotations:
+    if not len(result):
         print(f"no phrase to ground in the answer {result.caption!r}: nothing is drawn", file=sys.stderr)
     keys = ("phrase", "score", "bbox", "area")
     entries = [{k: entry[k] for k in keys} for entry in annotations]
+    if result.presence is not None:
+        figures["presence"] = [round(float(value), 3) for value in result.presence]
+        figures["not_found"] = list(result.not_found)
     if result.domain is not None:
         figures["out_of_domain"] = result.out_of_domain
         figures["distance"] = round(result.domain.score, 2)

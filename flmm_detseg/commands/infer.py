@@ -9,7 +9,12 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.utils.cli import add_export_arguments, add_lmm_argument, check_export_arguments
+from flmm_detseg.utils.cli import (
+    add_export_arguments,
+    add_lmm_argument,
+    add_presence_argument,
+    check_export_arguments,
+)
 from flmm_detseg.utils.configs import config_file
 from flmm_detseg.utils.paths import image_file
 
@@ -22,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, nargs="+", help="image files")
     parser.add_argument("--instruction", required=True)
     parser.add_argument("--out", default="work_dirs/infer", help="folder for NAME.png and NAME.json")
+    add_presence_argument(parser)
     add_export_arguments(parser)
     parser.add_argument("--score-threshold", type=float, default=0.3, help="least score of a detection")
     parser.add_argument("--classes", nargs="+", help="what an open detection head is to find, any names")
@@ -63,7 +69,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = model_from_config(
         args.config, args.checkpoint, device=args.device, allow_other_lmm=args.allow_other_lmm
     )
-    instructor = Instructor(model, score_threshold=args.score_threshold, classes=args.classes)
+    instructor = Instructor(
+        model,
+        score_threshold=args.score_threshold,
+        classes=args.classes,
+        min_presence=args.min_presence,
+    )
     figures = []
     with exporting(
         args.format, args.out, polygon_tolerance=args.polygon_tolerance, url_prefix=args.url_prefix or ""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from flmm_detseg.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from flmm_detseg.datasets.absent_phrases import AbsentPhrases
     from flmm_detseg.datasets.base import GroundingDataset
     from flmm_detseg.datasets.class_prompts import ClassPrompts
     from flmm_detseg.datasets.coco_instances import COCOInstancesDataset
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from flmm_detseg.datasets.task_sampler import MultiTaskMix, TaskBatchSampler, TaskSampler
 
 __all__ = [
+    "AbsentPhrases",
     "COCOInstancesDataset",
     "ClassPrompts",
     "ConcatMix",

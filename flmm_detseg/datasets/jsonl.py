@@ -25,7 +25,7 @@ from flmm_detseg.structures import Phrase, Sample
 from flmm_detseg.utils.values import FieldError, check_words, identifier, is_number, shown
 
 _LINE_KEYS = {"id", "image", "caption", "phrases", "prompt"}
-_PHRASE_KEYS = {"span", "spans", "text", "mask", "box"}
+_PHRASE_KEYS = {"span", "spans", "text", "mask", "box", "absent"}
 _MASK_KEYS = ("rle", "polygon", "png")
 _REMEDY = "See docs/own_data.md; policy='skip' leaves such lines out."
 
@@ -40,6 +40,7 @@ class _Record:
     phrases: tuple[Phrase, ...]
     masks: tuple[Any, ...]  # as in the file; None: the phrase has no object in the image
     boxes: tuple[Any, ...]
+    absent: tuple[str | None, ...]  # what of it is not there
 
 
 @DATASETS.register_module()
@@ -114,6 +115,7 @@ class JSONLDataset(GroundingDataset):
             phrases=phrases,
             masks=tuple(phrase["mask"] for phrase in entry["phrases"]),
             boxes=tuple(phrase.get("box") for phrase in entry["phrases"]),
+            absent=tuple(phrase.get("absent") for phrase in entry["phrases"]),
         )
 
     def _check_keys(self, line: int, what: str, entry: dict[str, Any], known: set[str]) -> None:
@@ -130,6 +132,12 @@ class JSONLDataset(GroundingDataset):
             raise self._problem(line, f"{what} is not an object", "missing key")
         self._check_keys(line, what, entry, _PHRASE_KEYS)
         self._check_mask_entry(line, what, entry)
+        absent = entry.get("absent")
+        if absent is not None and (not isinstance(absent, str) or not absent or entry["mask"] is not None):
+            message = (
+                f"{what}: `absent` {shown(absent)} says what is not there, of a phrase whose mask is null"
+            )
+            raise self._problem(line, message, "bad mask")
         box = entry.get("box")
         if box is not None and not (
             isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
@@ -209,7 +217,7 @@ class JSONLDataset(GroundingDataset):
             masks=np.stack(masks),
             prompt=record.prompt,
             image_id=str(record.image_path),
-            meta={"line": record.line, "boxes_xyxy": list(record.boxes)},
+            meta={"line": record.line, "boxes_xyxy": list(record.boxes), "absent": list(record.absent)},
         )
 
     def _decode_mask(self, record: _Record, number: int, entry: Any, size: tuple[int, int]) -> np.ndarray:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from flmm_detseg.engine.training.loop import ResumableTrainLoop
     from flmm_detseg.engine.training.optimizer import GroupedAdamW
+    from flmm_detseg.engine.training.presence_hook import PresenceCalibrationHook
     from flmm_detseg.engine.training.report_hook import ParameterReportHook
     from flmm_detseg.engine.training.run_tracker import RunTracker
     from flmm_detseg.engine.training.runner import GroundingRunner
@@ -33,6 +34,7 @@ __all__ = [
     "GroupedAdamW",
     "IterationSeedHook",
     "ParameterReportHook",
+    "PresenceCalibrationHook",
     "ResumableTrainLoop",
     "RunTracker",
     "SampleInfoHook",

@@ -17,13 +17,17 @@ from flmm_detseg.structures import Prediction, Sample
 SWEEP_THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(1, 20))
 
 
-def phrase_records(sample: Sample, prediction: Prediction, *, sweep: bool = False) -> list[dict[str, Any]]:
+def phrase_records(
+    sample: Sample, prediction: Prediction, *, sweep: bool = False, min_presence: float | None = None
+) -> list[dict[str, Any]]:
     """Compares a prediction with the targets of its sample.
 
     Args:
         sample: With masks ``[K, H, W]``.
         prediction: Of the same sample, on any device.
         sweep: Also compare at the thresholds :data:`SWEEP_THRESHOLDS`.
+        min_presence: Phrases whose presence is lower count as if their masks were empty, at every threshold; None: all
+            masks count as they are.
 
     Returns:
         One plain (JSON-ready) dict per phrase: ``record_id``, ``phrase`` (index), ``text``, ``is_thing``,
@@ -62,6 +66,13 @@ def phrase_records(sample: Sample, prediction: Prediction, *, sweep: bool = Fals
                 facts[kind].setdefault(name, []).extend(values)
     target_boxes = masks_to_boxes(target).long()
     target_area, target_box_area = _to_list(mask_areas(target)), _to_list(_box_area(target_boxes))
+    if min_presence is not None:
+        prediction = prediction.only_present(min_presence)
+        assert prediction.presence is not None  # it was refused just now
+        for k in (prediction.presence < min_presence).nonzero()[:, 0].tolist():
+            for fact in facts.values():
+                for values in fact.values():
+                    values[k] = [0] * len(values[k]) if isinstance(values[k], list) else 0
     scores = prediction.scores.tolist()
     return [
         {

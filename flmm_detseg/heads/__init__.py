@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flmm_detseg.heads.neck import VisionNeck
     from flmm_detseg.heads.phrase_head import PhraseGroundingHead
     from flmm_detseg.heads.pointer_head import PointerHead
+    from flmm_detseg.heads.presence_head import PresenceHead
     from flmm_detseg.heads.seg_token_head import SegTokenHead
     from flmm_detseg.heads.semantic_head import SemanticSegHead
     from flmm_detseg.heads.side_stream import PixelStem
@@ -28,6 +29,7 @@ __all__ = [
     "PhraseGroundingHead",
     "PixelStem",
     "PointerHead",
+    "PresenceHead",
     "SegTokenHead",
     "SemanticSegHead",
     "UNetHead",

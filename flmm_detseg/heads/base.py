@@ -106,6 +106,13 @@ class Head(nn.Module, ABC, Generic[P]):
         """Share of each decoder layer in what is read of a phrase's tokens, ``[L]``; None where nothing is."""
         return None
 
+    @property
+    def presence_threshold(self) -> float | None:
+        """From which :attr:`Prediction.presence <flmm_detseg.structures.Prediction.presence>` on something counts as
+        there, as it was fitted with the head; None for heads that do not say whether there is something.
+        """
+        return None
+
     # Classes by their words.
 
     @property

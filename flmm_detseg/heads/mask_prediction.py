@@ -16,6 +16,7 @@ def mask_prediction(
     coarse_logits: Tensor,
     refined: LogitMaps | None = None,
     attention: Tensor | None = None,
+    presence: Tensor | None = None,
 ) -> Prediction:
     """Boxes, scores and packed masks: of full size only packed bits remain.
 
@@ -24,6 +25,7 @@ def mask_prediction(
         coarse_logits: float32 ``[K, h, w]`` covering the image; K may be 0.
         refined: Sharper logits, which the masks are cut from; None: from the coarse ones.
         attention: To be kept in the prediction.
+        presence: float32 ``[K]``, probabilities; None: nothing is known of it.
 
     Returns:
         Masks at the image's original size, boxes xyxy in its pixels.
@@ -50,7 +52,10 @@ def mask_prediction(
         boxes_xyxy=torch.cat(boxes) if boxes else nothing.new_zeros(0, 4),
         scores=torch.cat(scores) if scores else nothing.new_zeros(0),
         attention=attention,
+        presence=presence,
     )
     parts = [found.coarse_logits, found.mask_maps.maps, found.scores, found.boxes_xyxy]
+    if presence is not None:
+        parts.append(presence)
     require_finite("phrases' masks", [found.record_id], [part[None] for part in parts])
     return found

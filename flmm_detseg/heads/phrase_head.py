@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
 from flmm_detseg.heads.base import Encode, Head
+from flmm_detseg.heads.frame import Frame
 from flmm_detseg.heads.losses import MaskLoss
 from flmm_detseg.heads.mask_prediction import mask_prediction
+from flmm_detseg.heads.presence_head import PresenceEvidence, PresenceHead
 from flmm_detseg.heads.unet_graph import text_graph, unet_graph
 from flmm_detseg.heads.unet_head import UNetHead
 from flmm_detseg.ops.masks import resize_masks
@@ -44,11 +48,13 @@ class PhraseReading(NamedTuple):
         coarse_logits: float32 ``[K, h, w]`` over the image.
         text: Text prompts of the phrases, where the refiner takes them.
         attention: The attention stack, where it was to be kept.
+        presence: float32 ``[K]``, probabilities, where there is a presence head.
     """
 
     coarse_logits: Tensor
     text: TextPrompt | None = None
     attention: Tensor | None = None
+    presence: Tensor | None = None
 
     @classmethod
     def join(cls, parts: Sequence[PhraseReading], coarse_logits: Tensor) -> PhraseReading:
@@ -61,7 +67,8 @@ class PhraseReading(NamedTuple):
             text = TextPrompt(torch.cat([prompt.tokens for prompt in prompts]), torch.cat(ids))
         if stacks := [part.attention for part in parts if part.attention is not None]:
             attention = torch.cat(stacks)
-        return cls(coarse_logits, text, attention)
+        found = [part.presence for part in parts if part.presence is not None]
+        return cls(coarse_logits, text, attention, torch.cat(found) if found else None)
 
 
 @MODELS.register_module()
@@ -88,9 +95,12 @@ class PhraseGroundingHead(Head[Prediction]):
             call. Equal masks up to rounding (kernels depend on the number of rows).
         phrases_per_pass: Most phrases of a sample whose attention rows are kept at a time; one with more is read by
             the LMM again for every so many (of a generated answer, whose rows are kept, only merged again).
+        presence: Says whether there is what a phrase names: :attr:`Prediction.presence`. It learns from phrases whose
+            target masks are empty, and those whose are not. Where all else of the head is frozen (``model.freeze``), it
+            is all that the loss is about.
 
     Raises:
-        ConfigError: ``text_dim`` is not the refiner's, the resolution is unknown, a number is below 1, or the refiner
+        ConfigError: ``text_dim`` is not the refiner's, the resolution is unknown, a number is below 1, the refiner
             wants text of a head that is not trained.
 
     Source: F-LMM, arXiv 2406.05821, section 3.
@@ -112,6 +122,7 @@ class PhraseGroundingHead(Head[Prediction]):
         keep_attention: bool = False,
         phrases_per_call: int = 32,
         phrases_per_pass: int = 48,
+        presence: PresenceHead | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("phrases_per_call", phrases_per_call), ("phrases_per_pass", phrases_per_pass)):
@@ -143,6 +154,7 @@ class PhraseGroundingHead(Head[Prediction]):
                 )
             self.text_layer_weights = nn.Parameter(torch.ones(num_layers))
             self.text_proj = nn.Linear(hidden_size, text_dim)
+        self.presence = presence
 
     @property
     def uses_text(self) -> bool:
@@ -156,8 +168,17 @@ class PhraseGroundingHead(Head[Prediction]):
 
     @property
     def capture(self) -> CaptureSpec:
-        """Attention rows, and hidden rows where the refiner takes text."""
-        return CaptureSpec(attention=True, hidden="all" if self.uses_text else ())
+        """Attention rows, hidden rows where the refiner takes text, and what the presence head reads."""
+        own = CaptureSpec(attention=True, hidden="all" if self.uses_text else ())
+        if self.presence is None:
+            return own
+        layers = self.presence.hidden_layers
+        return own.union(CaptureSpec(hidden=layers, vision_layers=self.presence.vision_layers))
+
+    @property
+    def presence_threshold(self) -> float | None:
+        """See :class:`Head`."""
+        return None if self.presence is None else float(self.presence.threshold)
 
     @property
     def text_layer_shares(self) -> Tensor | None:
@@ -172,22 +193,34 @@ class PhraseGroundingHead(Head[Prediction]):
         return found if self.sam is None else [*found, *decoder_graphs(self.sam)]
 
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
-        """Losses on coarse and refined masks.
+        """Losses on coarse and refined masks, and on presence.
 
         Args:
-            states: With attention, and hidden rows where the refiner takes text.
-            batch: Samples with one mask a phrase.
+            states: What :attr:`capture` asks for.
+            batch: Samples with one mask a phrase; an empty one where the image shows nothing of the kind.
 
         Returns:
             ``loss_mask``, ``loss_dice``, ``accuracy``, ``aiou``, and the same with prefix ``sam_`` for
-            refined masks.
+            refined masks, where masks are trained; with a presence head ``loss_presence`` (binary cross-entropy of its
+            logits before calibration) and ``presence_accuracy``.
 
         Raises:
             DataError: A sample has no masks, or not one per phrase.
         """
         assert states.attention is not None  # `capture` asks for it
-        coarse = self.coarse_logits(states.attention, batch)
-        result = self.mask_loss(coarse, self._targets(batch, coarse))
+        masks_learn = self.presence is None or any(
+            parameter.requires_grad
+            for name, parameter in self.named_parameters()
+            if not name.startswith("presence.")
+        )
+        with torch.set_grad_enabled(torch.is_grad_enabled() and masks_learn):
+            coarse = self.coarse_logits(states.attention, batch)
+        result: dict[str, Tensor] = {}
+        if self.presence is not None:
+            result.update(self._presence_loss(states, coarse, batch))
+        if not masks_learn:
+            return result
+        result.update(self.mask_loss(coarse, self._targets(batch, coarse)))
         if self.sam is not None:
             images = [sample.image for sample in batch.samples]
             keys = [sample.image_id for sample in batch.samples]
@@ -262,10 +295,12 @@ class PhraseGroundingHead(Head[Prediction]):
         assert states.attention is not None  # `capture` asks for it
         nothing = [None] * len(batch)
         coarse = self.coarse_logits(states.attention, batch)
+        found = self.presence_logits(states, batch, coarse)
         rows = zip(
             coarse,
             self._prompts(states) or nothing,
             states.attention if keep_attention else nothing,
+            nothing if self.presence is None else map(self.presence.probability, found),
             strict=True,
         )
         return [PhraseReading(*values) for values in rows]
@@ -296,7 +331,7 @@ class PhraseGroundingHead(Head[Prediction]):
                 phrases_per_call=self.phrases_per_call,
             )
         return [
-            mask_prediction(sample, reading.coarse_logits, maps, reading.attention)
+            mask_prediction(sample, reading.coarse_logits, maps, reading.attention, reading.presence)
             for sample, reading, maps in zip(samples, readings, refined, strict=True)
         ]
 
@@ -322,6 +357,68 @@ class PhraseGroundingHead(Head[Prediction]):
             logits = self.mask_head.forward_grouped(stacks, self.phrases_per_call)
         return [_crop(maps, inputs.grid) for maps, inputs in zip(logits, batch.inputs)]
 
+    def presence_logits(
+        self, states: LMMStates, batch: GroundingBatch, coarse: Sequence[Tensor] | None = None
+    ) -> list[Tensor]:
+        """What the presence head says of each phrase, before calibration.
+
+        Args:
+            states: What :attr:`capture` asks for.
+            batch: Gives the geometry.
+            coarse: Of :meth:`coarse_logits`; None: made here.
+
+        Returns:
+            Per sample float32 ``[K_i]``; none without a presence head.
+        """
+        if self.presence is None:
+            return []
+        assert states.attention is not None  # `capture` asks for all of them
+        assert states.hidden is not None
+        assert states.vision is not None
+        if coarse is None:
+            with torch.no_grad():
+                coarse = self.coarse_logits(states.attention, batch)
+        evidence = []
+        for rows, stack, maps, logits, inputs in zip(
+            states.hidden, states.attention, states.vision, coarse, batch.inputs, strict=True
+        ):
+            vision = torch.cat([maps[layer] for layer in self.presence.vision_layers])
+            evidence.append(
+                PresenceEvidence(
+                    hidden=replace(rows, states=rows.states.detach()),
+                    vision=Frame.of(inputs.grid, 1).crop(vision.detach()),
+                    mask_logits=logits.detach(),
+                    attention=_crop(stack.detach(), inputs.grid),
+                )
+            )
+        return self.presence(evidence)
+
+    @staticmethod
+    def is_there(sample: Sample) -> Tensor:
+        """Whether the image shows what each phrase names: its target mask has a pixel.
+
+        Args:
+            sample: With masks.
+
+        Returns:
+            bool ``[K]``.
+
+        Raises:
+            DataError: It has no masks, or not one per phrase.
+        """
+        return torch.from_numpy(_target_masks(sample)).flatten(1).any(1)
+
+    def _presence_loss(
+        self, states: LMMStates, coarse: Sequence[Tensor], batch: GroundingBatch
+    ) -> dict[str, Tensor]:
+        logits = torch.cat(self.presence_logits(states, batch, coarse))
+        target = torch.cat([self.is_there(sample) for sample in batch.samples]).to(logits)
+        accuracy = ((logits.detach() > 0) == (target > 0.5)).float().mean()
+        return {
+            "loss_presence": F.binary_cross_entropy_with_logits(logits, target),
+            "presence_accuracy": accuracy,
+        }
+
     def text_prompt(self, hidden: HiddenRows) -> TextPrompt:
         """Learned mixture of the layers' hidden states (float32), projected into SAM's prompt space."""
         # Hidden states hold outliers: summing dozens of layers in half precision would lose the others.
@@ -341,16 +438,21 @@ class PhraseGroundingHead(Head[Prediction]):
         """Target masks at the size of the predictions, bool, on their device."""
         targets = []
         for sample, inputs, maps in zip(batch.samples, batch.inputs, logits):
-            if sample.masks is None or len(sample.masks) != len(maps):
-                count = "no" if sample.masks is None else len(sample.masks)
-                raise DataError(
-                    f"{sample.record_id}: {count} target masks, {len(maps)} phrases; training needs one each"
-                )
-            masks = torch.from_numpy(sample.masks).to(maps.device)
+            masks = torch.from_numpy(_target_masks(sample)).to(maps.device)
             if self.target_resolution == "processor":
                 masks = resize_masks(masks, inputs.grid.resized_size)
             targets.append(resize_masks(masks, (maps.shape[-2], maps.shape[-1])))
         return targets
+
+
+def _target_masks(sample: Sample) -> np.ndarray:
+    """Bool ``[K, H, W]`` of a sample with K phrases."""
+    if sample.masks is None or len(sample.masks) != len(sample.phrases):
+        count = "no" if sample.masks is None else len(sample.masks)
+        raise DataError(
+            f"{sample.record_id}: {count} target masks, {len(sample.phrases)} phrases; training needs one each"
+        )
+    return sample.masks
 
 
 def _crop(maps: Tensor, grid: PatchGrid) -> Tensor:

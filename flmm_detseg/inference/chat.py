@@ -20,6 +20,7 @@ from flmm_detseg.inference.regions import Region
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import question_sample
 from flmm_detseg.inference.steps import Step
+from flmm_detseg.models.presence import MinPresence
 from flmm_detseg.utils.values import check_text
 from flmm_detseg.visualization import draw_grounding
 from flmm_detseg.visualization.canvas import outline
@@ -39,6 +40,8 @@ class ChatTurn(Exportable):
         image: RGB uint8 ``[H, W, 3]``; that of the conversation.
         uninterpreted: Words of an instruction that belong to no step.
         warning: Of the first turn, where the image is far from all that the model knows: a sentence that says so.
+        not_found: Words of the LMM's answers that name nothing in the image, where the chat asks for presence. (What an
+            instruction names in vain has a sentence of its own.)
     """
 
     request: str
@@ -48,6 +51,7 @@ class ChatTurn(Exportable):
     image: np.ndarray = field(repr=False)
     uninterpreted: tuple[str, ...] = ()
     warning: str = ""
+    not_found: tuple[str, ...] = ()
 
     def overlay(self, chosen: Sequence[int] | None = None, *, boxes: bool = False) -> np.ndarray:
         """The image with what was named, and below it the text with the phrases in their colours.
@@ -115,9 +119,12 @@ class Chat:
         max_new_tokens: Longest answer.
         keep_attention: Keep where the LMM looked for each phrase.
         score_threshold: Least class probability of a detected object.
+        min_presence: Least probability that there is what a phrase names, see :meth:`Grounder.ground
+            <flmm_detseg.inference.grounder.Grounder.ground>`; below it the phrase is said not to be found.
 
     Raises:
         DataError: The image cannot be read.
+        ConfigError: ``min_presence`` with a model that has no presence head.
 
     Example:
         >>> chat = Chat(Grounder.from_config(config, checkpoint), "scene.png")
@@ -133,13 +140,17 @@ class Chat:
         max_new_tokens: int = 128,
         keep_attention: bool = False,
         score_threshold: float = 0.3,
+        min_presence: MinPresence = None,
     ) -> None:
         self.grounder = grounder
         self.image = read_image(image, "image")
         self.max_new_tokens = max_new_tokens
         self.keep_attention = keep_attention
         self.turns: tuple[ChatTurn, ...] = ()
-        self._instructor = Instructor(grounder.model, score_threshold=score_threshold)
+        self.min_presence = min_presence
+        self._instructor = Instructor(
+            grounder.model, score_threshold=score_threshold, min_presence=min_presence
+        )
 
     def say(self, text: str) -> ChatTurn:
         """Answers a question, or follows an instruction; the turn is remembered.
@@ -163,29 +174,33 @@ class Chat:
         parsed = parse_instruction(request)
         warning = "" if self.turns else self.grounder.warning(self.image)
         if all(step.kind == "answer" for step in parsed.steps):
-            answer, phrases = self._answer(request)
-            turn = ChatTurn(request, "question", answer, phrases, self.image, warning=warning)
-        else:
-            answer, phrases = self._follow(parsed.steps)
+            answer, phrases, absent = self._answer(request)
             turn = ChatTurn(
-                request, "instruction", answer, phrases, self.image, parsed.uninterpreted, warning
+                request, "question", answer, phrases, self.image, warning=warning, not_found=absent
+            )
+        else:
+            answer, phrases, absent = self._follow(parsed.steps)
+            turn = ChatTurn(
+                request, "instruction", answer, phrases, self.image, parsed.uninterpreted, warning, absent
             )
         self.turns = (*self.turns, turn)
         return turn
 
-    def _follow(self, steps: Sequence[Step]) -> tuple[str, tuple[Region, ...]]:
-        """A sentence for each step, with what was found."""
+    def _follow(self, steps: Sequence[Step]) -> tuple[str, tuple[Region, ...], tuple[str, ...]]:
+        """A sentence for each step, with what was found, and what answers named in vain."""
         tasks = [step for step in steps if step.kind != "answer" and not self._is_asked(step)]
         found = iter(self._instructor.find(self.image, tasks, keep_attention=self.keep_attention))
         text = ""
         phrases: list[Region] = []
+        absent: tuple[str, ...] = ()
         for step in steps:
             start = len(text) + 1 if text else 0
             if step.kind == "answer" or self._is_asked(step):
                 asked = step.kind == "segment"
-                sentence, named = self._answer(
+                sentence, named, missing = self._answer(
                     f"segment {step.text}" if asked else step.text, reasoning=asked
                 )
+                absent += missing
                 phrases += [_moved(phrase, start) for phrase in named]
             else:
                 outcome = next(found)
@@ -193,19 +208,22 @@ class Chat:
                 span = (start, start + len(step.text))
                 phrases += [replace(region, spans=(span,)) for region in outcome.regions]
             text = f"{text} {sentence}" if text else sentence
-        return text, tuple(phrases)
+        return text, tuple(phrases), absent
 
     def _is_asked(self, step: Step) -> bool:
         """Whether a step is a question to the LMM, because no head but that of mask tokens can follow it."""
         heads = self.grounder.model.heads
         return step.kind == "segment" and not head_of(heads, "phrase") and bool(head_of(heads, "reasoning"))
 
-    def _answer(self, question: str, *, reasoning: bool = False) -> tuple[str, tuple[Region, ...]]:
+    def _answer(
+        self, question: str, *, reasoning: bool = False
+    ) -> tuple[str, tuple[Region, ...], tuple[str, ...]]:
+        """The answer, what it names, and what it names in vain."""
         turns = self._remembered(question)
         limit = self.max_new_tokens
         heads = self.grounder.model.heads
         if head_of(heads, "phrase") is None and head_of(heads, "reasoning") is None:
-            return self.grounder.answer(self.image, question, turns=turns, max_new_tokens=limit), ()
+            return self.grounder.answer(self.image, question, turns=turns, max_new_tokens=limit), (), ()
         result = self.grounder.ask(
             self.image,
             question,
@@ -213,8 +231,9 @@ class Chat:
             reasoning=reasoning,
             keep_attention=self.keep_attention,
             max_new_tokens=limit,
+            min_presence=self.min_presence,
         )
-        return result.caption, tuple(_of_result(result, index) for index in range(len(result)))
+        return result.caption, _named(result), result.not_found
 
     def _remembered(self, question: str) -> list[tuple[str, str]]:
         """Earlier turns that the LMM can read before a question: as many of the last ones as leave room for an answer.
@@ -236,11 +255,15 @@ class Chat:
         return turns
 
 
-def _of_result(result: GroundingResult, index: int) -> Region:
-    region = result.regions[index]
-    if result.attention is None or result.grid is None:
-        return region
-    return replace(region, attention=heat_of(result.attention[index], result.grid))
+def _named(result: GroundingResult) -> tuple[Region, ...]:
+    """What was found, with where the LMM looked for it where that was kept."""
+    attention, grid = result.attention, result.grid
+    if attention is None or grid is None:
+        return tuple(result.regions)
+    return tuple(
+        replace(region, attention=heat_of(attention[index], grid))
+        for region, index in zip(result.regions, np.flatnonzero(result.found), strict=True)
+    )
 
 
 def _moved(phrase: Region, by: int) -> Region:

@@ -20,6 +20,7 @@ from flmm_detseg.inference.domain_watch import watch_of
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import RegionLike, Span, located_phrases, question_sample
 from flmm_detseg.language.noun_phrases import noun_phrases
+from flmm_detseg.models.presence import MinPresence, presence_limit
 from flmm_detseg.structures import (
     AnswerWithMasks,
     CaptureSpec,
@@ -247,6 +248,7 @@ class Grounder:
         prompt: str | None = None,
         keep_attention: bool = False,
         batch_size: int = 8,
+        min_presence: MinPresence = None,
     ) -> GroundingResult | list[GroundingResult]:
         """Finds the pixels that phrases of a caption refer to.
 
@@ -260,6 +262,8 @@ class Grounder:
             prompt: The question before the caption; None takes the config's description prompt.
             keep_attention: Keep the attention stack in the result (for pictures; may be large).
             batch_size: Images per forward pass. Results do not depend on it (up to rounding).
+            min_presence: Least probability that there is what a phrase names; below it the phrase is not found and its
+                mask is empty. ``"stored"``: the threshold that was fitted with the model's presence head.
 
         Returns:
             One result, or a list of them for a list of images. Entries with the same image share its
@@ -268,7 +272,9 @@ class Grounder:
         Raises:
             PhraseNotFoundError: A phrase is not in its caption; names both.
             DataError: An image cannot be read, or lists differ in length.
+            ConfigError: ``min_presence`` with a model that has no presence head.
         """
+        limit = presence_limit(self.model, min_presence)
         if (phrases is None) == (spans is None):
             raise DataError("ground() needs either phrases or spans")
         if batch_size < 1:
@@ -282,7 +288,9 @@ class Grounder:
             chunk = samples[start : start + batch_size]
             with torch.inference_mode():
                 predictions = self.model.predict(chunk, keep_attention=keep_attention)
-            results.extend(map(self._result, chunk, predictions))
+            results += [
+                self._result(sample, found, limit) for sample, found in zip(chunk, predictions, strict=True)
+            ]
         return results[0] if single else results
 
     def answer(
@@ -342,6 +350,7 @@ class Grounder:
         reasoning: bool = False,
         keep_attention: bool = False,
         max_new_tokens: int = 128,
+        min_presence: MinPresence = None,
     ) -> GroundingResult:
         """Lets the model answer, and grounds the answer's words with the states it had while it wrote them.
 
@@ -366,6 +375,7 @@ class Grounder:
                 adapted LMM, which alone has them.
             keep_attention: As in :meth:`ground`.
             max_new_tokens: Longest answer.
+            min_presence: As in :meth:`ground`.
 
         Returns:
             The result; its ``caption`` is the answer.
@@ -374,8 +384,10 @@ class Grounder:
             PhraseNotFoundError: A phrase is not in the answer; names both.
             DataError: An image cannot be read; a turn is no pair of texts; phrases and spans are both given, or
                 empty, or given with ``reasoning``.
-            ConfigError: The model has neither a head for phrases nor one for mask tokens, or the latter is asked for.
+            ConfigError: The model has neither a head for phrases nor one for mask tokens, or the latter is asked for;
+                ``min_presence`` where the masks' head says nothing of presence.
         """
+        limit = presence_limit(self.model, min_presence)  # before the LMM answers
         pixels = read_image(image, "image")
         sample = question_sample(
             pixels, question, turns=turns, more_images=more_images, modalities=modalities, regions=regions
@@ -389,10 +401,17 @@ class Grounder:
                 answer = self.model.answer_with_masks(
                     replace(sample, task="reasoning"), max_new_tokens=max_new_tokens
                 )
-            return self._result_of_tokens(pixels, answer)
+            return self._result_of_tokens(pixels, answer, limit)
         with torch.inference_mode():
             generation = self.model.answer_with_states(sample, max_new_tokens=max_new_tokens)
-        return self.ground_answer(pixels, generation, phrases, spans=spans, keep_attention=keep_attention)
+        return self.ground_answer(
+            pixels,
+            generation,
+            phrases,
+            spans=spans,
+            keep_attention=keep_attention,
+            min_presence=min_presence,
+        )
 
     def warning(self, image: ImageLike) -> str:
         """What is to be said of a picture before its masks are believed.
@@ -436,6 +455,7 @@ class Grounder:
         *,
         spans: Sequence[Span | Sequence[Span]] | None = None,
         keep_attention: bool = False,
+        min_presence: MinPresence = None,
     ) -> GroundingResult:
         """Grounds words of an answer with the states that were kept while it was written; the LMM does not run again.
 
@@ -448,6 +468,7 @@ class Grounder:
             phrases: As in :meth:`ask`.
             spans: As in :meth:`ask`.
             keep_attention: As in :meth:`ground`.
+            min_presence: As in :meth:`ground`.
 
         Returns:
             Masks, boxes (xyxy) and scores in pixels of ``image``, one of each per phrase or span.
@@ -456,7 +477,9 @@ class Grounder:
             PhraseNotFoundError: A phrase is not in the answer; names both.
             DataError: The image cannot be read or is another one; nothing was kept; phrases and spans are both
                 given, or empty.
+            ConfigError: See :meth:`ground`.
         """
+        limit = presence_limit(self.model, min_presence)
         if phrases is not None and spans is not None:
             raise DataError("an answer is grounded by phrases or spans, not both")
         if generation is None:
@@ -472,7 +495,7 @@ class Grounder:
             with torch.inference_mode():
                 answer = self.model.masks_of_answer(Sample("answer", pixels, text, ()), generation)
             if answer.spans or not self._has_head("phrase"):
-                return self._result_of_tokens(pixels, answer)
+                return self._result_of_tokens(pixels, answer, limit)
         located = (
             noun_phrases(text)
             if phrases is None and spans is None
@@ -481,16 +504,18 @@ class Grounder:
         sample = Sample("answer", pixels, text, located)
         with torch.inference_mode():
             prediction = self.model.predict_answer(sample, generation, keep_attention=keep_attention)
-        return self._result(sample, prediction, generation.inputs.grid)
+        return self._result(sample, prediction, limit, generation.inputs.grid)
 
-    def _result_of_tokens(self, pixels: np.ndarray, answer: AnswerWithMasks) -> GroundingResult:
+    def _result_of_tokens(
+        self, pixels: np.ndarray, answer: AnswerWithMasks, limit: float | None
+    ) -> GroundingResult:
         """Phrases are the names of the mask tokens, or the token itself where nothing is named."""
         spans = [
             name if name[0] < name[1] else own
             for name, own in zip(answer.name_spans, answer.spans, strict=True)
         ]
         sample = Sample("answer", pixels, answer.text, tuple(Phrase((span,)) for span in spans))
-        return self._result(sample, answer.prediction)
+        return self._result(sample, answer.prediction, limit)
 
     def _samples(
         self,
@@ -510,9 +535,15 @@ class Grounder:
         return [_sample(f"image {index}", *row, prompt) for index, row in enumerate(rows)]
 
     def _result(
-        self, sample: Sample, prediction: Prediction, grid: PatchGrid | None = None
+        self,
+        sample: Sample,
+        prediction: Prediction,
+        limit: float | None,
+        grid: PatchGrid | None = None,
     ) -> GroundingResult:
         prediction = prediction.cpu()
+        if limit is not None:
+            prediction = prediction.only_present(limit)
         result = GroundingResult(
             image=sample.image,
             caption=sample.text,
@@ -524,6 +555,8 @@ class Grounder:
             packed=prediction.packed,
             refined=prediction.refined,
             domain=self._watch.look(sample.image),
+            presence=None if prediction.presence is None else prediction.presence.numpy(),
+            min_presence=limit,
         )
         if prediction.attention is None:
             return result

@@ -27,6 +27,7 @@ from flmm_detseg.inference.instructions import parse_instruction
 from flmm_detseg.inference.regions import Box, Region
 from flmm_detseg.inference.steps import Step
 from flmm_detseg.models import GroundingLMM
+from flmm_detseg.models.presence import MinPresence, presence_limit
 from flmm_detseg.ops.masks import above
 from flmm_detseg.structures import Phrase, Sample
 from flmm_detseg.utils.finite import require_finite
@@ -178,9 +179,12 @@ class Instructor:
         score_threshold: Least score of a detection.
         classes: What an open detection head (``classifier="open"``) is to find for this instructor, any names: it
             compares with the LMM's embeddings of these words. The model itself keeps its classes. None: those.
+        min_presence: Least probability that there is what a phrase names, see
+            :meth:`Grounder.ground <flmm_detseg.inference.grounder.Grounder.ground>`; below it nothing is found.
 
     Raises:
-        ConfigError: ``classes`` without a detection head or with a closed one, or a name without a token.
+        ConfigError: ``min_presence`` with a model that has no presence head; ``classes`` without a detection head or
+            with a closed one, or a name without a token.
 
     Example:
         >>> instructor = Instructor(model_from_config("configs/tiny/detseg_stability.py", "joint.pth"))
@@ -189,9 +193,15 @@ class Instructor:
     """
 
     def __init__(
-        self, model: GroundingLMM, *, score_threshold: float = 0.3, classes: Sequence[str] | None = None
+        self,
+        model: GroundingLMM,
+        *,
+        score_threshold: float = 0.3,
+        classes: Sequence[str] | None = None,
+        min_presence: MinPresence = None,
     ) -> None:
         self.model = model.eval()
+        self._limit = presence_limit(model, min_presence)
         self._watch = watch_of(model.domain)
         self.score_threshold = score_threshold
         self.classes = None if classes is None else tuple(classes)
@@ -358,6 +368,8 @@ class Instructor:
         ]
         for step, prediction in zip(steps, predictions, strict=True):
             prediction = prediction.cpu()
+            if self._limit is not None:
+                prediction = prediction.only_present(self._limit)
             mask = prediction.masks[0].numpy()
             if not mask.any():
                 found.append(None)

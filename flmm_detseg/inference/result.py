@@ -43,6 +43,9 @@ class GroundingResult(Exportable):
         attention_pairs: ``(layer, head)`` of the channels of ``attention``, in order; families that see an image twice
             have all of them for the whole image, then all of them for its tiles.
         domain: How far the image is from those the model was trained on; None where the model does not say.
+        presence: float32 ``[K]``: calibrated probability that the image shows what the phrase names; None where the
+            model has no presence head.
+        min_presence: What was asked for: phrases below it are not :attr:`found`, their masks empty; None: nothing was.
     """
 
     image: np.ndarray = field(repr=False)
@@ -58,6 +61,20 @@ class GroundingResult(Exportable):
     grid: PatchGrid | None = field(default=None, repr=False)
     attention_pairs: tuple[tuple[int, int], ...] = ()
     domain: DomainScore | None = None
+    presence: np.ndarray | None = None
+    min_presence: float | None = None
+
+    @property
+    def found(self) -> np.ndarray:
+        """Whether there is what each phrase names, bool ``[K]``; of all where no ``min_presence`` was asked for."""
+        if self.presence is None or self.min_presence is None:
+            return np.ones(len(self), dtype=bool)
+        return self.presence >= np.float32(self.min_presence)
+
+    @property
+    def not_found(self) -> tuple[str, ...]:
+        """The phrases that are not :attr:`found`."""
+        return tuple(phrase for phrase, found in zip(self.phrases, self.found, strict=True) if not found)
 
     @property
     def out_of_domain(self) -> bool:
@@ -84,7 +101,7 @@ class GroundingResult(Exportable):
 
     @property
     def regions(self) -> Sequence[Region]:
-        """The K phrases, for exports."""
+        """The phrases that were found, for exports."""
         return _Phrases(self)
 
     def overlay(self, *, boxes: bool = False, beside: bool = False, style: Style = "tint") -> np.ndarray:
@@ -196,9 +213,10 @@ class _Phrases(Sequence[Region]):
 
     def __init__(self, result: GroundingResult) -> None:
         self._result = result
+        self._found = np.flatnonzero(result.found)
 
     def __len__(self) -> int:
-        return len(self._result)
+        return len(self._found)
 
     @overload
     def __getitem__(self, index: int) -> Region: ...
@@ -207,7 +225,7 @@ class _Phrases(Sequence[Region]):
     def __getitem__(self, index: int | slice) -> Region | list[Region]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        result = self._result
+        result, index = self._result, int(self._found[index])
         left, top, right, bottom = map(float, result.boxes_xyxy[index])
         return Region(
             "segment",

@@ -17,6 +17,7 @@ from flmm_detseg.inference.export.coco import CocoFile
 from flmm_detseg.inference.grounder import Grounder
 from flmm_detseg.inference.outline import Outliner
 from flmm_detseg.inference.regions import Region
+from flmm_detseg.models.presence import MinPresence
 from flmm_detseg.utils.cli import in_one_line
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs
 from flmm_detseg.utils.paths import image_file
@@ -46,6 +47,7 @@ class TerminalChat:
         max_new_tokens: Longest answer.
         score_threshold: Least class probability of a detected object.
         boxes: Draw the boxes of masks too.
+        min_presence: See :class:`~flmm_detseg.inference.chat.Chat`.
 
     Raises:
         DataError: The image cannot be read.
@@ -62,6 +64,7 @@ class TerminalChat:
         max_new_tokens: int = 128,
         score_threshold: float = 0.3,
         boxes: bool = False,
+        min_presence: MinPresence = None,
     ) -> None:
         self._grounder = grounder
         self._out = out
@@ -69,6 +72,7 @@ class TerminalChat:
         self._max_new_tokens = max_new_tokens
         self._score_threshold = score_threshold
         self._boxes = boxes
+        self._min_presence = min_presence
         self._number = _last_number(out)
         self._first = self._number + 1
         # All turns, outlines among them, each with its picture's file and what was written.
@@ -127,6 +131,8 @@ class TerminalChat:
             self._say(turn.text)
             if turn.uninterpreted:
                 self._say(f"  not understood: {'; '.join(turn.uninterpreted)}")
+            if turn.not_found:
+                self._say(f"  not found: {'; '.join(turn.not_found)}")
             self._record(turn)
         return True
 
@@ -142,6 +148,7 @@ class TerminalChat:
             pixels,
             max_new_tokens=self._max_new_tokens,
             score_threshold=self._score_threshold,
+            min_presence=self._min_presence,
         )
         self._outliner: Outliner | None = None
 
@@ -186,6 +193,7 @@ class TerminalChat:
                     "kind": turn.kind,
                     "text": turn.text,
                     "uninterpreted": list(turn.uninterpreted),
+                    "not_found": list(turn.not_found),
                     "picture": str(picture),
                     "phrases": [
                         {

@@ -147,7 +147,10 @@ def keep_box_decoders(model: GroundingLMM) -> None:
 
 def _nothing_to_train(model: ConfigDict) -> bool:
     """Whether a config's heads are those that are never trained, so that no checkpoint of them can be."""
-    kinds = [head.get("mask_head", {}).get("type") for head in model.get("heads", {}).values()]
+    heads = model.get("heads", {}).values()
+    if any(head.get("presence") for head in heads):
+        return False
+    kinds = [head.get("mask_head", {}).get("type") for head in heads]
     found = [MODELS.get(kind) if isinstance(kind, str) else kind for kind in kinds]
     return bool(found) and all(kind is AttentionMaskHead for kind in found) and not model.lmm.get("lora")
 

@@ -110,6 +110,10 @@ class PackedMasks:
             flat = (bits[..., None] & bits.new_tensor(_BITS)).ne(0).flatten(1)[:, :pixels]
         return flat.reshape(len(bits), *self.size)
 
+    def only(self, kept: Tensor) -> PackedMasks:
+        """The same masks, empty where ``kept`` (bool ``[K]``) is False."""
+        return replace(self, bits=self.bits * kept[:, None])
+
     def cpu(self) -> PackedMasks:
         """A copy on the CPU."""
         return replace(self, bits=self.bits.cpu())

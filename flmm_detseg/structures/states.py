@@ -292,6 +292,8 @@ class Prediction:
             empty.
         scores: float32 ``[K]``: mean foreground probability inside the mask, 0 when it is empty.
         attention: The stack of :class:`LMMStates` when it was asked to be kept.
+        presence: float32 ``[K]``: calibrated probability that the image shows what the phrase names, whatever its mask
+            is; None where the head has no presence head.
     """
 
     record_id: str
@@ -302,6 +304,7 @@ class Prediction:
     boxes_xyxy: Tensor
     scores: Tensor
     attention: Tensor | None = None
+    presence: Tensor | None = None
 
     @property
     def coarse(self) -> LogitMaps:
@@ -327,6 +330,30 @@ class Prediction:
     def mask_logits(self) -> Tensor:
         """Logits the masks are cut from, original size ``[K, H, W]``."""
         return self.coarse.enlarge() if self.refined_logits is None else self.refined_logits
+
+    def only_present(self, min_presence: float) -> Prediction:
+        """The same with empty masks (boxes and scores 0) for phrases that are not there.
+
+        Args:
+            min_presence: Least probability of presence of one that is.
+
+        Returns:
+            A copy; logits and attention are those of all phrases as before.
+
+        Raises:
+            ConfigError: Nothing is known of presence.
+        """
+        if self.presence is None:
+            raise ConfigError(
+                f"{self.record_id}: the model has no presence head, so nothing says what is there"
+            )
+        there = self.presence >= min_presence
+        return replace(
+            self,
+            packed=self.packed.only(there),
+            boxes_xyxy=self.boxes_xyxy * there[:, None],
+            scores=self.scores * there,
+        )
 
     def cpu(self) -> Prediction:
         """A copy with every tensor on the CPU."""

@@ -24,6 +24,22 @@ def add_lmm_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_presence_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what commands have in common that find phrases in pictures (docs/presence.md)."""
+    parser.add_argument(
+        "--min-presence", type=_presence, metavar="P",
+        help="least probability that there is what a phrase names, or `stored`: the threshold fitted with the model's "
+        "presence head; below it nothing is drawn",
+    )  # fmt: skip
+
+
+def _presence(text: str) -> float | str:
+    try:
+        return text if text == "stored" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a probability nor 'stored'") from None
+
+
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what commands have in common that write results in the formats of other tools (docs/exports.md)."""
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.commands.data import check, ocrvqa, pope, scienceqa, streams, textvqa, tinyworld, voc, vqav2
+from flmm_detseg.commands.data import check, ocrvqa, pope, presence, scienceqa, streams, textvqa, tinyworld, voc, vqav2
 from flmm_detseg.commands.parts import add_parts
 
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "pope": pope,
             "tinyworld": tinyworld,
             "streams": streams,
+            "presence": presence,
         },
     )
 

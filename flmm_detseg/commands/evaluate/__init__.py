@@ -12,6 +12,7 @@ from flmm_detseg.commands.evaluate import (
     gcg,
     grefcoco,
     png,
+    presence,
     reason,
     refcoco,
     segmentation,
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         {
             "refcoco": refcoco,
             "png": png,
+            "presence": presence,
             "detection": detection,
             "segmentation": segmentation,
             "answers": answers,

@@ -11,6 +11,7 @@ import argparse
 from typing import Any
 
 from flmm_detseg.commands.evaluate.arguments import add_common_arguments, add_phrases_argument, common_options
+from flmm_detseg.utils.cli import add_presence_argument
 from flmm_detseg.utils.configs import config_file
 
 
@@ -18,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of :func:`run`."""
     add_common_arguments(parser)
     add_phrases_argument(parser)
+    add_presence_argument(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -36,4 +38,5 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from flmm_detseg.engine.evaluation.evaluate import evaluate
     from flmm_detseg.engine.evaluation.phrases import PNG, PhraseOptions
 
-    return evaluate(PhraseOptions(phrases=args.phrases, **common_options(args)), PNG)
+    options = PhraseOptions(phrases=args.phrases, min_presence=args.min_presence, **common_options(args))
+    return evaluate(options, PNG)

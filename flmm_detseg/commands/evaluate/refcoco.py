@@ -18,6 +18,7 @@ from typing import Any
 from flmm_detseg.commands.evaluate.arguments import add_common_arguments, add_phrases_argument, common_options
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.choices import EMPTY_CONVENTIONS
+from flmm_detseg.utils.cli import add_presence_argument
 from flmm_detseg.utils.configs import config_file
 
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--empty", choices=EMPTY_CONVENTIONS, default="skip", help="convention for targets without a pixel"
     )
+    add_presence_argument(parser)
     parser.add_argument("--threshold-sweep", action="store_true", help="also report the best mask threshold")
     parser.add_argument(
         "--generate", action="store_true", help="masks of the model's answers (of a head that reads `[SEG]`)"
@@ -71,6 +73,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
             empty=args.empty,
             threshold_sweep=args.threshold_sweep,
             phrases=args.phrases,
+            min_presence=args.min_presence,
             **common_options(args),
         ),
         REFCOCO,

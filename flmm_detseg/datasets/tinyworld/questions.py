@@ -134,6 +134,21 @@ def _presence(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     return None
 
 
+def presence_question(phrase: str) -> str:
+    """The question of whether there is what a referring expression names, as :func:`make_questions` asks it.
+
+    Args:
+        phrase: ``"the red ring"``, ``"a ring"``, ``"the ring left of the star"``.
+
+    Returns:
+        ``"is there a red ring ?"``; of expressions by a relation ``"is the ring left of the star ?"``.
+    """
+    if any(f" {relation} " in phrase for relation in RELATIONS):
+        return f"is {phrase} ?"
+    words = phrase.split(maxsplit=1)[1] if phrase.split()[0] in ("the", "a", "an") else phrase
+    return f"is there {article(words)} {words} ?"
+
+
 def article(words: str) -> str:
     """The indefinite article that goes before words."""
     return "an" if words[0] in "aeiou" else "a"

@@ -10,6 +10,7 @@ from flmm_detseg.datasets import ShuffledPhrases
 from flmm_detseg.engine.evaluation.task import EvaluationOptions, Task
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.evaluation import phrase_records, png_figures, ref_seg_figures
+from flmm_detseg.models.presence import MinPresence, presence_limit
 from flmm_detseg.structures import Sample
 
 
@@ -23,6 +24,8 @@ class PhraseOptions(EvaluationOptions):
         phrases: ``"own"`` | ``"shuffled"`` (control: phrases of other images, in a results file of its own).
         empty: Convention for empty targets, see :class:`~flmm_detseg.evaluation.RefSegMetric`.
         threshold_sweep: Also report the best threshold and its cIoU.
+        min_presence: Least presence of what is found, see :meth:`Grounder.ground
+            <flmm_detseg.inference.grounder.Grounder.ground>`; below it the mask counts as empty.
     """
 
     sentences: str | None = None
@@ -30,6 +33,7 @@ class PhraseOptions(EvaluationOptions):
     phrases: str = "own"
     empty: str = "skip"
     threshold_sweep: bool = False
+    min_presence: MinPresence = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,13 +54,18 @@ class PhraseTask(Task[PhraseOptions]):
     ) -> None:
         self.name, self.config_key, self._figures = name, f"{name}_eval", figures
 
+    def check(self, model: Any, dataset: Any, options: PhraseOptions) -> None:
+        """Refuses ``min_presence`` with models that have no presence head."""
+        presence_limit(model, options.min_presence)
+
     def facts(
         self, model: Any, samples: list[Sample], dataset: Any, options: PhraseOptions
     ) -> list[list[dict[str, Any]]]:
         """Pixel counts, one entry per phrase."""
         predictions = model.predict(samples)
+        limit = presence_limit(model, options.min_presence)
         return [
-            phrase_records(sample, prediction, sweep=options.threshold_sweep)
+            phrase_records(sample, prediction, sweep=options.threshold_sweep, min_presence=limit)
             for sample, prediction in zip(samples, predictions, strict=True)
         ]
 
@@ -67,8 +76,8 @@ class PhraseTask(Task[PhraseOptions]):
         return self._figures(records, options)
 
     def settings(self, options: PhraseOptions) -> dict[str, Any]:
-        """Counts at more thresholds are other facts."""
-        return {"sweep": options.threshold_sweep}
+        """Counts at more thresholds, or with fewer masks, are other facts."""
+        return {"sweep": options.threshold_sweep, "min_presence": options.min_presence}
 
     def conventions(self, options: PhraseOptions) -> dict[str, Any]:
         """How empty targets are counted."""
