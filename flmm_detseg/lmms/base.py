@@ -221,6 +221,17 @@ class LMMAdapter(nn.Module, ABC):
             ConfigError: ``max_new_tokens`` is below 1.
         """
 
+    def generate_together(
+        self, samples: Sequence[Sample], capture: CaptureSpec, *, max_new_tokens: int = 128
+    ) -> list[Generation]:
+        """:meth:`generate_with_states` of several samples, in order: equal to one call each up to rounding.
+
+        One after the other, unless an LMM can do better.
+        """
+        return [
+            self.generate_with_states(sample, capture, max_new_tokens=max_new_tokens) for sample in samples
+        ]
+
     @abstractmethod
     def states_of_phrases(self, generation: Generation, phrases: Sequence[Phrase]) -> LMMStates:
         """The states of one sample, as :meth:`encode` gives them, of phrases of a generated answer.

@@ -838,29 +838,70 @@ class LMM(LMMAdapter):
         """See :class:`LMMAdapter`. The rows come from the row tap whatever ``attention`` says: eager blocks would
         answer in other bits.
         """
-        processor = self._processor()
-        question = self._question(sample)
-        answer = self.greedy_answer(
-            processor.tokenizer,
-            question,
-            image_columns(question),
-            capture,
-            question.next_position,
-            max_new_tokens,
-        )
-        with self._eval_mode(), self._text_attention(ROW_TAP):
-            seen, vision = self.see([question], [0], capture.vision_layers)
-            sequence = self._sequences([question], [0], seen, share=False)
-            positions = sequence.positions
-            if positions is None:
-                positions = torch.arange(question.next_position)
-            decoder = self.prefix_decoder()
-            last = decoder.feed(
-                sequence.embeds, positions, blocks=sequence.blocks, arguments=sequence.arguments
+        return self._answers([self._question(sample)], [0], capture, max_new_tokens)[0]
+
+    @torch.no_grad()
+    def generate_together(
+        self, samples: Sequence[Sample], capture: CaptureSpec, *, max_new_tokens: int = 128
+    ) -> list[Generation]:
+        """See :class:`LMMAdapter`: samples with equal ``image_id`` and pixels share what the tower saw, and their
+        answers grow in step. Prompts run one by one, so the first tokens are those of single calls, bit for bit.
+        Attention rows, and LMMs that keep more than keys and values, need single calls.
+        """
+        if capture.attention or self.facts.rowless_layers or len(samples) < 2:
+            return super().generate_together(samples, capture, max_new_tokens=max_new_tokens)
+        questions = [self._question(sample) for sample in samples]
+        owners = distinct_images(questions, [sample.image_id for sample in samples])
+        return self._answers(questions, owners, capture, max_new_tokens)
+
+    def _answers(
+        self,
+        questions: Sequence[LMMInputs],
+        owners: Sequence[int],
+        capture: CaptureSpec,
+        max_new_tokens: int,
+    ) -> list[Generation]:
+        tokenizer = self._processor().tokenizer
+        answers = [
+            self.greedy_answer(
+                tokenizer,
+                question,
+                image_columns(question),
+                capture,
+                question.next_position,
+                max_new_tokens,
             )
-            for _ in answer.run(decoder, last[:, -1:]):
+            for question in questions
+        ]
+        with self._eval_mode(), self._text_attention(ROW_TAP):
+            # Each image by itself: the tower rounds several otherwise.
+            seen = {
+                owner: self.see([questions[owner]], [0], capture.vision_layers)
+                for owner in sorted(set(owners))
+            }
+            begun = [
+                self._read_prompt(question, seen[owner][0][0])
+                for question, owner in zip(questions, owners, strict=True)
+            ]
+            decoders, states = zip(*begun, strict=True)
+            decoder = decoders[0] if len(decoders) == 1 else PrefixDecoder.join(decoders)
+            for _ in GreedyAnswer.run_together(answers, decoder, torch.cat(states)):
                 pass
-        return answer.generation(None if vision is None else vision[0])
+        maps = [seen[owner][1] for owner in owners]
+        return [
+            answer.generation(None if vision is None else vision[0])
+            for answer, vision in zip(answers, maps, strict=True)
+        ]
+
+    def _read_prompt(self, question: LMMInputs, seen: Seen) -> tuple[PrefixDecoder, Tensor]:
+        """A decoder after a prompt, and the last state ``[1, 1, d]``."""
+        sequence = self._sequences([question], [0], {0: seen}, share=False)
+        positions = sequence.positions
+        if positions is None:
+            positions = torch.arange(question.next_position)
+        decoder = self.prefix_decoder()
+        last = decoder.feed(sequence.embeds, positions, blocks=sequence.blocks, arguments=sequence.arguments)
+        return decoder, last[:, -1:]
 
     def states_of_phrases(self, generation: Generation, phrases: Sequence[Phrase]) -> LMMStates:
         """See :class:`LMMAdapter`."""

@@ -422,14 +422,21 @@ class GroundingLMM(BaseModel, GroundingModule):
     def answers_with_masks(
         self, samples: Sequence[Sample], *, max_new_tokens: int = 128
     ) -> list[AnswerWithMasks]:
-        """:meth:`answer_with_masks` of several questions; masks of all of them are made together."""
+        """:meth:`answer_with_masks` of several questions, whose answers grow in step where the LMM can do so
+        (:meth:`LMMAdapter.generate_together <flmm_detseg.lmms.base.LMMAdapter.generate_together>`).
+        """
         head = require_head(self.heads, "reasoning")
-        generations = []
-        for sample in samples:
-            with self.retention.answering(sample):
-                generations.append(
-                    self.lmm.generate_with_states(sample, head.capture, max_new_tokens=max_new_tokens)
-                )
+        found: dict[int, Generation] = {}
+        # Two groups: plain questions go to the untouched LMM.
+        for plain in (False, True):
+            members = [i for i, sample in enumerate(samples) if self.retention.plain(sample) is plain]
+            if members:
+                with self.retention.answering(samples[members[0]]):
+                    answers = self.lmm.generate_together(
+                        [samples[i] for i in members], head.capture, max_new_tokens=max_new_tokens
+                    )
+                found.update(zip(members, answers, strict=True))
+        generations = [found[i] for i in range(len(samples))]
         return masks_of_answers(self.lmm, head, samples, generations)
 
     def masks_of_answer(self, sample: Sample, generation: Generation) -> AnswerWithMasks:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 
@@ -66,6 +67,8 @@ class PrefixDecoder:
         self.axes = axes
         self._cache = DynamicCache() if cache is None else cache
         self._length = 0
+        # Per sequence of a batch, how many of its keys, on the left, are padding.
+        self._padding: Tensor | None = None
         if keys is not None and values is not None:
             device = next(language_model.parameters()).device
             for layer, (key, value) in enumerate(zip(keys, values, strict=True)):
@@ -103,6 +106,10 @@ class PrefixDecoder:
             position_ids = position_ids[None]
         sequences = Sequences(embeds, position_ids, blocks=blocks, arguments=arguments or {})
         mask = decoder_mask(sequences, self.windows, past=self._length)
+        if self._padding is not None:
+            assert isinstance(mask, Tensor), "after joined sequences comes a token of each"
+            places = torch.arange(mask.shape[-1], device=mask.device)
+            mask = mask & (places >= self._padding.to(mask.device)[:, None])
         output = run_decoder(self.language_model, sequences, mask, tap=tap, past=self._cache)
         self._length += embeds.shape[1]
         return output.last_hidden_state
@@ -133,7 +140,48 @@ class PrefixDecoder:
             for row, length in enumerate(lengths)
         ]
 
-    @torch.no_grad()
+    @classmethod
+    def join(cls, decoders: Sequence[PrefixDecoder]) -> PrefixDecoder:
+        """One decoder for sequences that are continued together.
+
+        Keys and values of shorter ones are padded on the left, where no token looks: all grow on the right.
+
+        Args:
+            decoders: Of one model, each after a sequence of its own, with plain keys and values.
+
+        Returns:
+            A decoder of as many sequences. The given ones are not changed.
+        """
+        lengths = torch.tensor([decoder.length for decoder in decoders])
+        padding = int(lengths.max()) - lengths
+        sides = []
+        for parts in zip(*(decoder.snapshot() for decoder in decoders), strict=True):
+            layers = zip(*parts, strict=True)
+            sides.append(
+                [
+                    torch.cat(
+                        [F.pad(part, (0, 0, int(pad), 0)) for part, pad in zip(layer, padding, strict=True)]
+                    )
+                    for layer in layers
+                ]
+            )
+        first = decoders[0]
+        joined = cls(
+            first.language_model, first.output_embeddings, *sides, windows=first.windows, axes=first.axes
+        )
+        joined._padding = padding if padding.any() else None
+        return joined
+
+    def _keep(self, places: Sequence[int]) -> None:
+        """Goes on with these sequences of the batch alone."""
+        chosen = torch.tensor(places)
+        sides = self.snapshot()
+        self._cache = DynamicCache()
+        for layer, (keys, values) in enumerate(zip(*sides, strict=True)):
+            self._cache.update(keys[chosen.to(keys.device)], values[chosen.to(values.device)], layer)
+        if self._padding is not None:
+            self._padding = self._padding[chosen]
+
     def decode(
         self,
         last_state: Tensor,
@@ -144,52 +192,109 @@ class PrefixDecoder:
         rows: AnswerRows | None = None,
         rules: TokenRules | None = None,
     ) -> Iterator[DecodedToken]:
-        """Greedy decoding, token by token, each handed out as soon as it is chosen.
+        """Greedy decoding of one sequence, see :meth:`decode_together`.
 
         Args:
             last_state: Last hidden state of the prompt ``[1, 1, d]``.
             next_position: Rotary position of the first generated token.
             end_ids: Tokens that end the answer; they are part of it.
             max_new_tokens: Longest answer, at least 1.
-            rows: Collects the rows of the tokens in the step in which each is the query, so the last token gets a
-                step of its own; None for none.
-            rules: Of the model's generation config; log-probabilities do not know them.
+            rows: Collects the rows of the tokens; None for none.
+            rules: Of the model's generation config.
+
+        Yields:
+            Each token as soon as it is chosen.
+        """
+        for _, token in self.decode_together(
+            last_state,
+            [next_position],
+            end_ids=end_ids,
+            max_new_tokens=[max_new_tokens],
+            rows=None if rows is None else [rows],
+            rules=[rules],
+        ):
+            yield token
+
+    @torch.no_grad()
+    def decode_together(
+        self,
+        last_states: Tensor,
+        next_positions: Sequence[int],
+        *,
+        end_ids: Collection[int],
+        max_new_tokens: Sequence[int],
+        rows: Sequence[AnswerRows] | None = None,
+        rules: Sequence[TokenRules | None] | None = None,
+    ) -> Iterator[tuple[int, DecodedToken]]:
+        """Greedy decoding of all sequences in step, each token handed out as soon as it is chosen.
+
+        Answers that have ended are left out of later steps.
+
+        Args:
+            last_states: Last hidden states of the prompts ``[B, 1, d]``.
+            next_positions: Per sequence the rotary position of the first generated token.
+            end_ids: Tokens that end an answer; they are part of it.
+            max_new_tokens: Per sequence the longest answer, at least 1.
+            rows: Per sequence, collects the rows of the tokens in the step in which each is the query, so the last
+                token gets a step of its own; None for none. Attention rows are those of one sequence.
+            rules: Per sequence, of the model's generation config; log-probabilities do not know them. None for none.
+
+        Yields:
+            Number of the sequence, and its next token.
         """
         embed = self.language_model.get_input_embeddings()
-        count = 0
-        if rows is not None and rows.keep_last:
-            rows.last.append(last_state[0, 0])
+        active = list(range(len(last_states)))
+        counts = [0] * len(active)
+        for number, answer_rows in enumerate(rows or ()):
+            if answer_rows.keep_last:
+                answer_rows.last.append(last_states[number, 0])
         while True:
-            logits = self.output_embeddings(last_state)[:, 0].float()
-            token = logits.argmax(-1) if rules is None else rules.choose(logits)
-            token_id = int(token)
-            count += 1
-            yield DecodedToken(token_id, token_log_probs(logits, token)[0].cpu())
-            ended = token_id in end_ids or count == max_new_tokens or (rules is not None and rules.stopped)
-            if ended and rows is None:
+            logits = self.output_embeddings(last_states)[:, 0].float()
+            tokens, going_on = [], []
+            for place, number in enumerate(active):
+                own, rule = logits[place : place + 1], None if rules is None else rules[number]
+                token = own.argmax(-1) if rule is None else rule.choose(own)
+                token_id = int(token)
+                counts[number] += 1
+                yield number, DecodedToken(token_id, token_log_probs(own, token)[0].cpu())
+                stopped = rule is not None and rule.stopped
+                tokens.append(token)
+                if not (token_id in end_ids or counts[number] == max_new_tokens[number] or stopped):
+                    going_on.append(place)
+            if not going_on and rows is None:
                 return
-            position = torch.full((self.axes, 1, 1), next_position + count - 1)
-            position = position[0] if self.axes == 1 else position
-            last_state = self._step(embed(token[None]), position, rows)
-            if rows is not None and rows.keep_last:
-                rows.last.append(last_state[0, 0])
-            if ended:
+            reached = [next_positions[number] + counts[number] - 1 for number in active]
+            positions = torch.tensor(reached)[:, None].expand(self.axes, -1, -1)
+            positions = positions[0] if self.axes == 1 else positions
+            last_states = self._step(
+                embed(torch.stack(tokens)),
+                positions,
+                [] if rows is None else [rows[number] for number in active],
+            )
+            if not going_on:
                 return
+            if len(going_on) < len(active):
+                self._keep(going_on)
+                last_states = last_states[going_on]
+                active = [active[place] for place in going_on]
 
-    def _step(self, embeds: Tensor, position: Tensor, rows: AnswerRows | None) -> Tensor:
-        if rows is None:
-            return self.feed(embeds, position)
-        tap = rows.make_tap() if rows.make_tap is not None else None
-        query = torch.zeros(1, 1, dtype=torch.int64, device=embeds.device)
-        layers = rows.hidden_layers
+    def _step(self, embeds: Tensor, positions: Tensor, rows: Sequence[AnswerRows]) -> Tensor:
+        if not rows:
+            return self.feed(embeds, positions)
+        tap = rows[0].make_tap() if len(rows) == 1 and rows[0].make_tap is not None else None
+        query = torch.zeros(len(rows), 1, dtype=torch.int64, device=embeds.device)
+        layers = rows[0].hidden_layers
         with hidden_rows(self.language_model, query, layers) if layers else nullcontext() as hidden:
-            state = self.feed(embeds, position, tap)
+            states = self.feed(embeds, positions, tap)
         if tap is not None:
             # The tap hands over float32; what it rounded from is the model's dtype.
-            rows.attention.append(tap.finish()[0, 0].to(embeds.dtype))
-        if hidden is not None:
-            rows.hidden.append(torch.cat(hidden)[:, 0])
-        return state
+            rows[0].attention.append(tap.finish()[0, 0].to(embeds.dtype))
+        for place, answer_rows in enumerate(rows):
+            if hidden is not None:
+                answer_rows.hidden.append(torch.stack([states[place, 0] for states in hidden]))
+            if answer_rows.keep_last:
+                answer_rows.last.append(states[place, 0])
+        return states
 
 
 class AnswerRows:

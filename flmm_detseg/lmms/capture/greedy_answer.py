@@ -71,18 +71,42 @@ class GreedyAnswer:
         Yields:
             Each token; all of them are in :attr:`tokens` afterwards.
         """
-        ends, room = end_ids(self._model), self._room
-        for token in decoder.decode(
-            last_state,
-            self._next_position,
-            end_ids=ends,
-            max_new_tokens=room,
-            rows=self._rows if self._rows.wanted else None,
-            rules=token_rules(self._model, self._tokenizer, self._question.input_ids, room),
-        ):
-            self.tokens.append(token)
+        for _, token in self.run_together([self], decoder, last_state):
             yield token
-        warn_if_cut(len(self.tokens), self.tokens[-1].token_id, ends, room, self._max_new_tokens)
+
+    @staticmethod
+    def run_together(
+        answers: Sequence[GreedyAnswer], decoder: PrefixDecoder, last_states: torch.Tensor
+    ) -> Iterator[tuple[int, DecodedToken]]:
+        """As :meth:`run`, several answers of one model in step.
+
+        Args:
+            answers: Which keep the same of each token.
+            decoder: After their prompts.
+            last_states: Last hidden state of each prompt, ``[B, 1, d]``.
+
+        Yields:
+            Number of the answer, and its next token.
+        """
+        model = answers[0]._model
+        ends = end_ids(model)
+        for number, token in decoder.decode_together(
+            last_states,
+            [answer._next_position for answer in answers],
+            end_ids=ends,
+            max_new_tokens=[answer._room for answer in answers],
+            rows=[answer._rows for answer in answers] if answers[0]._rows.wanted else None,
+            rules=[
+                token_rules(model, answer._tokenizer, answer._question.input_ids, answer._room)
+                for answer in answers
+            ],
+        ):
+            answers[number].tokens.append(token)
+            yield number, token
+        for answer in answers:
+            warn_if_cut(
+                len(answer.tokens), answer.tokens[-1].token_id, ends, answer._room, answer._max_new_tokens
+            )
 
     def generation(self, vision: dict[int, torch.Tensor] | None) -> Generation:
         """The answer with its rows.

@@ -14,6 +14,7 @@ import torch
 from dataset_files import write_refcoco
 from fake_predictions import make_prediction
 from mmengine.config import Config
+from seg_parts import make_model, reasoning_sample, speak
 from torch import nn
 
 from flmm_detseg.commands.evaluate import refcoco
@@ -268,3 +269,25 @@ def test_a_prediction_of_another_record_is_refused(tmp_path):
 
     with pytest.raises(DataError, match="of record 'other'"):
         run(tmp_path / "work", model=Mixed())
+
+
+def test_a_model_is_measured_by_its_own_answers_and_by_the_reference():
+    model = make_model("pointer")
+    speak(model, "the red star [SEG] and a blue ring [SEG]")
+    samples = [reasoning_sample(0, count) for count in (2, 1, 0)]
+    samples = [replace(sample, record_id=f"r/{k}", image_id="one") for k, sample in enumerate(samples)]
+    free = REASON.facts(model, samples, None, MaskAnswerOptions(config="own.py", max_new_tokens=24))
+    for sample, (record,) in zip(samples, free, strict=True):
+        answer = model.answer_with_masks(sample, max_new_tokens=24)
+        expected = mask_answer_record(sample, answer.text, answer.prediction, answer.names)
+        assert (record["num_masks"], record["num_unparsable"]) == (2, 0)
+        assert record.pop("scores") == pytest.approx(expected.pop("scores"), abs=1e-5)
+        assert record == expected
+    figures = reason_figures([record for (record,) in free])
+    assert (figures["num_superfluous"], figures["N_acc"]) == (3, 0)
+    forced = REASON.facts(model, samples, None, MaskAnswerOptions(config="own.py", teacher_forced=True))
+    assert [len(records) for records in forced] == [1, 1, 0]
+    for sample, (record,) in zip(samples[:2], forced):
+        (prediction,) = model.results("reasoning", [sample])
+        assert record["areas"] == mask_answer_record(sample, sample.text, prediction)["areas"]
+        assert record["answer"] == sample.text
