@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
+from flmm_detseg.datasets.coco_instances import COCOInstancesDataset
 from flmm_detseg.datasets.derived import DerivedDataset
 from flmm_detseg.datasets.mask_answers import REASONING, check_query, check_wordings, mask_phrases
 from flmm_detseg.datasets.semantic_maps import IGNORE
@@ -44,7 +45,9 @@ class ClassPrompts(DerivedDataset):
         per_image: Samples an image.
         absent_share: Share of the samples that ask for a class which the image does not have, and whose answer says so.
             Of files that are not complete (LVIS, PACO) only classes are taken that ``neg_category_ids`` of the image
-            names; an image without any asks for one that is there. Label maps are taken as complete.
+            names; an image without any asks for one that is there. Label maps are taken as complete. An image
+            without a class to ask for asks for one that is not there, whatever the share; where none is known either,
+            it is left out (``dropped["no class to ask for"]``).
         leave_out: Classes whose name holds this text are never asked for: ``"-"`` for COCO-Stuff, whose
             ``wall-other`` no one says. Empty: none.
         wordings: ``"random"`` | ``"first"``, as in :class:`~flmm_detseg.datasets.SegAnswers`; both draw the
@@ -91,6 +94,7 @@ class ClassPrompts(DerivedDataset):
         self.records = [
             _Record(f"class/{self.dataset.record_id(index)}/{slot}", index, slot)
             for index in range(len(self.dataset))
+            if self._can_ask(index)
             for slot in range(per_image)
         ]
         self._finish(False, f"class prompts of {type(self.dataset).__name__}")
@@ -98,6 +102,18 @@ class ClassPrompts(DerivedDataset):
     def phrase_texts(self, index: int) -> tuple[str, list[str]]:
         """Image id of a record; its phrases are mask tokens, which have no words."""
         return self.dataset.phrase_texts(self.records[index].index)[0], []
+
+    def _can_ask(self, index: int) -> bool:
+        """Whether an image has a class to ask for, or one that is known not to be there; reads no image."""
+        if not isinstance(self.dataset, COCOInstancesDataset):
+            return (
+                True  # a label map is known when it is decoded; it says of all classes whether they are there
+            )
+        labels, absent = self.dataset.labels_of(index)
+        known = self._asked[list(labels)].any() or absent is None or self._asked[list(absent)].any()
+        if not known:
+            self._log.drop("no class to ask for", self.dataset.record_id(index))
+        return bool(known)
 
     def _read(self, record: _Record) -> Sample:
         sample = self._sample(record.index)

@@ -118,6 +118,11 @@ class COCOInstancesDataset(GroundingDataset):
         """Image id of a record; it has no phrases."""
         return str(self.records[index].path), []
 
+    def labels_of(self, index: int) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+        """Labels of a record's objects, and labels that its file says are not there (None: it does not say)."""
+        record: _Record = self.records[index]
+        return tuple(record.labels), record.absent
+
     def count(self, indices: Iterable[int] | None = None) -> dict[str, Any]:
         """Objects that are learned, by class, crowds (neither learned nor counted) and boxes cut at the frame."""
         counts = np.zeros(len(self.classes), dtype=int)

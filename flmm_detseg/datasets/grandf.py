@@ -1,7 +1,8 @@
-"""GranD-f: captions whose phrases have masks, in the three forms that GLaMM's files come in."""
+"""GranD-f: captions whose phrases have masks, in the forms that GLaMM's files come in."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,15 @@ from flmm_detseg.datasets.files import (
 from flmm_detseg.datasets.masks import check_parts, decode_parts
 from flmm_detseg.datasets.policy import record_error
 from flmm_detseg.errors import DataError
+from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.language.words import canonical, find_words
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Phrase, Sample
 from flmm_detseg.utils.paths import find
 from flmm_detseg.utils.values import FieldError, check_text, check_words, flag, identifier, integer, shown
 
+# A phrase may hold anything but another tag.
+_TAGGED = re.compile(rf"<p>((?:(?!</?p>).)*)</p>\s*{re.escape(MASK_TOKEN)}", re.DOTALL)
 _REMEDY = "Mend the file, or use policy='skip' to leave such captions out."
 
 
@@ -59,7 +63,9 @@ class GranDfDataset(GroundingDataset):
     - ``RefCOCOg_GCG_*.json``: ``[{"img_file_name", "caption", "refs": [{"sentence", "segmentation"}]}]``; sentences
       that the caption does not have are left out (``dropped["phrase not in its caption"]``);
     - ``flickr_mergedGT_GCG_*.json``: ``{"images": [{"id", "file_name", "caption"}], "annotations": [{"image_id",
-      "tokens_positive": [[start, end], ...], "sam_mask": RLE}]}``; annotations with ``ignore`` are not used.
+      "tokens_positive": [[start, end], ...], "sam_mask": RLE}]}``; annotations with ``ignore`` are not used;
+    - tagged captions, as GLaMM answers: ``[{"file_name", "caption": "<p> A man </p> [SEG] ...", "masks": [...]}]``, a
+      mask (RLE or polygons) for each tag. The tags are taken out of the text.
 
     Positions count from the caption without surrounding quotes and blanks. Where they do not hold the phrase, its first
     place in the caption is taken. Captions without a phrase are left out (``dropped["no phrase"]``).
@@ -142,6 +148,9 @@ class GranDfDataset(GroundingDataset):
         require_keys(entry, ("caption",), self.file, f"caption {position}")
         record_id = f"{self.name}/{position}"
         caption = check_words(check_text(entry["caption"], "caption").strip().strip('"').strip(), "caption")
+        spans: list[tuple[int, int]] = []
+        if "masks" in entry:
+            caption, spans = _untag(caption)
         name = entry.get("img_file_name") if "refs" in entry else entry.get("file_name")
         path = existing_file(self.image_dir, name, "img_file_name" if "refs" in entry else "file_name")
         if "groundings" in entry:
@@ -153,8 +162,13 @@ class GranDfDataset(GroundingDataset):
                 _Grounding(_span(caption, None, a["tokens_positive"]), a["sam_mask"])
                 for a in entry["annotations"]
             ]
+        elif "masks" in entry:
+            masks = list_of(entry["masks"], "masks")
+            if len(masks) != len(spans):
+                raise FieldError(f"{len(masks)} `masks` for {len(spans)} tagged phrases")
+            found = [_Grounding(span, mask) for span, mask in zip(spans, masks)]
         else:
-            raise FieldError("it has neither `groundings` nor `refs`", "missing key")
+            raise FieldError("it has none of `groundings`, `refs`, `masks`", "missing key")
         for grounding in found:
             _check_mask_form(grounding)
         return _Record(record_id, path, caption, tuple(sorted(found, key=lambda item: item.span)))
@@ -199,6 +213,32 @@ def _by_phrase(caption: str, groundings: Any) -> Iterator[_Grounding]:
         if not isinstance(value, dict) or "rle_masks" not in value:
             raise FieldError(f"`groundings` of {shown(phrase)} has no `rle_masks`", "missing key")
         yield _Grounding(_span(caption, phrase, value.get("token_positives")), value["rle_masks"])
+
+
+def _untag(caption: str) -> tuple[str, list[tuple[int, int]]]:
+    """A caption without its tags, and where the tagged phrases stand in it."""
+    plain, start = "", 0
+    spans: list[tuple[int, int]] = []
+
+    def add(words: str) -> None:
+        nonlocal plain
+        words = " ".join(words.split())
+        joined = plain and words and words[0] not in ".,;:!?"
+        plain += f" {words}" if joined else words
+
+    for match in _TAGGED.finditer(caption):
+        add(caption[start : match.start()])
+        add(match[1])
+        if not (length := len(" ".join(match[1].split()))):
+            raise FieldError("`caption` has a tag without words", "bad tag")
+        spans.append((len(plain) - length, len(plain)))
+        start = match.end()
+    add(caption[start:])
+    if left := next((tag for tag in ("<p>", "</p>", MASK_TOKEN) if tag in plain), None):
+        raise FieldError(
+            f"`caption` has a {left} that belongs to no `<p> phrase </p> {MASK_TOKEN}`", "bad tag"
+        )
+    return plain, spans
 
 
 def _span(caption: str, phrase: str | None, positions: Any) -> tuple[int, int]:

@@ -120,6 +120,20 @@ def test_incomplete_files_say_what_is_not_there(tmp_path):
     assert {s.meta["query"] for s in seen(ClassPrompts(reader, absent_share=1))} == {"fish"}
 
 
+def test_an_image_that_nothing_can_be_asked_of_is_left_out(tmp_path):
+    reader = coco(tmp_path, federated=True)
+    content = json.loads((tmp_path / "a.json").read_text())
+    write_image(tmp_path / "b.jpg", 2)
+    content["images"].append({**content["images"][0], "id": 2, "file_name": "b.jpg", "neg_category_ids": []})
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    dataset = ClassPrompts(
+        COCOInstancesDataset(reader.ann_file, str(tmp_path), with_masks=True), absent_share=0.5
+    )
+    assert dataset.dropped == {"no class to ask for": ["coco/image-2"]}
+    assert len(dataset) == 3
+    assert {s.meta["coco_image_id"] for s in seen(dataset, 10)} == {1}
+
+
 def test_names_of_files(tmp_path):
     (tmp_path / "names.txt").write_text("person\n\nwall-other\n")
     assert named_classes(str(tmp_path / "names.txt")) == ("person", "wall-other")

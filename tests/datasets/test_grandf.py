@@ -1,4 +1,4 @@
-"""GranD-f's three forms of grounded captions."""
+"""GranD-f's forms of grounded captions."""
 
 from __future__ import annotations
 
@@ -81,12 +81,33 @@ def test_images_and_annotations_of_flickr(tmp_path):
     check(dataset[0])
 
 
+def test_tagged_captions(tmp_path):
+    tagged = "<p> A man </p> [SEG] holds <p>a  red kite</p>[SEG] near a man"
+    masks = [run_lengths(bar(10) | bar(20)), run_lengths(bar(1))]
+    dataset = GranDfDataset(
+        **write_grandf(tmp_path, [{"file_name": "0.jpg", "caption": tagged, "masks": masks}])
+    )
+    check(dataset[0])
+    answer = SegAnswers(dataset, form="captions")[0].text
+    assert answer == "A man [SEG] holds a red kite [SEG] near a man"
+    end = {"file_name": "0.jpg", "caption": "It is <p> a man </p> [SEG].", "masks": masks[:1]}
+    sample = GranDfDataset(**write_grandf(tmp_path, [end]))[0]
+    assert (sample.text, sample.phrase_text(0)) == ("It is a man.", "a man")
+
+
+TAGGED = {"file_name": "0.jpg", "caption": "<p> A man </p> [SEG] holds", "masks": [run_lengths(bar(1))]}
 BAD = [
+    ({**TAGGED, "masks": []}, "0 `masks` for 1 tagged phrases", "malformed"),
+    ({**TAGGED, "masks": {}}, "`masks` is {}, not a list", "malformed"),
+    ({**TAGGED, "caption": "<p> A man </p> holds"}, "<p> that belongs to no", "bad tag"),
+    ({**TAGGED, "caption": "A man [SEG] holds"}, r"\[SEG\] that belongs to no", "bad tag"),
+    ({**TAGGED, "caption": "<p> a <p> man </p> [SEG]"}, "<p> that belongs to no", "bad tag"),
+    ({**TAGGED, "caption": "<p> </p> [SEG] a man"}, "a tag without words", "bad tag"),
     (5, "expected an object", "malformed"),
     ({**GROUNDED, "caption": 5}, "`caption`", "bad text"),
     ({**GROUNDED, "caption": "a </s> b"}, "control word", "control word"),
     ({**GROUNDED, "file_name": "gone.jpg"}, "gone.jpg not found", "missing image"),
-    ({"file_name": "0.jpg", "caption": CAPTION}, "neither `groundings` nor `refs`", "missing key"),
+    ({"file_name": "0.jpg", "caption": CAPTION}, "none of `groundings`, `refs`, `masks`", "missing key"),
     ({**GROUNDED, "groundings": []}, "`groundings` is \\[\\]", "malformed"),
     ({**GROUNDED, "groundings": {"A man": {}}}, "no `rle_masks`", "missing key"),
     (
@@ -129,7 +150,7 @@ def test_a_faulty_caption_is_named_or_skipped_and_counted(tmp_path, entry, match
 
 
 def test_the_command_checks_it(tmp_path, monkeypatch, capsys):
-    files = write_grandf(tmp_path, [GROUNDED, BAD[3][0]])
+    files = write_grandf(tmp_path, [GROUNDED, BAD[9][0]])
     monkeypatch.setattr(sys, "argv", ["flmm-detseg", "data", "check", "grandf", *files.values()])
     with pytest.raises(SystemExit) as stopped:
         main()
