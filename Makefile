@@ -71,11 +71,12 @@ test-long: $(STAMP) $(VENV)/.app $(DOCS_STAMP)
 # The lock's environment with requirements/transformers5.txt over it. XTuner stays as it is and cannot be imported then,
 # so what trains with it is left out, and so is what starts other processes.
 TF5 := compat lmms heads refiners inference cache models labelling pretrain
-$(STAMP5): requirements/lock.txt requirements/no_deps.txt requirements/transformers5.txt setup.py
+$(STAMP5): requirements/lock.txt requirements/no_deps.txt requirements/deepspeed.txt requirements/transformers5.txt setup.py
 	rm -rf $(VENV5)
 	$(PYTHON) -m venv $(VENV5)
 	$(VENV5)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements/lock.txt
 	$(VENV5)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements/no_deps.txt
+	DS_BUILD_OPS=0 $(VENV5)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -r requirements/deepspeed.txt
 	$(VENV5)/bin/pip install --quiet --disable-pip-version-check --no-deps -r requirements/transformers5.txt
 	$(VENV5)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(STAMP5)
