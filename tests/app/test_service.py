@@ -6,6 +6,9 @@ import io
 import json
 import re
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +21,7 @@ from flmm_detseg.app.board import board
 from flmm_detseg.app.limits import Limits
 from flmm_detseg.app.server import reply_of
 from flmm_detseg.app.uploads import Picture
+from flmm_detseg.app.user import User
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.inference.chat import Chat
 from flmm_detseg.inference.outline import Outliner
@@ -170,6 +174,38 @@ def test_what_cannot_be_done_is_a_sentence(app):
         app.say(None, "what is it ?")
 
 
+def test_requests_are_on_the_model_one_after_the_other(app, monkeypatch):
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def slow(user, *_):
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.05)
+        with lock:
+            at_once -= 1
+
+    monkeypatch.setattr(User, "say", slow)
+    monkeypatch.setattr(User, "outline", slow)
+    before = app.requests
+    with ThreadPoolExecutor(6) as pool:
+        for number in range(6):
+            if number % 2:
+                pool.submit(app.say, f"thread {number}", "what ?")
+            else:
+                pool.submit(app.outline, f"thread {number}", {})
+    assert (most, app.requests - before) == (1, 6)
+
+
+def test_what_was_sent_is_gone_when_the_app_ends():
+    app = service()
+    file = app.uploads.folder / "waits.png"
+    file.write_bytes(b"1")
+    app.close()
+    assert not app.uploads.folder.exists()
+
+
 def test_a_conversation_is_bounded():
     app = service(Limits(turns=2, phrases=1, new_tokens=4))
     try:
@@ -179,6 +215,8 @@ def test_a_conversation_is_bounded():
         assert len(user.entries) == 2
         assert (len(entry.turn.phrases), entry.left_out) == (1, 1)
         assert "1 further regions are left out" in board(user)
+        assert user._chat is not None
+        assert len(user._chat.turns) == 2, "what later questions are asked with"
         assert app.file(user.token, "t2/0/mask.png") is None
     finally:
         app.close()

@@ -29,6 +29,7 @@ def test_a_session_has_one_user_and_a_token_finds_it():
     assert found.get("a") is first
     assert found.by_token(second.token) is second
     assert found.by_token("other") is None
+    assert found.by_token("") is None
     found.forget("a")
     assert found.by_token(first.token) is None
     assert len(found) == 1
@@ -60,6 +61,15 @@ def test_idle_users_are_forgotten():
     found.trim()
     assert (len(found), found.forgotten) == (0, 2)
     found.trim()
+
+
+def test_a_user_who_comes_again_is_not_idle():
+    found, clock = users(idle_seconds=100)
+    first = found.get("a")
+    for now in (60, 120, 180):
+        clock[0] = now
+        assert found.get("a") is first
+    assert found.forgotten == 0
 
 
 def test_large_users_are_forgotten_but_not_the_last_one():

@@ -166,6 +166,7 @@ def test_two_strokes_both_have_points() -> None:
         ({"points": [(20, 11)], "labels": [False]}, "only where it is not"),
         ({"points": [(65, 11)]}, r"\(65.0, 11.0\) lies outside of the image, which is 64 wide and 40 high"),
         ({"points": [(-1, 11)]}, "lies outside"),
+        ({"points": [(20, 41)]}, "lies outside"),
         ({"points": [(float("nan"), 11)]}, "point"),
         ({"points": [(1, 2, 3, 4)]}, "point"),
         ({"points": "3,4"}, "a list of"),

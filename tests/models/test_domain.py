@@ -75,6 +75,22 @@ def test_distance_is_mahalanobis_of_the_shrunk_covariance(fitted, scenes):
     assert fitted.score(picture).score == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_threshold_comes_from_pictures_that_the_fit_has_not_seen(scenes):
+    statistics = np.stack([picture_statistics(scene) for scene in scenes])
+    fold = np.random.default_rng(0).permutation(100) % 5
+    distances = []
+    for left_out in range(5):
+        seen = statistics[fold != left_out]
+        deviation = seen.std(0) + 1e-3
+        covariance = 0.95 * np.cov(((seen - seen.mean(0)) / deviation).T) + 0.05 * np.eye(seen.shape[1])
+        for unseen in statistics[fold == left_out]:
+            difference = (unseen - seen.mean(0)) / deviation
+            distances.append(np.sqrt(difference @ np.linalg.solve(covariance, difference)))
+    for share in (0.05, 0.1):
+        expected = 1.25 * np.quantile(distances, 1 - share)
+        assert Domain.fit(scenes, "scenes", false_alarms=share).threshold == pytest.approx(expected, rel=1e-6)
+
+
 def test_a_domain_is_the_same_after_saving_and_lies_beside_the_checkpoint(fitted, tmp_path):
     fitted.save(tmp_path / "run" / DOMAIN_FILE)
     again = domain_beside(tmp_path / "run" / "iter_6.pth")
@@ -95,6 +111,12 @@ def test_damaged_files_are_refused(fitted, tmp_path):
     save_file(tensors, file, {"facts": '{"format": "another"}'})
     with pytest.raises(CheckpointError, match="format is 'another'"):
         Domain.load(file)
+    shorter = replace(fitted, mean=fitted.mean[:-1], whitening=fitted.whitening[:-1, :-1])
+    with pytest.raises(CheckpointError, match=r"shape \(156,\) and \(156, 156\), this version measures 157"):
+        Domain.load(shorter.save(tmp_path / "shorter.safetensors"))
+    broken = replace(fitted, mean=np.where(np.arange(157) == 3, np.nan, fitted.mean))
+    with pytest.raises(CheckpointError, match="a number is NaN or infinite"):
+        Domain.load(broken.save(tmp_path / "broken.safetensors"))
 
 
 def test_a_domain_of_somebody_else_is_numbers_and_a_text_that_can_be_printed(fitted, tmp_path):

@@ -209,6 +209,14 @@ def test_the_shipped_heads(tmp_path):
         export_onnx(TINY_CONFIG, TINY_HEADS, tmp_path / "onnx")
 
 
+def test_a_folder_with_files_is_not_written_over(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    for out in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(ConfigError, match="is there and not empty"):
+            export_onnx(TINY_CONFIG, TINY_HEADS, out)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
 def test_every_export_compares_on_the_same_inputs(tmp_path, monkeypatch):
     seen: list[Graph] = []
     written = "flmm_detseg.models.export_onnx.write_graph"

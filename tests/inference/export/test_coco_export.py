@@ -65,6 +65,17 @@ def test_a_tolerance_saves_points():
     disc = (x - 40) ** 2 + (y - 41) ** 2 <= 30**2
     (exact,), (near,) = polygons(disc), polygons(disc, 0.03)
     assert len(near) < len(exact) / 3
+    drawn = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects([near], *disc.shape))).astype(bool)
+    assert (drawn & disc).sum() / (drawn | disc).sum() >= 0.97
+
+
+def test_an_image_that_occurs_again_keeps_its_id():
+    file = CocoFile()
+    for name in ("a.png", "b.png", "a.png"):
+        file.add(result(region(np.ones((2, 3), dtype=bool))), name)
+    content = file.content()
+    assert [(image["id"], image["file_name"]) for image in content["images"]] == [(1, "a.png"), (2, "b.png")]
+    assert [entry["image_id"] for entry in content["annotations"]] == [1, 2, 1]
 
 
 def test_a_box_without_a_mask(capsys):
