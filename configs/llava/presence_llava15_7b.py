@@ -26,7 +26,8 @@ model.update(
 )
 # RefCOCO's instances file has every object of its images, those without an expression too.
 _absent = dict(type=AbsentPhrases, instances_file="data/refcoco/instances.json")
-train_dataloader.update(batch_size=8, dataset=dict(_absent, dataset=dict(refcoco_train, layout="split")))
+train_dataloader.update(batch_size=8)
+train_dataloader["dataset"] = dict(_absent, dataset=dict(refcoco_train, layout="split"))
 train_cfg.update(max_epochs=1)
 param_scheduler[0].update(end=0.03)
 param_scheduler[1].update(begin=0.03, end=1)

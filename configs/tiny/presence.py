@@ -4,6 +4,7 @@ from mmengine.config import read_base
 
 with read_base():
     from .._base_.datasets.tinyworld_presence import *
+    from .._base_.datasets.tinyworld_refcoco_png import refcoco_eval
     from .._base_.default_runtime import *
     from .._base_.models.tiny_llava import lmm
     from .._base_.models.unet_tiny_sam import phrase_grounding
@@ -14,7 +15,9 @@ from flmm_detseg.heads import PresenceHead
 from flmm_detseg.models import GroundingLMM
 
 phrase_grounding.update(
-    presence=dict(type=PresenceHead, hidden_layers=(1, 2, 3, 4), vision_layers=(4,), width=128, cells=14),
+    presence=dict(
+        type=PresenceHead, hidden_layers=(1, 2, 3, 4), vision_layers=(4,), width=96, cells=14, dropout=0.1
+    ),
 )
 model = dict(
     type=GroundingLMM,

@@ -6,9 +6,9 @@ _presence = dict(type=JSONLDataset, allow_empty=True, image_dir="data/tinyworld_
 presence_train = dict(_presence, file="data/tinyworld_presence/train.jsonl", name="train")
 presence_val = dict(_presence, file="data/tinyworld_presence/val.jsonl", name="val")
 presence_test = dict(_presence, file="data/tinyworld_presence/test.jsonl", name="test")
-# Sixteen images, six texts about each: an image is read once for all of them.
+# Eight images, six texts about each: an image is read once for all of them.
 train_dataloader = dict(
-    batch_size=96,
+    batch_size=48,
     num_workers=0,
     sampler=dict(type=ImageSampler),
     collate_fn=dict(type=collate_samples),
