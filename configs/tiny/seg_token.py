@@ -4,7 +4,7 @@ from mmengine.config import read_base
 
 with read_base():
     from .._base_.datasets.tinyworld_detseg import vqa_eval, vqa_train
-    from .._base_.datasets.tinyworld_reason import reason_eval, reason_train
+    from .._base_.datasets.tinyworld_reason import classes_train, reason_eval, reason_train, refer_train
     from .._base_.default_runtime import *
     from .._base_.models.tiny_detseg_heads import language
     from .._base_.models.tiny_llava import lmm
@@ -15,6 +15,7 @@ from flmm_detseg.datasets import MultiTaskMix, TaskBatchSampler, TaskSampler, co
 from flmm_detseg.models import GroundingLMM
 
 lmm.update(added_tokens=["[SEG]"], lora=dict(llm=dict(r=16, alpha=32, target="attention")))
+optim_wrapper["optimizer"]["groups"] = {".lora_": dict(lr_mult=0.3, decay_mult=0.0)}
 # A stage takes a few minutes: checkpoints are written more often, so that an interruption costs little.
 default_hooks.update(checkpoint=dict(interval=100))
 # Plain questions go to the LMM as it was, bit for bit; `Grounder.ask(..., reasoning=True)` asks for masks.
@@ -32,7 +33,10 @@ train_dataloader = dict(
     sampler=dict(type=TaskSampler, mode="one_task"),
     batch_sampler=dict(type=TaskBatchSampler),
     collate_fn=dict(type=collate_samples),
+    # LISA draws 9 : 3 : 3 : 1 of an LMM that reasons already; the tiny one has to learn that here.
     dataset=dict(
-        type=MultiTaskMix, datasets=dict(reason=reason_train, vqa=vqa_train), ratios=dict(reason=3, vqa=1)
+        type=MultiTaskMix,
+        datasets=dict(classes=classes_train, refer=refer_train, vqa=vqa_train, reason=reason_train),
+        ratios=dict(classes=1, refer=3, vqa=1, reason=6),
     ),
 )

@@ -17,6 +17,7 @@ from flmm_detseg.models.shapes import model_on_meta
 from flmm_detseg.registry import OPTIMIZERS
 
 DETSEG = sorted(path for path in CONFIGS.glob("*/detseg_lora*.py") if path.parent.name != "tiny")
+LISA = sorted(CONFIGS.glob("*/lisa_*.py"))
 
 
 def test_every_published_model_of_a_recipe_has_its_sizes_here() -> None:
@@ -80,3 +81,26 @@ def test_dense_heads_and_lora_fit_the_published_model(recipe: Path, tmp_path: Pa
     assert rates == {"vision": {0.5e-4}, "llm": {2e-4}, "projector": {2e-4}}
     lora = sum(p.numel() for name, p in model.lmm.named_parameters() if ".lora_" in name)
     assert 0 < lora < 0.05 * published.billions * 1e9
+
+
+@pytest.mark.parametrize("recipe", LISA, ids=lambda path: path.stem)
+@pytest.mark.usefixtures("no_first_values")
+def test_lisa_trains_what_lisa_trains(recipe: Path, tmp_path: Path) -> None:
+    config = recipe_config(recipe)
+    published = PUBLISHED[config.model.lmm.pretrained]
+    (tmp_path / "config.json").write_text(json.dumps(published.config))
+    model = model_on_meta(config, tmp_path)
+    width = published.hidden_size
+    trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    lora = [name for name in trained if ".lora_" in name]
+    assert len(lora) == 2 * 2 * published.num_layers
+    assert all(re.search(r"language_model.*\.[qv]_proj\.lora_[AB]\.llm\.weight$", name) for name in lora)
+    rows = [shape for name, shape in trained.items() if name.endswith("added_rows")]
+    assert set(rows) == {(1, width)}
+    project = {name: shape for name, shape in trained.items() if ".project." in name}
+    assert {shape for shape in project.values() if len(shape) == 2} == {(width, width), (256, width)}
+    others = set(trained) - set(lora) - set(project)
+    assert all(".mask_decoder." in name or name.endswith("added_rows") for name in others)
+    sampler = config.train_dataloader.dataset
+    assert sampler.ratios.to_dict() == dict(classes=9, refer=3, vqa=3, reason=1)
+    assert config.train_dataloader.batch_size * 8 * config.optim_wrapper.accumulative_counts == 160
