@@ -75,6 +75,7 @@ def test_a_recipe_has_what_training_and_evaluation_read(path, load):
         "detection": "coco_eval",
         "segmentation": "semseg_eval",
         "language": "vqa_eval",
+        "reasoning": "reason_eval",
     }
     assert {read_by[name] for name in heads} <= set(config), "every head of a recipe can be evaluated"
     assert config["optim_wrapper"]["clip_grad"]["max_norm"] == 1.0
@@ -86,7 +87,13 @@ def test_a_recipe_has_what_training_and_evaluation_read(path, load):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in RECIPES if "detseg" in p.stem and p.parent.name in ("tiny", "ablations")], ids=name_of
+    "path",
+    [
+        p
+        for p in RECIPES
+        if p.parent.name in ("tiny", "ablations") and ("detseg" in p.stem or "seg_token" in p.stem)
+    ],
+    ids=name_of,
 )
 def test_model_and_optimizer_of_a_joint_recipe_can_be_built(path, load):
     config = load(path)

@@ -11,6 +11,7 @@ Answers with `[SEG]`, each of which prompts SAM. Where this is not LISA as publi
 from mmengine.config import read_base
 
 with read_base():
+    from ..datasets.coco_ade_vqa import vqa_eval
     from ..datasets.lisa import grefcoco_eval, lisa_train, reason_eval
     from ..default_runtime import *
     from ..models.coco_ade_heads import language
