@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from chat_parts import speaks_nouns
 from presence_parts import some_absent, tiny_model
 from tiny import make_sample, mixed_samples
 
@@ -18,7 +19,9 @@ from flmm_detseg.models.presence import presence_limit
 
 @pytest.fixture(scope="module")
 def grounder() -> Grounder:
-    return Grounder(tiny_model())
+    model = tiny_model()
+    speaks_nouns(model.lmm)
+    return Grounder(model)
 
 
 def between(values: np.ndarray) -> float:
