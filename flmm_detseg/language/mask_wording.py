@@ -23,8 +23,14 @@ PHRASE_QUESTIONS = (
 SENTENCE_QUESTIONS = ("{} please answer with a mask .", "{} outline the answer in this image .")
 # After a question.
 REASON_REQUESTS = ("please say why .", "give the reason , too .", "and what is the reason for it ?")
-# {}: the masks.
-ANSWERS = ("it is {} .", "{} .", "here it is : {} .", "the answer is {} .", "yes , it is {} .")
+# {}: the masks. Words that name something ("the answer is [SEG]") would be taken as a mask's name.
+ANSWERS = (
+    "this is it : {} .",
+    "here it is : {} .",
+    "yes , here : {} .",
+    "there it is : {} .",
+    "yes , this is it : {} .",
+)
 CAPTION_QUESTIONS = (
     "please describe this image with masks .",
     "what is in this image ? outline each object .",
@@ -67,7 +73,7 @@ def answer_with_masks(
         draw: Chooses the wording of an answer without names; None: the first one.
 
     Returns:
-        ``"the red ring [SEG] and the star [SEG] ."``, ``"it is [SEG] ."``, ``"there is no such object ."``.
+        ``"the red ring [SEG] and the star [SEG] ."``, ``"this is it : [SEG] ."``, ``"there is no such object ."``.
     """
     if not num_masks:
         return NOTHING_THERE

@@ -71,7 +71,7 @@ def test_classes_of_a_map(tmp_path):
         for sample, index in zip(samples, (0, 0, 1, 1)):
             label = NAMES.index(sample.meta["class"])
             assert np.array_equal(sample.masks[0], dataset.dataset[index].dense.semantic == label)
-            assert sample.text == "it is [SEG] ."
+            assert sample.text == "this is it : [SEG] ."
             assert [sample.phrase_text(k) for k in range(len(sample.phrases))] == ["[SEG]"]
             assert sample.prompt == PHRASE_QUESTIONS[0].format(sample.meta["query"])
             assert (sample.task, sample.dense) == ("reasoning", None)

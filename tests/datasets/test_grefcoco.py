@@ -26,14 +26,14 @@ def test_one_several_and_none(tmp_path):
         **{**files, "refs_file": str(tmp_path / "refs(unc).p")}, split="val", sentences="first"
     )
     masks = plain[0].masks
-    assert (one.text, one.prompt) == ("it is [SEG] .", PHRASE_QUESTIONS[0].format("the left one"))
+    assert (one.text, one.prompt) == ("this is it : [SEG] .", PHRASE_QUESTIONS[0].format("the left one"))
     assert np.array_equal(one.masks, masks[:1])
     assert np.array_equal(both.masks, [masks[0] | masks[1]])
     assert both.meta["ann_ids"] == [1001, 1000]
     assert (none.text, none.masks.shape, none.phrases) == (NOTHING_THERE, (0, *SIZE), ())
     assert none.meta["absent"] == "expression"
     each = GRefCOCODataset(**files, split="val", sentences="first", targets="each")[1]
-    assert each.text == "it is [SEG] and [SEG] ."
+    assert each.text == "this is it : [SEG] and [SEG] ."
     assert np.array_equal(each.masks, masks[[1, 0]])
     assert {sample.task for sample in (one, both, none)} == {"reasoning"}
 

@@ -113,7 +113,7 @@ def test_one_mask_token_a_group(tmp_path):
     assert [sample.text[slice(*phrase.spans[0])] for phrase in sample.phrases] == ["[SEG]"] * 2
     assert sample.phrases[0].spans[0][1] < sample.phrases[1].spans[0][0]
     assert sample.meta == {"query": TEXTS[0], "is_sentence": True, "form": "masks", "wording": "a"} | facts
-    assert nameless.text == "it is [SEG] and [SEG] ."
+    assert nameless.text == "this is it : [SEG] and [SEG] ."
     assert np.array_equal(nameless.masks, sample.masks)
 
 
@@ -176,11 +176,11 @@ def test_explanations(tmp_path):
         return ReasonSegDataset(str(folder), explanations_file=str(explanations), queries="first", **shares)
 
     assert read().dropped == {"explanation of another image": ["z.jpg"]}
-    assert read()[0].text == read()[1].text == "it is [SEG] ."
+    assert read()[0].text == read()[1].text == "this is it : [SEG] ."
     explained, plain = read(explained_share=1)
-    assert explained.text == "it is [SEG] . the bowl holds water ."
+    assert explained.text == "this is it : [SEG] . the bowl holds water ."
     assert explained.prompt == f"{plain.prompt} {REASON_REQUESTS[0]}"
-    assert plain.text == "it is [SEG] ."
+    assert plain.text == "this is it : [SEG] ."
     words, plain = read(text_share=1, explained_share=1)
     assert (words.prompt, words.text, words.phrases, len(words.masks)) == (
         "why ?",

@@ -21,7 +21,14 @@ from flmm_detseg.datasets import (
 )
 from flmm_detseg.datasets.checks import check_dataset, find_datasets
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.language.mask_wording import ANSWERS, CAPTION_QUESTIONS, NOTHING_THERE, PHRASE_QUESTIONS
+from flmm_detseg.language.mask_wording import (
+    ANSWERS,
+    CAPTION_QUESTIONS,
+    NOTHING_THERE,
+    PHRASE_QUESTIONS,
+    answer_with_masks,
+)
+from flmm_detseg.language.segment_names import mask_token_spans, segment_names
 from flmm_detseg.structures import Phrase, Sample
 
 
@@ -38,7 +45,7 @@ def test_a_question_for_each_phrase(tmp_path):
         source, k = phrases[index // 2], index % 2
         words = source.phrase_text(k)
         assert (sample.task, sample.prompt) == ("reasoning", PHRASE_QUESTIONS[0].format(words))
-        assert (sample.text, tokens(sample)) == ("it is [SEG] .", ["[SEG]"])
+        assert (sample.text, tokens(sample)) == ("this is it : [SEG] .", ["[SEG]"])
         assert np.array_equal(sample.masks, source.masks[k : k + 1])
         assert (sample.meta["query"], sample.meta["names"]) == (words, [words])
         assert sample.meta["ann_ids"] == source.meta["ann_ids"]
@@ -63,6 +70,17 @@ def test_wordings_and_sentences_are_drawn_per_epoch(tmp_path):
     }
     # The reader's sentences follow the epoch, too.
     assert {prompt[prompt.index(" way ") + 5] for prompt, _ in flat} == {"0", "1", "2"}
+
+
+def test_wordings_give_masks_no_names():
+    """What a mask is of is read from the words before its token: those of an answer without names say nothing."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        text = answer_with_masks(2, (), rng)
+        assert segment_names(text, mask_token_spans(text)) == ["", ""]
+    named = answer_with_masks(3, ("the red ring", "a star", "the sky"), rng)
+    assert named == "the red ring [SEG] , a star [SEG] and the sky [SEG] ."
+    assert segment_names(named, mask_token_spans(named)) == ["the red ring", "a star", "the sky"]
 
 
 def test_captions_get_a_token_behind_each_phrase(tmp_path):
