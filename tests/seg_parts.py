@@ -54,7 +54,7 @@ def make_model(head: str = "sam", *, lora: bool = True, retention: str | None = 
 @torch.no_grad()
 def speak(model: GroundingLMM, text: str) -> None:
     """From now on the adapted LMM answers every question with this text (of words that the tokenizer has whole)."""
-    lmm = model.lmm
+    lmm = getattr(model.lmm, "lmm", model.lmm)  # or the one that the background cache's reader wraps
     tokenizer = lmm.processor.tokenizer
     ids = [*tokenizer(text, add_special_tokens=False).input_ids, lmm.end_ids[0]]
     head = lmm.unembed

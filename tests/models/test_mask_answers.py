@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cached_parts import cached_llava
 from seg_parts import HEADS, make_model, reasoning_sample, speak
 from tiny import tiny_llava
 
@@ -50,6 +51,24 @@ def test_states_of_the_generation_are_those_of_reading_the_answer(head, position
     (forced,) = model.results("reasoning", [teacher])
     torch.testing.assert_close(found.prediction.mask_logits, forced.mask_logits, rtol=1e-3, atol=1e-3)
     assert found.prediction.masks.shape == (2, 48, 72)
+
+
+@pytest.mark.parametrize("head", ["sam", "pointer"])
+def test_with_the_background_cache_they_are_too(head):
+    """Groups of patches are read in another order; the answer's own states are meant all the same."""
+    lmm = cached_llava(added_tokens=[MASK_TOKEN])
+    torch.manual_seed(1)
+    model = GroundingLMM(lmm, dict(reasoning=HEADS[head])).eval()
+    speak(model, SPOKEN)
+    asked = question(meta={"objects_xyxy": [[4, 4, 40, 30]]})
+    found = model.answer_with_masks(asked)
+    assert (found.text, found.names) == (SPOKEN, ("the red star", "a blue ring"))
+    teacher = replace(asked, text=found.text, phrases=tuple(Phrase((span,)) for span in found.spans))
+    (forced,) = model.results("reasoning", [teacher])
+    torch.testing.assert_close(found.prediction.mask_logits, forced.mask_logits, rtol=1e-3, atol=1e-3)
+    with lmm.base_mode():
+        (plain,) = model.results("reasoning", [replace(teacher, text="a star .", phrases=())])
+    assert len(plain.packed) == 0
 
 
 def test_several_are_answered_as_one_by_one():

@@ -90,10 +90,12 @@ def test_a_stored_model_gives_the_same_bits(grounder, saved):
         "tiny/training_free",
         "tiny/detseg_shared_parts",
         pytest.param("tiny/region_questions", marks=pytest.mark.long),
+        pytest.param("tiny/seg_token", marks=pytest.mark.long),
+        pytest.param("tiny/seg_token_pointer", marks=pytest.mark.long),
     ],
 )
 def test_every_kind_of_model_comes_back(config, tmp_path):
-    """Without anything trained; LoRA, detection, segmentation and shared parts; added parts of the LMM."""
+    """Without anything trained; LoRA, detection, segmentation and shared parts; added parts and tokens of the LMM."""
     before = new(config)
     before.save_pretrained(tmp_path / "model")
     after = Grounder.from_pretrained(tmp_path / "model", device="cpu")
