@@ -107,7 +107,7 @@ def reason_figures(
         chosen = [record for record in records if record["groups"].get(key) == value]
         if len(chosen) == len(records):
             continue
-        parts = {"num_records": float(len(chosen))}
+        parts: dict[str, float] = {"num_records": len(chosen)}
         parts |= _with_intervals(_united(chosen, rule), num_resamples, seed)
         figures.update({f"{key}={value}/{name}": number for name, number in parts.items()})
     return figures

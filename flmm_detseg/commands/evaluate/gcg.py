@@ -4,7 +4,8 @@ flmm-detseg evaluate gcg CONFIG --checkpoint FILE [--teacher-forced]
 
 Phrases are alike from a token F1 of 0.5 on, not by BERT's features as GLaMM compares them. METEOR and CIDEr of the
 captions are not computed.
-Several processes, and runs that go on where they stopped: see `flmm-detseg evaluate refcoco --help`.
+Runs go on where they stopped. Several processes:
+`torchrun --nproc_per_node 2 -m flmm_detseg.cli evaluate gcg ...`; the figures are the same.
 """
 
 from __future__ import annotations

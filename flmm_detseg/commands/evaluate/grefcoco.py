@@ -3,7 +3,8 @@
 flmm-detseg evaluate grefcoco CONFIG --checkpoint FILE [--convention lisa|gsva|rela|vision_reasoner] [--teacher-forced]
 
 Expressions name one object, several or none. `gsva` is how GSVA reports gRefCOCO, `rela` how GRES does.
-Several processes, and runs that go on where they stopped: see `flmm-detseg evaluate refcoco --help`.
+Runs go on where they stopped. Several processes:
+`torchrun --nproc_per_node 2 -m flmm_detseg.cli evaluate grefcoco ...`; the figures are the same.
 """
 
 from __future__ import annotations

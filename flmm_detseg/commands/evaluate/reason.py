@@ -4,7 +4,8 @@ flmm-detseg evaluate reason CONFIG --checkpoint FILE [--convention lisa|gsva|rel
 
 The model is asked each query and answers freely. `--teacher-forced` reads the reference answer instead, as LISA
 validates: missing and superfluous masks cannot show then. All figures have 95 % intervals.
-Several processes, and runs that go on where they stopped: see `flmm-detseg evaluate refcoco --help`.
+Runs go on where they stopped. Several processes:
+`torchrun --nproc_per_node 2 -m flmm_detseg.cli evaluate reason ...`; the figures are the same.
 """
 
 from __future__ import annotations
