@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent
 VERSION = "0.1.0"
 # What an installed package needs of the repository beside its code: its configs, and the tiny models that they name.
 # flmm_detseg/utils/paths.py looks for relative paths there.
-MODELS = ("tiny_heads", "tiny_llava", "tiny_llava_streams", "tiny_sam")
+MODELS = ("tiny_heads", "tiny_llava", "tiny_llava_reason", "tiny_llava_streams", "tiny_sam")
 SHIPPED = {
     folder: f"flmm_detseg/_shipped/{folder}"
     for folder in ("configs", *(f"data/models/{name}" for name in MODELS))

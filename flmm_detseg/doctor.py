@@ -28,6 +28,10 @@ TINY_MODELS = {
         "data/models/tiny_llava_streams",
         "python tools/pretrain_tiny_llava.py --start data/models/tiny_llava --stream-share 0.4",
     ),
+    "tiny LLaVA for reasoning": (
+        "data/models/tiny_llava_reason",
+        "python tools/pretrain_tiny_llava.py --start data/models/tiny_llava --reason",
+    ),
     "tiny SAM weights": ("data/models/tiny_sam", "python tools/pretrain_tiny_sam.py"),
 }
 # Not in setup.py, because their own pins or their build keep them out of a plain resolution.

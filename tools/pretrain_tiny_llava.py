@@ -12,6 +12,7 @@ HELP = {
     "minutes": "length of the run in minutes of training (evaluation comes on top)",
     "warmup_minutes": "minutes of patch-label warm-up of the vision tower",
     "threads": "single-threaded processes that share the batch",
+    "reason": "learn the words of the reasoning set too, from facts, presence and queries answered in words",
     "resume": "continue from the state file in --work-dir",
     "stream_share": "share of the images that are frames of streams (screens, cameras, slides, chats)",
     "start": "hub-layout folder to start from instead of random weights",
@@ -27,8 +28,8 @@ def main() -> dict[str, object]:
         if field.name in ("out_dir", "work_dir", "sizes"):
             continue
         flag = f"--{field.name.replace('_', '-')}"
-        if field.name == "resume":
-            parser.add_argument(flag, action="store_true", help=HELP["resume"])
+        if field.name in ("reason", "resume"):
+            parser.add_argument(flag, action="store_true", help=HELP[field.name])
         elif field.name == "minutes":
             parser.add_argument(flag, type=float, default=75.0, help=HELP["minutes"])
         else:

@@ -278,7 +278,7 @@ def constant_answer_accuracy(seed: int, items: int, side: int) -> dict[str, floa
 
 def format_figures(figures: Mapping[str, Any]) -> str:
     """One line for people: step, minutes, mean and every kind."""
-    accuracies = {**figures["accuracy"], **figures.get("frames", {})}
+    accuracies = {**figures["accuracy"], **figures.get("frames", {}), **figures.get("reason", {})}
     kinds = " ".join(f"{kind} {value:.2f}" for kind, value in accuracies.items())
     return (
         f"step {figures['step']} ({figures['minutes']} min): mean {figures['mean']:.3f} | {kinds} | box IoU "

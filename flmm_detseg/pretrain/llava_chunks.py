@@ -28,11 +28,12 @@ from flmm_detseg.datasets.tinyworld import (
     referring_expressions,
 )
 from flmm_detseg.pretrain.llava_frames import FRAME_KINDS, frame_turns, stream_frames
+from flmm_detseg.pretrain.llava_reason import REASON_KINDS, reason_turns
 from flmm_detseg.pretrain.settings import TinyLlavaSizes
 from flmm_detseg.pretrain.tiny_llava import BOX_PROMPT, BOXED_CAPTION_PROMPT, CAPTION_PROMPT
 
 QUESTION_KINDS = ("colour", "kind", "presence", "count", "position", "box", "comparison")
-TURN_KINDS = ("caption", "boxed_caption", "refer", "where", *QUESTION_KINDS, *FRAME_KINDS)
+TURN_KINDS = ("caption", "boxed_caption", "refer", "where", *QUESTION_KINDS, *FRAME_KINDS, *REASON_KINDS)
 SIZE_WORDS = ("small", "large")
 LABEL_GROUPS = ("name", "colour", "texture", "size", "x1", "y1", "x2", "y2", "is_centre")
 
@@ -157,10 +158,11 @@ def build_chunk(
     count: int,
     sizes: TinyLlavaSizes,
     stream_share: float = 0.0,
+    reason: bool = False,
 ) -> Chunk:
     """Makes images ``start .. start + count - 1`` of the training split and tokenises their turns.
 
-    The last ones, ``stream_share`` of them, are frames of streams; the others are scenes.
+    The last ones, ``stream_share`` of them, are frames of streams; the others are scenes, with ``reason`` asked more.
     """
     images, labels, kinds, owners, prompts, answers = [], [], [], [], [], []
     num_frames = round(stream_share * count)
@@ -171,6 +173,11 @@ def build_chunk(
     shown = [
         (scene, scene_turns(scene, seed * 1_000_003 + start + place)) for place, scene in enumerate(scenes)
     ]
+    if reason:
+        shown = [
+            (scene, turns + reason_turns(scene, seed * 1_000_003 + start + place))
+            for place, (scene, turns) in enumerate(shown)
+        ]
     for frame in stream_frames(seed, start, num_frames, side):
         shown.append((frame.scene, list(frame_turns(frame, start + len(shown)))))
     for owner, (scene, turns) in enumerate(shown):
@@ -202,10 +209,12 @@ def cache_folder(
     seed: int,
     sizes: TinyLlavaSizes,
     stream_share: float = 0.0,
+    reason: bool = False,
 ) -> Path:
     """Folder of the chunks that belong to this world version, vocabulary, seed, image size and share of frames."""
     words = sorted(tokenizer.get_vocab().items())
     key = f"{TINYWORLD_VERSION}|{seed}|{sizes.image_size}|{sizes.patch_size}|{stream_share}|{words}"
+    key += "|reason" if reason else ""
     return Path(root) / f"llava_chunks_{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
@@ -222,6 +231,7 @@ def write_chunks(
     chunk_size: int,
     sizes: TinyLlavaSizes,
     stream_share: float = 0.0,
+    reason: bool = False,
 ) -> None:
     """Writes the missing ones of the given chunks; whole files appear at once."""
     os.nice(10)  # Training must not wait for scenes it does not need yet
@@ -230,7 +240,7 @@ def write_chunks(
         path = chunk_path(folder, number)
         if path.exists():
             continue
-        chunk = build_chunk(tokenizer, seed, number * chunk_size, chunk_size, sizes, stream_share)
+        chunk = build_chunk(tokenizer, seed, number * chunk_size, chunk_size, sizes, stream_share, reason)
         temporary = path.with_suffix(f".{os.getpid()}.tmp.npz")
         np.savez(temporary, **vars(chunk))
         temporary.replace(path)
@@ -244,11 +254,12 @@ def start_chunk_writer(
     chunk_size: int,
     sizes: TinyLlavaSizes,
     stream_share: float = 0.0,
+    reason: bool = False,
 ) -> mp.process.BaseProcess:
     """Starts the background process that fills the cache (ends with its parent)."""
     process = mp.get_context("spawn").Process(
         target=write_chunks,
-        args=(folder, tokenizer, seed, range(num_chunks), chunk_size, sizes, stream_share),
+        args=(folder, tokenizer, seed, range(num_chunks), chunk_size, sizes, stream_share, reason),
         daemon=True,
     )
     process.start()

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from flmm_detseg.pretrain.llava_chunks import QUESTION_KINDS, TURN_KINDS, Chunk, chunk_path, read_chunk
 from flmm_detseg.pretrain.llava_frames import FRAME_KINDS
+from flmm_detseg.pretrain.llava_reason import REASON_KINDS, TURNS_A_VISIT
 
 NUM_COORDINATES = 100
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(3, 1, 1)
@@ -52,7 +53,8 @@ def pick_turns(kinds: np.ndarray, rng: np.random.Generator, extra: Sequence[str]
     """Chooses the turns of one visit of a scene.
 
     Of a scene: one caption (plain or with boxes), three referring sentences (mostly with their box), one question of
-    every kind and one more of the kinds in ``extra``. Of a frame of a stream: its texts and eight other questions.
+    every kind and one more of the kinds in ``extra``, and texts of the reasoning set where it has such. Of a frame of
+    a stream: its texts and eight other questions.
 
     Args:
         kinds: ``[T]`` turn kinds of the scene.
@@ -67,6 +69,7 @@ def pick_turns(kinds: np.ndarray, rng: np.random.Generator, extra: Sequence[str]
     plan += [(kind, 1 + (kind in extra)) for kind in QUESTION_KINDS]
     # A scene has none of these kinds, a frame none of those above.
     plan += [("clock", 1), ("score", 1), ("frame", 8)]
+    plan += TURNS_A_VISIT.items()
     chosen = []
     for kind, wanted in plan:
         candidates = np.flatnonzero(kinds == TURN_KINDS.index(kind))
@@ -86,7 +89,7 @@ def turn_weights(kind: str, tokens: np.ndarray, prompt_length: int, is_coordinat
     if kind == "refer":
         weights[prompt_length:] = np.where(is_coordinate[tokens[prompt_length:]], 1.0, 0.2)
         weights[prompt_length] = 0.0
-    elif kind in (*QUESTION_KINDS, *FRAME_KINDS) and kind != "box":
+    elif kind in (*QUESTION_KINDS, *FRAME_KINDS, *REASON_KINDS) and kind != "box":
         weights[prompt_length:-1] = 3.0
     weights[-1] = min(weights[-1], 0.3)
     return weights

@@ -16,6 +16,7 @@ from flmm_detseg.datasets.tinyworld import TINYWORLD_VERSION
 from flmm_detseg.errors import RunError
 from flmm_detseg.pretrain.eval_frames import evaluate_frames
 from flmm_detseg.pretrain.eval_llava import constant_answer_accuracy, evaluate, image_side
+from flmm_detseg.pretrain.eval_reason import REASON_FIGURES, evaluate_reason, knows_reason_words
 from flmm_detseg.pretrain.llava_chunks import QUESTION_KINDS
 from flmm_detseg.pretrain.llava_frames import FRAME_SIDE
 from flmm_detseg.pretrain.probe_llava import groundability
@@ -36,6 +37,7 @@ ROWS = {
     "frames.clock": "frames of streams: the clock",
     "frames.score": "frames of streams: the score",
     "frames.frame": "frames of streams: other questions",
+    **{f"reason.{name}": f"reasoning set: {name}" for name in REASON_FIGURES},
     "caption_word_accuracy": "caption, next-word accuracy (teacher-forced)",
     "caption_pair_precision": "caption, true (colour, kind) pairs (free-running)",
     "caption.best_head_iou": "caption phrases: best single head, IoU at 14 x 14",
@@ -51,6 +53,8 @@ def score_model(model_dir: str | Path, seed: int, items: int) -> dict[str, objec
     figures = evaluate(model, tokenizer, seed=seed, items=items)
     if image_side(model) == FRAME_SIDE:
         figures["frames"] = evaluate_frames(model, tokenizer, seed=seed, items=items)
+    if knows_reason_words(tokenizer):
+        figures["reason"] = evaluate_reason(model, tokenizer, seed=seed, items=items)
     for source in ("caption", "refer"):
         figures[source] = groundability(
             model, tokenizer, seed=seed, source=source, num_scenes=max(6, min(60, items))
@@ -88,6 +92,8 @@ def figures_table(scores: Mapping[str, Mapping[str, object]]) -> str:
     """Markdown table of :data:`ROWS` by models."""
     lines = [f"| | {' | '.join(scores)} |", f"|---|{'---|' * len(scores)}"]
     for key, label in ROWS.items():
+        if lookup(scores[COLUMNS[0]], key) == "-":
+            continue  # of what this model has not learned
         lines.append(f"| {label} | {' | '.join(lookup(figures, key) for figures in scores.values())} |")
     return "\n".join(lines)
 
@@ -96,13 +102,17 @@ def command_line(settings: Mapping[str, object]) -> str:
     """The command that repeats a run (folders and resuming left out)."""
     skipped = ("out_dir", "work_dir", "resume", "status_file", "sizes", "export_minutes", "eval_items")
     flags = [
-        f"--{name.replace('_', '-')} {value}"
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
         for name, value in settings.items()
-        if name not in skipped and value != ""
+        if name not in skipped and value != "" and value is not False
     ]
     return " ".join(["python tools/pretrain_tiny_llava.py", *flags])
 
 
+REASON_TEXTS = (
+    ", and of the reasoning set: facts about kinds, whether something is there, and queries answered in words, without"
+    " its scenes, held-out wordings, held-out combinations and queries about properties"
+)
 CARD = """---
 library_name: transformers
 pipeline_tag: image-text-to-text
@@ -141,14 +151,16 @@ the clock, so another machine makes another number of steps.{history}
 that are derived from the masks: name, colour, texture and size of what covers the patch (by dot product with the
 language model's own word embeddings), the edges of its object's box, and whether an object's centre lies in it. These
 losses stay on with weight {label_weight:g}, fading to zero at the end. The language model is trained by text
-alone (captions, captions with boxes, referring sentences with their box, questions{frames}); no attention map is
-ever supervised. Muon (torch.optim) on the 2-D hidden weights, AdamW on the rest, exported weights are a running
+alone (captions, captions with boxes, referring sentences with their box, questions{frames}{more}); no attention map
+is ever supervised. Muon on the 2-D hidden weights, AdamW on the rest, exported weights are a running
 average.
 
 ## Figures
 Validation split (no training scene), {items} questions of every kind, greedy free-running answers of the stored float16
 weights computed in float32. An answer must equal the reference; a box counts at IoU >= 0.5. Frames of
 streams (screens, cameras, slides, chats of the validation split): the clock, the score, and one other question each.
+Reasoning set: facts in held-out words, yes and no equally often; whether something is there; queries about validation
+scenes, where the names of all targets must be given.
 Controls: the same model with random weights; the trained tower and projector with a newly initialised language model
 (`tools/make_control_lmm.py`); neither can produce an answer, so always giving the most frequent answer of a kind is
 listed as well. Groundability: attention rows of a phrase, averaged over its tokens, teacher-forced
@@ -196,6 +208,7 @@ def write_llava_card(
         version=TINYWORLD_VERSION,
         command=command_line(settings),
         frames=", questions about frames of streams" if settings.get("stream_share") else "",
+        more=REASON_TEXTS if settings.get("reason") else "",
         history=f"\n{history}" if history else "",
         torch=torch.__version__,
         transformers=transformers.__version__,

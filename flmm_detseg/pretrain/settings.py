@@ -54,9 +54,10 @@ class LlavaTrainSettings:
         final_eval_items: Questions of each kind at the end.
         stream_share: Share of the images that are frames of streams (screens with a clock and a score, cameras, slides,
             chats) with questions about them; the rest are scenes.
+        reason: Learn the words of the reasoning set as well, from texts about scenes and kinds.
         resume: Continue from the state file of ``work_dir``.
         start: Hub-layout folder whose weights a new run starts from (new optimizers, new patch-label head); empty
-            for random weights.
+            for random weights. Its words must be the first of the new model's; rows are added for the others.
         status_file: Text file that gets one line per export; empty for none.
         sizes: Sizes of the model.
     """
@@ -79,6 +80,7 @@ class LlavaTrainSettings:
     eval_items: int = 100
     final_eval_items: int = 300
     stream_share: float = 0.0
+    reason: bool = False
     resume: bool = False
     start: str = ""
     status_file: str = ""

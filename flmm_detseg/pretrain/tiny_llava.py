@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+def build_tokenizer(words: Sequence[str], added: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Builds a word-level tokenizer with a character fallback.
 
     Every word is one token; other text falls apart into printable ASCII characters (``c`` and ``##c``), so
@@ -48,6 +48,7 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
     Args:
         words: Closed vocabulary of the world; duplicates are welcome. Their order decides the ids.
+        added: Further words; their ids come after all others, which stay as they are.
 
     Returns:
         Fast tokenizer that prepends ``<s>`` and knows ``<image>``.
@@ -59,6 +60,7 @@ def build_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     ]
     pieces = [piece for word in words for piece, _ in splitter.pre_tokenize_str(word)]
     tokens = [*SPECIAL_TOKENS, *pieces, *extra, *PRINTABLE_ASCII, *(f"##{char}" for char in PRINTABLE_ASCII)]
+    tokens += added
     vocab = {token: index for index, token in enumerate(dict.fromkeys(tokens))}
     model = models.WordPiece(vocab, unk_token="<unk>", max_input_chars_per_word=10_000)
     core = Tokenizer(model)
@@ -242,6 +244,37 @@ def load_tiny_llava(
     return model.eval(), AutoTokenizer.from_pretrained(
         model_dir, local_files_only=True, trust_remote_code=False
     )
+
+
+def load_grown(
+    model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, start: str | Path
+) -> None:
+    """Puts stored weights into a model whose tokenizer may know more words; their rows begin near the mean row.
+
+    Args:
+        model: Newly built for ``tokenizer``; changed in place.
+        tokenizer: Knows all tokens of the stored one, by the same ids.
+        start: Hub-layout folder.
+
+    Raises:
+        CheckpointError: The stored tokens have other ids, or the sizes differ.
+    """
+    stored, known = load_tiny_llava(start)
+    words = tokenizer.get_vocab()
+    other = sorted(token for token, number in known.get_vocab().items() if words.get(token) != number)
+    if other:
+        raise CheckpointError(
+            f"{start}: its tokens {other[:3]} are not those of the new model, or have other ids"
+        )
+    if sizes_of(stored.config) != sizes_of(model.config):
+        raise CheckpointError(f"{start}: other sizes ({sizes_of(stored.config)}) than the new model's")
+    weights = stored.state_dict()
+    for name, initial in model.state_dict().items():
+        rows = weights[name]
+        if len(initial) > len(rows):
+            added = rows.mean(dim=0, keepdim=True) + initial[len(rows) :]
+            weights[name] = torch.cat([rows, added])
+    model.load_state_dict(weights)
 
 
 def make_control_lmm(src_dir: str | Path, out_dir: str | Path, seed: int) -> Path:

@@ -24,17 +24,20 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from flmm_detseg.datasets.tinyworld import vocabulary
+from flmm_detseg.datasets.tinyworld.reason.wordings import reason_words
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.pretrain.eval_frames import evaluate_frames
 from flmm_detseg.pretrain.eval_llava import evaluate, format_figures
+from flmm_detseg.pretrain.eval_reason import evaluate_reason
 from flmm_detseg.pretrain.llava_chunks import cache_folder, prefix_ids, start_chunk_writer
 from flmm_detseg.pretrain.llava_data import PackedBatch, PackedStream
 from flmm_detseg.pretrain.llava_objective import Trainee
+from flmm_detseg.pretrain.muon import Float32Muon
 from flmm_detseg.pretrain.settings import LlavaTrainSettings
 from flmm_detseg.pretrain.tiny_llava import (
     build_model,
     build_tokenizer,
-    load_tiny_llava,
+    load_grown,
     save_hub_layout,
 )
 from flmm_detseg.utils.whole_files import dump_json, write_json
@@ -42,7 +45,14 @@ from flmm_detseg.utils.whole_files import dump_json, write_json
 
 def chunk_folder(settings: LlavaTrainSettings, tokenizer: PreTrainedTokenizerFast) -> Path:
     """Where the run's images and texts are cached."""
-    return cache_folder(settings.work_dir, tokenizer, settings.seed, settings.sizes, settings.stream_share)
+    return cache_folder(
+        settings.work_dir, tokenizer, settings.seed, settings.sizes, settings.stream_share, settings.reason
+    )
+
+
+def tokenizer_of(settings: LlavaTrainSettings) -> PreTrainedTokenizerFast:
+    """The tokenizer of a run: the world's words, and those of the reasoning set after them where it is learned."""
+    return build_tokenizer(vocabulary(), reason_words() if settings.reason else ())
 
 
 def build_optimizers(trainee: Trainee, settings: LlavaTrainSettings) -> list[torch.optim.Optimizer]:
@@ -54,7 +64,7 @@ def build_optimizers(trainee: Trainee, settings: LlavaTrainSettings) -> list[tor
             continue
         is_table = any(part in name for part in ("embed", "lm_head", "labels."))
         (hidden if parameter.ndim == 2 and not is_table else other).append(parameter)
-    muon = torch.optim.Muon(hidden, lr=settings.muon_lr, weight_decay=0.05)
+    muon = Float32Muon(hidden, lr=settings.muon_lr, weight_decay=0.05)
     adamw = torch.optim.AdamW(other, lr=settings.adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)
     for optimizer in (muon, adamw):
         for group in optimizer.param_groups:
@@ -95,7 +105,7 @@ class LlavaTrainer:
     def __init__(self, settings: LlavaTrainSettings, rank: int) -> None:
         self.settings, self.rank = settings, rank
         self.world = settings.threads
-        self.tokenizer = build_tokenizer(vocabulary())
+        self.tokenizer = tokenizer_of(settings)
         model = build_model(self.tokenizer, settings.sizes, settings.seed)
         torch.manual_seed(settings.seed)
         self.trainee = Trainee(model, self.tokenizer)
@@ -107,9 +117,8 @@ class LlavaTrainer:
         if settings.resume:
             self.load_state()
         elif settings.start:
-            weights = load_tiny_llava(settings.start)[0].state_dict()
-            model.load_state_dict(weights)
-            self.average.load_state_dict(weights)
+            load_grown(model, self.tokenizer, settings.start)
+            self.average.load_state_dict(model.state_dict())
 
     def stream(self) -> PackedStream:
         """This process's batches (another seed per process and start)."""
@@ -224,6 +233,8 @@ class LlavaTrainer:
         figures = evaluate(self.average, self.tokenizer, **share)
         if self.settings.stream_share:
             figures["frames"] = evaluate_frames(self.average, self.tokenizer, **share)
+        if self.settings.reason:
+            figures["reason"] = evaluate_reason(self.average, self.tokenizer, **share)
         figures = {
             "minutes": round(self.elapsed / 60, 1),
             "step": self.step,
@@ -286,7 +297,7 @@ def train_tiny_llava(
     # glibc gives every large tensor back to the system and pages it in again; keeping it saves a tenth of a step.
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(32 * 2**20))
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(8 * 10**9))
-    tokenizer = build_tokenizer(vocabulary())
+    tokenizer = tokenizer_of(settings)
     writer = start_chunk_writer(
         chunk_folder(settings, tokenizer),
         tokenizer,
@@ -295,6 +306,7 @@ def train_tiny_llava(
         settings.chunk_size,
         settings.sizes,
         settings.stream_share,
+        settings.reason,
     )
     try:
         launch(_train_process, args=(settings, free_port()), nprocs=settings.threads)

@@ -30,6 +30,7 @@ from flmm_detseg.pretrain.llava_chunks import (
 from flmm_detseg.pretrain.llava_data import PackedStream, pick_turns, turn_weights
 from flmm_detseg.pretrain.llava_frames import FRAME_KINDS
 from flmm_detseg.pretrain.llava_objective import Trainee
+from flmm_detseg.pretrain.llava_reason import REASON_KINDS
 from flmm_detseg.pretrain.model_card import report_tiny_llava
 from flmm_detseg.pretrain.probe_llava import groundability, phrase_maps
 from flmm_detseg.pretrain.tiny_llava import (
@@ -121,7 +122,9 @@ def test_chunks_are_deterministic_and_differ_by_scene(tokenizer):
     for name, value in vars(first).items():
         assert np.array_equal(value, getattr(again, name)), name
     assert not np.array_equal(first.images[0], first.images[1])
-    assert {TURN_KINDS[kind] for kind in first.kinds} == set(TURN_KINDS) - set(FRAME_KINDS)
+    assert {TURN_KINDS[kind] for kind in first.kinds} == set(TURN_KINDS) - set(FRAME_KINDS) - set(
+        REASON_KINDS
+    )
 
 
 def test_every_visit_has_a_caption_referring_sentences_and_questions(tokenizer):

@@ -55,7 +55,7 @@ def test_plans_from_another_folder(elsewhere, plan):
     assert read_plan(plan).stages
 
 
-@pytest.mark.parametrize("folder", ["tiny_llava", "tiny_llava_streams"])
+@pytest.mark.parametrize("folder", ["tiny_llava", "tiny_llava_reason", "tiny_llava_streams"])
 def test_every_config_finds_its_model(elsewhere, folder):
     users = [
         file for file in (REPOSITORY / "configs").rglob("*.py") if f"data/models/{folder}" in file.read_text()

@@ -213,6 +213,11 @@ FACT_WORDINGS: tuple[str, ...] = (
 # {ps}: the predicate of several.
 LIST_WORDINGS: tuple[str, ...] = ("which kinds {ps} ?", "name all kinds that {ps} .")
 _ANSWER_WORDS = "the , and nothing yes no ones"
+# Of the sentences that ask for masks and answer with them (flmm_detseg/language/mask_wording.py).
+_MASK_WORDS = (
+    "there is no such object here the answer it sure segment segmentation mask masks result output respond explain say "
+    "because why thing reason too pixels outline show in this image"
+)
 
 
 def known_wordings(family: str) -> tuple[str, ...]:
@@ -237,7 +242,7 @@ def _all_words() -> Iterator[str]:
     texts += [word for side, (place, further) in SIDES.items() for word in (side, place, further)]
     texts += [word for table in (AREAS, DISTANCES) for key, pair in table.items() for word in (key, *pair)]
     texts += list(DIRECTIONS.values())
-    texts += [*FACT_WORDINGS, *LIST_WORDINGS, _ANSWER_WORDS]
+    texts += [*FACT_WORDINGS, *LIST_WORDINGS, _ANSWER_WORDS, _MASK_WORDS]
     for known in PROPERTIES.values():
         texts += [known.predicate, known.plural, known.question.replace("{}", "a")]
     for text in texts:
