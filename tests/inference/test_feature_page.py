@@ -86,7 +86,7 @@ def _run(tmp_path: Path, *words: str) -> dict:
     ("words", "message"),
     [
         (["--checkpoint", "a.pth"], "belong to --features"),
-        (["--features", TINY_CONFIG, "--lmm", "x"], "are for a page without"),
+        (["--features", TINY_CONFIG, "--lmm", "x"], "the config of --features says it"),
         (["--features", TINY_CONFIG, "--caption", "a ring ."], "needs the phrases"),
     ],
 )
