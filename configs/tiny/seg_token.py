@@ -7,15 +7,14 @@ with read_base():
     from .._base_.datasets.tinyworld_reason import classes_train, reason_eval, reason_train, refer_train
     from .._base_.default_runtime import *
     from .._base_.models.tiny_detseg_heads import language
-    from .._base_.models.tiny_llava import lmm
+    from .._base_.models.tiny_llava_reason import lmm
     from .._base_.models.tiny_seg_heads import seg_token
-    from .._base_.schedules.tiny_joint import *
+    from .._base_.schedules.tiny_seg import *
 
 from flmm_detseg.datasets import MultiTaskMix, TaskBatchSampler, TaskSampler, collate_samples
 from flmm_detseg.models import GroundingLMM
 
 lmm.update(added_tokens=["[SEG]"], lora=dict(llm=dict(r=16, alpha=32, target="attention")))
-optim_wrapper["optimizer"]["groups"] = {".lora_": dict(lr_mult=0.3, decay_mult=0.0)}
 # A stage takes a few minutes: checkpoints are written more often, so that an interruption costs little.
 default_hooks.update(checkpoint=dict(interval=100))
 # Plain questions go to the LMM as it was, bit for bit; `Grounder.ask(..., reasoning=True)` asks for masks.
