@@ -174,6 +174,19 @@ def test_the_hook_calibrates_after_the_last_iteration():
     assert hook.calibrate(model.eval()) == 12
 
 
+def test_a_head_that_learned_nothing_is_a_warning():
+    model = tiny_model(3)
+    model.heads["phrase"].presence_logits = lambda states, batch, coarse=None: [
+        torch.tensor([2.0, -1.0]) for _ in batch.samples
+    ]
+    said = []
+    run = run_of(model)
+    run.logger.warning = said.append
+    PresenceCalibrationHook(some_absent([make_sample(index) for index in range(3)])).after_train_iter(run, 9)
+    assert "do not grow with presence" in said[0]
+    assert float(model.heads["phrase"].presence.temperature) == 1.0
+
+
 def test_the_hook_needs_a_presence_head():
     with pytest.raises(ConfigError, match="phrase head with a presence head"):
         PresenceCalibrationHook([]).before_train(run_of(tiny_model(presence=False)))

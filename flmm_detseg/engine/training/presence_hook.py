@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from flmm_detseg.engine.training.start import unwrap
-from flmm_detseg.errors import ConfigError
+from flmm_detseg.errors import ConfigError, RunError
 from flmm_detseg.heads import PhraseGroundingHead, PresenceHead, require_head
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.registry import DATASETS, HOOKS, SCOPE
@@ -67,6 +67,8 @@ class PresenceCalibrationHook(Hook):
     ) -> None:
         """Calibrates after the last iteration; leaves the model in training mode.
 
+        A head that learned nothing is a warning, so that the run's checkpoint is written.
+
         Args:
             runner: The run.
             batch_idx: See MMEngine's ``Hook``.
@@ -78,8 +80,13 @@ class PresenceCalibrationHook(Hook):
         model = unwrap(runner.model)
         was_training = model.training
         model.eval()
-        count = self.calibrate(model)
-        model.train(was_training)
+        try:
+            count = self.calibrate(model)
+        except RunError as error:
+            runner.logger.warning(f"Presence is not calibrated: {error}")
+            return
+        finally:
+            model.train(was_training)
         presence = _presence_of(model)[1]
         runner.logger.info(
             f"Presence calibrated on {count} phrases: temperature {float(presence.temperature):.3f}, bias "
