@@ -64,6 +64,15 @@ def test_a_turn_is_that_of_the_chat_and_its_layers_are_its_masks(app):
     assert app.file(user.token, f"{entry.key}/1/attention.png") is not None
 
 
+def test_a_new_picture_begins_a_new_conversation(app):
+    user = send(app, "again")
+    app.say("again", "what is in the image ?")
+    assert send(app, "again") is user
+    assert user.entries == []
+    app.say("again", "what is in the image ?")
+    assert len(user._chat.turns) == 1
+
+
 def test_downloads_are_the_overlay_and_a_coco_file_of_the_users_own_picture(app):
     user = send(app, "b")
     _, entry = app.say("b", REQUEST)
