@@ -124,28 +124,22 @@ def test_the_oldest_turns_are_left_out_when_the_lmm_cannot_read_more(grounder) -
     )
 
 
-def test_turns_leave_room_for_the_answer(grounder) -> None:
+def test_turns_leave_room_for_the_answer(grounder, monkeypatch) -> None:
     long = ChatTurn("red star " * 150, "question", "the ring " * 150, (), IMAGE)
     short = ChatTurn("a star ?", "question", "red .", (), IMAGE)
-    asked = {}
+    asked: list[list[str]] = []
+    ask = grounder.ask
+
+    def watched(*args: object, turns: list[tuple[str, str]], **options: object) -> object:
+        asked.append([request for request, _ in turns])
+        return ask(*args, turns=turns, **options)
+
+    monkeypatch.setattr(grounder, "ask", watched)
     for longest in (12, 500):
         chat = Chat(grounder, IMAGE, max_new_tokens=longest)
         chat.turns = (long, short)
-        seen = []
-        ask = grounder.ask
-
-        class Watched:
-            def __getattr__(self, name: str) -> object:
-                return getattr(grounder, name)
-
-            def ask(self, *args: object, turns: object = (), **options: object) -> object:
-                seen.append([text for text, _ in turns])
-                return ask(*args, turns=turns, **options)
-
-        chat.grounder = Watched()
         chat.say(QUESTION)
-        asked[longest] = seen
-    assert asked == {12: [[long.request, short.request]], 500: [[short.request]]}
+    assert asked == [[long.request, short.request], [short.request]]
 
 
 def _turn() -> ChatTurn:
