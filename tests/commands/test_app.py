@@ -131,7 +131,7 @@ def test_what_is_left_out_of_a_folder_of_frames_is_said(tmp_path, monkeypatch, c
     monkeypatch.setattr(ChosenModel, "load", lambda self: _grounder())
     arguments = parsed("--frames", str(tmp_path))
     app._service(arguments, choose_model(arguments))
-    (_, _, frames, _, _) = taken[0]
+    frames = taken[0][2]
     assert frames.names[-1] == "499.png"
     said = "The folder has 503 pictures; the first 500 in the order of their names are here, 3 are left out."
     assert frames.note == said

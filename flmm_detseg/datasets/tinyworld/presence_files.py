@@ -5,7 +5,6 @@ Read by :class:`~flmm_detseg.datasets.JSONLDataset`; what a presence head is tra
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from flmm_detseg.datasets.tinyworld.render import make_scene
 from flmm_detseg.datasets.tinyworld.scene import Scene
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.rle import encode_rle
-from flmm_detseg.utils.whole_files import new_folder
+from flmm_detseg.utils.whole_files import dump_json, new_folder, read_json
 
 MANIFEST = "presence.json"
 # Split of the world's random streams, and the first scene there: no two splits share one.
@@ -59,14 +58,13 @@ def write_presence(out: Path, spec: PresenceSpec, progress: bool = True) -> dict
 
     Raises:
         ConfigError: The folder holds something else.
+        DataError: Its list of what was written is damaged.
     """
     manifest = out / MANIFEST
     if manifest.is_file():
-        found = json.loads(manifest.read_text())
-        if found.get("spec") != asdict(spec):
-            raise ConfigError(
-                f"{out} holds other scenes ({found.get('spec')}); remove it or name another --out"
-            )
+        found = read_json(manifest, f"remove {out}, run again")
+        if not isinstance(found, dict) or found.get("spec") != asdict(spec):
+            raise ConfigError(f"{out} holds other scenes ({manifest}); remove it or name another --out")
         return {**found, "written": False}
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty and holds no finished files (no {MANIFEST}); remove it first")
@@ -92,10 +90,10 @@ def _write_presence(out: Path, spec: PresenceSpec, progress: bool) -> dict[str, 
                 lines[file].append({**identity, **_line(scene, text)})
                 counts.update(f"{text.form}: {phrase.absent or 'present'}" for phrase in text.phrases)
         for file, entries in lines.items():
-            (out / file).write_text("".join(json.dumps(line) + "\n" for line in entries))
+            (out / file).write_text("".join(dump_json(line) + "\n" for line in entries))
         facts[split] = {"texts": sum(map(len, lines.values())), "phrases": dict(sorted(counts.items()))}
     # Last: a folder without it was not finished.
-    (out / MANIFEST).write_text(json.dumps(facts, indent=1))
+    (out / MANIFEST).write_text(dump_json(facts, indent=1))
     return facts
 
 
