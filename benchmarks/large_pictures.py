@@ -93,8 +93,8 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
     grounder.ground(image[:64, :64], CAPTION, spans=spans)
 
     clock = Clock()
-    kept = phrase_head._prediction, LogitMaps.enlarge
-    phrase_head._prediction = clock.wrap("finish", phrase_head._prediction)
+    kept = phrase_head.mask_prediction, LogitMaps.enlarge
+    phrase_head.mask_prediction = clock.wrap("finish", phrase_head.mask_prediction)
     LogitMaps.enlarge = clock.wrap("enlarge", LogitMaps.enlarge)
     grounder._result = clock.wrap("result", grounder._result)
     rows = []
@@ -112,7 +112,7 @@ def benchmark(arguments: argparse.Namespace) -> dict[str, Any]:
             covered = float(result.mask(0).mean())
             del result
     finally:
-        phrase_head._prediction, LogitMaps.enlarge = kept
+        phrase_head.mask_prediction, LogitMaps.enlarge = kept
     total, after, enlarge, megabytes = (statistics.median(values) for values in zip(*rows))
     share = round(after / total, 3)
     return {

@@ -15,6 +15,7 @@ from flmm_detseg.pretrain.eval_frames import evaluate_frames
 from flmm_detseg.pretrain.llava_chunks import TURN_KINDS, build_chunk, cache_folder, patch_labels
 from flmm_detseg.pretrain.llava_data import pick_turns
 from flmm_detseg.pretrain.llava_frames import FRAME_KINDS, as_frame, frame_turns, stream_frames
+from flmm_detseg.pretrain.llava_reason import REASON_KINDS
 from flmm_detseg.pretrain.tiny_llava import (
     TinyLlavaSizes,
     build_model,
@@ -85,7 +86,8 @@ def test_a_chunk_has_its_share_of_frames_and_a_visit_asks_for_their_texts(tokeni
         kinds = chunk.kinds[chunk.turns[:, 0] == image]
         names = [TURN_KINDS[kind] for kind in kinds[pick_turns(kinds, rng, ())]]
         assert (set(names) <= set(FRAME_KINDS)) == (image >= 10)
-    assert {TURN_KINDS[kind] for kind in plain.kinds} == set(TURN_KINDS) - set(FRAME_KINDS)
+    others = {*FRAME_KINDS, *REASON_KINDS}
+    assert {TURN_KINDS[kind] for kind in plain.kinds} == set(TURN_KINDS) - others
     folders = {cache_folder(tmp_path, tokenizer, 0, SMALL, share) for share in (0.0, 0.5)}
     assert len(folders) == 2
 
