@@ -14,6 +14,7 @@ COMMANDS = {
     "eval_coco.py": ("evaluate", "detection"),
     "eval_forgetting.py": ("evaluate", "forgetting"),
     "eval_png.py": ("evaluate", "png"),
+    "eval_reason.py": ("evaluate", "reason"),
     "eval_refcoco.py": ("evaluate", "refcoco"),
     "eval_semseg.py": ("evaluate", "segmentation"),
     "eval_vqa.py": ("evaluate", "answers"),
