@@ -18,6 +18,7 @@ from flmm_detseg.engine.checks.config_check import (
 )
 from flmm_detseg.engine.checks.config_diff import base_files, diff_to_base
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.models.from_config import without_start
 from flmm_detseg.registry import MODELS, OPTIMIZERS
 
 ROOT = Path(__file__).resolve().parents[1] / "configs"
@@ -99,7 +100,7 @@ def test_a_recipe_has_what_training_and_evaluation_read(path, load):
 )
 def test_model_and_optimizer_of_a_joint_recipe_can_be_built(path, load):
     config = load(path)
-    model = MODELS.build(config.model)
+    model = MODELS.build(without_start(config.model))
     built = OPTIMIZERS.build(dict(config.optim_wrapper.optimizer, params=model.parameters()))
     trained = sum(p.requires_grad for p in model.parameters())
     assert sum(len(group["params"]) for group in built.param_groups) == trained > 10

@@ -136,6 +136,48 @@ class Head(nn.Module, ABC, Generic[P]):
         """Context in which the head finds other classes; arguments and errors as :meth:`set_class_embeddings`."""
         raise ConfigError(f"a {type(self).__name__} takes no class embeddings")
 
+    # Teachers: the same head as another training left it.
+
+    @property
+    def teachable(self) -> bool:
+        """Whether the head has :meth:`soft_losses` and :meth:`pseudo_labelled`."""
+        return False
+
+    def soft_losses(
+        self, states: LMMStates, batch: GroundingBatch, teacher: Head[Any], teacher_states: LMMStates
+    ) -> dict[str, Tensor]:
+        """How far the head's outputs are from a teacher's; 0 where they are the same.
+
+        Args:
+            states: What the head reads, one entry a sample.
+            batch: The samples.
+            teacher: A head of the same kind; gives the targets, without a gradient.
+            teacher_states: What the teacher reads.
+
+        Returns:
+            ``loss_soft_*``, divided by :meth:`num_targets` of the batch.
+
+        Raises:
+            ConfigError: The head is not :attr:`teachable`.
+        """
+        raise ConfigError(f"a {type(self).__name__} learns from no teacher")
+
+    def pseudo_labelled(self, states: LMMStates, batch: GroundingBatch, threshold: float) -> GroundingBatch:
+        """The batch with what the head finds in place of its targets.
+
+        Args:
+            states: What the head reads.
+            batch: The samples.
+            threshold: Least probability of what counts.
+
+        Returns:
+            The same samples with other targets.
+
+        Raises:
+            ConfigError: The head is not :attr:`teachable`.
+        """
+        raise ConfigError(f"a {type(self).__name__} labels nothing")
+
     # Parts that several heads share.
 
     def trains(self, part: nn.Module) -> bool:

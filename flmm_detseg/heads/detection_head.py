@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from flmm_detseg.ops.masks import above, pieces
 from flmm_detseg.refiners import Refiner
 from flmm_detseg.refiners.decoder_graph import decoder_graphs
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import CaptureSpec, Graph, GroundingBatch, LMMStates, Sample
+from flmm_detseg.structures import CaptureSpec, DenseTargets, Graph, GroundingBatch, LMMStates, Sample
 from flmm_detseg.utils.finite import require_finite
 
 CLASSIFIERS = ("closed", "open")
@@ -223,6 +224,40 @@ class DetectionHead(Head[InstanceData]):
         figures = self.neck.statistics().items()
         result.update({name: torch.tensor(share * value, device=device) for name, value in figures})
         return result
+
+    @property
+    def teachable(self) -> bool:
+        """See :class:`Head`."""
+        return True
+
+    def soft_losses(
+        self, states: LMMStates, batch: GroundingBatch, teacher: Head[Any], teacher_states: LMMStates
+    ) -> dict[str, Tensor]:
+        """See :class:`Head` and :meth:`FrameFCOS.soft_losses <flmm_detseg.heads.fcos.FrameFCOS.soft_losses>`."""
+        assert isinstance(teacher, DetectionHead)  # a copy of this head
+        count = self.num_targets(batch)
+        own, taught = by_grid(states, batch), by_grid(teacher_states, batch)
+        parts = []
+        for mine, theirs in zip(own, taught, strict=True):
+            with torch.no_grad():
+                wanted = teacher.fcos(teacher.neck(theirs.states, theirs.batch))
+            parts.append(self.fcos.soft_losses(self.fcos(self.neck(mine.states, mine.batch)), wanted, count))
+        return summed(parts)
+
+    @torch.no_grad()
+    def pseudo_labelled(self, states: LMMStates, batch: GroundingBatch, threshold: float) -> GroundingBatch:
+        """See :class:`Head`: boxes whose score is at least the threshold, weighted by it."""
+        rows: dict[int, Sample] = {}
+        for part in by_grid(states, batch):
+            for place, objects in zip(part.places, self._find(part), strict=True):
+                objects = objects[objects.scores >= threshold].cpu()
+                dense = DenseTargets(
+                    boxes_xyxy=objects.bboxes.float().numpy(),
+                    labels=objects.labels.numpy(),
+                    weights=objects.scores.float().numpy(),
+                )
+                rows[place] = replace(batch.samples[place], dense=dense)
+        return GroundingBatch([rows[place] for place in range(len(batch))], batch.inputs)
 
     @torch.no_grad()
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[InstanceData]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from mmcv.cnn import Scale
 from mmdet.models.dense_heads import FCOSHead
 from mmdet.models.losses import CrossEntropyLoss, FocalLoss, GIoULoss
@@ -222,6 +223,50 @@ class FrameFCOS(FCOSHead):
             flat_centreness[index, 0], target, weight=weights, avg_factor=count
         )
         return {"loss_cls": loss_cls, "loss_bbox": loss_bbox, "loss_centerness": loss_centreness}
+
+    def soft_losses(
+        self,
+        own: Sequence[Sequence[Tensor]],
+        wanted: Sequence[Sequence[Tensor]],
+        count: int,
+    ) -> dict[str, Tensor]:
+        """Distance of outputs from a teacher's, over all points, sums divided by ``count``; 0 where they are equal.
+
+        Classes: cross-entropy with the teacher's probabilities, each weighted by the square of the difference. Boxes
+        (GIoU) and centreness (Kullback-Leibler divergence) count as much as the teacher believes in an object there:
+        its largest class probability times its centreness.
+
+        Args:
+            own: Class logits, distances and centreness logits by level, as :meth:`forward` gives them.
+            wanted: The teacher's.
+            count: What sums are divided by.
+
+        Returns:
+            ``loss_soft_cls``, ``loss_soft_bbox``, ``loss_soft_centerness``, with the factors of the other losses.
+
+        Source: quality focal loss, Li et al., arXiv 2006.04388, equation 2 with beta 2.
+        """
+        logits, distances, centreness = map(_flatten, own)
+        soft, boxes, centres = (_flatten(levels).detach() for levels in wanted)
+        probability, centred = soft.sigmoid(), centres[:, 0].sigmoid()
+        cross = F.binary_cross_entropy_with_logits(logits, probability, reduction="none")
+        loss_cls = (cross * (logits.sigmoid() - probability) ** 2).sum() / count
+        trust = probability.amax(1) * centred
+        origin = distances.new_zeros(len(distances), 2)
+        loss_bbox = self.loss_bbox(
+            self.bbox_coder.decode(origin, distances),
+            self.bbox_coder.decode(origin, boxes),
+            weight=trust,
+            avg_factor=count,
+        )
+        surprise = F.binary_cross_entropy_with_logits(centreness[:, 0], centred, reduction="none")
+        own_entropy = F.binary_cross_entropy_with_logits(centres[:, 0], centred, reduction="none")
+        loss_centreness = (trust * (surprise - own_entropy)).sum() / count
+        return {
+            "loss_soft_cls": self.loss_cls.loss_weight * loss_cls,
+            "loss_soft_bbox": loss_bbox,
+            "loss_soft_centerness": self.loss_centerness.loss_weight * loss_centreness,
+        }
 
     def candidates(
         self,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +21,7 @@ from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.heads.seg_losses import IGNORE, SegmentationLoss
 from flmm_detseg.ops.masks import resize_maps
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import CaptureSpec, Graph, GroundingBatch, LMMStates, Sample
+from flmm_detseg.structures import CaptureSpec, DenseTargets, Graph, GroundingBatch, LMMStates, Sample
 from flmm_detseg.utils.finite import require_finite
 
 
@@ -190,6 +192,45 @@ class SemanticSegHead(Head[Tensor]):
         figures = self.neck.statistics().items()
         result.update({name: torch.tensor(value, device=logits.device) for name, value in figures})
         return {name: share * value for name, value in result.items()}
+
+    @property
+    def teachable(self) -> bool:
+        """See :class:`Head`."""
+        return True
+
+    def soft_losses(
+        self, states: LMMStates, batch: GroundingBatch, teacher: Head[Any], teacher_states: LMMStates
+    ) -> dict[str, Tensor]:
+        """See :class:`Head`: ``KL(teacher || head)`` of the classes, mean over the cells that show the image."""
+        assert isinstance(teacher, SemanticSegHead)  # a copy of this head
+        total: Tensor | None = None
+        for mine, theirs in zip(by_grid(states, batch), by_grid(teacher_states, batch), strict=True):
+            with torch.no_grad():
+                wanted = teacher.logits(theirs.states, theirs.batch).log_softmax(1)
+            found = self.logits(mine.states, mine.batch).log_softmax(1)
+            divergence = (wanted.exp() * (wanted - found)).sum(1)
+            frames = self.neck.frames(mine.batch)
+            for maps, frame in zip(divergence, frames, strict=True):
+                nothing = torch.zeros(frame.image_size, dtype=torch.uint8)
+                shown = frame.labels_into(nothing, tuple(maps.shape), IGNORE).to(maps.device) != IGNORE
+                one = maps[shown].sum() / (shown.sum().clamp(min=1) * len(batch))
+                total = one if total is None else total + one
+        assert total is not None  # a batch holds a sample
+        return {"loss_soft_classes": total}
+
+    @torch.no_grad()
+    def pseudo_labelled(self, states: LMMStates, batch: GroundingBatch, threshold: float) -> GroundingBatch:
+        """See :class:`Head`: the most likely class of every pixel, unknown where its probability is lower."""
+        rows: dict[int, Sample] = {}
+        for part in by_grid(states, batch):
+            maps = self.logits(part.states, part.batch)
+            for place, logits, frame in zip(part.places, maps, self.neck.frames(part.batch), strict=True):
+                window = frame.crop(resize_maps(logits, frame.size))
+                sure, labels = resize_maps(window, frame.image_size).softmax(0).max(0)
+                labels = torch.where(sure >= threshold, labels, torch.full_like(labels, IGNORE))
+                dense = DenseTargets(semantic=labels.to(torch.uint8).cpu().numpy())
+                rows[place] = replace(batch.samples[place], dense=dense)
+        return GroundingBatch([rows[place] for place in range(len(batch))], batch.inputs)
 
     @torch.no_grad()
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:

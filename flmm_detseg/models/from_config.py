@@ -156,5 +156,6 @@ def _nothing_to_train(model: ConfigDict) -> bool:
 
 
 def without_start(model: ConfigDict) -> ConfigDict:
-    """``model`` of a config without the checkpoints its training began with."""
-    return ConfigDict({key: value for key, value in model.items() if key not in ("init_from", "new_parts")})
+    """``model`` of a config without the checkpoints that its training began with or learned from."""
+    training = ("init_from", "new_parts", "teachers")
+    return ConfigDict({key: value for key, value in model.items() if key not in training})

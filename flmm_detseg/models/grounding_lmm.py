@@ -39,6 +39,7 @@ from flmm_detseg.models.mask_answers import masks_of_answers
 from flmm_detseg.models.objective import StepTotals, objective, parse_objective, step_totals
 from flmm_detseg.models.retention import Retention
 from flmm_detseg.models.shared_parts import other_names, save_once
+from flmm_detseg.models.teachers import Teachers
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import (
     AnswerWithMasks,
@@ -90,6 +91,11 @@ class GroundingLMM(BaseModel, GroundingModule):
             ``["lmm.", "heads.*.lora_*"]``; every other one must be in one of the files.
         allow_other_lmm: Accept checkpoints whose tensors were trained on another LMM than this one, here and whenever
             one is loaded.
+        teachers: Heads of an earlier stage that teach those of this one, e.g.
+            ``dict(detection=dict(checkpoint="STAGE1.pth", form="soft"))``: ``form="soft"`` by their outputs,
+            ``"labels"`` by what they find with at least ``threshold`` (0.5); ``weight`` (1) is the factor of these
+            losses. They read the LMM as it was. For training only, see
+            :class:`~flmm_detseg.models.teachers.Teachers`.
         parts: Parts by name, or their configs, that heads share: ``dict(sam=dict(type=...))``, and ``sam="sam"`` in
             the heads. Built once, parameters ``parts.NAME.*``, see :mod:`flmm_detseg.models.shared_parts`.
 
@@ -101,7 +107,7 @@ class GroundingLMM(BaseModel, GroundingModule):
 
     Raises:
         ConfigError: A part cannot be built; names its key.
-        CheckpointError: A file of ``init_from`` does not fit.
+        CheckpointError: A file of ``init_from`` or ``teachers`` does not fit.
     """
 
     def __init__(
@@ -120,6 +126,7 @@ class GroundingLMM(BaseModel, GroundingModule):
         new_parts: Sequence[str] = (),
         allow_other_lmm: bool = False,
         parts: Mapping[str, Mapping[str, Any] | nn.Module] | None = None,
+        teachers: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.allow_other_lmm = allow_other_lmm
@@ -149,6 +156,10 @@ class GroundingLMM(BaseModel, GroundingModule):
             raise ConfigError("`model.l2sp` keeps LoRA near the LMM's weights, but `model.lmm` has no `lora`")
         give_class_embeddings(built, self.lmm)
         give_token_ids(built, self.lmm)
+        if teachers:
+            self.retention.require_base("a teacher")
+        # Before anything is lent or loaded: a teacher is a copy of the head alone.
+        self.teachers = Teachers(teachers or {}, self)
         if instance_masks:
             lend_sam(built)
         if init_from:
@@ -232,6 +243,8 @@ class GroundingLMM(BaseModel, GroundingModule):
         heads = named_heads(self.heads)
         losses: dict[str, Tensor] = {}
         for group in groups:
+            # Before the adapted pass: a recomputing (checkpointed) backward must find the adapters as they were.
+            base = self.teachers.states(group.heads, group.batch)
             with self._isolated(group.heads):
                 states = self._encode(group.batch, group.capture)
             share = len(group.batch.samples) / totals.samples
@@ -240,7 +253,8 @@ class GroundingLMM(BaseModel, GroundingModule):
                 head = heads[name]
                 seen = self.balancer.gate(name, states) if self.balancer is not None else states
                 share = head.num_targets(group.batch) / max(totals.targets[name], 1e-6)
-                for key, value in head.loss(seen, group.batch).items():
+                taught = self.teachers.losses(name, head, seen, group.batch, base)
+                for key, value in {**head.loss(seen, group.batch), **taught}.items():
                     found[f"{name}.{key}"] = share * value
             for key, value in found.items():
                 losses[key] = losses[key] + value if key in losses else value

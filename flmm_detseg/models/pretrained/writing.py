@@ -34,7 +34,7 @@ from flmm_detseg.utils.provenance import file_hash
 from flmm_detseg.utils.whole_files import new_folder, write_json, write_text
 
 # Of the model's config, what only a training needs.
-_TRAINING = ("init_from", "new_parts", "allow_other_lmm")
+_TRAINING = ("init_from", "new_parts", "teachers", "allow_other_lmm")
 # A file of a config that is no weights (a ranking of heads) goes into the folder.
 _SMALL_SUFFIX, _SMALL_BYTES = ".json", 1 << 20
 _FILE_ENDINGS = (".json", ".pth", ".pt", ".safetensors")
