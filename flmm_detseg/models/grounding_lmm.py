@@ -91,13 +91,13 @@ class GroundingLMM(BaseModel, GroundingModule):
             ``["lmm.", "heads.*.lora_*"]``; every other one must be in one of the files.
         allow_other_lmm: Accept checkpoints whose tensors were trained on another LMM than this one, here and whenever
             one is loaded.
+        parts: Parts by name, or their configs, that heads share: ``dict(sam=dict(type=...))``, and ``sam="sam"`` in
+            the heads. Built once, parameters ``parts.NAME.*``, see :mod:`flmm_detseg.models.shared_parts`.
         teachers: Heads of an earlier stage that teach those of this one, e.g.
             ``dict(detection=dict(checkpoint="STAGE1.pth", form="soft"))``: ``form="soft"`` by their outputs,
             ``"labels"`` by what they find with at least ``threshold`` (0.5); ``weight`` (1) is the factor of these
             losses. They read the LMM as it was. For training only, see
             :class:`~flmm_detseg.models.teachers.Teachers`.
-        parts: Parts by name, or their configs, that heads share: ``dict(sam=dict(type=...))``, and ``sam="sam"`` in
-            the heads. Built once, parameters ``parts.NAME.*``, see :mod:`flmm_detseg.models.shared_parts`.
 
     Attributes:
         same_groups: Refuse steps in which processes hold samples of different heads (set for DeepSpeed).
