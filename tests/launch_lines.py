@@ -103,6 +103,7 @@ NOT_RUN = {
     "flmm-detseg stages configs/tiny/": f"{_LONG}; tests/experiments/test_stages.py",
     "flmm-detseg stages configs/llava/": "needs 7B weights; tests/models/test_shapes.py checks the chain",
     "flmm-detseg table": f"{_LONG}; tests/experiments/test_stages.py",
+    "flmm-detseg import lisa": f"{_OWN}; tests/models/test_import_lisa.py",
     "flmm-detseg import": f"{_OWN}; tests/models/test_shapes.py",
     "flmm-detseg export heads": f"{_OWN}; tests/models/test_export_heads.py",
     "flmm-detseg export": "CONFIG must have LoRA; tests/models/test_merge.py",

@@ -71,8 +71,8 @@ class AttentionReader:
             device: For example ``"cuda:0"``; None takes the GPU when there is one.
             layers: Decoder layers to read; None: all whose rows say something about the image.
             heads: Heads to read; None: all.
-            prompt_template: Of LLaVA and LLaVA-NeXT, ``"vicuna"`` or ``"mistral"``; None: the latter for
-                LLaVA-NeXT over Mistral, else the former. Other families have their own.
+            prompt_template: Of LLaVA and LLaVA-NeXT, a name of its chat templates; None: ``"mistral"`` for
+                LLaVA-NeXT over Mistral, else ``"vicuna"``. Other families have their own.
             max_length: Longest sequence in tokens; None: what the language model was built for.
 
         Returns:

@@ -206,8 +206,8 @@ class Grounder:
                 without text prompts; None: masks are as coarse as the LMM's patches.
             dtype: Of the LMM's weights; None: bfloat16 on a GPU, float32 without.
             device: For example ``"cuda:0"``; None takes the GPU when there is one.
-            prompt_template: Of LLaVA and LLaVA-NeXT, ``"vicuna"`` or ``"mistral"``; None: the latter for
-                LLaVA-NeXT over Mistral, else the former. Other families have their own.
+            prompt_template: Of LLaVA and LLaVA-NeXT, a name of its chat templates; None: ``"mistral"`` for
+                LLaVA-NeXT over Mistral, else ``"vicuna"``. Other families have their own.
             max_length: Longest sequence in tokens; None: what the language model was built for.
 
         Returns:

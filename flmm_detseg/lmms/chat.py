@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flmm_detseg.errors import ConfigError
 
@@ -18,6 +18,7 @@ class ChatTemplate:
         answer_lead: What stands between a question and its answer.
         turn_end: What ends an answer; None: the tokenizer's end token.
         image_join: What stands between two images.
+        image_form: An image with what is around each, with ``{image}``.
     """
 
     first: str
@@ -25,6 +26,7 @@ class ChatTemplate:
     answer_lead: str = " "
     turn_end: str | None = None
     image_join: str = "\n"
+    image_form: str = "{image}"
 
     def prefix(self, image_text: str, num_images: int, prompts: Sequence[str], answers: Sequence[str]) -> str:
         """Everything up to where the next answer begins.
@@ -38,7 +40,7 @@ class ChatTemplate:
         Returns:
             The prompt of the whole conversation; the answer's text would be appended to it.
         """
-        images = self.image_join.join([image_text] * num_images)
+        images = self.image_join.join([self.image_form.format(image=image_text)] * num_images)
         text = self.first.format(image=images, prompt=prompts[0])
         for answer, prompt in zip(answers, prompts[1:], strict=True):
             text += self.answer_lead + answer + self.later.format(prompt=prompt)
@@ -54,10 +56,27 @@ CHATML = ChatTemplate(
     image_join="",
 )
 
+_LLAVA_V1 = ChatTemplate(
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the human's questions. USER: {image}\n{prompt} ASSISTANT:",
+    "USER: {prompt} ASSISTANT:",
+)
+_LLAVA_LLAMA_2 = ChatTemplate(
+    "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual content "
+    "that the user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n"
+    "{image}\n{prompt} [/INST]",
+    "<s>[INST] {prompt} [/INST]",
+)
+# Of models that were taught where an image begins and ends.
+_MARKED = "<im_start>{image}<im_end>"
 # Templates that a config names by `prompt_template`; other families bring their own.
 TEMPLATES = {
     "vicuna": ChatTemplate("USER: {image}\n{prompt} ASSISTANT:", "USER: {prompt} ASSISTANT:"),
     "mistral": ChatTemplate("[INST] {image}\n{prompt} [/INST]", "[INST] {prompt} [/INST]"),
+    "llava_v1": _LLAVA_V1,
+    "llava_v1_marked": replace(_LLAVA_V1, image_form=_MARKED),
+    "llava_llama_2": _LLAVA_LLAMA_2,
+    "llava_llama_2_marked": replace(_LLAVA_LLAMA_2, image_form=_MARKED),
 }
 
 

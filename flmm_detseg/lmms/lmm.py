@@ -198,7 +198,8 @@ class LMM(LMMAdapter):
         Args:
             pretrained: Folder with config, safetensors, tokenizer and preprocessor config; or a hub name.
             dtype: Of the weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``.
-            prompt_template: ``"vicuna"`` or ``"mistral"``; families with a template of their own do not read it.
+            prompt_template: A name of :data:`~flmm_detseg.lmms.chat.TEMPLATES`; families with a template of their
+                own do not read it.
             description_prompt: Question for samples without a prompt.
             rows: Settings of the attention stack: any of ``merge``, ``layers``, ``heads``, ``attention``, ``ranking``.
             max_length: Longest sequence in tokens; None for what the language model was built for.

@@ -29,7 +29,8 @@ class ProcessorSettings:
     """What a user may choose about prompts and pixels.
 
     Attributes:
-        prompt_template: ``"vicuna"`` or ``"mistral"``; families with a template of their own do not read it.
+        prompt_template: A name of :data:`~flmm_detseg.lmms.chat.TEMPLATES`; families with a template of their own do
+            not read it.
         description_prompt: Question for samples without a prompt.
         max_length: Longest sequence in tokens, image tokens included; longer texts are cut at the end.
         image_mean: Mean of RGB in [0, 1].

@@ -214,8 +214,19 @@ def write_safetensors(model: GroundingModule, path: Path, *, with_identity: bool
     facts = lmm_meta(model.lmm)
     if not with_identity:
         facts.pop(IDENTITY, None)
+    write_tensors(tensors, path, {HEADS: list(model.heads), **facts})
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, facts: Mapping[str, Any]) -> None:
+    """Writes a checkpoint of a model that has not been built.
+
+    Args:
+        tensors: By the model's names; on the CPU, contiguous.
+        path: File to write, ``.safetensors``.
+        facts: What they belong to: :data:`HEADS`, :data:`LAYOUT`, :data:`IDENTITY`.
+    """
     # One entry: safetensors writes several in any order, and equal models are to be equal files.
-    write_bytes(path, save(tensors, {_META: dump_json({HEADS: list(model.heads), **facts})}))
+    write_bytes(path, save(dict(tensors), {_META: dump_json(dict(facts))}))
 
 
 def _read_safetensors(path: Path) -> Checkpoint:

@@ -1,4 +1,6 @@
-"""Sizes of resized and padded images, all ``(H, W)``: LLaVA's padded square, LLaVA-NeXT's tiles, SAM's square."""
+"""Sizes of resized and padded images, all ``(H, W)``: LLaVA's padded square, LLaVA-NeXT's tiles, SAM's square,
+CLIP's crop.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,13 @@ def fit_longest_side(image_size: tuple[int, int], side: int) -> tuple[int, int]:
     height, width = image_size
     longest = max(height, width)
     return whole_pixels(height * side // longest, int), whole_pixels(width * side // longest, int)
+
+
+def fit_shortest_side(image_size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Size of an image scaled to ``side`` on its shortest side; the other is floored (CLIP's rule)."""
+    shortest = min(image_size)
+    height, width = (side if length == shortest else int(side * length / shortest) for length in image_size)
+    return height, width
 
 
 def round_longest_side(image_size: tuple[int, int], side: int) -> tuple[int, int]:

@@ -122,14 +122,31 @@ def save_sam(model: Sam, sizes: SamSizes, folder: str | Path, dtype: torch.dtype
         folder: Where to write.
         dtype: Of the stored weights.
     """
+    weights = {
+        name: value.detach().cpu().to(dtype).contiguous() for name, value in model.state_dict().items()
+    }
+    save_sam_weights(weights, sizes, folder)
+
+
+def save_sam_weights(weights: Mapping[str, Tensor], sizes: SamSizes, folder: str | Path) -> None:
+    """:func:`save_sam` of weights that are in no model.
+
+    Args:
+        weights: By segment-anything's names, on the CPU, contiguous.
+        sizes: Of the model they are of.
+        folder: Where to write.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = {"model_type": "sam", "library": "segment-anything", **asdict(sizes)}
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    weights = {
-        name: value.detach().cpu().to(dtype).contiguous() for name, value in model.state_dict().items()
-    }
-    save_file(weights, folder / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(dict(weights), folder / WEIGHTS_NAME, metadata={"format": "pt"})
+
+
+def sam_shapes(sizes: SamSizes) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a SAM of these sizes is stored as."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in _assemble(sizes).state_dict().items()}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from flmm_detseg.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class GridLevel:
@@ -46,7 +48,8 @@ class GridLevel:
 class PatchGrid:
     """Geometry of one image in one LMM: original image -> resized -> padded frame -> token grid(s).
 
-    All sizes are ``(H, W)`` in pixels of the frame they name.
+    All sizes are ``(H, W)`` in pixels of the frame they name. An LMM may see the middle of the resized image only
+    (LLaVA-v1): then the padding is negative, and there is no map over the whole image.
 
     Attributes:
         image_size: Original image.
@@ -92,11 +95,28 @@ class PatchGrid:
         return self.view or (self.levels[0].rows, self.levels[0].cols)
 
     @property
+    def cropped(self) -> bool:
+        """Whether the frame is smaller than the resized image."""
+        return self.pad_top < 0 or self.pad_left < 0
+
+    def _require_whole(self) -> None:
+        if self.cropped:
+            raise ConfigError(
+                f"this LMM sees the middle of an image only ({self.padded_size} of {self.resized_size} pixels): what "
+                "reads maps over the whole image (attention, vision features, regions) cannot be used with it; masks "
+                "of [SEG] by a SAM can"
+            )
+
+    @property
     def view_fractions(self) -> tuple[float, float, float, float]:
         """``(y0, x0, y1, x1)`` in [0, 1]: where the image lies in the view that the vision tower sees.
 
         LLaVA pads that view; LLaVA-NeXT squeezes the image into it (all of it is image).
+
+        Raises:
+            ConfigError: The view is a part of the image.
         """
+        self._require_whole()
         height, width = self.padded_size
         return (
             self.pad_top / height,
@@ -115,7 +135,11 @@ class PatchGrid:
 
         Returns:
             Slices for the last two axes.
+
+        Raises:
+            ConfigError: The frame is a part of the image.
         """
+        self._require_whole()
 
         def window(pad: int, length: int, padded: int, side: int) -> slice:
             start = int(pad * side / padded)

@@ -15,6 +15,15 @@ BOX_SOURCES = ("head", "text")
 # What to do with Pascal VOC's objects marked difficult.
 DIFFICULT = ("ignore", "keep", "drop")
 # Chats of LLaVA and LLaVA-NeXT; other families have their own.
-PROMPT_TEMPLATES = ("vicuna", "mistral")
+PROMPT_TEMPLATES = (
+    "vicuna",
+    "mistral",
+    "llava_v1",
+    "llava_v1_marked",
+    "llava_llama_2",
+    "llava_llama_2_marked",
+)
+# Sizes of segment-anything.
+SAM_VARIANTS = ("vit_b", "vit_l", "vit_h", "tiny")
 # Formats of other tools that results can be written in.
 EXPORT_FORMATS = ("coco", "label-studio", "yolo", "panoptic")

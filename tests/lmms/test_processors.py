@@ -6,11 +6,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import PINPOINTS, make_sample, tiny_llava, tiny_llava_next, tiny_tokenizer
+from tiny import (
+    IMAGE_SIDE,
+    PINPOINTS,
+    make_sample,
+    tiny_llava,
+    tiny_llava_config,
+    tiny_llava_next,
+    tiny_tokenizer,
+)
+from transformers import CLIPImageProcessor
 
 from flmm_detseg.errors import ConfigError, DataError, PhraseNotFoundError, PhraseWithoutTokensError
-from flmm_detseg.lmms import LlavaNextProcessor, LlavaProcessor, ProcessorSettings
-from flmm_detseg.structures import LMMInputs, Phrase, Sample, Turn
+from flmm_detseg.lmms import LlavaAdapter, LlavaNextProcessor, LlavaProcessor, ProcessorSettings
+from flmm_detseg.structures import CaptureSpec, LMMInputs, Phrase, Sample, Turn
 
 IMAGE_TOKEN = tiny_tokenizer().convert_tokens_to_ids("<image>")
 
@@ -215,3 +224,41 @@ def test_next_pixels_equal_transformers(next_processor, image_size):
 def test_next_refuses_an_image_of_which_nothing_is_left(next_processor):
     with pytest.raises(DataError, match="tiny/0: .*too narrow"):
         next_processor(replace(make_sample(num_phrases=1), image=np.zeros((1, 900, 3), np.uint8), masks=None))
+
+
+@pytest.fixture(scope="module")
+def square() -> LlavaAdapter:
+    """LLaVA-v1's images, as a folder's config says it."""
+    config = tiny_llava_config()
+    config.image_aspect_ratio = "square"
+    return LlavaAdapter.from_config(config, tokenizer=tiny_tokenizer(), prompt_template="llava_v1_marked")
+
+
+@pytest.mark.parametrize("image_size", [(60, 91), (90, 61), (56, 56), (20, 33), (130, 57)])
+def test_the_middle_of_an_image_is_what_clips_processor_takes(square, image_size):
+    image = np.random.default_rng(1).integers(0, 256, (*image_size, 3), dtype=np.uint8)
+    clip = CLIPImageProcessor(
+        size={"shortest_edge": IMAGE_SIDE}, crop_size={"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    )
+    expected = clip(image, return_tensors="pt").pixel_values[0]
+    pixels, grid = square.processor.process_image(image)
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=1e-6)
+    assert grid.num_tokens == 16
+    assert grid.cropped == (image_size != (56, 56))
+
+
+def test_each_of_several_images_stands_between_its_marks(square):
+    prompt = square.processor.template.prefix("<image>", 2, ["red ?"], [])
+    assert "USER: <im_start><image><im_end>\n<im_start><image><im_end>\nred ? ASSISTANT:" in prompt
+    later = square.processor.template.prefix("<image>", 1, ["red ?", "blue ?"], ["no</s>"])
+    assert later.endswith("red ? ASSISTANT: no</s>USER: blue ? ASSISTANT:")
+
+
+def test_what_reads_maps_over_the_whole_image_refuses_the_middle_of_one(square):
+    item = square.prepare(make_sample(image_size=(60, 90)))
+    states = square.encode([item], CaptureSpec(answer=True))
+    assert torch.isfinite(states.answer[0]).all()
+    with pytest.raises(ConfigError, match="sees the middle of an image only"):
+        item.grid.crop_window(item.grid.output_grid)
+    with pytest.raises(ConfigError, match="the background cache divides whole images"):
+        square.grouped_tower()

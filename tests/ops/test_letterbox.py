@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+from transformers.image_transforms import get_resize_output_image_size
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
 from flmm_detseg.ops.letterbox import (
@@ -10,6 +12,7 @@ from flmm_detseg.ops.letterbox import (
     centre_padding,
     fit_inside,
     fit_longest_side,
+    fit_shortest_side,
     round_longest_side,
     unpadded_grid,
 )
@@ -59,3 +62,9 @@ def test_canvas_and_sizes_equal_transformers(image_size):
     assert fit_inside(image_size, canvas) == get_patch_output_size(picture, canvas, "channels_first")
     grid = (canvas[0] // 14, canvas[1] // 14)
     assert unpadded_grid(image_size, grid) == tuple(unpad_image(torch.zeros(1, *grid), image_size).shape[1:])
+
+
+@pytest.mark.parametrize("image_size", [(60, 90), (91, 60), (56, 56), (30, 47), (1, 9), (57, 1000)])
+def test_fit_shortest_side_equals_transformers(image_size):
+    expected = get_resize_output_image_size(np.zeros((*image_size, 3)), 56, default_to_square=False)
+    assert fit_shortest_side(image_size, 56) == expected

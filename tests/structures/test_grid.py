@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from flmm_detseg.errors import ConfigError
 from flmm_detseg.structures import GridLevel, PatchGrid
 
 
@@ -22,3 +23,12 @@ def test_crop_window_floors_its_start_and_rounds_its_length(pad, length, start, 
     window = slice(start, start + size)
     assert wide.crop_window((64, 64)) == (window, slice(0, 64))
     assert high.crop_window((64, 64)) == (slice(0, 64), window)
+
+
+def test_there_is_no_map_over_an_image_of_which_the_middle_is_seen():
+    grid = PatchGrid((60, 90), (56, 84), 0, -14, (56, 56), (GridLevel(4, 4),))
+    assert grid.cropped
+    with pytest.raises(ConfigError, match="sees the middle of an image only"):
+        grid.crop_window((4, 4))
+    with pytest.raises(ConfigError, match="sees the middle of an image only"):
+        _ = grid.view_fractions

@@ -48,8 +48,29 @@ def lmm_identity(lmm: LMMAdapter) -> str | None:
         for key, (name, weight) in _weights(lmm).items()
         if not weight.requires_grad and f"model.{name}" not in stored
     }
-    if not weights:
-        return None
+    return _text(weights) if weights else None
+
+
+def identity_of(weights: Mapping[str, Tensor]) -> str:
+    """What :func:`lmm_identity` says of an LMM that has not been built.
+
+    Args:
+        weights: All of its weights by the names that files have for them, or what :func:`sampled` keeps of each.
+
+    Returns:
+        JSON.
+    """
+    return _text({_key(name): weights[name] for name in sorted(weights)})
+
+
+@torch.no_grad()
+def sampled(weight: Tensor) -> Tensor:
+    """The values of a weight that its identity consists of, as a tensor that has the same."""
+    places = torch.arange(1, 2 * _SAMPLES, 2, device=weight.device) * weight.numel() // (2 * _SAMPLES)
+    return weight.detach().flatten()[places]
+
+
+def _text(weights: Mapping[str, Tensor]) -> str:
     return dump_json({"format": _FORMAT, "dtypes": _dtypes(weights), "samples": _samples(weights)})
 
 
@@ -133,10 +154,7 @@ def _dtypes(weights: Mapping[str, Tensor]) -> list[str]:
 @torch.no_grad()
 def _samples(weights: Mapping[str, Tensor]) -> dict[str, str]:
     """Per tensor its shape's samples in bfloat16, 4 hexadecimal digits each."""
-    picked = []
-    for weight in weights.values():
-        places = torch.arange(1, 2 * _SAMPLES, 2, device=weight.device) * weight.numel() // (2 * _SAMPLES)
-        picked.append(weight.detach().flatten()[places].to(torch.bfloat16))
+    picked = [sampled(weight).to(torch.bfloat16) for weight in weights.values()]
     values = torch.stack([values.cpu() for values in picked]).view(torch.int16).numpy()
     return {key: row.astype(">i2").tobytes().hex() for key, row in zip(weights, values)}
 
