@@ -50,6 +50,19 @@ _MORE_TEXT_FIELDS = (
     "eos_token_id",
     "pad_token_id",
 )
+# Of a CLIP's config, whose old files have many others.
+_VISION_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "projection_dim",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+)
 _PROJECTORS = {"linear": "linear", "mlp2x_gelu": "gelu"}
 _EMBED, _UNEMBED = "model.language_model.embed_tokens.weight", "lm_head.weight"
 _PROJECTOR = "model.multi_modal_projector"
@@ -259,14 +272,9 @@ def read_llava_v1(folder: Path, tower: Path, rows: int | None) -> LlavaV1:
             vocab_size=max(rows, int(image) + 1),
             tie_word_embeddings=False,
         )
-        # Without its type: transformers' CLIP would refuse that of the whole model.
         config = LlavaConfig(
             vision_config=CLIPVisionConfig(
-                **{
-                    name: value
-                    for name, value in vision.items()
-                    if name not in ("model_type", "architectures")
-                }
+                **{name: vision[name] for name in _VISION_FIELDS if name in vision}
             ),
             text_config=text,
             image_token_index=int(image),

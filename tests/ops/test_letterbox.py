@@ -66,5 +66,8 @@ def test_canvas_and_sizes_equal_transformers(image_size):
 
 @pytest.mark.parametrize("image_size", [(60, 90), (91, 60), (56, 56), (30, 47), (1, 9), (57, 1000)])
 def test_fit_shortest_side_equals_transformers(image_size):
-    expected = get_resize_output_image_size(np.zeros((*image_size, 3)), 56, default_to_square=False)
+    image = np.zeros((*image_size, 3))
+    expected = get_resize_output_image_size(
+        image, 56, default_to_square=False, input_data_format="channels_last"
+    )
     assert fit_shortest_side(image_size, 56) == expected
