@@ -32,6 +32,7 @@ from flmm_detseg.compat.transformers5 import stored_names
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.lmms.families.llava import SQUARE, Llava
 from flmm_detseg.lmms.weights.loading import load_normalisation, load_tokenizer
+from flmm_detseg.utils.whole_files import dump_json
 
 MARKS = ("<im_start>", "<im_end>")
 # A token of LLaVA-v1 that its later code no longer writes: it stands for the image here, and its rows exist already.
@@ -352,7 +353,7 @@ def _tokenizer(folder: Path, marks: tuple[str, ...]) -> PreTrainedTokenizerFast:
         spaces = token["content"] != _PATCH
         special = token["content"] in (_PATCH, *MARKS)
         token.update(normalized=False, lstrip=spaces, rstrip=spaces, special=special)
-    core = Tokenizer.from_str(json.dumps(content))
+    core = Tokenizer.from_str(dump_json(content))
     if _PATCH not in slow.get_vocab():
         core.add_special_tokens([AddedToken(_IMAGE, special=True, normalized=False)])
     return PreTrainedTokenizerFast(
