@@ -181,10 +181,11 @@ def plan_lisa(folder: str | Path, vision_tower: str | None = None, sam: str = "v
         **{f"{_SAM}{name}": shape for name, shape in sam_shapes(sizes).items()},
     }
     _raise_problems(path, [f"{tower}: {problem}" for problem in tower_weights.problems])
-    found_lmm = {move.lmm: name for name, move in {**moves, **tower_moves}.items() if move.lmm}
+    both = [*moves.items(), *tower_moves.items()]
+    found_lmm = {move.lmm for _, move in both}
     problems = [f"{llava.source(name, inside=inside)} is missing" for name in shapes if name not in found_lmm]
     problems += [f"{name} is missing" for name in expected if name not in moves]
-    for name, move in {**moves, **tower_moves}.items():
+    for name, move in both:
         needed = shapes.get(move.lmm or "") or expected.get(name)
         if move.left_out is not None:
             continue

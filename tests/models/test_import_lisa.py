@@ -26,8 +26,10 @@ from flmm_detseg.models.checkpoint import read_checkpoint
 from flmm_detseg.models.from_config import model_from_config, read_config
 from flmm_detseg.models.grounding_lmm import GroundingLMM
 from flmm_detseg.models.import_lisa import import_lisa, plan_lisa
+from flmm_detseg.refiners import VARIANTS
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import Phrase, Sample
+from flmm_detseg.utils.choices import SAM_VARIANTS
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
 IMAGE[10:40, 20:60] //= 3
@@ -291,24 +293,6 @@ LORA = "model.layers.0.self_attn.q_proj.lora_A.weight"
         (dict(shards=2), outside, r"names '../clip/model.safetensors', which is not in the folder"),
         (dict(shards=2), damaged_index, r"model.safetensors.index.json is damaged"),
         (dict(shards=2), unlisted, r"model.norm.weight is in \S+, but not in model.safetensors.index.json"),
-        (dict(shards=1), change(lambda t: t.pop(NORM)), r", 1 problem\(s\): model.norm.weight is missing\."),
-        (dict(shards=1), change(lambda t: t.update({"model.x": t[NORM] + 0})), r"model.x \[32\] is not known\."),
-        (dict(shards=1), change(lambda t: t.update({LORA: t[NORM] + 0})), r"is not known \(LoRA has to be merged"),
-        (
-            dict(shards=1),
-            change(lambda t: t.update({NORM: t[NORM][1:].clone()})),
-            r"model.norm.weight has shape \[31\], \[32\] is needed",
-        ),
-        (
-            dict(shards=1),
-            change(lambda t: t.update({"lm_head.weight": t["lm_head.weight"][1:].clone()})),
-            r"lm_head.weight has shape \[403, 32\], \[404, 32\] is needed",
-        ),
-        (
-            dict(shards=1),
-            change(lambda t: t.update({NORM: t[NORM].to(torch.int8)})),
-            r"model.norm.weight is torch.int8, no weight",
-        ),
         (
             dict(shards=1),
             change(lambda t: t.update({NORM: t[NORM] * torch.nan})),
@@ -328,12 +312,43 @@ def test_a_broken_folder_gives_one_error_and_nothing_is_written(
     assert {path for path in set(tmp_path.rglob("*")) - before if path.suffix != ".lock"} == set()
 
 
+def misfits(tensors: dict[str, Tensor]) -> None:
+    """One of each kind."""
+    del tensors["model.layers.0.input_layernorm.weight"], tensors["model.text_hidden_fcs.0.2.bias"]
+    vector, head = tensors[NORM], tensors["lm_head.weight"]
+    tensors.update({"model.x": vector + 0, "vision_model.post_layernorm.bias": vector + 0, LORA: vector + 0})
+    tensors.update({NORM: vector[1:].clone(), "lm_head.weight": head[1:].clone()})
+    tensors["model.mm_projector.bias"] = tensors["model.mm_projector.bias"].to(torch.int8)
+
+
+def test_all_that_does_not_fit_is_one_error(lisa, tmp_path):
+    folder = write_lisa(lisa, tmp_path, shards=1)
+    change(misfits)(folder)
+    with pytest.raises(ConfigError) as error:
+        run(str(folder), "--out", str(tmp_path / "out"), "--sam", SAM)
+    said = str(error.value).split("8 problem(s): ")[1].split(". Nothing was written")[0].split("; ")
+    assert sorted(said) == sorted(
+        [
+            "model.layers.0.input_layernorm.weight is missing",
+            "model.text_hidden_fcs.0.2.bias is missing",
+            "model.x [32] is not known",
+            "vision_model.post_layernorm.bias [32] is not known",
+            f"{LORA} [32] is not known (LoRA has to be merged first)",
+            "model.norm.weight has shape [31], [32] is needed",
+            "lm_head.weight has shape [403, 32], [404, 32] is needed",
+            "model.mm_projector.bias is torch.int8, no weight: the model was quantised",
+        ]
+    )
+    assert not (tmp_path / "out").exists()
+
+
 def test_ten_of_many_problems_are_listed_with_their_count(model_folder):
     with pytest.raises(ConfigError, match=r"(\d{3}) problem\(s\): ") as error:
         plan_lisa(model_folder, sam="vit_b")
     said = str(error.value)
     assert len(said.split("problem(s): ")[1].split("; and ")[0].split("; ")) == 10
     assert "--sam" in said
+    assert set(SAM_VARIANTS) == set(VARIANTS)
 
 
 @pytest.mark.parametrize(
