@@ -12,6 +12,10 @@ from flmm_detseg.utils.values import CONTROL_WORDS, check_text, check_words
 # Sample.task of these samples, and the entry of Sample.meta that holds regions which count neither way.
 REASONING = "reasoning"
 IGNORE_KEY = "ignore"
+# Entry of Sample.meta that says what makes something absent: of answers with mask tokens a word, of phrases a list with
+# a word, or None, for each; and the word where nothing is stated.
+ABSENT_KEY = "absent"
+UNSTATED = "other"
 WORDINGS = ("random", "first")
 
 

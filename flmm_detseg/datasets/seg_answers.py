@@ -10,7 +10,14 @@ import numpy as np
 
 from flmm_detseg.datasets.base import GroundingDataset
 from flmm_detseg.datasets.derived import DerivedDataset
-from flmm_detseg.datasets.mask_answers import REASONING, check_query, check_wordings, mask_phrases
+from flmm_detseg.datasets.mask_answers import (
+    ABSENT_KEY,
+    REASONING,
+    UNSTATED,
+    check_query,
+    check_wordings,
+    mask_phrases,
+)
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.language.mask_wording import answer_with_masks, ask_for_caption, ask_for_mask
 from flmm_detseg.language.segment_names import MASK_TOKEN
@@ -34,7 +41,9 @@ class SegAnswers(DerivedDataset):
     ``form="questions"``: one sample a phrase, which the question asks for; the answer has one ``[SEG]``, or says that
     nothing is there where the phrase's mask is empty. ``form="captions"``: one sample a record, whose text gets a
     ``[SEG]`` after each phrase that has a mask, in the order of their ends (GLaMM's grounded conversations).
-    ``meta["names"]`` holds the phrases in the order of the ``[SEG]``; what the reader put into ``meta`` stays.
+    ``meta["names"]`` holds the phrases in the order of the ``[SEG]``; what the reader put into ``meta`` stays, but for
+    ``absent``, its list of what makes phrases absent: a question has the entry of its own phrase, where that is not
+    there (``"other"`` where the reader does not say why).
 
     Args:
         dataset: A reader whose samples have phrases and masks, or its config.
@@ -94,7 +103,13 @@ class SegAnswers(DerivedDataset):
             order = [record.phrase] if sample.masks[record.phrase].any() else []
             names, prompt = [words] * len(order), ask_for_mask(words, draw)
             text = answer_with_masks(len(order), (), draw)
-        meta = {"names": names} if record.phrase is None else {"names": names, "query": words}
+        meta: dict[str, Any] = {key: value for key, value in sample.meta.items() if key != ABSENT_KEY}
+        meta["names"] = names
+        if record.phrase is not None:
+            meta["query"] = words
+            if not order:
+                reasons = sample.meta.get(ABSENT_KEY) or [None] * len(sample.phrases)
+                meta[ABSENT_KEY] = reasons[record.phrase] or UNSTATED
         return replace(
             sample,
             record_id=record.record_id,
@@ -103,7 +118,7 @@ class SegAnswers(DerivedDataset):
             masks=sample.masks[order],
             prompt=prompt,
             task=REASONING,
-            meta={**sample.meta, **meta},
+            meta=meta,
         )
 
 

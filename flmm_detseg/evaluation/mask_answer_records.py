@@ -45,7 +45,8 @@ def mask_answer_record(
         ``[T]`` where they are known, else empty; ``groups``, a text by group.
 
     Raises:
-        DataError: The sample's masks or ignored pixels do not fit it, or the prediction is of another record.
+        DataError: The sample's masks or ignored pixels do not fit it, a fact that answers are grouped by is no word, or
+            the prediction is of another record.
         RunError: More masks than ``[SEG]`` in the answer, names of other masks, or logits are NaN.
     """
     size = sample.image_size
@@ -152,15 +153,21 @@ def _ignored(sample: Sample) -> np.ndarray:
 
 def _groups(sample: Sample) -> dict[str, str]:
     meta: Mapping[str, Any] = sample.meta
-    groups = {key: _word(meta[key]) for key in _GROUPS if key in meta}
+    groups = {key: _word(sample, key) for key in _GROUPS if key in meta}
     if "is_sentence" in meta:
         groups["query"] = "long" if meta["is_sentence"] else "short"
     return {**groups, "targets": ("none", "one", "several")[min(len(sample.phrases), 2)]}
 
 
-def _word(value: Any) -> str:
+def _word(sample: Sample, key: str) -> str:
+    value = sample.meta[key]
     if value is None or isinstance(value, bool):
         return "yes" if value else "no"
+    if not isinstance(value, str | int):
+        raise DataError(
+            f"{sample.record_id}: `meta[{key!r}]` is a {type(value).__name__}; an answer belongs to one group, so give "
+            "one word"
+        )
     return str(value)
 
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from flmm_detseg.datasets.mask_answers import ABSENT_KEY, UNSTATED
 from flmm_detseg.errors import DataError
 from flmm_detseg.evaluation.bootstrap import bootstrap_interval
 from flmm_detseg.evaluation.records import ordered
 from flmm_detseg.structures import Prediction, Sample
 
 ECE_BINS = 15
-# Absent without a stated reason.
-_UNSTATED = "other"
 
 
 def presence_records(
@@ -41,7 +40,7 @@ def presence_records(
     if prediction.presence is None:
         raise DataError(f"{sample.record_id}: its prediction says nothing of presence")
     there = np.asarray(sample.masks.any((1, 2)))
-    reasons = sample.meta.get("absent") or [None] * len(there)
+    reasons = sample.meta.get(ABSENT_KEY) or [None] * len(there)
     presence, scores = prediction.presence.tolist(), prediction.scores.tolist()
     return [
         {
@@ -49,7 +48,7 @@ def presence_records(
             "phrase": k,
             "text": sample.phrase_text(k),
             "there": bool(there[k]),
-            "absent": None if there[k] else reasons[k] or _UNSTATED,
+            "absent": None if there[k] else reasons[k] or UNSTATED,
             "presence": round(presence[k], 6),
             "score": round(scores[k], 6),
             "answer": None if answers is None else answers[k],

@@ -128,6 +128,21 @@ def test_phrases_that_end_together_and_phrases_without_a_mask(tmp_path):
     assert nothing.meta["query"] == "a cat"
 
 
+def test_a_question_has_its_own_reason_of_absence(tmp_path):
+    """Readers have a list, with an entry for each phrase; a question is about one."""
+    line = {"image": own_line()["image"], "caption": "a red dog and a cat and a cow"}
+    line["phrases"] = [
+        {"text": "a red dog", "mask": None, "absent": "attribute"},
+        {"text": "a cat", "mask": own_line()["phrases"][0]["mask"]},
+        {"text": "a cow", "mask": None},
+    ]
+    reader = JSONLDataset(str(write_jsonl(tmp_path, [line])), allow_empty=True)
+    samples = list(SegAnswers(reader))
+    assert [sample.meta.get("absent") for sample in samples] == ["attribute", None, "other"]
+    assert [sample.meta["line"] for sample in samples] == [1, 1, 1], "what else the reader says stays"
+    assert "absent" not in SegAnswers(reader, form="captions")[0].meta
+
+
 def test_what_is_refused(tmp_path):
     files = write_refcoco(tmp_path)
     with pytest.raises(ConfigError, match="`form` is 'both'"):

@@ -88,6 +88,7 @@ def test_what_looks_like_a_token_and_is_none(text, num_masks, expected):
         (lambda s, p: (s, "[SEG]", p, ("a", "b")), RunError, "1 masks and 2 names"),
         (lambda s, p: (replace(s, meta={"ignore": np.zeros((2, 2), bool)}), "[SEG]", p, ()), DataError, "ignore"),
         (lambda s, p: (replace(s, meta={"ignore": np.zeros(SIZE)}), "[SEG]", p, ()), DataError, "float64"),
+        (lambda s, p: (replace(s, meta={"absent": [None]}), "[SEG]", p, ()), DataError, "`meta.'absent'.` is a list"),
         (
             lambda s, p: (s, "[SEG]", replace(p, refined=LogitMaps(torch.full((1, *SIZE), torch.nan), SIZE)), ()),
             RunError,
