@@ -20,15 +20,19 @@ from flmm_detseg.utils.paths import find
 
 ABSENT = "class"
 _MAX_DRAWS = 200
+# Class names that are also other words: "the orange shirt", "a tie dye bag", "the truck bed", "the apple laptop".
+_DOUBTFUL = frozenset(("apple", "bed", "mouse", "orange", "remote", "tie"))
+_PLURALS = {"person": "people", "mouse": "mice", "knife": "knives", "sheep": "sheep", "skis": "ski"}
 
 
 @DATASETS.register_module()
 class AbsentPhrases(ConcatMix):
-    """A data set of phrases, then as many records again whose phrases name nothing in their images.
+    """A data set of phrases, and after each of its records another whose phrases name nothing in that image.
 
-    A phrase of another image names a class that is annotated there. It is taken for this image where none of the
-    classes that it names is annotated here, or named in a phrase of this image ("dog" or "dogs"): annotations alone
-    leave things out.
+    A phrase of another image names a class. It is taken for this image where none of the classes that it names is
+    annotated here, or named by any sentence about an object of this image, also one that is not read in this epoch
+    ("dog" or "dogs"): annotations alone leave things out. Where a "teddy bear" is, a "bear" may be. A phrase is not
+    taken for a word that means other things as well and is all that it names ("the orange shirt").
     Its record has the image, these phrases (each followed by "."), and empty masks. Deterministic by (``seed``, index).
 
     This makes absent *classes*. They do not teach a model absent attributes or relations ("the red ring" where the ring
@@ -62,16 +66,16 @@ class AbsentPhrases(ConcatMix):
         self._present: dict[str, set[str]] = {}
         self._pool: list[tuple[str, frozenset[str]]] = []
         for index in range(len(own)):
-            image_id, texts = own.phrase_texts(index)
+            image_id = own.phrase_texts(index)[0]
             if image_id not in self._present:
-                self._present[image_id] = set(_of_image(annotated, image_id, self.instances_file))
-            for text in texts:
-                named = frozenset(
-                    name for name in names if find_words(text, name) or find_words(text, f"{name}s")
-                )
+                classes = _of_image(annotated, image_id, self.instances_file)
+                self._present[image_id] = set().union(*(_named(text, names) for text in classes), classes)
+            for text in own.mentions(index):
+                named = _named(text, names)
                 self._present[image_id] |= named
-                if named:
+                if any(_is_surely_named(text, name) for name in named):
                     self._pool.append((text, named))
+        self._pool = list(dict.fromkeys(self._pool))
         if not self._pool:
             raise DataError(
                 f"{self.instances_file}: no phrase of the data set names one of its classes "
@@ -92,6 +96,10 @@ class AbsentPhrases(ConcatMix):
         """Report of the data set, and how many phrases there are to draw from."""
         own = self.datasets[0].report()
         return {"records": len(self), "phrases_to_draw": len(self._pool), "members": [own]}
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """A record and the one made of it are neighbours: any number of first records holds both kinds."""
+        return index % 2, index // 2
 
     def __getitem__(self, index: int) -> Sample:
         member, inner = self._locate(range(len(self))[index])
@@ -144,6 +152,22 @@ class AbsentPhrases(ConcatMix):
             f"{image_id}: fewer than {self.phrases_per_record} phrases of other images name classes that it lacks; "
             "lower `phrases_per_record`, or use more images"
         )
+
+
+def _named(text: str, names: Sequence[str]) -> frozenset[str]:
+    """Classes that a text may name: by their own word, or by its plural."""
+    return frozenset(
+        name for name in names if find_words(text, name) or any(find_words(text, p) for p in _plurals(name))
+    )
+
+
+def _is_surely_named(text: str, name: str) -> bool:
+    """Whether a class that a text names is meant there: "orange" may be a colour, "oranges" are fruit."""
+    return name.lower() not in _DOUBTFUL or any(find_words(text, plural) for plural in _plurals(name))
+
+
+def _plurals(name: str) -> tuple[str, ...]:
+    return (f"{name}s", f"{name}es", *([_PLURALS[name.lower()]] if name.lower() in _PLURALS else ()))
 
 
 def _annotated(file: Path) -> tuple[dict[str, set[str]], Sequence[str]]:

@@ -142,6 +142,10 @@ class GroundingDataset(Dataset[Sample], ABC):
     def phrase_texts(self, index: int) -> tuple[str, list[str]]:
         """Image id and phrase texts of a record, without reading its image."""
 
+    def mentions(self, index: int) -> list[str]:
+        """All that the data set says of a record's phrases, in whatever epoch; unless a reader knows more, their texts."""
+        return self.phrase_texts(index)[1]
+
     def record_id(self, index: int) -> str:
         """Record id of a record, without reading its image."""
         return self.records[index].record_id

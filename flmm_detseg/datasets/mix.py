@@ -83,6 +83,11 @@ class _Mix(Dataset[Sample], ABC):
         member, inner = self._locate(range(len(self))[index])
         return self.datasets[member].phrase_texts(inner)
 
+    def mentions(self, index: int) -> list[str]:
+        """All that a member says of a record's phrases, in whatever epoch."""
+        member, inner = self._locate(range(len(self))[index])
+        return self.datasets[member].mentions(inner)
+
 
 @DATASETS.register_module()
 class ConcatMix(_Mix):

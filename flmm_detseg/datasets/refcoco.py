@@ -140,6 +140,10 @@ class RefCOCODataset(GroundingDataset):
         record = self.records[index]
         return str(record.objects[0].image.path), self._draw(record)[0]
 
+    def mentions(self, index: int) -> list[str]:
+        """All sentences about a record's objects, whichever of them is read."""
+        return [text for item in self.records[index].objects for text in item.sentences]
+
     def _read_objects(self, excluded: ImageIds) -> list[_Object]:
         refs = require_list(load_plain_pickle(self.refs_file, "refs file"), "references", self.refs_file)
         images, annotations = read_instances(self._read_entries, self.instances_file, self.image_dir)

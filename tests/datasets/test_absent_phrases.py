@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from dataset_files import edit_refs, write_refcoco
 from PIL import Image
 
-from flmm_detseg.datasets import AbsentPhrases, JSONLDataset
+from flmm_detseg.datasets import AbsentPhrases, JSONLDataset, RefCOCODataset
 from flmm_detseg.errors import DataError
 
 PHRASES = {
@@ -19,9 +20,9 @@ CLASSES = {"a.png": ["car", "dog"], "b.png": ["cat", "dog"], "c.png": ["car", "b
 NAMES = ["car", "dog", "cat", "bus", "zebra"]
 
 
-def write(tmp_path, classes=CLASSES, names=NAMES):
+def write(tmp_path, classes=CLASSES, names=NAMES, said=PHRASES):
     lines, images, annotations = [], [], []
-    for number, (name, phrases) in enumerate(PHRASES.items()):
+    for number, (name, phrases) in enumerate(said.items()):
         Image.fromarray(np.full((6, 8, 3), 40 * number, dtype=np.uint8)).save(tmp_path / name)
         mask = {"polygon": [[0, 0, 4, 0, 4, 4, 0, 4]]}
         for text in phrases:
@@ -45,21 +46,72 @@ def test_absent_phrases_name_nothing_that_is_annotated_or_mentioned(tmp_path):
     mixed = AbsentPhrases(own, coco)
     assert len(mixed) == 2 * len(own)
     for index in range(len(own)):
-        assert mixed[index].record_id == own[index].record_id
-        assert mixed[index].masks.any()
-        sample = mixed[len(own) + index]
-        assert sample.record_id == mixed.record_id(len(own) + index) == f"{own[index].record_id}/absent"
+        assert mixed[2 * index].record_id == mixed.record_id(2 * index) == own[index].record_id
+        assert mixed[2 * index].masks.any()
+        sample = mixed[2 * index + 1]
+        assert sample.record_id == mixed.record_id(2 * index + 1) == f"{own[index].record_id}/absent"
+        assert sample.image_id == mixed[2 * index].image_id
         assert not sample.masks.any()
         assert sample.meta["absent"] == ["class"]
         name = sample.image_id.rsplit("/", 1)[1]
-        (text,) = mixed.phrase_texts(len(own) + index)[1]
+        (text,) = mixed.phrase_texts(2 * index + 1)[1]
         assert sample.phrase_text(0) == text
         mentioned = CLASSES[name] + [word for phrase in PHRASES[name] for word in phrase.split()]
         assert not any(word in mentioned for word in text.split() if word in NAMES)
         assert text in [phrase for phrases in PHRASES.values() for phrase in phrases]
     # There are two for the picture with car and dog; one for that with a bus, a car and, in words only, dogs.
-    assert mixed[len(own)].phrase_text(0) in ("the cat on the mat", "the left bus")
-    assert {mixed[len(own) + index].phrase_text(0) for index in (3, 4)} == {"the cat on the mat"}
+    assert mixed[1].phrase_text(0) in ("the cat on the mat", "the left bus")
+    assert {mixed[index].phrase_text(0) for index in (7, 9)} == {"the cat on the mat"}
+
+
+def drawn(own, coco) -> dict[str, set[str]]:
+    """What may be drawn for each picture: the phrases of many seeds."""
+    found: dict[str, set[str]] = {}
+    for seed in range(12):
+        mixed = AbsentPhrases(own, coco, seed=seed)
+        for index in range(1, len(mixed), 2):
+            image_id, texts = mixed.phrase_texts(index)
+            found.setdefault(image_id.rsplit("/", 1)[1], set()).update(texts)
+    return found
+
+
+def test_words_that_mean_other_things_too_are_no_reason(tmp_path):
+    """ "orange" is a colour, a teddy bear is a bear to many, "people" are persons."""
+    said = {
+        "a.png": ["the orange shirt", "the orange cat", "a bag of oranges"],
+        "b.png": ["the bear on the left", "people"],
+        "c.png": ["a toy on a bed", "the flower bed"],
+    }
+    classes = {"a.png": ["cat", "orange"], "b.png": ["person", "bear"], "c.png": ["teddy bear", "bed"]}
+    names = ["orange", "cat", "bear", "teddy bear", "person", "bed"]
+    found = drawn(*write(tmp_path, classes, names, said))
+    # No orange shirt and no flower bed anywhere, though nobody annotated an orange or a bed there; no bear in c.png.
+    assert found == {
+        "a.png": {"the bear on the left", "people"},
+        "b.png": {"the orange cat", "a bag of oranges"},
+        "c.png": {"the orange cat", "a bag of oranges", "people"},
+    }
+
+
+def test_all_sentences_about_an_object_count_not_only_the_one_that_is_read(tmp_path):
+    files = write_refcoco(tmp_path, num_images=3, num_objects=1, num_sentences=2)
+    said = [["the thing", "the dog"], ["the dog", "the cow"], ["the cow", "a cat"]]
+
+    def change(refs, instances):
+        for ref, texts in zip(refs, said, strict=True):
+            ref["split"] = "val"
+            for sentence, text in zip(ref["sentences"], texts, strict=True):
+                sentence["raw"] = text
+        names = ("thing", "dog", "cow", "cat")
+        instances["categories"] = [{"id": k + 1, "name": name} for k, name in enumerate(names)]
+        for item in instances["annotations"]:
+            item["bbox"] = [0, 0, 4, 4]
+
+    edit_refs(files, change)
+    reader = RefCOCODataset(**files, split="val", sentences="first", layout="split")
+    assert [reader.phrase_texts(index)[1] for index in range(3)] == [["the thing"], ["the dog"], ["the cow"]]
+    found = drawn(reader, files["instances_file"])
+    assert list(found.values()) == [{"the cow", "a cat"}, {"a cat"}, {"the dog"}]
 
 
 def test_it_is_a_function_of_seed_and_index(tmp_path):
