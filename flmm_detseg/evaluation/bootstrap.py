@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -41,6 +41,7 @@ def ratio_intervals(
     numerators: np.ndarray,
     denominators: np.ndarray,
     *,
+    clusters: Sequence[str] | None = None,
     level: float = 0.95,
     num_resamples: int = 1000,
     seed: int = 0,
@@ -48,11 +49,13 @@ def ratio_intervals(
     """Percentile bootstrap intervals of ratios of sums over the same N records; a mean has denominators 1.
 
     All F ratios see the same resamples. Those in which a ratio's denominator is 0 (none of the records that it counts
-    was drawn) are left out of its interval.
+    was drawn) are left out of its interval. Records of one image are not independent: where ``clusters`` names their
+    images, whole images are drawn.
 
     Args:
         numerators: float ``[F, N]``, what each record adds above the line.
         denominators: float ``[F, N]``, what it adds below; not negative, and positive for one record of each ratio.
+        clusters: N names, equal for records that are drawn together; None: each record by itself.
         level: Of confidence.
         num_resamples: Number of resamples.
         seed: Of the draw; the order of the records matters, so sort them.
@@ -63,6 +66,8 @@ def ratio_intervals(
     Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3.
     """
     above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
+    if clusters is not None:
+        above, below = _by_cluster(above, clusters), _by_cluster(below, clusters)
     parts = [
         (counts @ above.T, counts @ below.T) for counts in _resamples(above.shape[1], num_resamples, seed)
     ]
@@ -74,6 +79,14 @@ def ratio_intervals(
         low, high = np.quantile(sums[drawn, number] / totals[drawn, number], bounds)
         intervals.append((float(low), float(high)))
     return intervals
+
+
+def _by_cluster(values: np.ndarray, clusters: Sequence[str]) -> np.ndarray:
+    """Sums ``[F, C]`` of ``[F, N]`` over the records of each cluster, in the order of first appearance."""
+    places = {name: place for place, name in enumerate(dict.fromkeys(clusters))}
+    sums = np.zeros((len(values), len(places)))
+    np.add.at(sums.T, [places[name] for name in clusters], values.T)
+    return sums
 
 
 def _resamples(num_records: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:

@@ -38,7 +38,7 @@ def mask_answer_record(
         names: What the answer calls each of them; empty where it is not known.
 
     Returns:
-        One plain (JSON-ready) dict: ``record_id``, ``question``, ``answer``, ``expected`` (the reference answer);
+        One plain (JSON-ready) dict: ``record_id``, ``image_id``, ``question``, ``answer``, ``expected`` (the reference answer);
         ``num_targets`` T, ``num_masks`` P, ``num_unparsable`` (of :func:`num_unparsable`); ``target_area``, ``area``
         and ``intersection`` in pixels of the united masks; ``target_areas`` ``[T]``, ``areas`` ``[P]``,
         ``intersections`` ``[P][T]`` of the single ones; ``scores`` ``[P]``; ``names`` ``[P]`` and ``target_names``
@@ -82,6 +82,7 @@ def mask_answer_record(
         intersections += [_integers(mask_areas(mask & target_masks)) for mask in masks]
     return {
         "record_id": sample.record_id,
+        "image_id": sample.image_id or sample.record_id,
         "question": sample.prompt or "",
         "answer": text,
         "expected": sample.text,

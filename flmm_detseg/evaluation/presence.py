@@ -10,8 +10,9 @@ import numpy as np
 
 from flmm_detseg.datasets.mask_answers import ABSENT_KEY, UNSTATED
 from flmm_detseg.errors import DataError
-from flmm_detseg.evaluation.bootstrap import bootstrap_interval
+from flmm_detseg.evaluation.bootstrap import ratio_intervals
 from flmm_detseg.evaluation.records import ordered
+from flmm_detseg.evaluation.vqa import yes_or_no
 from flmm_detseg.structures import Prediction, Sample
 
 ECE_BINS = 15
@@ -29,8 +30,8 @@ def presence_records(
             was not asked.
 
     Returns:
-        Per phrase ``record_id``, ``phrase`` (index), ``text``, ``there``, ``absent`` (None where it is there),
-        ``presence``, ``score`` (of the mask), and ``answer``.
+        Per phrase ``record_id``, ``image_id``, ``phrase`` (index), ``text``, ``there``, ``absent`` (None where it is
+        there), ``presence``, ``score`` (of the mask), and ``answer``.
 
     Raises:
         DataError: The sample has no masks, or the prediction no presence.
@@ -45,6 +46,7 @@ def presence_records(
     return [
         {
             "record_id": sample.record_id,
+            "image_id": sample.image_id or sample.record_id,
             "phrase": k,
             "text": sample.phrase_text(k),
             "there": bool(there[k]),
@@ -67,7 +69,7 @@ def presence_figures(records: Sequence[Mapping[str, Any]], threshold: float) -> 
     Returns:
         Of the presence head, at ``threshold``: ``N_acc`` and ``N_acc_REASON`` (share of absent phrases that are found
         absent), ``T_acc`` (share of the others that are found there), each with ``_low`` and ``_high`` (95 %,
-        bootstrap over phrases) and ``num_REASON``; ``AUROC``, ``ECE``. Of what it is compared with, on the same
+        bootstrap over images, whose phrases are no independent cases) and ``num_REASON``; ``AUROC``, ``ECE``. Of what it is compared with, on the same
         phrases: ``mask_score_*`` (the mask's score, at the threshold with the best mean of N_acc and T_acc on these
         very phrases), ``answer_*`` (the LMM's answer, where it was asked; what is neither yes nor no counts as wrong,
         ``answer_unread`` is its share), ``always_present_*``. What has no phrase to count is absent.
@@ -81,7 +83,8 @@ def presence_figures(records: Sequence[Mapping[str, Any]], threshold: float) -> 
     for reason in sorted({reason for reason in reasons if reason is not None}):
         figures[f"num_{reason}"] = reasons.count(reason)
     figures["threshold"] = threshold
-    figures.update(_shares("", there, reasons, (presence >= threshold) == there))
+    images = [record["image_id"] for record in records]
+    figures.update(_shares("", there, reasons, images, (presence >= threshold) == there))
     if there.any() and not there.all():
         figures["AUROC"] = auroc(presence, there)
     if len(records):
@@ -89,14 +92,14 @@ def presence_figures(records: Sequence[Mapping[str, Any]], threshold: float) -> 
     if there.any() and not there.all():
         best = best_threshold(scores, there)
         figures["mask_score_threshold"] = best
-        figures.update(_shares("mask_score_", there, reasons, (scores >= best) == there))
+        figures.update(_shares("mask_score_", there, reasons, images, (scores >= best) == there))
         figures["mask_score_AUROC"] = auroc(scores, there)
     if records and all(record["answer"] is not None for record in records):
-        said = [_yes_or_no(record["answer"]) for record in records]
-        right = np.array([word is not None and word == is_there for word, is_there in zip(said, there)])
-        figures.update(_shares("answer_", there, reasons, right))
+        said = [yes_or_no(record["answer"]) for record in records]
+        right = np.array([word == ("yes" if is_there else "no") for word, is_there in zip(said, there)])
+        figures.update(_shares("answer_", there, reasons, images, right))
         figures["answer_unread"] = sum(word is None for word in said) / len(said)
-    figures.update(_shares("always_present_", there, reasons, there))
+    figures.update(_shares("always_present_", there, reasons, images, there))
     return figures
 
 
@@ -156,24 +159,20 @@ def best_threshold(values: np.ndarray, there: np.ndarray) -> float:
 
 
 def _shares(
-    prefix: str, there: np.ndarray, reasons: Sequence[str | None], right: np.ndarray
+    prefix: str, there: np.ndarray, reasons: Sequence[str | None], images: Sequence[str], right: np.ndarray
 ) -> dict[str, float]:
     """Shares of phrases that were judged rightly, with intervals."""
     groups = {"N_acc": ~there}
     for reason in sorted({reason for reason in reasons if reason is not None}):
         groups[f"N_acc_{reason}"] = np.array([found == reason for found in reasons])
     groups["T_acc"] = there
+    groups = {name: members for name, members in groups.items() if members.any()}
+    if not groups:
+        return {}
+    counted = np.stack(list(groups.values())).astype(np.float64)
+    intervals = ratio_intervals(counted * right, counted, clusters=images)
     figures = {}
-    for name, members in groups.items():
-        if members.any():
-            values = right[members].astype(np.float64)
-            low, high = bootstrap_interval(values)
-            figures[f"{prefix}{name}"] = float(values.mean())
-            figures.update({f"{prefix}{name}_low": low, f"{prefix}{name}_high": high})
+    for (name, members), (low, high) in zip(groups.items(), intervals, strict=True):
+        figures[f"{prefix}{name}"] = float(right[members].mean())
+        figures.update({f"{prefix}{name}_low": low, f"{prefix}{name}_high": high})
     return figures
-
-
-def _yes_or_no(answer: str) -> bool | None:
-    """What an answer says by its first word; None: neither."""
-    words = answer.lower().replace(",", " ").replace(".", " ").split()
-    return {"yes": True, "no": False}.get(words[0]) if words else None

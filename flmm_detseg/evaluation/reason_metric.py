@@ -75,11 +75,14 @@ def reason_figures(
     Returns:
         ``num_records``, ``num_no_target``; ``num_missing``, ``num_superfluous`` (masks fewer or more than targets,
         summed over records) and ``num_unparsable``; ``right_number``, the share of records with as many masks as
-        targets. Each of the following with its 95 % interval over records, ``NAME_low`` and ``NAME_high``: ``gIoU``
+        targets; ``num_none_unparsable``, of the answers that say "none" where nothing fits, those that tried to give a
+        mask all the same. Each of the following with its 95 % interval, ``NAME_low`` and ``NAME_high`` (bootstrap over
+        images, whose queries are no independent cases): ``gIoU``
         (mean over records), ``cIoU`` (sum of intersections / sum of unions), ``N_acc`` (share of records without a
-        target whose answer says so), ``T_acc`` (share of the others whose answer has masks); of the single masks
+        target whose answer says so), ``N_acc_parsed`` (the same of answers without an unparsable ``[SEG]``), ``T_acc``
+        (share of the others whose answer has masks); of the single masks
         ``instance_F1@0.5`` (as many pairs of IoU >= 0.5 as can be formed) and ``instance_mIoU`` (mean over targets of
-        the IoU with the mask that was matched, 0 without one). The first four once more by group, as
+        the IoU with the mask that was matched, 0 without one). The first five once more by group, as
         ``family=extremes/gIoU``. Figures without a record to count are absent.
 
     Raises:
@@ -100,15 +103,19 @@ def reason_figures(
     figures["num_missing"] = sum(max(0, -number) for number in extra)
     figures["num_superfluous"] = sum(max(0, number) for number in extra)
     figures["num_unparsable"] = sum(record["num_unparsable"] for record in records)
+    figures["num_none_unparsable"] = sum(
+        found.no_target and found.says_none and record["num_unparsable"] > 0
+        for record, found in ((record, judge(record, rule)) for record in records)
+    )
     figures["right_number"] = extra.count(0) / len(records)
-    figures.update(_with_intervals({**_united(records, rule), **_single(records)}, num_resamples, seed))
+    figures.update(_with_intervals({**_united(records, rule), **_single(records)}, records, num_resamples, seed))
     for group in sorted({(key, value) for record in records for key, value in record["groups"].items()}):
         key, value = group
         chosen = [record for record in records if record["groups"].get(key) == value]
         if len(chosen) == len(records):
             continue
         parts: dict[str, float] = {"num_records": len(chosen)}
-        parts |= _with_intervals(_united(chosen, rule), num_resamples, seed)
+        parts |= _with_intervals(_united(chosen, rule), chosen, num_resamples, seed)
         figures.update({f"{key}={value}/{name}": number for name, number in parts.items()})
     return figures
 
@@ -120,10 +127,12 @@ _Ratios = dict[str, tuple[np.ndarray, np.ndarray]]
 def _united(records: Sequence[Mapping[str, Any]], rule: NoTargetRule) -> _Ratios:
     judged = [judge(record, rule) for record in records]
     ious, intersections, unions, no_target, says_none = np.array(judged, dtype=np.float64).T
+    parsed = np.array([record["num_unparsable"] == 0 for record in records])
     return {
         "gIoU": (ious, np.ones(len(judged))),
         "cIoU": (intersections, unions),
         "N_acc": (no_target * says_none, no_target),
+        "N_acc_parsed": (parsed * no_target * says_none, parsed * no_target),
         "T_acc": ((1 - no_target) * (1 - says_none), 1 - no_target),
     }
 
@@ -138,12 +147,15 @@ def _single(records: Sequence[Mapping[str, Any]]) -> _Ratios:
     }
 
 
-def _with_intervals(ratios: _Ratios, num_resamples: int, seed: int) -> dict[str, float]:
+def _with_intervals(
+    ratios: _Ratios, records: Sequence[Mapping[str, Any]], num_resamples: int, seed: int
+) -> dict[str, float]:
     ratios = {name: ratio for name, ratio in ratios.items() if ratio[1].any()}
     if not ratios:
         return {}
     above, below = (np.stack(rows) for rows in zip(*ratios.values(), strict=True))
-    intervals = ratio_intervals(above, below, num_resamples=num_resamples, seed=seed)
+    images = [record["image_id"] for record in records]
+    intervals = ratio_intervals(above, below, clusters=images, num_resamples=num_resamples, seed=seed)
     figures = {}
     for (name, (numerators, denominators)), (low, high) in zip(ratios.items(), intervals, strict=True):
         figures[name] = math.fsum(numerators) / math.fsum(denominators)

@@ -25,6 +25,22 @@ def test_equals_resampling_in_a_loop():
     assert np.allclose(got, expected, atol=1e-12)
 
 
+def test_records_of_a_cluster_are_drawn_together():
+    rng = np.random.default_rng(3)
+    above, names = rng.random(12), [f"image {k}" for k in (2, 0, 0, 1, 2, 2, 3, 4, 4, 5, 5, 5)]
+    members = [[k for k, own in enumerate(names) if own == name] for name in dict.fromkeys(names)]
+    draws, means = np.random.default_rng(7), []
+    for _ in range(300):
+        chosen = [k for cluster in draws.integers(len(members), size=len(members)) for k in members[cluster]]
+        means.append(above[chosen].mean())
+    ones = np.ones((1, 12))
+    (found,) = ratio_intervals(above[None], ones, clusters=names, num_resamples=300, seed=7)
+    assert np.allclose(found, np.quantile(means, [0.025, 0.975]), atol=1e-12)
+    # Each by itself is as without clusters.
+    alone = ratio_intervals(above[None], ones, clusters=[str(k) for k in range(12)])
+    assert alone == ratio_intervals(above[None], ones)
+
+
 def test_it_does_not_depend_on_how_many_resamples_are_kept_at_once(monkeypatch):
     above, below = np.random.default_rng(1).random((2, 1, 50))
     whole = ratio_intervals(above, below)

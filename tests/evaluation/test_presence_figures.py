@@ -21,14 +21,14 @@ from flmm_detseg.structures import PackedMasks, Prediction
 
 def record(number: int, absent: str | None, presence: float, score: float, answer: str | None = None) -> dict:
     return {
-        "record_id": f"r{number}", "phrase": 0, "text": "x", "there": absent is None, "absent": absent,
+        "record_id": f"r{number}", "image_id": f"r{number}", "phrase": 0, "text": "x", "there": absent is None, "absent": absent,
         "presence": presence, "score": score, "answer": answer,
     }  # fmt: skip
 
 
 RECORDS = [
     record(0, None, 0.9, 0.8, "yes"),
-    record(1, None, 0.7, 0.7, "Yes, there is"),
+    record(1, None, 0.7, 0.7, "Yes! there is"),
     record(2, None, 0.3, 0.9, "no"),
     record(3, "kind", 0.1, 0.8, "no"),
     record(4, "kind", 0.6, 0.6, "a ring"),
@@ -82,6 +82,17 @@ def test_figures_of_a_hand_made_case():
     assert figures["T_acc_low"] <= figures["T_acc"] <= figures["T_acc_high"]
 
 
+def test_phrases_of_an_image_are_no_independent_cases():
+    """Copies of every phrase in its image tell nothing new; as other images they would."""
+    copies = [{**item, "record_id": f"{item['record_id']}/{k}"} for item in RECORDS for k in range(5)]
+    once, same = (presence_figures(records, threshold=0.6) for records in (RECORDS, copies))
+    other = presence_figures([{**item, "image_id": item["record_id"]} for item in copies], threshold=0.6)
+    for name in ("T_acc", "N_acc", "answer_N_acc"):
+        bounds = [figures[f"{name}{end}"] for figures in (once, same) for end in ("_low", "_high")]
+        assert bounds[:2] == pytest.approx(bounds[2:])
+        assert other[f"{name}_high"] - other[f"{name}_low"] < bounds[1] - bounds[0]
+
+
 def test_what_was_not_asked_or_is_not_there_has_no_figures():
     figures = presence_figures([record(0, None, 0.9, 0.8)], threshold=0.5)
     assert figures["T_acc"] == 1.0
@@ -100,11 +111,12 @@ def test_records_say_what_is_there_and_why_not():
     sample = make_sample(0, num_phrases=3)
     masks = sample.masks.copy()
     masks[1:] = False
-    sample = replace(sample, masks=masks, meta={"absent": [None, "kind", None]})
+    sample = replace(sample, masks=masks, meta={"absent": [None, "kind", None]}, image_id="scene")
     found = presence_records(sample, prediction(sample, torch.tensor([0.9, 0.2, 0.4])), ["yes", "no", "no"])
     assert [(fact["there"], fact["absent"], fact["presence"]) for fact in found] == [
         (True, None, 0.9), (False, "kind", 0.2), (False, "other", 0.4)
     ]  # fmt: skip
+    assert {fact["image_id"] for fact in found} == {"scene"}
     with pytest.raises(DataError, match="presence"):
         presence_records(sample, prediction(sample, None))
     with pytest.raises(DataError, match="no masks"):

@@ -39,6 +39,29 @@ def test_counts_of_tokens():
     assert figures["right_number"] == 1 / 3
 
 
+def test_an_unparsable_answer_is_no_clean_none():
+    texts = {"a": "there is none .", "b": "it is [ SEG ] .", "c": "it is <seg>", "d": "none", "e": "the ring [SEG]"}
+    records = [
+        mask_answer_record(query(name, []), text, masks_of(name, [rows(0)] if name == "e" else []))
+        for name, text in texts.items()
+    ]
+    records.append(mask_answer_record(query("f", [rows(0)]), "[ SEG ]", masks_of("f", [])))
+    figures = reason_figures(records)
+    assert (figures["N_acc"], figures["num_none_unparsable"], figures["num_unparsable"]) == (4 / 5, 2, 3)
+    assert figures["N_acc_parsed"] == 2 / 3
+    assert figures["N_acc_parsed_low"] <= 2 / 3 <= figures["N_acc_parsed_high"]
+
+
+def test_queries_about_one_image_are_no_independent_cases():
+    records = answers(30)
+    shared = [{**record, "image_id": f"image {k // 6}"} for k, record in enumerate(records)]
+    figures, wide = reason_figures(records), reason_figures(shared)
+    assert wide["gIoU"] == figures["gIoU"]
+    assert (wide["gIoU_low"], wide["gIoU_high"]) != (figures["gIoU_low"], figures["gIoU_high"])
+    doubled = [{**record, "record_id": f"{record['record_id']}{k}"} for record in records for k in "ab"]
+    assert reason_figures(doubled)["gIoU_low"] == pytest.approx(figures["gIoU_low"])
+
+
 def test_single_masks_equal_the_best_of_all_matchings():
     records = answers(40)
     hits, ious, num_masks, num_targets = 0, 0.0, 0, 0
