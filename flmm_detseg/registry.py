@@ -157,8 +157,8 @@ MODELS = Registry(
         *_modules("lmms", "all_families"),
         *_modules("lmms.added", "own_projector", "region_tokens"),
         *_modules("heads", "detection_head", "language_head", "neck", "phrase_head", "semantic_head"),
-        *_modules("heads", "attention_mask_head", "pointer_head", "presence_head", "seg_token_head"),
-        *_modules("heads", "side_stream", "unet_head"),
+        *_modules("heads", "attention_mask_head", "answer_presence_head", "pointer_head", "presence_head"),
+        *_modules("heads", "seg_token_head", "side_stream", "unet_head"),
         *_modules("refiners", "sam", "sam2"),
         *_modules("cache", "cached_lmm", "reading.prefusion"),
         *_modules(

@@ -8,10 +8,11 @@ with read_base():
     from .._base_.default_runtime import *
     from .._base_.models.tiny_detseg_heads import language
     from .._base_.models.tiny_llava_reason import lmm
-    from .._base_.models.tiny_seg_heads import seg_token
+    from .._base_.models.tiny_seg_heads import answer_presence, seg_token
     from .._base_.schedules.tiny_seg import *
 
 from flmm_detseg.datasets import MultiTaskMix, TaskBatchSampler, TaskSampler, collate_samples
+from flmm_detseg.engine import PresenceCalibrationHook
 from flmm_detseg.models import GroundingLMM
 
 lmm.update(added_tokens=["[SEG]"], lora=dict(llm=dict(r=16, alpha=32, target="attention")))
@@ -21,7 +22,7 @@ default_hooks.update(checkpoint=dict(interval=100))
 model = dict(
     type=GroundingLMM,
     lmm=lmm,
-    heads=dict(reasoning=seg_token, language=language),
+    heads=dict(reasoning=dict(seg_token, presence=answer_presence), language=language),
     retention="switched",
     init_from=[],
     new_parts=[],
@@ -39,3 +40,7 @@ train_dataloader = dict(
         ratios=dict(classes=1, refer=3, vqa=1, reason=6),
     ),
 )
+custom_hooks.append(
+    dict(type=PresenceCalibrationHook, dataset=dict(reason_eval["reason_val"]), task="reasoning")
+)
+presence_eval = dict(reason_test=dict(reason_eval["reason_test"]))

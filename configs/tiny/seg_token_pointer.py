@@ -3,7 +3,7 @@
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.models.tiny_seg_heads import pointer
+    from .._base_.models.tiny_seg_heads import answer_presence, pointer
     from .seg_token import *
 
-model["heads"]["reasoning"] = pointer
+model["heads"]["reasoning"] = dict(pointer, presence=answer_presence)

@@ -19,7 +19,7 @@ from flmm_detseg.cache import BackgroundCache, StreamSession
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads import head_of, named_heads
 from flmm_detseg.inference.grounder import Grounder
-from flmm_detseg.models.presence import MinPresence, presence_limit
+from flmm_detseg.models.presence import MinPresence, check_presence, tasks_of_answer
 from flmm_detseg.utils.values import number
 
 # Makes the model of the stream tab at its first use: a session on it, and what to say about it.
@@ -76,7 +76,7 @@ class Service:
         min_presence: See :class:`~flmm_detseg.inference.chat.Chat`.
 
     Raises:
-        ConfigError: ``min_presence`` with a model that has no presence head.
+        ConfigError: ``min_presence``, see :class:`~flmm_detseg.inference.chat.Chat`.
     """
 
     def __init__(
@@ -89,7 +89,10 @@ class Service:
         min_presence: MinPresence = None,
     ) -> None:
         self._grounder = grounder
-        self._min_presence = presence_limit(grounder.model, min_presence)
+        # Now, not when the first user comes; each head has a stored threshold of its own.
+        plain = grounder.model.retention.mode != "always"
+        check_presence(grounder.model, min_presence, tasks_of_answer(grounder.model, plain=plain))
+        self._min_presence = min_presence
         self._make_stream = stream
         self._stream: StreamSession | None = None
         self.frames = frames

@@ -206,6 +206,8 @@ def _write(
     if result.presence is not None:
         figures["presence"] = [round(float(value), 3) for value in result.presence]
         figures["not_found"] = list(result.not_found)
+    if result.answer_presence is not None:
+        figures["answer_presence"] = round(result.answer_presence, 3)
     if result.domain is not None:
         figures["out_of_domain"] = result.out_of_domain
         figures["distance"] = round(result.domain.score, 2)

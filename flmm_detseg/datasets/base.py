@@ -143,7 +143,7 @@ class GroundingDataset(Dataset[Sample], ABC):
         """Image id and phrase texts of a record, without reading its image."""
 
     def mentions(self, index: int) -> list[str]:
-        """All that the data set says of a record's phrases, in whatever epoch; unless a reader knows more, their texts."""
+        """All that is said of a record's phrases, in whatever epoch; their texts, unless a reader knows more."""
         return self.phrase_texts(index)[1]
 
     def record_id(self, index: int) -> str:

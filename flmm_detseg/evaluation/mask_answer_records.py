@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flmm_detseg.datasets.mask_answers import IGNORE_KEY
-from flmm_detseg.errors import DataError, RunError
+from flmm_detseg.errors import ConfigError, DataError, RunError
 from flmm_detseg.language.segment_names import MASK_TOKEN, segment_names
 from flmm_detseg.ops.masks import mask_areas, pieces
 from flmm_detseg.structures import Prediction, Sample
@@ -25,7 +25,12 @@ _ATTEMPT = re.compile(
 
 
 def mask_answer_record(
-    sample: Sample, text: str, prediction: Prediction, names: Sequence[str] = ()
+    sample: Sample,
+    text: str,
+    prediction: Prediction,
+    names: Sequence[str] = (),
+    *,
+    min_presence: float | None = None,
 ) -> dict[str, Any]:
     """Compares an answer with what was asked for.
 
@@ -36,15 +41,17 @@ def mask_answer_record(
         text: The answer with the literal ``[SEG]``.
         prediction: P masks, one for each ``[SEG]`` that was generated, on any device.
         names: What the answer calls each of them; empty where it is not known.
+        min_presence: Masks whose presence is lower count as not given; None: all count.
 
     Returns:
-        One plain (JSON-ready) dict: ``record_id``, ``image_id``, ``question``, ``answer``, ``expected`` (the reference answer);
-        ``num_targets`` T, ``num_masks`` P, ``num_unparsable`` (of :func:`num_unparsable`); ``target_area``, ``area``
+        One plain (JSON-ready) dict: ``record_id``, ``image_id``, ``question``, ``answer``, ``expected`` (the reference
+        answer); ``num_targets`` T, ``num_masks`` P, ``num_unparsable`` (of :func:`num_unparsable`); ``target_area``, ``area``
         and ``intersection`` in pixels of the united masks; ``target_areas`` ``[T]``, ``areas`` ``[P]``,
         ``intersections`` ``[P][T]`` of the single ones; ``scores`` ``[P]``; ``names`` ``[P]`` and ``target_names``
         ``[T]`` where they are known, else empty; ``groups``, a text by group.
 
     Raises:
+        ConfigError: ``min_presence``, and nothing is known of presence.
         DataError: The sample's masks or ignored pixels do not fit it, a fact that answers are grouped by is no word, or
             the prediction is of another record.
         RunError: More masks than ``[SEG]`` in the answer, names of other masks, or logits are NaN.
@@ -56,7 +63,7 @@ def mask_answer_record(
             f"{sample.record_id}: the prediction is of record {prediction.record_id!r} with size "
             f"{tuple(prediction.packed.size)}, expected {size}."
         )
-    num = len(prediction.packed)
+    num_read = num = len(prediction.packed)
     num_tokens = text.count(MASK_TOKEN)
     if num > num_tokens or len(names) not in (0, num):
         raise RunError(
@@ -67,6 +74,10 @@ def mask_answer_record(
         raise RunError(
             f"{sample.record_id}: the mask logits contain NaN. Check the checkpoint and precision."
         )
+    if min_presence is not None and num:
+        kept = _present(prediction, min_presence)
+        prediction, names = prediction.part(kept), [names[k] for k in kept] if names else ()
+        num = len(kept)
     seen = ~_ignored(sample)
     device = prediction.packed.bits.device
     target_masks = torch.from_numpy(targets & seen).to(device)
@@ -88,7 +99,7 @@ def mask_answer_record(
         "expected": sample.text,
         "num_targets": len(targets),
         "num_masks": num,
-        "num_unparsable": num_unparsable(text, num),
+        "num_unparsable": num_unparsable(text, num_read),
         "target_area": int(target_united.count_nonzero()),
         "area": int(united.count_nonzero()),
         "intersection": int((united & target_united).count_nonzero()),
@@ -100,6 +111,13 @@ def mask_answer_record(
         "target_names": _target_names(sample),
         "groups": _groups(sample),
     }
+
+
+def _present(prediction: Prediction, min_presence: float) -> list[int]:
+    """Masks of what is there."""
+    if prediction.presence is None:
+        raise ConfigError(f"{prediction.record_id}: the model has no presence head, so nothing says what is there")
+    return (prediction.presence >= min_presence).nonzero()[:, 0].tolist()
 
 
 def num_unparsable(text: str, num_masks: int) -> int:

@@ -13,7 +13,7 @@ from flmm_detseg.errors import DataError
 from flmm_detseg.evaluation.bootstrap import ratio_intervals
 from flmm_detseg.evaluation.records import ordered
 from flmm_detseg.evaluation.vqa import yes_or_no
-from flmm_detseg.structures import Prediction, Sample
+from flmm_detseg.structures import AnswerWithMasks, Prediction, Sample
 
 ECE_BINS = 15
 
@@ -59,6 +59,40 @@ def presence_records(
     ]
 
 
+def answer_presence_record(
+    sample: Sample, there: bool, answer: AnswerWithMasks, *, with_answer: bool = True
+) -> dict[str, Any]:
+    """The fact of a question that is answered with mask tokens, in the form of :func:`presence_records`.
+
+    Args:
+        sample: The question; ``meta["absent"]`` may say why there is no such thing, ``meta["query"]`` its words.
+        there: Whether there is what it asks for.
+        answer: The model's, with presence.
+        with_answer: Say whether it has a mask.
+
+    Returns:
+        As there, of one phrase: ``score`` is that of the best mask (0 without one), ``answer`` ``"yes"`` where the
+        answer has a mask and else ``"no"``.
+
+    Raises:
+        DataError: Nothing is known of presence.
+    """
+    if answer.presence is None:
+        raise DataError(f"{sample.record_id}: its answer says nothing of presence")
+    scores = answer.prediction.scores.tolist()
+    return {
+        "record_id": sample.record_id,
+        "image_id": sample.image_id or sample.record_id,
+        "phrase": 0,
+        "text": sample.meta.get("query") or sample.prompt or "",
+        "there": there,
+        "absent": None if there else str(sample.meta.get(ABSENT_KEY) or UNSTATED),
+        "presence": round(answer.presence, 6),
+        "score": round(max(scores, default=0.0), 6),
+        "answer": ("yes" if scores else "no") if with_answer else None,
+    }
+
+
 def presence_figures(records: Sequence[Mapping[str, Any]], threshold: float) -> dict[str, float]:
     """Figures of :func:`presence_records`.
 
@@ -69,10 +103,11 @@ def presence_figures(records: Sequence[Mapping[str, Any]], threshold: float) -> 
     Returns:
         Of the presence head, at ``threshold``: ``N_acc`` and ``N_acc_REASON`` (share of absent phrases that are found
         absent), ``T_acc`` (share of the others that are found there), each with ``_low`` and ``_high`` (95 %,
-        bootstrap over images, whose phrases are no independent cases) and ``num_REASON``; ``AUROC``, ``ECE``. Of what it is compared with, on the same
-        phrases: ``mask_score_*`` (the mask's score, at the threshold with the best mean of N_acc and T_acc on these
-        very phrases), ``answer_*`` (the LMM's answer, where it was asked; what is neither yes nor no counts as wrong,
-        ``answer_unread`` is its share), ``always_present_*``. What has no phrase to count is absent.
+        bootstrap over images, whose phrases are no independent cases) and ``num_REASON``; ``AUROC``, ``ECE``. Of what
+        it is compared with, on the same phrases: ``mask_score_*`` (the mask's score, at the threshold with the best
+        mean of N_acc and T_acc on these very phrases), ``answer_*`` (the LMM's answer, where it was asked; what is
+        neither yes nor no counts as wrong, ``answer_unread`` is its share), ``always_present_*``. What has no phrase to
+        count is absent.
     """
     records = ordered(records)
     there = np.array([record["there"] for record in records], dtype=bool)

@@ -108,7 +108,9 @@ def reason_figures(
         for record, found in ((record, judge(record, rule)) for record in records)
     )
     figures["right_number"] = extra.count(0) / len(records)
-    figures.update(_with_intervals({**_united(records, rule), **_single(records)}, records, num_resamples, seed))
+    figures.update(
+        _with_intervals({**_united(records, rule), **_single(records)}, records, num_resamples, seed)
+    )
     for group in sorted({(key, value) for record in records for key, value in record["groups"].items()}):
         key, value = group
         chosen = [record for record in records if record["groups"].get(key) == value]

@@ -8,6 +8,7 @@ from flmm_detseg.compat import install
 from flmm_detseg.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from flmm_detseg.heads.answer_presence_head import AnswerPresenceHead
     from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
     from flmm_detseg.heads.base import Head, head_of, named_heads, require_head
     from flmm_detseg.heads.detection_head import DetectionHead
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from flmm_detseg.heads.unet_head import UNetHead
 
 __all__ = [
+    "AnswerPresenceHead",
     "AttentionMaskHead",
     "DetectionHead",
     "Head",

@@ -14,6 +14,7 @@ from flmm_detseg.structures import CaptureSpec, Graph, GroundingBatch, LMMStates
 
 if TYPE_CHECKING:
     from flmm_detseg.heads.neck import VisionNeck
+    from flmm_detseg.heads.presence_score import PresenceScore
     from flmm_detseg.refiners import Refiner
 
 P = TypeVar("P")
@@ -30,6 +31,9 @@ class Head(nn.Module, ABC, Generic[P]):
         tasks: Tasks (:attr:`Sample.task`) whose samples the head reads; it is given no others.
         result_of: Tasks whose result is this head's prediction: what validation measures and pictures show of their
             samples. None for heads whose prediction has no use without a target.
+        by_sample: Losses and figures of :meth:`loss` that are means over samples, not over :meth:`num_targets`.
+        optional_parts: Attributes that hold a part, or None. Checkpoints from before it was there load all the same:
+            training begins with the part as it is built, a model for use goes without it.
         class_names: Classes in the order of the labels; empty for heads without classes.
         reads_token: Text of the token whose states the head reads, which must be one token of the LMM; None for none.
         token_id: Its id; given by the model when it is built.
@@ -37,6 +41,8 @@ class Head(nn.Module, ABC, Generic[P]):
 
     tasks: ClassVar[frozenset[str]]
     result_of: ClassVar[frozenset[str]] = frozenset()
+    by_sample: ClassVar[frozenset[str]] = frozenset()
+    optional_parts: ClassVar[tuple[str, ...]] = ()
     class_names: tuple[str, ...] = ()
     reads_token: str | None = None
     token_id: int | None = None
@@ -61,7 +67,7 @@ class Head(nn.Module, ABC, Generic[P]):
             batch: The samples with their targets and prepared inputs.
 
         Returns:
-            Scalars by name, means over :meth:`num_targets`.
+            Scalars by name, means over :meth:`num_targets` (those of :attr:`by_sample`: over the samples).
 
         Raises:
             DataError: A sample carries no target for this head.
@@ -106,12 +112,49 @@ class Head(nn.Module, ABC, Generic[P]):
         """Share of each decoder layer in what is read of a phrase's tokens, ``[L]``; None where nothing is."""
         return None
 
+    # Whether there is what is asked for.
+
+    @property
+    def presence_score(self) -> PresenceScore | None:
+        """The part that says whether there is something; None for heads that do not say it."""
+        return None
+
     @property
     def presence_threshold(self) -> float | None:
         """From which :attr:`Prediction.presence <flmm_detseg.structures.Prediction.presence>` on something counts as
-        there, as it was fitted with the head; None for heads that do not say whether there is something.
+        there, as it was fitted with the head; NaN where it never was, None without :attr:`presence_score`.
         """
-        return None
+        return None if self.presence_score is None else self.presence_score.fitted_threshold
+
+    def presence_logits(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
+        """What :attr:`presence_score` says, before calibration.
+
+        Args:
+            states: What :attr:`capture` asks for.
+            batch: The samples.
+
+        Returns:
+            Per sample float32 ``[N_i]``: a logit for all that :meth:`is_there` tells about.
+
+        Raises:
+            ConfigError: There is no such part.
+        """
+        raise ConfigError(f"a {type(self).__name__} does not say whether there is something")
+
+    def is_there(self, sample: Sample) -> Tensor:
+        """Whether there is what a sample names or asks for.
+
+        Args:
+            sample: With its targets.
+
+        Returns:
+            bool ``[N]``.
+
+        Raises:
+            ConfigError: There is no such part.
+            DataError: The targets do not say it.
+        """
+        raise ConfigError(f"a {type(self).__name__} does not say whether there is something")
 
     # Classes by their words.
 

@@ -176,9 +176,9 @@ class PhraseGroundingHead(Head[Prediction]):
         return own.union(CaptureSpec(hidden=layers, vision_layers=self.presence.vision_layers))
 
     @property
-    def presence_threshold(self) -> float | None:
-        """See :class:`Head`."""
-        return None if self.presence is None else float(self.presence.threshold)
+    def presence_score(self) -> PresenceHead | None:
+        """See :class:`Head`: of each phrase."""
+        return self.presence
 
     @property
     def text_layer_shares(self) -> Tensor | None:
@@ -393,8 +393,7 @@ class PhraseGroundingHead(Head[Prediction]):
             )
         return self.presence(evidence)
 
-    @staticmethod
-    def is_there(sample: Sample) -> Tensor:
+    def is_there(self, sample: Sample) -> Tensor:
         """Whether the image shows what each phrase names: its target mask has a pixel.
 
         Args:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.heads.answer_presence_head import AnswerPresenceHead
 from flmm_detseg.heads.grids import by_grid
 from flmm_detseg.heads.neck import VisionNeck
 from flmm_detseg.heads.semantic_head import PyramidDecoder
@@ -36,6 +37,7 @@ class PointerHead(TokenMaskHead):
         token: Text of the token.
         loss_mask_weight: Factor of the cross-entropy (mean over pixels).
         loss_dice_weight: Factor of the dice loss.
+        presence: See :class:`TokenMaskHead`.
 
     Raises:
         ConfigError: Unknown ``position``, no rate, or ``embed_size`` below 1.
@@ -54,12 +56,15 @@ class PointerHead(TokenMaskHead):
         token: str = MASK_TOKEN,
         loss_mask_weight: float = 2.0,
         loss_dice_weight: float = 0.5,
+        presence: AnswerPresenceHead | None = None,
     ) -> None:
         if embed_size < 1 or not rates or min(rates) < 1:
             raise ConfigError(
                 f"PointerHead: `embed_size` {embed_size} and `rates` {tuple(rates)} must be positive, at least one rate"
             )
-        super().__init__(hidden_size, embed_size, position, token, loss_mask_weight, loss_dice_weight)
+        super().__init__(
+            hidden_size, embed_size, position, token, loss_mask_weight, loss_dice_weight, presence
+        )
         self.neck = neck
         self.decoder = PyramidDecoder(neck.channels, len(neck.strides), embed_size, channels, rates)
         self.bias = nn.Parameter(torch.zeros(()))

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from flmm_detseg.errors import ConfigError, DataError, RunError
+from flmm_detseg.errors import ConfigError
+from flmm_detseg.heads.presence_score import PresenceScore
 from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import HiddenRows
 
@@ -34,7 +35,7 @@ class PresenceEvidence:
 
 
 @MODELS.register_module()
-class PresenceHead(nn.Module):
+class PresenceHead(PresenceScore):
     """Says of each phrase whether there is such a thing in the image.
 
     The tokens of a phrase (their hidden rows) look at the cells of the image (the vision tower's features, the phrase's
@@ -42,8 +43,7 @@ class PresenceHead(nn.Module):
     among them gives the logit. Nothing of the LMM or of the mask head is changed by it: it reads them, without
     gradient.
 
-    The probability is ``sigmoid(logit / temperature + bias)``. :meth:`calibrate` fits both numbers and the threshold on
-    phrases that were not trained on; checkpoints hold them.
+    How the logit becomes a probability: :class:`~flmm_detseg.heads.presence_score.PresenceScore`.
 
     Args:
         hidden_layers: Decoder layers, 1..L, whose rows of the phrase's tokens are read.
@@ -56,14 +56,12 @@ class PresenceHead(nn.Module):
         num_heads: Of each of its attentions.
         cells: Side of the square grid that every image is brought to.
         dropout: In training.
-        keep_present: Share of the phrases that are there which the threshold keeps, where it is fitted.
+        keep_present: See :class:`~flmm_detseg.heads.presence_score.PresenceScore`.
         reads_attention: False: the phrase's attention is left out.
 
     Raises:
         ConfigError: No layer, or a number that does not fit.
     """
-
-    checkpoint_buffers = ("temperature", "bias", "threshold")
 
     def __init__(
         self,
@@ -80,7 +78,7 @@ class PresenceHead(nn.Module):
         keep_present: float = 0.97,
         reads_attention: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(keep_present)
         for name, layers in (("hidden_layers", hidden_layers), ("vision_layers", vision_layers)):
             if not layers:
                 raise ConfigError(f"PresenceHead: `{name}` is empty; at least one layer is needed")
@@ -91,12 +89,8 @@ class PresenceHead(nn.Module):
             raise ConfigError(
                 f"PresenceHead: `width` {width} must be a multiple of 4 x `num_heads` ({4 * num_heads})"
             )
-        if not 0 < keep_present < 1:
-            raise ConfigError(
-                f"PresenceHead: `keep_present` is {keep_present}; a share within (0, 1) is needed"
-            )
         self.hidden_layers, self.vision_layers = tuple(sorted(hidden_layers)), tuple(sorted(vision_layers))
-        self.cells, self.keep_present = cells, keep_present
+        self.cells = cells
         # Read of the attention.
         self.in_channels = in_channels if reads_attention else 0
         self.token_norm = nn.LayerNorm(hidden_size)
@@ -115,12 +109,6 @@ class PresenceHead(nn.Module):
         )
         self.out_norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, 1)
-        self.temperature: Tensor
-        self.bias: Tensor
-        self.threshold: Tensor
-        self.register_buffer("temperature", torch.ones(()))
-        self.register_buffer("bias", torch.zeros(()))
-        self.register_buffer("threshold", torch.full((), 0.5))
 
     def forward(self, evidence: Sequence[PresenceEvidence]) -> list[Tensor]:
         """Logits before calibration.
@@ -144,41 +132,6 @@ class PresenceHead(nn.Module):
             tokens = layer(tokens, cells, tgt_key_padding_mask=padding)
         logits = self.out(self.out_norm(tokens[:, 0]))[:, 0].float()
         return list(logits.split(counts))
-
-    def probability(self, logits: Tensor) -> Tensor:
-        """Calibrated probabilities of logits, float32, of the same shape."""
-        return torch.sigmoid(logits.float() / self.temperature + self.bias)
-
-    @torch.no_grad()
-    def calibrate(self, logits: Tensor, there: Tensor) -> None:
-        """Fits temperature, bias and threshold on phrases that were not trained on.
-
-        The first two minimise the cross-entropy; the threshold is the probability that :attr:`keep_present` of the
-        phrases that are there reach.
-
-        Args:
-            logits: ``[N]``, of :meth:`forward`.
-            there: bool ``[N]``.
-
-        Raises:
-            DataError: All phrases are there, or none is.
-            RunError: Logits of phrases that are there are no larger than those of others: nothing was learned.
-        """
-        if there.all() or not there.any():
-            raise DataError(
-                f"a presence head cannot be calibrated on {len(there)} phrases of which {int(there.sum())} are there; "
-                "give phrases of both kinds"
-            )
-        slope, bias = fit_sigmoid(logits.double(), there)
-        if slope <= 0:
-            raise RunError(
-                f"the presence head's logits do not grow with presence on {len(there)} phrases that it was not trained "
-                "on; train longer, or on more data"
-            )
-        self.temperature.fill_(1 / slope)
-        self.bias.fill_(bias)
-        found = self.probability(logits[there])
-        self.threshold.copy_(torch.quantile(found, 1 - self.keep_present, interpolation="lower"))
 
     def _tokens(self, evidence: Sequence[PresenceEvidence]) -> tuple[Tensor, Tensor]:
         """The learned token and the phrase's, ``[K, 1 + T, D]``, and where there is none (bool ``[K, 1 + T]``)."""
@@ -225,43 +178,6 @@ class PresenceHead(nn.Module):
         if tuple(maps.shape[-2:]) == size:
             return maps
         return F.interpolate(maps, size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def fit_sigmoid(logits: Tensor, there: Tensor, steps: int = 50) -> tuple[float, float]:
-    """Slope a and bias b whose ``sigmoid(a * logit + b)`` has the lowest cross-entropy, by Newton's method.
-
-    Args:
-        logits: float64 ``[N]``.
-        there: bool ``[N]``, both values occurring.
-        steps: Of the iteration, at most.
-
-    Returns:
-        ``(a, b)``.
-
-    Source: Platt, Probabilistic Outputs for Support Vector Machines, 1999, with his targets, which keep both numbers
-    finite where the classes are separable.
-    """
-    positives = int(there.sum())
-    high, low = (positives + 1) / (positives + 2), 1 / (len(there) - positives + 2)
-    target = torch.where(there, high, low).to(logits)
-    features = torch.stack([logits, torch.ones_like(logits)], dim=1)
-    weights = torch.zeros(2, dtype=logits.dtype, device=logits.device)
-
-    def loss(candidate: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(features @ candidate, target)
-
-    for _ in range(steps):
-        found = torch.sigmoid(features @ weights)
-        gradient = features.T @ (found - target) / len(logits)
-        curvature = (features.T * (found * (1 - found))) @ features / len(logits)
-        step = torch.linalg.solve(curvature + 1e-9 * torch.eye(2).to(curvature), gradient)
-        # Full steps overshoot where all probabilities are near 0 or 1.
-        while loss(weights - step) > loss(weights) and step.abs().max() > 1e-12:
-            step = step / 2
-        weights = weights - step
-        if step.abs().max() < 1e-10:
-            break
-    return float(weights[0]), float(weights[1])
 
 
 def _as_a_whole(maps: Tensor) -> Tensor:

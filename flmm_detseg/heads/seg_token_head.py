@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.heads.answer_presence_head import AnswerPresenceHead
 from flmm_detseg.heads.token_mask_head import TokenMaskHead
 from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.refiners import Refiner
@@ -31,6 +32,7 @@ class SegTokenHead(TokenMaskHead):
         loss_mask_weight: Factor of the cross-entropy (mean over pixels).
         loss_dice_weight: Factor of the dice loss.
         prompts_per_call: Most tokens in one call of the decoder when masks are predicted; equal masks up to rounding.
+        presence: See :class:`TokenMaskHead`.
 
     Raises:
         ConfigError: Unknown ``position``, or ``prompts_per_call`` below 1.
@@ -48,8 +50,11 @@ class SegTokenHead(TokenMaskHead):
         loss_mask_weight: float = 2.0,
         loss_dice_weight: float = 0.5,
         prompts_per_call: int = 32,
+        presence: AnswerPresenceHead | None = None,
     ) -> None:
-        super().__init__(hidden_size, sam.prompt_dim, position, token, loss_mask_weight, loss_dice_weight)
+        super().__init__(
+            hidden_size, sam.prompt_dim, position, token, loss_mask_weight, loss_dice_weight, presence
+        )
         if prompts_per_call < 1:
             raise ConfigError(f"SegTokenHead: `prompts_per_call` is {prompts_per_call}; at least 1 is needed")
         self.prompts_per_call = prompts_per_call

@@ -6,9 +6,11 @@ from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads.answer_presence_head import AnswerPresenceHead
 from flmm_detseg.heads.base import Head
 from flmm_detseg.heads.losses import MaskLoss
 from flmm_detseg.heads.mask_prediction import mask_prediction
@@ -38,6 +40,8 @@ class TokenMaskHead(Head[Prediction]):
         token: Text of the token; the LMM must have it as one token (``added_tokens``).
         loss_mask_weight: Factor of the cross-entropy.
         loss_dice_weight: Factor of the dice loss.
+        presence: Says whether there is what the question asks for: :attr:`AnswerWithMasks.presence
+            <flmm_detseg.structures.AnswerWithMasks.presence>`. It learns from whether the reference answer has a mask.
 
     Attributes:
         project: From a state to what the decoder takes.
@@ -48,6 +52,8 @@ class TokenMaskHead(Head[Prediction]):
 
     tasks = frozenset({"reasoning"})
     result_of = frozenset({"reasoning"})
+    by_sample = frozenset({"loss_presence", "presence_accuracy"})
+    optional_parts = ("presence",)
 
     def __init__(
         self,
@@ -57,6 +63,7 @@ class TokenMaskHead(Head[Prediction]):
         token: str,
         loss_mask_weight: float,
         loss_dice_weight: float,
+        presence: AnswerPresenceHead | None = None,
     ) -> None:
         super().__init__()
         if position not in POSITIONS:
@@ -69,6 +76,12 @@ class TokenMaskHead(Head[Prediction]):
             nn.Linear(hidden_size, hidden_size), nn.ReLU(), nn.Linear(hidden_size, prompt_size)
         )
         self.mask_loss = MaskLoss(loss_mask_weight, loss_dice_weight)
+        self.presence = presence
+
+    @property
+    def presence_score(self) -> AnswerPresenceHead | None:
+        """See :class:`Head`: of each question."""
+        return self.presence
 
     @property
     def capture(self) -> CaptureSpec:
@@ -89,14 +102,16 @@ class TokenMaskHead(Head[Prediction]):
         """
 
     def loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
-        """Losses of the masks at the images' original sizes.
+        """Losses of the masks at the images' original sizes, and of presence.
 
         Args:
             states: With the last states of the answers.
             batch: Samples with one mask for each mask token; those of answers without one count for nothing.
 
         Returns:
-            ``loss_mask``, ``loss_dice``, ``accuracy``, ``aiou``, see :class:`~flmm_detseg.heads.losses.MaskLoss`.
+            ``loss_mask``, ``loss_dice``, ``accuracy``, ``aiou``, see :class:`~flmm_detseg.heads.losses.MaskLoss`; with
+            a presence head ``loss_presence`` (binary cross-entropy of its logits before calibration, mean over samples)
+            and ``presence_accuracy``.
 
         Raises:
             DataError: Tokens, phrases and masks of a sample differ in number.
@@ -115,16 +130,78 @@ class TokenMaskHead(Head[Prediction]):
             else torch.from_numpy(sample.masks).to(maps.device)
             for sample, maps in zip(batch.samples, logits, strict=True)
         ]
-        return self.mask_loss(logits, targets)
+        result = self.mask_loss(logits, targets)
+        if self.presence is not None:
+            result.update(self._presence_loss(states, batch))
+        return result
 
     @torch.no_grad()
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Prediction]:
-        """Masks, boxes and scores at original image size, one of each for each mask token of the answer."""
+        """Masks, boxes and scores at original image size, one of each for each mask token of the answer; all of them
+        have the presence of what was asked for.
+        """
         found = self.maps(self.prompts(states, batch), states, batch)
+        presence: list[Tensor | None] = [None] * len(batch)
+        if self.presence is not None:
+            probabilities = self.presence.probability(torch.cat(self.presence_logits(states, batch)))
+            presence = [
+                value.expand(len(maps.maps)) for value, maps in zip(probabilities, found, strict=True)
+            ]
         return [
-            mask_prediction(sample, maps.unpadded(), None if maps.square is None else maps)
-            for sample, maps in zip(batch.samples, found, strict=True)
+            mask_prediction(
+                sample, maps.unpadded(), None if maps.square is None else maps, presence=probability
+            )
+            for sample, maps, probability in zip(batch.samples, found, presence, strict=True)
         ]
+
+    def presence_logits(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
+        """What the presence head says of each question, before calibration; the answer after it is not read.
+
+        Args:
+            states: With the last states of the answers.
+            batch: The samples.
+
+        Returns:
+            Per sample float32 ``[1]``.
+
+        Raises:
+            ConfigError: There is no presence head.
+        """
+        if self.presence is None:
+            return super().presence_logits(states, batch)
+        assert states.answer is not None  # `capture` asks for them
+        # Row 0 is of the prompt's last token.
+        logits: Tensor = self.presence(torch.stack([rows[0] for rows in states.answer]))
+        return list(logits.split(1))
+
+    def is_there(self, sample: Sample) -> Tensor:
+        """Whether there is what the question asks for: its reference answer has a mask token.
+
+        Args:
+            sample: With its reference answer.
+
+        Returns:
+            bool ``[1]``.
+
+        Raises:
+            DataError: The answer is in words alone, as some of ReasonSeg's are, and would have none whatever is there.
+        """
+        if not _says_what_is_there(sample):
+            raise DataError(
+                f"{sample.record_id}: its answer is in words alone, so nothing says whether there is what it asks "
+                "for; read the data with `text_share`=0"
+            )
+        return torch.tensor([bool(sample.phrases)])
+
+    def _presence_loss(self, states: LMMStates, batch: GroundingBatch) -> dict[str, Tensor]:
+        logits = torch.cat(self.presence_logits(states, batch))
+        known = [place for place, sample in enumerate(batch.samples) if _says_what_is_there(sample)]
+        there = [self.is_there(batch.samples[place]) for place in known]
+        target = torch.cat([logits.new_zeros(0), *(value.to(logits) for value in there)])
+        logits = logits[known]
+        loss = F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(batch)
+        right = ((logits.detach() > 0) == (target > 0.5)).float()
+        return {"loss_presence": loss, "presence_accuracy": right.sum() / max(len(known), 1)}
 
     def prompts(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
         """What the decoder is given.
@@ -158,3 +235,8 @@ class TokenMaskHead(Head[Prediction]):
             )
         # Row 0 is of the token before the answer.
         return places + (self.position == "at")
+
+
+def _says_what_is_there(sample: Sample) -> bool:
+    """Whether an answer without a mask token means that there is nothing."""
+    return bool(sample.phrases) or sample.meta.get("form") != "text"

@@ -20,7 +20,7 @@ from flmm_detseg.inference.regions import Region
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import question_sample
 from flmm_detseg.inference.steps import Step
-from flmm_detseg.models.presence import MinPresence
+from flmm_detseg.models.presence import MinPresence, check_presence, tasks_of_answer
 from flmm_detseg.utils.values import check_text
 from flmm_detseg.visualization import draw_grounding
 from flmm_detseg.visualization.canvas import outline
@@ -119,12 +119,12 @@ class Chat:
         max_new_tokens: Longest answer.
         keep_attention: Keep where the LMM looked for each phrase.
         score_threshold: Least class probability of a detected object.
-        min_presence: Least probability that there is what a phrase names, see :meth:`Grounder.ground
-            <flmm_detseg.inference.grounder.Grounder.ground>`; below it the phrase is said not to be found.
+        min_presence: Least probability that there is what a phrase names, see :meth:`Grounder.ask
+            <flmm_detseg.inference.grounder.Grounder.ask>`; below it the phrase is said not to be found.
 
     Raises:
         DataError: The image cannot be read.
-        ConfigError: ``min_presence`` with a model that has no presence head.
+        ConfigError: ``min_presence`` with a model one of whose heads that may ground an answer has no presence head.
 
     Example:
         >>> chat = Chat(Grounder.from_config(config, checkpoint), "scene.png")
@@ -148,8 +148,14 @@ class Chat:
         self.keep_attention = keep_attention
         self.turns: tuple[ChatTurn, ...] = ()
         self.min_presence = min_presence
+        # Before anything is said, so that no answer is lost to it.
+        plain = grounder.model.retention.mode != "always"
+        check_presence(grounder.model, min_presence, tasks_of_answer(grounder.model, plain=plain))
+        has_phrases = head_of(grounder.model.heads, "phrase") is not None
         self._instructor = Instructor(
-            grounder.model, score_threshold=score_threshold, min_presence=min_presence
+            grounder.model,
+            score_threshold=score_threshold,
+            min_presence=min_presence if has_phrases else None,
         )
 
     def say(self, text: str) -> ChatTurn:

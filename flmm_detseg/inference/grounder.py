@@ -20,7 +20,7 @@ from flmm_detseg.inference.domain_watch import watch_of
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import RegionLike, Span, located_phrases, question_sample
 from flmm_detseg.language.noun_phrases import noun_phrases
-from flmm_detseg.models.presence import MinPresence, presence_limit
+from flmm_detseg.models.presence import MinPresence, check_presence, presence_limit, tasks_of_answer
 from flmm_detseg.structures import (
     AnswerWithMasks,
     CaptureSpec,
@@ -263,7 +263,7 @@ class Grounder:
             keep_attention: Keep the attention stack in the result (for pictures; may be large).
             batch_size: Images per forward pass. Results do not depend on it (up to rounding).
             min_presence: Least probability that there is what a phrase names; below it the phrase is not found and its
-                mask is empty. ``"stored"``: the threshold that was fitted with the model's presence head.
+                mask is empty. ``"stored"``: the threshold that was fitted with the head's presence head.
 
         Returns:
             One result, or a list of them for a list of images. Entries with the same image share its
@@ -272,7 +272,7 @@ class Grounder:
         Raises:
             PhraseNotFoundError: A phrase is not in its caption; names both.
             DataError: An image cannot be read, or lists differ in length.
-            ConfigError: ``min_presence`` with a model that has no presence head.
+            ConfigError: ``min_presence`` with a model whose head for phrases has no presence head.
         """
         limit = presence_limit(self.model, min_presence)
         if (phrases is None) == (spans is None):
@@ -375,25 +375,30 @@ class Grounder:
                 adapted LMM, which alone has them.
             keep_attention: As in :meth:`ground`.
             max_new_tokens: Longest answer.
-            min_presence: As in :meth:`ground`.
+            min_presence: As in :meth:`ground`; of mask tokens, that there is what was asked for.
 
         Returns:
-            The result; its ``caption`` is the answer.
+            The result; its ``caption`` is the answer, its ``answer_presence`` the probability that there is what was
+            asked for, where masks were asked for and the model says it: also where the answer has none.
 
         Raises:
             PhraseNotFoundError: A phrase is not in the answer; names both.
             DataError: An image cannot be read; a turn is no pair of texts; phrases and spans are both given, or
                 empty, or given with ``reasoning``.
             ConfigError: The model has neither a head for phrases nor one for mask tokens, or the latter is asked for;
-                ``min_presence`` where the masks' head says nothing of presence.
+                ``min_presence`` where a head that may ground the answer says nothing of presence.
         """
-        limit = presence_limit(self.model, min_presence)  # before the LMM answers
+        named = phrases is not None or spans is not None
         pixels = read_image(image, "image")
         sample = question_sample(
             pixels, question, turns=turns, more_images=more_images, modalities=modalities, regions=regions
         )
+        # Before the LMM answers, for every head that its answer may need.
+        plain = self.model.retention.plain(sample)
+        tasks = tasks_of_answer(self.model, plain=plain, reasoning=reasoning, named=named)
+        check_presence(self.model, min_presence, tasks)
         if reasoning:
-            if phrases is not None or spans is not None:
+            if named:
                 raise DataError(
                     "with `reasoning` the masks are those of the answer's own tokens; leave out phrases and spans"
                 )
@@ -401,7 +406,7 @@ class Grounder:
                 answer = self.model.answer_with_masks(
                     replace(sample, task="reasoning"), max_new_tokens=max_new_tokens
                 )
-            return self._result_of_tokens(pixels, answer, limit)
+            return self._result_of_tokens(pixels, answer, min_presence)
         with torch.inference_mode():
             generation = self.model.answer_with_states(sample, max_new_tokens=max_new_tokens)
         return self.ground_answer(
@@ -477,9 +482,8 @@ class Grounder:
             PhraseNotFoundError: A phrase is not in the answer; names both.
             DataError: The image cannot be read or is another one; nothing was kept; phrases and spans are both
                 given, or empty.
-            ConfigError: See :meth:`ground`.
+            ConfigError: See :meth:`ground`; of the head that grounds the answer.
         """
-        limit = presence_limit(self.model, min_presence)
         if phrases is not None and spans is not None:
             raise DataError("an answer is grounded by phrases or spans, not both")
         if generation is None:
@@ -495,7 +499,8 @@ class Grounder:
             with torch.inference_mode():
                 answer = self.model.masks_of_answer(Sample("answer", pixels, text, ()), generation)
             if answer.spans or not self._has_head("phrase"):
-                return self._result_of_tokens(pixels, answer, limit)
+                return self._result_of_tokens(pixels, answer, min_presence)
+        limit = presence_limit(self.model, min_presence)
         located = (
             noun_phrases(text)
             if phrases is None and spans is None
@@ -507,7 +512,7 @@ class Grounder:
         return self._result(sample, prediction, limit, generation.inputs.grid)
 
     def _result_of_tokens(
-        self, pixels: np.ndarray, answer: AnswerWithMasks, limit: float | None
+        self, pixels: np.ndarray, answer: AnswerWithMasks, min_presence: MinPresence
     ) -> GroundingResult:
         """Phrases are the names of the mask tokens, or the token itself where nothing is named."""
         spans = [
@@ -515,7 +520,9 @@ class Grounder:
             for name, own in zip(answer.name_spans, answer.spans, strict=True)
         ]
         sample = Sample("answer", pixels, answer.text, tuple(Phrase((span,)) for span in spans))
-        return self._result(sample, answer.prediction, limit)
+        limit = presence_limit(self.model, min_presence, "reasoning")
+        result = self._result(sample, answer.prediction, limit)
+        return replace(result, answer_presence=answer.presence)
 
     def _samples(
         self,

@@ -43,8 +43,10 @@ class GroundingResult(Exportable):
         attention_pairs: ``(layer, head)`` of the channels of ``attention``, in order; families that see an image twice
             have all of them for the whole image, then all of them for its tiles.
         domain: How far the image is from those the model was trained on; None where the model does not say.
-        presence: float32 ``[K]``: calibrated probability that the image shows what the phrase names; None where the
-            model has no presence head.
+        presence: float32 ``[K]``: calibrated probability that the image shows what the phrase names (of the masks of an
+            answer's mask tokens: what was asked for, the same for all); None where the model has no presence head.
+        answer_presence: Of a question that was answered with mask tokens, or asked for them: the probability that the
+            image shows what it asks for, whether the answer holds a mask or not; None elsewhere.
         min_presence: What was asked for: phrases below it are not :attr:`found`, their masks empty; None: nothing was.
     """
 
@@ -63,6 +65,7 @@ class GroundingResult(Exportable):
     domain: DomainScore | None = None
     presence: np.ndarray | None = None
     min_presence: float | None = None
+    answer_presence: float | None = None
 
     @property
     def found(self) -> np.ndarray:

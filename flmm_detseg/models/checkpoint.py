@@ -96,6 +96,36 @@ def state_buffers(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def frozen_parameters(model: nn.Module) -> frozenset[str]:
+    """Of :func:`state_buffers`, the parameters, by the names that files have for them: what is not trained here, and
+    what no published weights hold.
+    """
+    parameters = dict(model.named_parameters())
+    names = [name for name in state_buffers(model) if name in parameters]
+    return frozenset(stored_names(model, names).values())
+
+
+def parts_since(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Optional parts of heads that were added after a checkpoint was written.
+
+    Args:
+        model: Heads name such parts in ``optional_parts``.
+        tensors: Of the checkpoint. Where it holds other tensors of a head but none of the part, the part is new.
+
+    Returns:
+        By the part's path the names of its tensors.
+    """
+    found: dict[str, list[str]] = {}
+    for path, module in model.named_modules():
+        own = any(name.startswith(f"{path}.") for name in tensors)
+        for part in getattr(module, "optional_parts", ()) if own else ():
+            prefix = f"{path}.{part}."
+            names = [name for name in trainable_tensors(module) if name.startswith(f"{part}.")]
+            if names and not any(name.startswith(prefix) for name in tensors):
+                found[f"{path}.{part}"] = [f"{path}.{name}" for name in names]
+    return found
+
+
 def fingerprint(lmm: nn.Module) -> str:
     """sha256 over an LMM's frozen parameters and its buffers: equal if and only if every bit is."""
     digest = hashlib.sha256()
@@ -328,8 +358,8 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
         source: Named in errors.
 
     Returns:
-        Exactly the tensors to load, by our names; those of tasks that a gate distinguishes since the file was written
-        are not among them.
+        Exactly the tensors to load, by our names; those of tasks that a gate distinguishes and of optional parts that
+        heads have since the file was written are not among them.
 
     Raises:
         CheckpointError: Lists missing, unexpected and wrongly shaped keys, or tensors with NaN or infinities.
@@ -342,6 +372,9 @@ def check_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: st
             "current",
             logging.WARNING,
         )
+    if parts := parts_since(model, given):
+        print_log(f"{source} was written without {_list(list(parts))}", "current", logging.WARNING)
+        later = [*later, *(name for names in parts.values() for name in names)]
     wanted = {name: tensor for name, tensor in wanted.items() if name not in later}
     given = {k: v for k, v in given.items() if k in wanted or not k.endswith(_OPTIONAL_SUFFIX)}
     published: frozenset[str] = getattr(model, "published", frozenset())
@@ -397,14 +430,19 @@ def load_tensors(model: nn.Module, state_dict: Mapping[str, Tensor], source: str
     given, own = check_tensors(model, state_dict, source), trainable_tensors(model)
     for name, tensor in given.items():
         own[name].copy_(tensor)
+    if isinstance(model, GroundingModule):
+        model.unloaded -= frozenset(given)
 
 
-def load_file(model: GroundingModule, path: str | Path) -> None:
+def load_file(model: GroundingModule, path: str | Path) -> tuple[str, ...]:
     """Loads a checkpoint of the same model; nothing is changed unless LMM, layout, names and shapes fit.
 
     Args:
         model: Changed in place.
         path: See :func:`read_checkpoint`.
+
+    Returns:
+        Paths of the optional parts that the model has and the file has not (:func:`parts_since`): as they were.
 
     Raises:
         CheckpointError: It cannot be read or does not fit; lists what differs.
@@ -414,6 +452,7 @@ def load_file(model: GroundingModule, path: str | Path) -> None:
     if model.balancer is not None and set(checkpoint.heads) == set(model.heads):
         model.order_heads(checkpoint.heads)  # a balancer's vectors follow it
     load_tensors(model, checkpoint.tensors, str(path))
+    return tuple(parts_since(model, to_own_names(model, to_our_names(checkpoint.tensors), str(path))))
 
 
 def _list(names: list[str]) -> str:
@@ -489,7 +528,7 @@ def load_parts(model: GroundingModule, files: Sequence[str], new_parts: Sequence
     parameters = dict(model.named_parameters())
     # A new run may begin with a state of its own.
     own = [name for name in state_buffers(model) if _BASE not in name and name not in parameters]
-    later = rows_since(model, found)
+    later = [*rows_since(model, found), *(n for names in parts_since(model, found).values() for n in names)]
     missing = [
         name
         for name in wanted

@@ -125,7 +125,9 @@ def model_from_config(
         raise ConfigError(f"{name}: `model` is a {type(model).__name__}, a GroundingLMM is needed")
     if checkpoint is not None:
         keep_box_decoders(model)
-        load_file(model, checkpoint)
+        for part in load_file(model, checkpoint):
+            owner, _, name = part.rpartition(".")
+            setattr(model.get_submodule(owner), name, None)  # rather none than a random one
         model.domain = domain_beside(find(checkpoint))
     if FROZEN in config:
         check_frozen(model, config[FROZEN], name)

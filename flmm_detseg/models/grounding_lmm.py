@@ -32,7 +32,13 @@ from flmm_detseg.models.assembly import (
 )
 from flmm_detseg.models.balancer import TaskBalancer
 from flmm_detseg.models.build import build_lmm
-from flmm_detseg.models.checkpoint import fingerprint, load_parts, load_tensors, trainable_tensors
+from flmm_detseg.models.checkpoint import (
+    fingerprint,
+    frozen_parameters,
+    load_parts,
+    load_tensors,
+    trainable_tensors,
+)
 from flmm_detseg.models.domain import Domain
 from flmm_detseg.models.grounding_module import GroundingModule
 from flmm_detseg.models.mask_answers import masks_of_answers
@@ -130,6 +136,7 @@ class GroundingLMM(BaseModel, GroundingModule):
     ) -> None:
         super().__init__()
         self.allow_other_lmm = allow_other_lmm
+        self.unloaded: frozenset[str] = frozenset()
         self.domain: Domain | None = None
         self.built_from: Config | None = None
         self.lmm = build_lmm(lmm)
@@ -162,8 +169,12 @@ class GroundingLMM(BaseModel, GroundingModule):
         self.teachers = Teachers(teachers or {}, self)
         if instance_masks:
             lend_sam(built)
+        kept = frozen_parameters(self) - self.published
         if init_from:
-            self.published -= load_parts(self, init_from, new_parts)
+            loaded = load_parts(self, init_from, new_parts)
+            self.published -= loaded
+            kept -= loaded
+        self.unloaded = kept
         self._name_parameters()
 
     def _name_parameters(self) -> None:
@@ -222,7 +233,8 @@ class GroundingLMM(BaseModel, GroundingModule):
         """The objective's terms, and losses and figures of every head that has samples in the batch, for the log.
 
         Samples that the same heads read run through the LMM together, and only what these ask for is captured. A
-        head's figures are means over its targets in the whole batch, also where it reads several tasks. With
+        head's figures are means over its targets in the whole batch (or over its samples, see
+        :attr:`Head.by_sample <flmm_detseg.heads.base.Head.by_sample>`), also where it reads several tasks. With
         several processes they are scaled by the process's share of the global batch's targets (the LMM's own auxiliary
         losses: of its samples), so that their mean over processes, and the gradient, is that of one process with the
         whole batch. Every trainable parameter gets a gradient, 0 where nothing of the batch reaches it.
@@ -252,10 +264,11 @@ class GroundingLMM(BaseModel, GroundingModule):
             for name in group.heads:
                 head = heads[name]
                 seen = self.balancer.gate(name, states) if self.balancer is not None else states
-                share = head.num_targets(group.batch) / max(totals.targets[name], 1e-6)
+                by_target = head.num_targets(group.batch) / max(totals.targets[name], 1e-6)
+                by_sample = len(group.batch) / totals.head_samples[name]
                 taught = self.teachers.losses(name, head, seen, group.batch, base)
                 for key, value in {**head.loss(seen, group.batch), **taught}.items():
-                    found[f"{name}.{key}"] = share * value
+                    found[f"{name}.{key}"] = (by_sample if key in head.by_sample else by_target) * value
             for key, value in found.items():
                 losses[key] = losses[key] + value if key in losses else value
         if self.l2sp:
@@ -290,9 +303,9 @@ class GroundingLMM(BaseModel, GroundingModule):
             name: float(sum(head.num_targets(g.batch) for g in groups if name in g.heads))
             for name, head in named_heads(self.heads).items()
         }
-        num_samples = sum(len(group.batch.samples) for group in groups)
         names = [group.heads for group in groups]
-        return step_totals(targets, names, num_samples, self.lmm.device, same_groups=self.same_groups)
+        sizes = [len(group.batch) for group in groups]
+        return step_totals(targets, names, sizes, self.lmm.device, same_groups=self.same_groups)
 
     def _isolated(self, heads: Sequence[str]) -> Any:
         """While the graph is built, only these LoRA groups are in it."""
@@ -350,6 +363,25 @@ class GroundingLMM(BaseModel, GroundingModule):
         head = require_head(self.heads, task)
         encode = partial(self._encode, capture=head.capture)
         return head.run(encode, self.prepare(samples), keep_attention=keep_attention)
+
+    @torch.no_grad()
+    def presence_logits(self, task: str, samples: list[Sample]) -> list[Tensor]:
+        """What the head of a task says about presence, before calibration.
+
+        Args:
+            task: ``"phrase"`` or ``"reasoning"``.
+            samples: Records of this task.
+
+        Returns:
+            Per sample float32 ``[K]``, one for each of its phrases; of questions that are answered with mask tokens
+            ``[1]``, which depends on image and question alone.
+
+        Raises:
+            ConfigError: No head predicts for the task, or it does not say it.
+        """
+        head = require_head(self.heads, task)
+        batch = self.prepare(samples)
+        return head.presence_logits(self._encode(batch, head.capture), batch)
 
     def predict(self, samples: list[Sample], *, keep_attention: bool = False) -> list[Prediction]:
         """Masks, boxes and scores of the samples' phrases; ``keep_attention`` whatever the head is set to."""

@@ -22,6 +22,7 @@ class GroundingModule(nn.Module, ABC):
         checkpoint_buffers: Names of the parameters of heads that the config freezes: they may come from another
             training, so that checkpoints hold them too.
         published: Of these, those that a file may leave out: they are as a refiner's own file has them.
+        unloaded: Parameters that are kept as they are, though no file has given them yet: still random.
     """
 
     lmm: LMMAdapter
@@ -30,6 +31,7 @@ class GroundingModule(nn.Module, ABC):
     allow_other_lmm: bool
     checkpoint_buffers: tuple[str, ...] = ()
     published: frozenset[str] = frozenset()
+    unloaded: frozenset[str] = frozenset()
 
     @abstractmethod
     def order_heads(self, names: Sequence[str]) -> None:

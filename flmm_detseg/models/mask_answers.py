@@ -49,20 +49,21 @@ def masks_of_answers(
         for sample, generation, own in zip(samples, generations, spans, strict=True)
     ]
     wanted = [index for index, own in enumerate(spans) if own]
+    # Nothing that would be withheld.
+    none = None if head.presence_score is None else torch.zeros(0, device=lmm.device)
     found = {
-        index: mask_prediction(answer, torch.zeros(0, 1, 1, device=lmm.device))
+        index: mask_prediction(answer, torch.zeros(0, 1, 1, device=lmm.device), presence=none)
         for index, answer in enumerate(answers)
         if not spans[index]
     }
     if wanted:
-        states = [lmm.states_of_phrases(generations[index], ()) for index in wanted]
-        joined = LMMStates(
-            answer=[part for item in states for part in item.answer or ()],
-            vision=[maps for item in states for maps in item.vision or ()] or None,
-        )
-        inputs = [generations[index].inputs for index in wanted]
-        batch = GroundingBatch([answers[index] for index in wanted], inputs)
-        found.update(zip(wanted, head.predict(joined, batch), strict=True))
+        found.update(zip(wanted, head.predict(*_read(lmm, answers, generations, wanted)), strict=True))
+    presence: dict[int, float] = {}
+    if head.presence_score is not None:
+        asked = [i for i, sample in enumerate(samples) if spans[i] or sample.task in head.tasks]
+        if asked:
+            logits = torch.cat(head.presence_logits(*_read(lmm, answers, generations, asked)))
+            presence = dict(zip(asked, head.presence_score.probability(logits).tolist(), strict=True))
     return [
         AnswerWithMasks(
             generation.text,
@@ -70,9 +71,24 @@ def masks_of_answers(
             tuple(name_spans(generation.text, own)),
             found[index],
             generation,
+            presence.get(index),
         )
         for index, (generation, own) in enumerate(zip(generations, spans, strict=True))
     ]
+
+
+def _read(
+    lmm: LMMAdapter, answers: Sequence[Sample], generations: Sequence[Generation], places: Sequence[int]
+) -> tuple[LMMStates, GroundingBatch]:
+    """What some of the answers were written with, as if they had been read together."""
+    states = [lmm.states_of_phrases(generations[index], ()) for index in places]
+    joined = LMMStates(
+        answer=[part for item in states for part in item.answer or ()],
+        vision=[maps for item in states for maps in item.vision or ()] or None,
+    )
+    return joined, GroundingBatch(
+        [answers[index] for index in places], [generations[index].inputs for index in places]
+    )
 
 
 def token_spans(generation: Generation, head: Head[Prediction]) -> list[Span]:

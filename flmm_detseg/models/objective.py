@@ -25,18 +25,20 @@ class StepTotals:
     Attributes:
         targets: Per head, targets of a process, the mean over processes.
         samples: Samples of a process, the mean over processes.
+        head_samples: The same per head, of those that it reads.
         heads: Heads with samples in at least one process, in the order of the model: the same in all processes.
     """
 
     targets: Mapping[str, float]
     samples: float
+    head_samples: Mapping[str, float]
     heads: tuple[str, ...]
 
 
 def step_totals(
     targets: Mapping[str, float],
     groups: Sequence[tuple[str, ...]],
-    num_samples: int,
+    sizes: Sequence[int],
     device: torch.device,
     *,
     same_groups: bool,
@@ -46,7 +48,7 @@ def step_totals(
     Args:
         targets: Targets of this process for every head of the model.
         groups: Heads of each group of samples of this process.
-        num_samples: Samples of this process.
+        sizes: Samples of each group.
         device: Where processes exchange tensors.
         same_groups: All processes must hold the same groups.
 
@@ -57,14 +59,15 @@ def step_totals(
         RunError: They do not; in all processes.
     """
     present = [float(any(name in group for group in groups)) for name in targets]
+    read = [float(sum(size for group, size in zip(groups, sizes) if name in group)) for name in targets]
     digest = float(zlib.crc32(repr(groups).encode()) % 65521)
-    values = [*targets.values(), *present, float(num_samples), digest, digest**2]
+    values = [*targets.values(), *present, *read, float(sum(sizes)), digest, digest**2]
     if get_world_size() > 1:
         mean = torch.tensor(values, device=device, dtype=torch.float64)
         all_reduce(mean, op="mean")
         values = mean.tolist()
     count = len(targets)
-    samples, digest, square = values[2 * count :]
+    samples, digest, square = values[3 * count :]
     if same_groups and abs(square - digest**2) > 0.1:
         raise RunError(
             f"in this step the processes hold samples of different heads (this one: {list(groups)}); DeepSpeed would "
@@ -72,7 +75,9 @@ def step_totals(
             "with members whose records all have the same kinds of targets, or train without --deepspeed"
         )
     heads = tuple(name for name, value in zip(targets, values[count : 2 * count]) if value > 0)
-    return StepTotals(dict(zip(targets, values)), samples, heads)
+    return StepTotals(
+        dict(zip(targets, values)), samples, dict(zip(targets, values[2 * count : 3 * count])), heads
+    )
 
 
 def objective(

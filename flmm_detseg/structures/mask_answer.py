@@ -18,6 +18,9 @@ class AnswerWithMasks:
         name_spans: Half-open character range of the words that each token belongs to; empty where there are none.
         prediction: K masks, boxes and scores; K may be 0 (a plain answer, or nothing that fits).
         generation: The answer's tokens with their log-probabilities and states.
+        presence: Calibrated probability that the image shows what was asked for, also where the answer holds no token
+            (``prediction.presence`` has it for each mask). None where the head has no presence head, and of an answer
+            without a token to a question that did not ask for masks.
     """
 
     text: str
@@ -25,6 +28,7 @@ class AnswerWithMasks:
     name_spans: tuple[tuple[int, int], ...]
     prediction: Prediction
     generation: Generation
+    presence: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -355,6 +355,19 @@ class Prediction:
             scores=self.scores * there,
         )
 
+    def part(self, chosen: Sequence[int]) -> Prediction:
+        """Some of the masks, with what belongs to them."""
+        return replace(
+            self,
+            coarse_logits=self.coarse_logits[chosen],
+            refined=None if self.refined is None else replace(self.refined, maps=self.refined.maps[chosen]),
+            packed=replace(self.packed, bits=self.packed.bits[chosen]),
+            boxes_xyxy=self.boxes_xyxy[chosen],
+            scores=self.scores[chosen],
+            attention=None if self.attention is None else self.attention[chosen],
+            presence=None if self.presence is None else self.presence[chosen],
+        )
+
     def cpu(self) -> Prediction:
         """A copy with every tensor on the CPU."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}

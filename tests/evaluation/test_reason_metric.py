@@ -40,7 +40,13 @@ def test_counts_of_tokens():
 
 
 def test_an_unparsable_answer_is_no_clean_none():
-    texts = {"a": "there is none .", "b": "it is [ SEG ] .", "c": "it is <seg>", "d": "none", "e": "the ring [SEG]"}
+    texts = {
+        "a": "there is none .",
+        "b": "it is [ SEG ] .",
+        "c": "it is <seg>",
+        "d": "none",
+        "e": "the ring [SEG]",
+    }
     records = [
         mask_answer_record(query(name, []), text, masks_of(name, [rows(0)] if name == "e" else []))
         for name, text in texts.items()

@@ -1,6 +1,6 @@
 """Heads that make a mask of each `[SEG]` of an answer: with the tiny SAM, and from the tiny LLaVA's tower alone."""
 
-from flmm_detseg.heads import PixelStem, PointerHead, SegTokenHead, VisionNeck
+from flmm_detseg.heads import AnswerPresenceHead, PixelStem, PointerHead, SegTokenHead, VisionNeck
 from flmm_detseg.refiners import SAMRefiner
 
 seg_token = dict(
@@ -24,3 +24,5 @@ pointer = dict(
     rates=(1, 2, 3),
     position="before",
 )
+# Whether there is what is asked for (docs/presence.md); a recipe gives it to a head and calibrates it.
+answer_presence = dict(type=AnswerPresenceHead, width=96, dropout=0.1)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from flmm_detseg.utils.choices import NO_TARGET_CONVENTIONS
-from flmm_detseg.utils.cli import add_lmm_argument, refuse_unread
+from flmm_detseg.utils.cli import add_lmm_argument, add_presence_argument, refuse_unread
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,6 +60,7 @@ def add_answering_arguments(parser: argparse.ArgumentParser) -> None:
         "--teacher-forced", action="store_true", help="read the reference answers instead of answering"
     )
     parser.add_argument("--max-new-tokens", type=int, help="length of an answer (default 128)")
+    add_presence_argument(parser)
 
 
 def answering_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,7 +81,11 @@ def answering_options(args: argparse.Namespace) -> dict[str, Any]:
             "with --teacher-forced no answer is written; leave it out",
         )
     longest = 128 if args.max_new_tokens is None else args.max_new_tokens
-    return {"teacher_forced": args.teacher_forced, "max_new_tokens": longest}
+    return {
+        "teacher_forced": args.teacher_forced,
+        "max_new_tokens": longest,
+        "min_presence": args.min_presence,
+    }
 
 
 def add_mask_answer_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,8 @@
 
 flmm-detseg evaluate presence CONFIG --checkpoint FILE [--question TEXT]
 
-Beside the presence head: the mask's score alone, the LMM's own answer to a question, and "always there".
+Beside the presence head: the mask's score alone, the LMM's own answer to a question, and "always there". Of questions
+that are answered with masks the LMM's own answer is whether it has one.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_common_arguments(parser)
     parser.add_argument(
         "--question",
-        default="Is there {phrase} in the image? Answer yes or no.",
-        help="what the LMM itself is asked, with {phrase}; tinyworld: in the tiny LLaVA's words; none: nothing "
-        "(default: %(default)s)",
+        help="what the LMM itself is asked about phrases, with {phrase}; tinyworld: in the tiny LLaVA's words; none: "
+        "nothing (default: Is there {phrase} in the image? Answer yes or no.)",
     )
     parser.add_argument(
         "--min-presence", type=float, help="threshold (default: the one fitted with the presence head)"

@@ -62,7 +62,12 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         from flmm_detseg.engine.evaluation.evaluate import evaluate
         from flmm_detseg.engine.evaluation.mask_answers import REFCOCO_ANSWERS, MaskAnswerOptions
 
-        return evaluate(MaskAnswerOptions(sentences=args.sentences, **common_options(args)), REFCOCO_ANSWERS)
+        return evaluate(
+            MaskAnswerOptions(
+                sentences=args.sentences, min_presence=args.min_presence, **common_options(args)
+            ),
+            REFCOCO_ANSWERS,
+        )
     from flmm_detseg.engine.evaluation.evaluate import evaluate
     from flmm_detseg.engine.evaluation.phrases import REFCOCO, PhraseOptions
 

@@ -16,6 +16,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.evaluation import gcg_figures, mask_answer_record, reason_figures
 from flmm_detseg.evaluation.no_target import judge, no_target_rule
 from flmm_detseg.heads import require_head
+from flmm_detseg.models.presence import MinPresence, presence_limit
 from flmm_detseg.structures import Sample
 from flmm_detseg.utils.whole_files import dump_json, write_text
 
@@ -30,12 +31,15 @@ class MaskAnswerOptions(EvaluationOptions):
         max_new_tokens: Length of an answer.
         convention: What an answer is worth where nothing fits, see :mod:`flmm_detseg.evaluation.no_target`.
         sentences: Of readers of RefCOCO's files: ``"first"`` | ``"all"``; None: the config's.
+        min_presence: Least presence of what is asked for, see :meth:`Grounder.ask
+            <flmm_detseg.inference.grounder.Grounder.ask>`; below it an answer counts as one without masks.
     """
 
     teacher_forced: bool = False
     max_new_tokens: int = 128
     convention: str = "lisa"
     sentences: str | None = None
+    min_presence: MinPresence = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,8 +79,9 @@ class MaskAnswerTask(Task[MaskAnswerOptions]):
         return self.settings(options)
 
     def check(self, model: Any, dataset: Any, options: MaskAnswerOptions) -> None:
-        """The model must have a head that reads ``[SEG]``."""
+        """The model must have a head that reads ``[SEG]``, with a presence head for ``min_presence``."""
         require_head(model.heads, REASONING)
+        presence_limit(model, options.min_presence, REASONING)
 
     def facts(
         self, model: Any, samples: list[Sample], dataset: Any, options: MaskAnswerOptions
@@ -101,19 +106,22 @@ class MaskAnswerTask(Task[MaskAnswerOptions]):
                     f"{sample.record_id}: task {sample.task!r} with prompt {sample.prompt!r}; answers with masks are "
                     f"measured on records of task {REASONING!r} with a query as prompt"
                 )
+        limit = presence_limit(model, options.min_presence, REASONING)
         if options.teacher_forced:
             read = [sample for sample in samples if sample.phrases]
             with torch.no_grad():
                 predictions = iter(model.results(REASONING, read) if read else [])
             return [
-                [mask_answer_record(sample, sample.text, next(predictions))] if sample.phrases else []
+                [mask_answer_record(sample, sample.text, next(predictions), min_presence=limit)]
+                if sample.phrases
+                else []
                 for sample in samples
             ]
         asked = [replace(sample, text="", phrases=(), masks=None, dense=None) for sample in samples]
         with torch.no_grad():
             answers = model.answers_with_masks(asked, max_new_tokens=options.max_new_tokens)
         return [
-            [mask_answer_record(sample, answer.text, answer.prediction, answer.names)]
+            [mask_answer_record(sample, answer.text, answer.prediction, answer.names, min_presence=limit)]
             for sample, answer in zip(samples, answers, strict=True)
         ]
 
@@ -129,9 +137,10 @@ class MaskAnswerTask(Task[MaskAnswerOptions]):
 
     def settings(self, options: MaskAnswerOptions) -> dict[str, Any]:
         """How answers are made."""
+        withheld = {} if options.min_presence is None else {"min_presence": options.min_presence}
         if options.teacher_forced:
-            return {"teacher_forced": True}
-        return {"teacher_forced": False, "max_new_tokens": options.max_new_tokens}
+            return {"teacher_forced": True, **withheld}
+        return {"teacher_forced": False, "max_new_tokens": options.max_new_tokens, **withheld}
 
     def conventions(self, options: MaskAnswerOptions) -> dict[str, Any]:
         """What an answer is worth where nothing fits, and whether the model answered itself."""

@@ -22,6 +22,7 @@ from flmm_detseg.engine.training.start import (
     batch_figures,
     batch_sampler_of,
     prepare_start,
+    unwrap,
     uses_deepspeed,
 )
 from flmm_detseg.errors import ConfigError
@@ -124,12 +125,13 @@ class ResumableTrainLoop(TrainLoop):
             The trained model, in its wrapper where it has one.
 
         Raises:
-            ConfigError: Nothing of the model is trained.
+            ConfigError: Nothing of the model is trained, or what is kept as it is is still random.
             RunError: Another training writes to the same work folder.
         """
         if is_main_process():
             hold(Path(self.runner.work_dir) / LOCK, f"training in {self.runner.work_dir}")
         check_trainable(self.runner.model)
+        check_loaded(self.runner)
         self.runner.call_hook("before_train")
         self.runner.call_hook("before_train_epoch")
         self.dataloader_iterator = endless(self.dataloader, self._iter)
@@ -157,6 +159,26 @@ def check_trainable(model: nn.Module) -> None:
         raise ConfigError(
             "nothing of this model is trained (`model`: the LMM is frozen and the heads have no weights that learn); "
             "evaluate it as it is, for example: flmm-detseg evaluate refcoco CONFIG"
+        )
+
+
+def check_loaded(runner: Runner) -> None:
+    """Makes sure that what a run keeps as it is came from somewhere.
+
+    Args:
+        runner: The run, about to train.
+
+    Raises:
+        ConfigError: Parameters are frozen that no file has given.
+    """
+    if runner._resume and runner._load_from is not None:
+        return  # the checkpoint holds them, or would have been refused
+    names = sorted(unwrap(runner.model).unloaded)
+    if names:
+        raise ConfigError(
+            f"{len(names)} parameters are kept as they are (`model.freeze`, `train_lmm`=False or `head_lora`), and no "
+            f"file has given them: they are random ({', '.join(names[:3])}, ...). Name the checkpoint that holds them "
+            "(--cfg-options 'model.init_from=[FILE]', or load_from=FILE), or train them"
         )
 
 
