@@ -45,8 +45,8 @@ def mask_answer_record(
 
     Returns:
         One plain (JSON-ready) dict: ``record_id``, ``image_id``, ``question``, ``answer``, ``expected`` (the reference
-        answer); ``num_targets`` T, ``num_masks`` P, ``num_unparsable`` (of :func:`num_unparsable`); ``target_area``, ``area``
-        and ``intersection`` in pixels of the united masks; ``target_areas`` ``[T]``, ``areas`` ``[P]``,
+        answer); ``num_targets`` T, ``num_masks`` P, ``num_unparsable`` (of :func:`num_unparsable`); ``target_area``,
+        ``area`` and ``intersection`` in pixels of the united masks; ``target_areas`` ``[T]``, ``areas`` ``[P]``,
         ``intersections`` ``[P][T]`` of the single ones; ``scores`` ``[P]``; ``names`` ``[P]`` and ``target_names``
         ``[T]`` where they are known, else empty; ``groups``, a text by group.
 
@@ -116,7 +116,9 @@ def mask_answer_record(
 def _present(prediction: Prediction, min_presence: float) -> list[int]:
     """Masks of what is there."""
     if prediction.presence is None:
-        raise ConfigError(f"{prediction.record_id}: the model has no presence head, so nothing says what is there")
+        raise ConfigError(
+            f"{prediction.record_id}: the model has no presence head, so nothing says what is there"
+        )
     return (prediction.presence >= min_presence).nonzero()[:, 0].tolist()
 
 

@@ -21,8 +21,8 @@ from flmm_detseg.structures import PackedMasks, Prediction
 
 def record(number: int, absent: str | None, presence: float, score: float, answer: str | None = None) -> dict:
     return {
-        "record_id": f"r{number}", "image_id": f"r{number}", "phrase": 0, "text": "x", "there": absent is None, "absent": absent,
-        "presence": presence, "score": score, "answer": answer,
+        "record_id": f"r{number}", "image_id": f"r{number}", "phrase": 0, "text": "x",
+        "there": absent is None, "absent": absent, "presence": presence, "score": score, "answer": answer,
     }  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from flmm_detseg.heads import AnswerPresenceHead
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.checkpoint import load_file
 from flmm_detseg.models.from_config import model_from_config
-from flmm_detseg.structures import Phrase, Sample
+from flmm_detseg.structures import Sample
 
 EVERY_HEAD = pytest.mark.parametrize("head", HEADS)
 PRESENCE = dict(type=AnswerPresenceHead, width=8)
@@ -51,7 +51,9 @@ def test_the_logit_is_that_of_the_state_before_the_answer(head):
     expected = hidden @ part.out.weight[0] + part.out.bias
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-5, atol=1e-6)
     for sample, logits in zip(SAMPLES, found, strict=True):
-        torch.testing.assert_close(model.presence_logits("reasoning", [sample])[0], logits, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            model.presence_logits("reasoning", [sample])[0], logits, rtol=1e-4, atol=1e-5
+        )
     # What the reference answer says cannot be read there.
     other = replace(SAMPLES[0], text="nothing .", phrases=(), masks=None)
     torch.testing.assert_close(model.presence_logits("reasoning", [other])[0], found[0], rtol=1e-4, atol=1e-5)
@@ -91,7 +93,9 @@ def test_a_batch_without_a_mask_teaches_presence_too():
     absent = [reasoning_sample(1, 0), reasoning_sample(2, 0)]
     losses = model.loss(absent)
     logits = torch.cat(model.presence_logits("reasoning", absent))
-    torch.testing.assert_close(losses["reasoning.loss_presence"], F.softplus(logits).mean(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        losses["reasoning.loss_presence"], F.softplus(logits).mean(), rtol=1e-4, atol=1e-5
+    )
     model.parse_losses(losses)[0].backward()
     assert model.heads["reasoning"].presence.out.weight.grad.abs().sum() > 0
 
@@ -138,8 +142,12 @@ def test_it_can_be_learned():
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [(dict(width=0), "`width` is 0"), (dict(dropout=1.0), "`dropout` is 1"), (dict(keep_present=0.0), "`keep_present`")],
-)  # fmt: skip
+    [
+        (dict(width=0), "`width` is 0"),
+        (dict(dropout=1.0), "`dropout` is 1"),
+        (dict(keep_present=0.0), "`keep_present`"),
+    ],
+)
 def test_wrong_settings_are_named(changes, message):
     with pytest.raises(ConfigError, match=f"AnswerPresenceHead: {message}"):
         AnswerPresenceHead(4, **changes)
@@ -167,9 +175,7 @@ def test_files_from_before_it_still_load(tmp_path, caplog):
     fresh = {name: p.clone() for name, p in model.named_parameters() if ".presence." in name}
     assert load_file(model, file) == ("heads.reasoning.presence",)
     assert all(torch.equal(p, fresh[name]) for name, p in model.named_parameters() if name in fresh)
-    assert torch.equal(
-        model.heads["reasoning"].project[0].weight, plain.heads["reasoning"].project[0].weight
-    )
+    assert torch.equal(model.heads["reasoning"].project[0].weight, plain.heads["reasoning"].project[0].weight)
     config = Config(dict(model=dict(type=make_model, presence=PRESENCE)))
     used = model_from_config(config, file, device="cpu")
     assert used.heads["reasoning"].presence_score is None
@@ -186,10 +192,8 @@ def test_files_from_before_it_still_load(tmp_path, caplog):
     assert model_from_config(config, whole, device="cpu").heads["reasoning"].presence_score is not None
 
 
-def test_words_that_are_no_token_have_the_presence_of_the_question():
-    """Phrases of a teacher-forced answer share one probability."""
+def test_masks_of_one_answer_share_one_probability():
     model = with_presence().eval()
     (found,) = model.results("reasoning", SAMPLES[:1])
     (logit,) = model.presence_logits("reasoning", SAMPLES[:1])
     assert found.presence.tolist() == pytest.approx([float(logit.sigmoid())] * 2, rel=1e-4)
-    assert SAMPLES[0].phrases[0] == Phrase(SAMPLES[0].phrases[0].spans)

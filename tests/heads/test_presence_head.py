@@ -11,7 +11,8 @@ from tiny import make_sample, mixed_samples
 
 from flmm_detseg.errors import CheckpointError, ConfigError, DataError, RunError
 from flmm_detseg.heads import PresenceHead
-from flmm_detseg.heads.presence_head import PresenceEvidence, fit_sigmoid
+from flmm_detseg.heads.presence_head import PresenceEvidence
+from flmm_detseg.heads.presence_score import fit_sigmoid
 from flmm_detseg.structures import HiddenRows
 
 CHANNELS, HIDDEN, VISION = 5, 8, 6
@@ -121,7 +122,9 @@ def test_calibration_is_the_best_sigmoid_and_keeps_the_order():
     np.testing.assert_allclose([slope, bias], weights.tolist(), atol=1e-3)
 
     head = make_presence(keep_present=0.9)
+    assert (head.fitted, np.isnan(head.fitted_threshold)) == (False, True)
     head.calibrate(logits, there)
+    assert head.fitted_threshold == float(head.threshold)
     found = head.probability(logits)
     assert float(head.temperature) == pytest.approx(1 / slope)
     assert torch.equal(found.argsort(), logits.argsort())

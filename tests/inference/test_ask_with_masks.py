@@ -9,7 +9,11 @@ from multi_task_parts import HEADS
 from seg_parts import make_model, reasoning_sample, speak
 
 from flmm_detseg import Grounder
+from flmm_detseg.app.frames import Frames
+from flmm_detseg.app.limits import Limits
+from flmm_detseg.app.service import About, Service
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.heads import AnswerPresenceHead, PresenceHead
 from flmm_detseg.inference.chat import Chat
 from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.models import GroundingLMM
@@ -87,6 +91,83 @@ def test_under_switched_an_instruction_reaches_the_adapted_lmm():
     chat = Chat(grounder(retention="switched"), IMAGE, max_new_tokens=12)
     assert chat.say("segment the star").text == SPOKEN
     assert chat.say("what could roll ?").phrases == ()
+
+
+PRESENCE = dict(type=AnswerPresenceHead, width=8)
+
+
+def test_below_the_threshold_the_masks_are_empty():
+    asked = grounder(presence=PRESENCE)
+    every = asked.ask(IMAGE, "what could roll ?", reasoning=True)
+    assert every.presence.tolist() == pytest.approx([every.answer_presence] * 2)
+    assert every.masks.any()
+    for limit, found in ((every.answer_presence - 0.01, True), (every.answer_presence + 0.01, False)):
+        for changes in (dict(reasoning=True), {}):
+            result = asked.ask(IMAGE, "what could roll ?", min_presence=limit, **changes)
+            assert (result.caption, result.answer_presence) == (SPOKEN, every.answer_presence)
+            assert result.found.all() == result.masks.any() == found
+            assert result.not_found == (() if found else result.phrases)
+            if found:
+                np.testing.assert_array_equal(result.masks, every.masks)
+    head = asked.model.heads["reasoning"].presence
+    with pytest.raises(ConfigError, match="head for mask tokens was never calibrated"):
+        asked.ask(IMAGE, "what could roll ?", reasoning=True, min_presence="stored")
+    head.temperature.fill_(1.5)
+    head.threshold.fill_(0.9)
+    assert asked.ask(IMAGE, "what ?", reasoning=True, min_presence="stored").min_presence == np.float32(0.9)
+
+
+def test_an_answer_without_a_mask_has_a_presence_too():
+    asked = grounder("there is none .", presence=PRESENCE)
+    result = asked.ask(IMAGE, "what could roll ?", reasoning=True, min_presence=0.99)
+    assert (len(result), result.not_found, result.presence.shape) == (0, (), (0,))
+    assert 0 < result.answer_presence < 1
+    plain = asked.ask(IMAGE, "what is it ?")
+    assert plain.answer_presence is None, "it asked for nothing that could be absent"
+    assert grounder().ask(IMAGE, "what could roll ?", reasoning=True).answer_presence is None
+
+
+def phrase_presence(**arguments) -> Grounder:
+    """A head for phrases that has presence beside one for mask tokens that has none."""
+    asked = grounder(phrase=True, **arguments)
+    lmm = asked.model.lmm
+    asked.model.heads["phrase"].presence = PresenceHead(
+        (2, 3), (1,), lmm.hidden_size, lmm.vision_channels, lmm.attention_channels, width=16, num_heads=2, cells=4
+    )  # fmt: skip
+    return asked
+
+
+def test_a_threshold_that_an_answer_may_not_have_is_refused_before_the_answer(monkeypatch):
+    asked = phrase_presence()
+    answered = []
+    own = asked.model.lmm.generate_with_states
+    monkeypatch.setattr(
+        asked.model.lmm, "generate_with_states", lambda *a, **k: answered.append(1) or own(*a, **k)
+    )
+    for call in (
+        lambda: asked.ask(IMAGE, "what could roll ?", reasoning=True, min_presence=0.5),
+        lambda: asked.ask(IMAGE, "what could roll ?", min_presence=0.5),
+        lambda: Chat(asked, IMAGE, min_presence=0.5),
+        lambda: Service(asked, None, Frames({}), Limits(), About("a model"), min_presence=0.5),
+    ):
+        with pytest.raises(ConfigError, match="head for mask tokens has no presence head"):
+            call()
+    assert not answered
+    # Words that are named are the phrase head's, and so is all that the untouched LMM says.
+    assert asked.ask(IMAGE, "what could roll ?", ["star"], min_presence=0.5).presence.shape == (1,)
+    switched = phrase_presence(retention="switched")
+    assert switched.ask(IMAGE, "what ?", max_new_tokens=4, min_presence=0.5).min_presence == 0.5
+    assert Chat(switched, IMAGE, max_new_tokens=4, min_presence=0.5).say("what ?").kind == "question"
+
+
+def test_a_conversation_says_what_is_not_there():
+    chat = Chat(grounder(presence=PRESENCE), IMAGE, min_presence=0.999)
+    turn = chat.say("segment the star")
+    assert (turn.text, turn.phrases) == (SPOKEN, ())
+    assert turn.not_found == ("the red star", MASK_TOKEN)
+    assert (
+        len(Chat(grounder(presence=PRESENCE), IMAGE, min_presence=0.0).say("segment the star").phrases) == 2
+    )
 
 
 def test_a_model_without_such_a_head_says_so():

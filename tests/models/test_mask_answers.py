@@ -11,7 +11,7 @@ from seg_parts import HEADS, make_model, reasoning_sample, speak
 from tiny import tiny_llava
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.heads import LanguageHead
+from flmm_detseg.heads import AnswerPresenceHead, LanguageHead
 from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.lmms.lora.layers import lora_layers
 from flmm_detseg.models import GroundingLMM
@@ -82,6 +82,26 @@ def test_several_are_answered_as_one_by_one():
             ours.prediction.mask_logits, alone.prediction.mask_logits, rtol=1e-4, atol=1e-4
         )
         torch.testing.assert_close(ours.prediction.scores, alone.prediction.scores, rtol=1e-4, atol=1e-5)
+
+
+@EVERY_HEAD
+def test_an_answer_says_whether_there_is_what_was_asked_for(head):
+    """Also one without a token; from the states it was written with, as if it had been read."""
+    for text, count in ((SPOKEN, 2), ("a star is on the right .", 0)):
+        model = talking(text, head, presence=dict(type=AnswerPresenceHead, width=8), retention="switched")
+        samples = [question(0), question(1)]
+        read = torch.cat(model.presence_logits("reasoning", samples)).sigmoid().tolist()
+        together = model.answers_with_masks(samples)
+        assert [found.presence for found in together] == pytest.approx(read, abs=1e-4)
+        alone = [model.answer_with_masks(sample).presence for sample in samples]
+        assert [found.presence for found in together] == pytest.approx(alone, abs=1e-4)
+        for found in together:
+            assert found.prediction.presence.tolist() == pytest.approx([found.presence] * count)
+        # The untouched LMM was asked nothing that could be absent.
+        plain = model.answer_with_masks(question(task="vqa"), max_new_tokens=4)
+        assert plain.presence is None
+        assert plain.prediction.presence.shape == (0,)
+    assert talking().answer_with_masks(question()).presence is None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,13 +8,16 @@ import pytest
 import torch
 from chat_parts import speaks_nouns
 from presence_parts import some_absent, tiny_model
+from seg_parts import make_model, reasoning_sample, speak
 from tiny import make_sample, mixed_samples
 
 from flmm_detseg.engine import PresenceCalibrationHook
 from flmm_detseg.engine.evaluation.presence import PRESENCE, PresenceOptions
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.evaluation import phrase_records
+from flmm_detseg.heads import AnswerPresenceHead
 from flmm_detseg.inference import Chat, Grounder, Instructor
+from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.models.presence import presence_limit
 
 
@@ -57,9 +61,13 @@ def test_below_the_threshold_nothing_is_found(grounder):
 
 def test_the_stored_threshold_is_the_heads(grounder):
     head = grounder.model.heads["phrase"]
+    with pytest.raises(ConfigError, match="never calibrated"):
+        ground(grounder, min_presence="stored")
+    head.presence.temperature.fill_(2.0)
     head.presence.threshold.fill_(between(ground(grounder).presence))
     stored = ground(grounder, min_presence="stored")
     assert stored.min_presence == head.presence_threshold
+    head.presence.temperature.fill_(1.0)
     assert stored.found.sum() == 1
 
 
@@ -128,12 +136,15 @@ def test_the_evaluation_counts_masks_below_the_threshold_as_empty(grounder):
 def test_the_evaluation_asks_the_lmm_and_reads_presence(grounder):
     samples = some_absent(mixed_samples()[:2])
     options = PresenceOptions("config", question="is there {phrase} ?")
+    with pytest.raises(ConfigError, match="never calibrated"):
+        PRESENCE.check(grounder.model, None, options)
+    options = replace(options, min_presence=0.5)
     PRESENCE.check(grounder.model, None, options)
     facts = [fact for entries in PRESENCE.facts(grounder.model, samples, None, options) for fact in entries]
     assert [fact["there"] for fact in facts] == [False, True, False]
     assert all(isinstance(fact["answer"], str) for fact in facts)
     figures = PRESENCE.figures(facts, None, options)
-    assert figures["threshold"] == pytest.approx(grounder.model.heads["phrase"].presence_threshold)
+    assert figures["threshold"] == 0.5
     assert {"N_acc", "T_acc", "AUROC", "ECE", "answer_T_acc", "mask_score_N_acc"} <= set(figures)
     silent = PresenceOptions("config", question="none", min_presence=0.25)
     facts = PRESENCE.facts(grounder.model, samples[:1], None, silent)[0]
@@ -192,3 +203,50 @@ def test_the_hook_needs_a_presence_head():
         PresenceCalibrationHook([]).before_train(run_of(tiny_model(presence=False)))
     with pytest.raises(ConfigError, match="batch_size"):
         PresenceCalibrationHook([], batch_size=0)
+    with pytest.raises(ConfigError, match="`task` is 'detection'"):
+        PresenceCalibrationHook([], task="detection")
+    with pytest.raises(ConfigError, match="reasoning head with a presence head"):
+        PresenceCalibrationHook([], task="reasoning").before_train(run_of(make_model()))
+
+
+def test_the_hook_calibrates_the_head_of_questions():
+    model = make_model(presence=dict(type=AnswerPresenceHead, width=8))
+    data = [reasoning_sample(k, k % 2) for k in range(6)]
+    seen = []
+
+    def logits_of(states, batch):
+        seen.extend(sample.record_id for sample in batch.samples)
+        return [torch.tensor([2.0 * len(s.phrases) - 1 + 0.1 * k]) for k, s in enumerate(batch.samples)]
+
+    model.heads["reasoning"].presence_logits = logits_of
+    PresenceCalibrationHook(data, batch_size=4, task="reasoning").after_train_iter(run_of(model), 9)
+    assert seen == [sample.record_id for sample in data]
+    part = model.heads["reasoning"].presence
+    assert part.fitted
+    assert float(part.probability(torch.tensor(-0.7))) < part.fitted_threshold
+
+
+def test_the_evaluation_of_questions_reads_what_the_model_answers():
+    model = make_model(presence=dict(type=AnswerPresenceHead, width=8)).eval()
+    speak(model, f"the red star {MASK_TOKEN} .")
+    absent = replace(reasoning_sample(1, 0), meta={"absent": "attribute", "query": "the blue star"})
+    data = [reasoning_sample(0, 1, image_id="a"), absent]
+    options = PresenceOptions("config", min_presence=0.5)
+    PRESENCE.check(model, data, options)
+    facts = [fact for entries in PRESENCE.facts(model, data, data, options) for fact in entries]
+    assert [(fact["there"], fact["absent"], fact["answer"]) for fact in facts] == [
+        (True, None, "yes"), (False, "attribute", "yes")
+    ]  # fmt: skip
+    assert (facts[0]["image_id"], facts[1]["text"]) == ("a", "the blue star")
+    read = torch.cat(model.presence_logits("reasoning", data)).sigmoid()
+    assert [fact["presence"] for fact in facts] == pytest.approx(read.tolist(), abs=1e-4)
+    figures = PRESENCE.figures(facts, data, options)
+    assert (figures["answer_N_acc"], figures["answer_T_acc"], figures["num_attribute"]) == (0.0, 1.0, 1)
+    for wrong, message in (
+        (replace(options, min_presence=None), "never calibrated"),
+        (replace(options, question="is there {phrase} ?"), "`question` is for phrases"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            PRESENCE.check(model, data, wrong)
+    with pytest.raises(ConfigError, match="reasoning head has no presence head"):
+        PRESENCE.check(make_model(), data, options)

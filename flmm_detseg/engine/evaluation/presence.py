@@ -76,8 +76,8 @@ class PresenceTask(Task[PresenceOptions]):
             )
         if task == REASONING and options.question not in (None, NOTHING):
             raise ConfigError(
-                "`question` is for phrases; the questions of this data are answered with masks, and that answer is what "
-                "presence is compared with: leave it out"
+                "`question` is for phrases; the questions of this data are answered with masks, and that answer is "
+                "what presence is compared with: leave it out"
             )
         self._thresholds[task] = threshold
 

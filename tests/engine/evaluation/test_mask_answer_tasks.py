@@ -19,6 +19,7 @@ from torch import nn
 
 from flmm_detseg.commands.evaluate import refcoco
 from flmm_detseg.datasets import RefCOCODataset
+from flmm_detseg.engine.evaluation import evaluate
 from flmm_detseg.engine.evaluation.evaluate import build_datasets, evaluate_model
 from flmm_detseg.engine.evaluation.mask_answers import (
     GCG,
@@ -30,6 +31,7 @@ from flmm_detseg.engine.evaluation.mask_answers import (
 )
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.evaluation import gcg_figures, mask_answer_record, reason_figures
+from flmm_detseg.heads import AnswerPresenceHead
 from flmm_detseg.language.mask_wording import ask_for_mask
 from flmm_detseg.language.segment_names import mask_token_spans
 from flmm_detseg.structures import Phrase, Prediction, Sample
@@ -291,3 +293,43 @@ def test_a_model_is_measured_by_its_own_answers_and_by_the_reference():
         (prediction,) = model.results("reasoning", [sample])
         assert record["areas"] == mask_answer_record(sample, sample.text, prediction)["areas"]
         assert record["answer"] == sample.text
+
+
+def test_below_the_threshold_an_answer_counts_as_one_without_masks():
+    model = make_model("pointer", presence=dict(type=AnswerPresenceHead, width=8)).eval()
+    speak(model, "the red star [SEG] and a blue ring [SEG] or <seg>")
+    samples = [replace(reasoning_sample(k, k), record_id=f"r/{k}") for k in (0, 1, 2)]
+    presence = sorted(model.answer_with_masks(sample).presence for sample in samples)
+    limit = (presence[0] + presence[1]) / 2
+    options = MaskAnswerOptions(config="own.py", max_new_tokens=24)
+    every = [record for (record,) in REASON.facts(model, samples, None, options)]
+    some = REASON.facts(model, samples, None, replace(options, min_presence=limit))
+    for sample, record, (kept,) in zip(samples, every, some, strict=True):
+        if model.answer_with_masks(sample).presence >= limit:
+            assert kept == record
+            continue
+        nothing = {"num_masks": 0, "area": 0, "intersection": 0, "areas": [], "intersections": []}
+        assert kept == {**record, **nothing, "scores": [], "names": []}
+        assert (record["num_masks"], kept["num_unparsable"]) == (2, 1), "what is withheld could be read"
+        assert reason_figures([kept], convention="gsva")["num_superfluous"] == 0
+    assert sum(kept["num_masks"] == 0 for (kept,) in some) == 1
+    none = REASON.facts(model, samples, None, replace(options, min_presence=1.0, teacher_forced=True))
+    assert [record["num_masks"] for records in none for record in records] == [0, 0]
+    REASON.check(model, None, replace(options, min_presence=0.5))
+    with pytest.raises(ConfigError, match="never calibrated"):
+        REASON.check(model, None, replace(options, min_presence="stored"))
+    with pytest.raises(ConfigError, match="no presence head"):
+        REASON.check(make_model("pointer"), None, replace(options, min_presence=0.5))
+
+
+def test_generated_expressions_take_a_threshold(monkeypatch):
+    """It was read and did nothing."""
+    parser = argparse.ArgumentParser()
+    refcoco.add_arguments(parser)
+    words = ["tiny/seg_token", "--generate", "--min-presence", "stored"]
+    asked = []
+    monkeypatch.setattr(evaluate, "evaluate", lambda options, task: asked.append((options, task)))
+    refcoco.run(parser.parse_args(words))
+    ((options, task),) = asked
+    assert (options.min_presence, task) == ("stored", REFCOCO_ANSWERS)
+    assert task.settings(options) != task.settings(replace(options, min_presence=None))

@@ -15,6 +15,8 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.runner import Runner
+from presence_parts import tiny_model as presence_model
+from tiny import tiny_llava
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from train_parts import write_config
@@ -29,13 +31,13 @@ from flmm_detseg.engine import (
 )
 from flmm_detseg.engine.checks.config_diff import diff_to_base
 from flmm_detseg.engine.training import checkpoint_hook
-from flmm_detseg.engine.training.loop import check_trainable, endless
+from flmm_detseg.engine.training.loop import check_loaded, check_trainable, endless
 from flmm_detseg.engine.training.report_hook import ParameterReportHook
 from flmm_detseg.engine.training.start import prepare_start
 from flmm_detseg.engine.training.trainer import write_gloo_config
 from flmm_detseg.errors import CheckpointError, ConfigError
-from flmm_detseg.models import load_checkpoint
-from flmm_detseg.models.checkpoint import LAYOUT
+from flmm_detseg.models import GroundingLMM, load_checkpoint
+from flmm_detseg.models.checkpoint import LAYOUT, load_file
 from flmm_detseg.models.from_config import model_from_config
 
 
@@ -444,3 +446,29 @@ def test_training_says_that_there_is_nothing_to_train():
         check_trainable(model)
     model.heads["phrase"].text_proj = nn.Linear(2, 2)
     check_trainable(model)
+
+
+def test_what_is_kept_as_it_is_has_to_come_from_somewhere(tmp_path):
+    """A config whose `init_from` was left empty would train on random masks."""
+
+    def start(model, **loaded):
+        check_loaded(SimpleNamespace(model=model, **{"_resume": False, "_load_from": None, **loaded}))
+
+    plain, file = presence_model(presence=False), tmp_path / "heads.pth"
+    torch.save({"state_dict": plain.trainable_state_dict()}, file)
+    random = presence_model()
+    with pytest.raises(ConfigError, match=r"they are random \(heads.phrase.mask_head..*init_from"):
+        start(random)
+    start(plain)
+    start(presence_model(init_from=[str(file)], new_parts=["heads.phrase.presence."]))
+    whole = tmp_path / "whole.pth"
+    torch.save({"state_dict": presence_model().trainable_state_dict()}, whole)
+    start(random, _resume=True, _load_from="iter_5.pth")  # which holds them
+    with pytest.raises(ConfigError, match="random"):
+        start(random, _resume=True)  # nothing to go on from: a fresh run
+    load_file(random, whole)
+    start(random)
+    lmm = tiny_llava(lora=dict(llm=dict(r=2, alpha=4)))
+    kept = GroundingLMM(lmm, dict(phrase=plain.heads["phrase"]), train_lmm=False)
+    with pytest.raises(ConfigError, match="lora"):
+        start(kept)
