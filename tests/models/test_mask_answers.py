@@ -84,7 +84,7 @@ def test_several_are_answered_as_one_by_one():
         torch.testing.assert_close(ours.prediction.scores, alone.prediction.scores, rtol=1e-4, atol=1e-5)
 
 
-@EVERY_HEAD
+@pytest.mark.parametrize("head", ["sam", "pointer"])
 def test_an_answer_says_whether_there_is_what_was_asked_for(head):
     """Also one without a token; from the states it was written with, as if it had been read."""
     for text, count in ((SPOKEN, 2), ("a star is on the right .", 0)):
