@@ -19,20 +19,19 @@ from flmm_detseg.datasets.policy import Problem
 from flmm_detseg.datasets.semantic_maps import IGNORE
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.language import (
-    OBJECTS_QUESTION,
     TASK_TOKENS,
     BoxItem,
     JointAnswer,
     MaskItem,
     SerialisedAnswer,
     SerialiseOptions,
-    build_prompt,
+    TextFormat,
     mask_to_polygons,
     quantise_boxes,
-    serialise,
 )
+from flmm_detseg.language import text_format as build_text_format
 from flmm_detseg.language.items import Polygon
-from flmm_detseg.language.wording import SECTION_TAGS
+from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import DenseTargets, Phrase, Sample
 
@@ -52,10 +51,11 @@ class JointDataset(DerivedDataset):
 
     ``Answer: ...`` comes from a conversation about the same image, ``Detections: ...`` from the boxes,
     ``Segmentations: ...`` from the instance masks, or from the semantic map (one mask per class that is there, largest
-    first). Objects stand in the same order in both; crowd regions are not written. The wanted sections stand as task
-    tokens before the question. The samples keep their ``dense`` targets, so dense heads may read them too; ``sections``
-    holds the sections' spans. With ``mask_form="seg"`` the k-th ``<SEG>`` belongs to the k-th phrase and mask; the
-    phrase's span is the item's label. Outlines are words like all others: their samples have no phrases.
+    first). Objects stand in the same order in both; crowd regions are not written. Which sections are wanted stands in
+    the prompt. The samples keep their ``dense`` targets, so dense heads may read them too; ``sections`` holds the
+    sections' spans. With ``mask_form="seg"`` the k-th mask token belongs to the k-th phrase and mask; the phrase's span
+    is the item's label with ``<SEG>``, the token itself with ``[SEG]``. Outlines are words like all others: their
+    samples have no phrases.
 
     A list that is cut teaches the model not to end. So whole objects, the smallest ones, are left out until the text
     has ``max_characters``; :meth:`report` counts them (``left_out``).
@@ -66,21 +66,23 @@ class JointDataset(DerivedDataset):
         answers: A :class:`~flmm_detseg.datasets.LLaVAInstructDataset` (or its config) that gives question and answer;
             exactly with the section ``"answer"``. Images without a conversation are dropped (``dropped["no answer"]``);
             of several conversations, one is drawn per epoch.
-        question: The user's words in samples without an answer.
+        question: The user's words in samples without an answer; None: those of the text format.
         box_order: ``"area"`` (largest first) or ``"raster"``.
         max_boxes: More boxes than that lose the smallest ones.
         max_masks: More masks than that lose the last ones.
         mask_form: ``"polygons"``: the outline in words (a mask too thin for canonical coordinates is left out);
-            ``"seg"``: a ``<SEG>`` per mask, for a head of your own that reads the phrases' states: none here does.
+            ``"seg"``: a mask token per mask. ``[SEG]`` is read by heads for task ``"reasoning"``, ``<SEG>`` by a head
+            of your own that reads the phrases' states: none here does.
         max_points: Points of each polygon at most.
         max_characters: Longest text, as far as leaving objects out can make it shorter (one stays, and so do the words
             of an answer). LLaMA's tokenizer needs at most a token a character: 3000 fit into LLaVA-1.5's 4096 tokens
             beside the image and a question.
         seed: Of the random draw.
+        text_format: How answers are asked for and written, see :func:`~flmm_detseg.language.formats.text_format`.
 
     Raises:
-        ConfigError: A section is unknown, the reader does not give what it needs, or the question or a class name holds
-            a control word.
+        ConfigError: A section is unknown, or the text format has none such; the reader does not give what it needs; the
+            question or a class name holds a control word.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class JointDataset(DerivedDataset):
         dataset: GroundingDataset | Mapping[str, Any],
         sections: Sequence[str] = ("detections",),
         answers: LLaVAInstructDataset | Mapping[str, Any] | None = None,
-        question: str = OBJECTS_QUESTION,
+        question: str | None = None,
         box_order: Literal["area", "raster"] = "area",
         max_boxes: int = 100,
         max_masks: int = 100,
@@ -96,10 +98,13 @@ class JointDataset(DerivedDataset):
         max_points: int = 24,
         max_characters: int = 3000,
         seed: int = 0,
+        text_format: str | Mapping[str, Any] | TextFormat = "template",
     ) -> None:
         super().__init__(dataset)
+        self.text_format = build_text_format(text_format)
         self.answers = None if answers is None else build_reader(answers)
-        self.sections, self.question, self.seed = tuple(sections), question, seed
+        self.sections, self.seed = tuple(sections), seed
+        self.question = self.text_format.objects_question if question is None else question
         self.options = SerialiseOptions(box_order=box_order, max_boxes=max_boxes, max_masks=max_masks)
         if mask_form not in ("seg", "polygons"):
             raise ConfigError(f"`mask_form` is {mask_form!r}; allowed: seg, polygons")
@@ -117,6 +122,7 @@ class JointDataset(DerivedDataset):
     def _check_sections(self) -> None:
         if not self.sections or any(name not in TASK_TOKENS for name in self.sections):
             raise ConfigError(f"`sections` is {self.sections}; give some of {', '.join(TASK_TOKENS)}")
+        self.text_format.check_sections(self.sections)
         words_argument(self.question, "question")
         if ("answer" in self.sections) != (self.answers is not None):
             raise ConfigError("`answers` and the section 'answer' belong together: give both or neither")
@@ -196,41 +202,47 @@ class JointDataset(DerivedDataset):
             choices = self._answers_of[_image_key(self.dataset, record)]
             draw = int(np.random.default_rng((self.seed, self.epoch, record)).integers(len(choices)))
             question, words = self.answers.question_and_answer(choices[draw])
-        boxes = self._boxes(dense, sample.image_size) if dense.boxes_xyxy is not None else ()
+        size = sample.image_size
+        boxes = self._boxes(dense, size) if dense.boxes_xyxy is not None else ()
         masks = self._masks(dense, boxes) if "segmentations" in self.sections else []
-        written, shown = self._fit(words, boxes, masks)
+        written, shown = self._fit(words, boxes, masks, size)
         with_phrases = self.mask_form == "seg" and bool(shown)
         return replace(
             sample,
             record_id=f"joint/{sample.record_id}",
             task="joint",
-            prompt=build_prompt(question, self.sections),
+            prompt=self.text_format.ask(question, self.sections),
             text=written.text,
-            phrases=label_phrases(written) if with_phrases else (),
-            masks=np.stack(shown) if with_phrases else np.zeros((0, *sample.image_size), dtype=bool),
+            phrases=self._phrases(written, size) if with_phrases else (),
+            masks=np.stack(shown) if with_phrases else np.zeros((0, *size), dtype=bool),
             sections=tuple(written.section_spans.values()),
         )
 
     def _fit(
-        self, words: str | None, boxes: tuple[BoxItem, ...], masks: Sequence[_Mask]
+        self, words: str | None, boxes: tuple[BoxItem, ...], masks: Sequence[_Mask], size: tuple[int, int]
     ) -> tuple[SerialisedAnswer, list[np.ndarray]]:
         """The longest answer that fits, of whole objects, and the masks in it."""
         most = max(len(boxes), len(masks), 1)
-        written, shown = self._write(words, boxes, masks, most)
+        written, shown = self._write(words, boxes, masks, size, most)
         if len(written.text) <= self.max_characters:
             return written, shown
         # How many of the limits 1, 2, ... are small enough.
         limit = bisect_right(
             range(1, most + 1),
             self.max_characters,
-            key=lambda limit: len(self._write(words, boxes, masks, limit)[0].text),
+            key=lambda limit: len(self._write(words, boxes, masks, size, limit)[0].text),
         )
-        shorter, shown = self._write(words, boxes, masks, max(limit, 1))
+        shorter, shown = self._write(words, boxes, masks, size, max(limit, 1))
         self._num_left_out.value += _num_objects(written) - _num_objects(shorter)
         return shorter, shown
 
     def _write(
-        self, words: str | None, boxes: tuple[BoxItem, ...], masks: Sequence[_Mask], limit: int
+        self,
+        words: str | None,
+        boxes: tuple[BoxItem, ...],
+        masks: Sequence[_Mask],
+        size: tuple[int, int],
+        limit: int,
     ) -> tuple[SerialisedAnswer, list[np.ndarray]]:
         """The answer with at most ``limit`` items in each section, and the masks of its items."""
         options = replace(
@@ -240,7 +252,7 @@ class JointDataset(DerivedDataset):
         )
         by_object = {mask.item: mask for mask in masks if mask.item is not None}
         if by_object:  # in the boxes' order, and of the same objects
-            order = serialise(JointAnswer(detections=boxes), options).detection_order
+            order = self.text_format.write(JointAnswer(detections=boxes), size, options).detection_order
             masks = [by_object[index] for index in order if index in by_object]
         masks = masks[: options.max_masks]
         items = tuple(
@@ -254,7 +266,18 @@ class JointDataset(DerivedDataset):
             detections=boxes if "detections" in self.sections else None,
             segmentations=items if "segmentations" in self.sections else None,
         )
-        return serialise(answer, options), [mask.pixels for mask in masks]
+        return self.text_format.write(answer, size, options), [mask.pixels for mask in masks]
+
+    def _phrases(self, written: SerialisedAnswer, size: tuple[int, int]) -> tuple[Phrase, ...]:
+        """Phrases of an answer's masks, in order: their tokens where a head reads these, else their labels."""
+        items = written.answer.segmentations or ()
+        places = self.text_format.parse(written.text, size).segmentation_spans
+        if self.text_format.mask_token == MASK_TOKEN:
+            return tuple(Phrase(spans=place.values) for place in places)
+        return tuple(
+            Phrase(spans=((place.start, place.start + len(item.label)),))
+            for item, place in zip(items, places, strict=True)
+        )
 
     def _boxes(self, dense: DenseTargets, image_size: tuple[int, int]) -> tuple[BoxItem, ...]:
         classes = self.dataset.metainfo["classes"]
@@ -286,22 +309,6 @@ class JointDataset(DerivedDataset):
                     continue
             masks.append(_Mask(index if dense.masks is not None else None, label, pixels, polygons))
         return masks
-
-
-def label_phrases(written: SerialisedAnswer) -> tuple[Phrase, ...]:
-    """Phrases at the labels of an answer's masks, in order."""
-    items = written.answer.segmentations
-    if not items:
-        return ()
-    start, end = written.section_spans["segmentations"]
-    start += len(SECTION_TAGS["segmentations"]) + 1
-    phrases = []
-    # No label holds the separator.
-    for item, chunk in zip(items, written.text[start:end].split("; "), strict=True):
-        assert chunk.startswith(item.label)
-        phrases.append(Phrase(spans=((start, start + len(item.label)),)))
-        start += len(chunk) + len("; ")
-    return tuple(phrases)
 
 
 def _written_objects(dense: DenseTargets) -> np.ndarray:

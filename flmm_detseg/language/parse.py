@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flmm_detseg.language.items import Box, BoxItem, JointAnswer, MaskItem
-from flmm_detseg.language.scanner import ItemSpan, ListScanner
+from flmm_detseg.language.scanner import ItemSpan, ListScanner, RawBox
 from flmm_detseg.language.task_tokens import SEG_TOKEN
 from flmm_detseg.language.wording import MAX_ITEMS, SECTION_TAG, is_repeated
 
@@ -72,27 +72,42 @@ class ParsedAnswer:
     report: ParseReport
 
 
-class _Log:
-    """Counts; keeps the first problems."""
+class ParseLog:
+    """What goes wrong while a text is read: counts, and the first problems."""
 
     def __init__(self) -> None:
         self.problems: list[ParseProblem] = []
         self.num_bad = self.num_repaired = self.num_repeated = 0
 
     def note(self, kind: str, position: int) -> None:
+        """Remembers a problem."""
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(ParseProblem(kind, position))
 
     def lose(self, kind: str, position: int) -> None:
+        """Counts an item that was begun and lost."""
         self.num_bad += 1
         self.note(kind, position)
 
     def repair(self, position: int) -> None:
+        """Counts an item that was repaired."""
         self.num_repaired += 1
         self.note("repaired", position)
 
+    def cut(self, text: str) -> str:
+        """The part of a text that is read."""
+        if len(text) > MAX_CHARS:
+            self.note("too_long", MAX_CHARS)
+        return text[:MAX_CHARS]
 
-def parse_answer(text: str) -> ParsedAnswer:
+    def report(self, num_parsed: int) -> ParseReport:
+        """What was noted."""
+        return ParseReport(
+            num_parsed, self.num_bad, tuple(self.problems), self.num_repaired, self.num_repeated
+        )
+
+
+def parse_answer(text: str, *, mask_token: str = SEG_TOKEN, bare_boxes: bool = False) -> ParsedAnswer:
     """Reads a joint answer; takes any string, never raises, and needs time linear in its length.
 
     Every complete item is kept, whatever stands around it. Tolerated:
@@ -110,18 +125,19 @@ def parse_answer(text: str) -> ParsedAnswer:
 
     Args:
         text: What the model wrote (special tokens kept, end-of-sequence token removed).
+        mask_token: Stands for a mask that a head draws.
+        bare_boxes: Boxes are written without brackets and commas (``car 1 2 3 4``): the last four numbers of an item
+            are its box, and ``Detections:`` opens its section wherever it stands.
 
     Returns:
         The answer, where its items stand, and the report.
     """
-    log = _Log()
-    if len(text) > MAX_CHARS:
-        log.note("too_long", MAX_CHARS)
-        text = text[:MAX_CHARS]
+    log = ParseLog()
+    text = log.cut(text)
     words: str | None = None
     preamble: str | None = None
     lists: dict[str, list[ListScanner]] = {"detections": [], "segmentations": []}
-    for name, tag_start, start, end in _sections(text):
+    for name, tag_start, start, end in _sections(text, bare_boxes):
         body = text[start:end].strip()
         if name == "":
             preamble = body or None
@@ -130,29 +146,28 @@ def parse_answer(text: str) -> ParsedAnswer:
                 log.note("second_answer", tag_start)
             words = words or body or None
         else:
-            scanner = ListScanner(text, name == "detections", log.lose)
+            scanner = ListScanner(text, name == "detections", log.lose, mask_token, bare_boxes)
             scanner.scan(start, end, is_tail=end == len(text))
             lists[name].append(scanner)
     if preamble is not None and words is not None:
         log.note("text_before_sections", 0)
-    boxes, box_spans = _collect_boxes(lists["detections"], log)
-    masks, mask_spans = _collect_masks(lists["segmentations"], text, log)
+    raw_boxes = [raw for scanner in lists["detections"] for raw in scanner.boxes]
+    boxes, box_spans = collect_boxes(raw_boxes, log)
+    masks, mask_spans = _collect_masks(lists["segmentations"], text, mask_token, log)
     answer = JointAnswer(
         answer=preamble if words is None else words,
         detections=boxes if lists["detections"] else None,
         segmentations=masks if lists["segmentations"] else None,
     )
-    num_parsed = len(boxes) + len(masks)
-    report = ParseReport(num_parsed, log.num_bad, tuple(log.problems), log.num_repaired, log.num_repeated)
-    return ParsedAnswer(answer, box_spans, mask_spans, report)
+    return ParsedAnswer(answer, box_spans, mask_spans, log.report(len(boxes) + len(masks)))
 
 
-def _sections(text: str) -> Iterator[tuple[str, int, int, int]]:
+def _sections(text: str, bare_boxes: bool) -> Iterator[tuple[str, int, int, int]]:
     """Yields ``(name, start of the tag, start, end of the body)``; the name of text before any tag is empty."""
     name, tag_start, start = "", 0, 0
     for match in SECTION_TAG.finditer(text):
         found = str(match.lastgroup)
-        opens_at = _section_start(text, match, found, name)
+        opens_at = _section_start(text, match, found, name, bare_boxes)
         if opens_at is not None:
             if name or opens_at > 0:
                 yield name, tag_start, start, opens_at
@@ -160,10 +175,11 @@ def _sections(text: str) -> Iterator[tuple[str, int, int, int]]:
     yield name, tag_start, start, len(text)
 
 
-def _section_start(text: str, match: re.Match[str], found: str, current: str) -> int | None:
+def _section_start(text: str, match: re.Match[str], found: str, current: str, bare_boxes: bool) -> int | None:
     """Where the section of a tag starts (with the markup before it), or None if these are just words.
 
-    In a list every tag opens a section; else one at the start of a line, or, for a list, before what looks like one.
+    In a list every tag opens a section; else one at the start of a line, or, for a list, before what looks like one
+    (where boxes have no brackets: before anything).
     """
     if current in ("detections", "segmentations"):
         return match.start()
@@ -173,18 +189,27 @@ def _section_start(text: str, match: re.Match[str], found: str, current: str) ->
     _, line_break, line = before.rpartition("\n")
     if (line_break or len(before) == match.start()) and not line.strip(_LINE_MARKUP):
         return match.start() - len(line)
-    if found != "answer" and _LIST_AHEAD.match(text, match.end()) is not None:
+    if found != "answer" and (bare_boxes or _LIST_AHEAD.match(text, match.end()) is not None):
         return match.start()
     return None
 
 
-def _collect_boxes(
-    scanners: Sequence[ListScanner], log: _Log
+def collect_boxes(
+    raw_boxes: Sequence[RawBox], log: ParseLog
 ) -> tuple[tuple[BoxItem, ...], tuple[ItemSpan, ...]]:
+    """Boxes without those that repeat another of the same label (case ignored) and those beyond ``MAX_ITEMS``.
+
+    Args:
+        raw_boxes: As they were read, in order.
+        log: Takes note of what is dropped or was repaired.
+
+    Returns:
+        The boxes, and where each stands.
+    """
     boxes: list[BoxItem] = []
     spans: list[ItemSpan] = []
     seen: dict[str, list[Box]] = {}
-    for raw in (raw for scanner in scanners for raw in scanner.boxes):
+    for raw in raw_boxes:
         if len(boxes) == MAX_ITEMS:
             log.lose("too_many_items", raw.span.start)
             continue
@@ -202,13 +227,13 @@ def _collect_boxes(
 
 
 def _collect_masks(
-    scanners: Sequence[ListScanner], text: str, log: _Log
+    scanners: Sequence[ListScanner], text: str, mask_token: str, log: ParseLog
 ) -> tuple[tuple[MaskItem, ...], tuple[ItemSpan, ...]]:
     masks: list[MaskItem] = []
     spans: list[ItemSpan] = []
     ordinals: dict[int, int] = {}
     if any(scanner.masks for scanner in scanners):
-        ordinals = {match.start(): i for i, match in enumerate(re.finditer(re.escape(SEG_TOKEN), text))}
+        ordinals = {match.start(): i for i, match in enumerate(re.finditer(re.escape(mask_token), text))}
     for raw in (raw for scanner in scanners for raw in scanner.masks):
         if len(masks) == MAX_ITEMS:
             log.lose("too_many_items", raw.span.start)

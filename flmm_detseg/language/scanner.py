@@ -6,6 +6,7 @@ What is tolerated is said at :func:`flmm_detseg.language.parse.parse_answer`.
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -17,10 +18,15 @@ from flmm_detseg.language.items import Polygon
 from flmm_detseg.language.task_tokens import SEG_TOKEN
 from flmm_detseg.language.wording import EMPTY_SECTION, MAX_LABEL_CHARS, normalise_label
 
-_TOKEN = re.compile(rf"{SEG_TOKEN}|[\[\](){{}}<>;,\n\uff1b\uff0c]|[^\s\[\](){{}}<>;,\uff1b\uff0c]+")
 _NUMBER = re.compile(r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)", re.ASCII)
 _OPEN, _CLOSE, _SEPARATOR, _COMMA, _NOISE = "[({", "])}", ";\n\uff1b", ",\uff0c", "<>"
 _NUM_BOX_VALUES, _MIN_POLYGON_VALUES = 4, 6
+
+
+@functools.cache
+def _tokens(mask_token: str) -> re.Pattern[str]:
+    marks = r"[\[\](){}<>;,\n\uff1b\uff0c]|[^\s\[\](){}<>;,\uff1b\uff0c]+"
+    return re.compile(f"{re.escape(mask_token)}|{marks}")
 
 
 class Number(NamedTuple):
@@ -39,7 +45,7 @@ class ItemSpan:
     Attributes:
         start: First character of its label (of its values, when it shares the label of the item before it).
         end: After its last character, closing bracket included, separator not.
-        values: The characters of each number, or of ``<SEG>``.
+        values: The characters of each number, or of the mask token.
     """
 
     start: int
@@ -57,7 +63,7 @@ class RawBox(NamedTuple):
 
 
 class RawMask(NamedTuple):
-    """A complete mask: polygons, or the position of its ``<SEG>``."""
+    """A complete mask: polygons, or the position of its mask token."""
 
     label: str
     polygons: tuple[Polygon, ...] | None
@@ -74,11 +80,17 @@ class _Group:
     spoiled: bool = False
 
 
-def _to_bins(numbers: list[Number]) -> tuple[list[int], bool]:
+def to_bins(numbers: list[Number]) -> tuple[list[int], bool]:
     """Canonical integers, and whether anything had to be repaired.
 
     Decimals of which none exceeds 1 are shares of the image (times 999); other decimals are rounded half up. Values
     outside 0..999 are clamped.
+
+    Args:
+        numbers: Of one item.
+
+    Returns:
+        Integers in 0..999, and the flag.
     """
     shares = any(number.is_decimal for number in numbers) and all(
         -1 <= number.value <= 1 for number in numbers
@@ -99,10 +111,20 @@ class ListScanner:
         text: The whole text.
         wants_boxes: Detections if true, else Segmentations.
         report: Called with ``(kind, position)`` for each item that is lost.
+        mask_token: Stands for a mask that a head draws.
+        bare_boxes: Boxes have neither brackets nor commas: the last four numbers of an item are its box.
     """
 
-    def __init__(self, text: str, wants_boxes: bool, report: Callable[[str, int], None]) -> None:
+    def __init__(
+        self,
+        text: str,
+        wants_boxes: bool,
+        report: Callable[[str, int], None],
+        mask_token: str = SEG_TOKEN,
+        bare_boxes: bool = False,
+    ) -> None:
         self.text, self.wants_boxes, self._report = text, wants_boxes, report
+        self.mask_token, self._bare = mask_token, bare_boxes and wants_boxes
         self.boxes: list[RawBox] = []
         self.masks: list[RawMask] = []
         self._start_item("")
@@ -122,9 +144,11 @@ class ListScanner:
 
     def scan(self, start: int, end: int, is_tail: bool) -> None:
         """Reads ``text[start:end]``; ``is_tail``: nothing follows, so an open bracket means a cut-off item."""
-        for match in _TOKEN.finditer(self.text, start, end):
+        for match in _tokens(self.mask_token).finditer(self.text, start, end):
             token, position = match[0], match.start()
-            if token in _OPEN:
+            if token == self.mask_token:
+                self._seg(position, match.end())
+            elif token in _OPEN:
                 self._open(position)
             elif token in _CLOSE:
                 self._close(match.end())
@@ -135,8 +159,6 @@ class ListScanner:
                     self._separate()
             elif token in _COMMA:
                 self._after_comma = True
-            elif token == SEG_TOKEN:
-                self._seg(position, match.end())
             elif token not in _NOISE:
                 self._word(token, position, match.end())
         if is_tail and self._group is not None and self._group.numbers:
@@ -185,7 +207,7 @@ class ListScanner:
             self._finish_mask()
         elif self._lost:
             self._start_item("")
-        if number is not None and self._loose and self._after_comma:
+        if number is not None and self._loose and (self._after_comma or self._bare):
             self._loose.append(number)
         else:
             self._loose = [] if number is None else [number]
@@ -240,7 +262,9 @@ class ListScanner:
             else:
                 self._repaired = True
                 self._take(group.numbers, group.start, group.numbers[-1].end)
-        elif self._loose and self._loose_label_end >= 0:
+        elif self._loose and (
+            self._loose_label_end >= 0 or (self._bare and len(self._loose) > _NUM_BOX_VALUES)
+        ):
             self._take_loose(self._loose[-1].end)
         elif self._label_start >= 0 and not self._parts and not self._lost:
             words = self._label()
@@ -254,9 +278,12 @@ class ListScanner:
         """An item without its opening bracket: the trailing numbers that commas link."""
         numbers, self._loose = self._loose, []
         self._label_end = self._loose_label_end
+        if self._bare and len(numbers) > _NUM_BOX_VALUES:  # numbers at the end of the label
+            self._label_end = numbers[-_NUM_BOX_VALUES - 1].end
+            numbers = numbers[-_NUM_BOX_VALUES:]
         if self._label_end < 0:
             self._label_start = -1
-        self._repaired = True
+        self._repaired = self._repaired or not self._bare
         self._take(numbers, numbers[0].start, end)
 
     def _take(self, numbers: list[Number], start: int, end: int) -> None:
@@ -267,7 +294,7 @@ class ListScanner:
             self._report("no_label", start)
             self._start_item("")
             return
-        bins, repaired = _to_bins(numbers)
+        bins, repaired = to_bins(numbers)
         values = tuple((number.start, number.end) for number in numbers)
         if self.wants_boxes:
             if len(bins) != _NUM_BOX_VALUES:

@@ -8,16 +8,24 @@
 
 An absent section is left out, an empty one is ``none``. A polygon is one flat list ``[x, y, x, y, ...]``; the parts of
 a mask stand one after another.
+
+In words (:attr:`TemplateForm.words`), with numbers of three digits::
+
+    answer: two cars are parked
+    detections: car 012 040 380 912; car 402 038 777 930
+    segmentations: car [SEG]; car [SEG]
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal
 
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.language.items import Box, BoxItem, JointAnswer, MaskItem
+from flmm_detseg.language.number_words import NumberWords
 from flmm_detseg.language.task_tokens import SEG_TOKEN
 from flmm_detseg.language.wording import (
     EMPTY_SECTION,
@@ -52,13 +60,28 @@ class SerialiseOptions:
 
 
 @dataclass(frozen=True)
+class TemplateForm:
+    """The spelling of the template.
+
+    Attributes:
+        words: Tags in lower case, boxes without brackets and commas.
+        numbers: Words that numbers are rounded to and spelled with; None: 0..999 as they are.
+        mask_token: Stands for a mask that a head draws.
+    """
+
+    words: bool = False
+    numbers: NumberWords | None = None
+    mask_token: str = SEG_TOKEN
+
+
+@dataclass(frozen=True)
 class SerialisedAnswer:
     """A written answer.
 
     Attributes:
         text: The text.
         answer: What the text says, exactly what the parser reads from it: labels normalised, boxes in order without
-            scores, ``<SEG>`` references numbered from 0.
+            scores, numbers rounded to those written, references to mask tokens numbered from 0.
         section_spans: Section name -> characters ``(start, end)``, half-open, tag included and the line break after
             it too: the spans of the present sections cut the whole text into pieces.
         detection_order: For each written box its index in the given detections (masks keep the given order).
@@ -70,10 +93,12 @@ class SerialisedAnswer:
     detection_order: tuple[int, ...]
 
 
-_DEFAULT = SerialiseOptions()
+_DEFAULT, _PLAIN = SerialiseOptions(), TemplateForm()
 
 
-def serialise(answer: JointAnswer, options: SerialiseOptions = _DEFAULT) -> SerialisedAnswer:
+def serialise(
+    answer: JointAnswer, options: SerialiseOptions = _DEFAULT, form: TemplateForm = _PLAIN
+) -> SerialisedAnswer:
     """Writes an answer so that :func:`~flmm_detseg.language.parse.parse_answer` reads the same from it.
 
     Lost on the way, and visible in the result: scores, boxes that repeat another of the same label (IoU above 0.95) or
@@ -83,6 +108,7 @@ def serialise(answer: JointAnswer, options: SerialiseOptions = _DEFAULT) -> Seri
     Args:
         answer: Items in canonical coordinates.
         options: Order and caps.
+        form: Spelling.
 
     Returns:
         Text, canonical answer, spans and orders.
@@ -90,9 +116,14 @@ def serialise(answer: JointAnswer, options: SerialiseOptions = _DEFAULT) -> Seri
     Raises:
         DataError: A label is empty after normalising.
     """
-    words = None if answer.answer is None else normalise_answer(answer.answer) or None
-    boxes, box_order = _canonical_boxes(answer.detections or (), options)
-    masks = _canonical_masks((answer.segmentations or ())[: options.max_masks])
+    words = None
+    if answer.answer is not None:
+        words = normalise_answer(answer.answer.replace(form.mask_token, " ")) or None
+    detections = answer.detections or ()
+    if form.numbers is not None:
+        detections = tuple(replace(item, box=form.numbers.box(item.box)) for item in detections)
+    boxes, box_order = canonical_boxes(detections, options)
+    masks = _canonical_masks((answer.segmentations or ())[: options.max_masks], form.numbers)
     canonical = JointAnswer(
         answer=words,
         detections=None if answer.detections is None else boxes,
@@ -102,13 +133,14 @@ def serialise(answer: JointAnswer, options: SerialiseOptions = _DEFAULT) -> Seri
     if words is not None:
         bodies["answer"] = words
     if canonical.detections is not None:
-        bodies["detections"] = "; ".join(map(_write_box, boxes)) or EMPTY_SECTION
+        bodies["detections"] = "; ".join(_write_box(item, form) for item in boxes) or EMPTY_SECTION
     if canonical.segmentations is not None:
-        bodies["segmentations"] = "; ".join(map(_write_mask, masks)) or EMPTY_SECTION
+        bodies["segmentations"] = "; ".join(_write_mask(item, form) for item in masks) or EMPTY_SECTION
     text, spans = "", {}
     for index, (name, body) in enumerate(bodies.items()):
         start = len(text)
-        text += f"{SECTION_TAGS[name]} {body}" + ("\n" if index + 1 < len(bodies) else "")
+        tag = SECTION_TAGS[name].lower() if form.words else SECTION_TAGS[name]
+        text += f"{tag} {body}" + ("\n" if index + 1 < len(bodies) else "")
         spans[name] = (start, len(text))
     return SerialisedAnswer(text, canonical, spans, box_order)
 
@@ -126,10 +158,21 @@ def _area(box: Box) -> int:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _canonical_boxes(
+def canonical_boxes(
     items: Sequence[BoxItem], options: SerialiseOptions
 ) -> tuple[tuple[BoxItem, ...], tuple[int, ...]]:
-    """Boxes as written, and their indices in ``items``: repeated and surplus ones are gone."""
+    """Boxes as written: repeated and surplus ones are gone.
+
+    Args:
+        items: Boxes with the numbers that are written.
+        options: Order and caps.
+
+    Returns:
+        Boxes with normalised labels and without scores, and their indices in ``items``.
+
+    Raises:
+        DataError: A label is empty after normalising.
+    """
 
     def raster(entry: tuple[int, BoxItem]) -> tuple[int, int, int, int, str]:
         x1, y1, x2, y2 = entry[1].box
@@ -150,23 +193,29 @@ def _canonical_boxes(
     return tuple(item for _, item in kept), tuple(index for index, _ in kept)
 
 
-def _canonical_masks(items: Sequence[MaskItem]) -> tuple[MaskItem, ...]:
+def _canonical_masks(items: Sequence[MaskItem], numbers: NumberWords | None) -> tuple[MaskItem, ...]:
     masks, num_seg = [], 0
     for item in items:
         if item.polygons is None:
             masks.append(MaskItem(_label(item.label), seg_index=num_seg))
             num_seg += 1
         else:
-            masks.append(MaskItem(_label(item.label), polygons=item.polygons))
+            polygons = item.polygons if numbers is None else tuple(map(numbers.polygon, item.polygons))
+            masks.append(MaskItem(_label(item.label), polygons=polygons))
     return tuple(masks)
 
 
-def _write_box(item: BoxItem) -> str:
-    return f"{item.label} [{', '.join(map(str, item.box))}]"
+def _write_box(item: BoxItem, form: TemplateForm) -> str:
+    numbers = _spelled(item.box, form)
+    return f"{item.label} {' '.join(numbers)}" if form.words else f"{item.label} [{', '.join(numbers)}]"
 
 
-def _write_mask(item: MaskItem) -> str:
+def _write_mask(item: MaskItem, form: TemplateForm) -> str:
     if item.polygons is None:
-        return f"{item.label} {SEG_TOKEN}"
-    parts = (", ".join(f"{x}, {y}" for x, y in polygon) for polygon in item.polygons)
+        return f"{item.label} {form.mask_token}"
+    parts = (", ".join(_spelled(chain.from_iterable(polygon), form)) for polygon in item.polygons)
     return item.label + "".join(f" [{part}]" for part in parts)
+
+
+def _spelled(values: Iterable[int], form: TemplateForm) -> list[str]:
+    return [str(value) if form.numbers is None else form.numbers.spell(value) for value in values]

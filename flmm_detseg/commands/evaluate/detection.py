@@ -14,7 +14,7 @@ import argparse
 from typing import Any
 
 from flmm_detseg.commands.evaluate.arguments import add_common_arguments, common_options
-from flmm_detseg.utils.choices import BOX_SOURCES, COCO_BACKENDS
+from flmm_detseg.utils.choices import BOX_SOURCES, COCO_BACKENDS, TEXT_FORMATS
 from flmm_detseg.utils.cli import refuse_unread
 from flmm_detseg.utils.configs import config_file
 
@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-new-tokens", type=int, help="with --boxes text: length of an answer (default 1024)"
+    )
+    parser.add_argument(
+        "--text-format",
+        choices=TEXT_FORMATS,
+        help="with --boxes text: how answers are asked for and read (default template)",
     )
     parser.add_argument(
         "--backend", choices=COCO_BACKENDS, default="pycocotools", help="what computes the figures"
@@ -51,7 +56,8 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """
     if args.boxes != "text":
         refuse_unread(
-            {"--max-new-tokens": args.max_new_tokens}, "the head writes no answer; add --boxes text"
+            {"--max-new-tokens": args.max_new_tokens, "--text-format": args.text_format},
+            "the head writes no answer; add --boxes text",
         )
     config_file(args.config)
     from flmm_detseg.engine.evaluation.dense import COCO_BOXES, BoxOptions
@@ -61,6 +67,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         BoxOptions(
             boxes=args.boxes,
             max_new_tokens=1024 if args.max_new_tokens is None else args.max_new_tokens,
+            text_format=args.text_format or "template",
             backend=args.backend,
             annotation_file=args.annotation_file,
             classwise=args.classwise,

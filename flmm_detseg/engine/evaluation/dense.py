@@ -22,13 +22,7 @@ from flmm_detseg.evaluation import (
     text_box_figures,
 )
 from flmm_detseg.evaluation.coco_metric import check_backend, read_truth
-from flmm_detseg.language import (
-    OBJECTS_QUESTION,
-    build_prompt,
-    dequantise_boxes,
-    parse_answer,
-    score_detections,
-)
+from flmm_detseg.language import dequantise_boxes, score_detections, text_format
 from flmm_detseg.structures import CaptureSpec, Sample
 from flmm_detseg.utils.choices import BOX_SOURCES
 from flmm_detseg.utils.whole_files import dump_json, write_text
@@ -42,6 +36,8 @@ class BoxOptions(EvaluationOptions):
         boxes: ``"head"``: of the detection head; ``"text"``: read from the model's answer to the sample's prompt (or
             to the request to list the objects), scored by the probabilities of their tokens where the LMM gives them.
         max_new_tokens: Length of such an answer.
+        text_format: How such an answer is asked for and read, one of
+            :data:`~flmm_detseg.utils.choices.TEXT_FORMATS`.
         backend: ``"pycocotools"`` | ``"faster"``.
         annotation_file: COCO file to take targets and areas from (the official figures); None: from the samples.
         classwise: Also AP of every class.
@@ -49,6 +45,7 @@ class BoxOptions(EvaluationOptions):
 
     boxes: str = "head"
     max_new_tokens: int = 1024
+    text_format: str = "template"
     backend: str = "pycocotools"
     annotation_file: str | None = None
     classwise: bool = False
@@ -57,6 +54,7 @@ class BoxOptions(EvaluationOptions):
         super().__post_init__()
         if self.boxes not in BOX_SOURCES:
             raise ConfigError(f"`boxes` is {self.boxes!r}; allowed: {', '.join(BOX_SOURCES)}")
+        text_format(self.text_format)
         check_backend(self.backend)
 
 
@@ -84,7 +82,7 @@ class BoxTask(Task[BoxOptions]):
             found: list[tuple[Any, dict[str, Any]]] = [(objects, {}) for objects in model.detect(samples)]
         else:
             classes = _classes(dataset, "classes")
-            found = [_read_objects(model, sample, classes, options.max_new_tokens) for sample in samples]
+            found = [_read_objects(model, sample, classes, options) for sample in samples]
         return [
             [{**box_record(sample, objects), **facts}]
             for sample, (objects, facts) in zip(samples, found, strict=True)
@@ -124,6 +122,8 @@ class BoxTask(Task[BoxOptions]):
         if options.boxes == "head":
             return {"boxes": options.boxes}
         source = {"boxes": options.boxes, "max_new_tokens": options.max_new_tokens}
+        if options.text_format != "template":
+            source["text_format"] = options.text_format
         return {**source, "scores": "token probabilities"}
 
     def conventions(self, options: BoxOptions) -> dict[str, Any]:
@@ -167,26 +167,27 @@ def _classes(dataset: Any, key: str) -> tuple[str, ...]:
 
 
 def _read_objects(
-    model: Any, sample: Sample, classes: Sequence[str], max_new_tokens: int
+    model: Any, sample: Sample, classes: Sequence[str], options: BoxOptions
 ) -> tuple[InstanceData, dict[str, Any]]:
     """Objects of an answer, and how well it could be read. Names that are no class get a label of their own."""
+    form = text_format(options.text_format)
     asked = replace(
         sample,
         text="",
         phrases=(),
         masks=None,
         task="joint",
-        prompt=sample.prompt or build_prompt(OBJECTS_QUESTION, ("detections",)),
+        prompt=sample.prompt or form.ask(form.objects_question, ("detections",)),
     )
     generate = getattr(getattr(model, "lmm", None), "generate_with_states", None)
     if generate is None:
-        text = model.answer(asked, max_new_tokens=max_new_tokens)
-        parsed = parse_answer(text)
+        text = model.answer(asked, max_new_tokens=options.max_new_tokens)
+        parsed = form.parse(text, sample.image_size)
         answer = parsed.answer
     else:  # the answer of `model.answer`: joint samples are the adapted LMM's in every retention mode
-        generation = generate(asked, CaptureSpec(), max_new_tokens=max_new_tokens)
+        generation = generate(asked, CaptureSpec(), max_new_tokens=options.max_new_tokens)
         text = generation.text
-        parsed = parse_answer(text)
+        parsed = form.parse(text, sample.image_size)
         answer = score_detections(parsed, generation.log_probs, generation.token_offsets)
     items = answer.detections or ()
     numbers = {name.lower(): number for number, name in enumerate(classes)}
