@@ -33,8 +33,7 @@ def text_box_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     records = ordered_images(records)
     counts = np.zeros((len(IOU_THRESHOLDS), 3), dtype=np.int64)  # matched, predicted, targets
     for record in records:
-        for label in sorted({*record["labels"], *record["target"]["labels"]}):
-            counts += _match_class(record, label)
+        counts += match_counts(record)
     figures: dict[str, float] = {
         "num_images": len(records),
         "num_boxes": sum(len(record["boxes_xyxy"]) for record in records),
@@ -51,6 +50,22 @@ def text_box_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         figures[f"{name}@0.5"] = float(by_threshold[0])
         figures[f"{name}@mean"] = float(by_threshold.mean())
     return figures
+
+
+def match_counts(record: Mapping[str, Any]) -> np.ndarray:
+    """What one image adds to the sums that :func:`text_box_figures` divides.
+
+    Args:
+        record: Of :func:`~flmm_detseg.evaluation.box_records.box_record`.
+
+    Returns:
+        int64 ``[thresholds, 3]``: matched, counted predictions, targets, over all classes.
+    """
+    labels = sorted({*record["labels"], *record["target"]["labels"]})
+    counts = np.zeros((len(IOU_THRESHOLDS), 3), dtype=np.int64)
+    for label in labels:
+        counts += _match_class(record, label)
+    return counts
 
 
 def _match_class(record: Mapping[str, Any], label: int) -> np.ndarray:

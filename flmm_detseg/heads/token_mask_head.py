@@ -50,7 +50,8 @@ class TokenMaskHead(Head[Prediction]):
         ConfigError: Unknown ``position``.
     """
 
-    tasks = frozenset({"reasoning"})
+    # Joint answers may hold mask tokens, too.
+    tasks = frozenset({"reasoning", "joint"})
     result_of = frozenset({"reasoning"})
     by_sample = frozenset({"loss_presence", "presence_accuracy"})
     optional_parts = ("presence",)
@@ -82,6 +83,12 @@ class TokenMaskHead(Head[Prediction]):
     def presence_score(self) -> AnswerPresenceHead | None:
         """See :class:`Head`: of each question."""
         return self.presence
+
+    def wants(self, sample: Sample) -> bool:
+        """See :class:`Head`: of joint samples those whose phrases are mask tokens."""
+        if sample.task != "joint":
+            return super().wants(sample)
+        return bool(sample.phrases) and sample.phrase_text(0) == self.reads_token
 
     @property
     def capture(self) -> CaptureSpec:

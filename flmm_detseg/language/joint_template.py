@@ -1,4 +1,4 @@
-"""The joint template as a text format: tags, and behind each its items."""
+"""The joint template as a text format: tags, and after each its items."""
 
 from __future__ import annotations
 

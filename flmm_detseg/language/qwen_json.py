@@ -31,6 +31,7 @@ from flmm_detseg.language.serialise import SerialisedAnswer, SerialiseOptions, c
 from flmm_detseg.language.task_tokens import remove_special_tokens
 from flmm_detseg.language.text_format import DEFAULT_OPTIONS, TextFormat
 from flmm_detseg.language.wording import normalise_label
+from flmm_detseg.utils.whole_files import dump_json
 
 FRAMES = ("relative", "pixels")
 _GRID = 1000
@@ -194,7 +195,7 @@ def _plain_words(answer: str) -> str:
 
 
 def _quoted(label: str) -> str:
-    return json.dumps(label, ensure_ascii=False)
+    return dump_json(label)
 
 
 def _written(box: Box, scale: tuple[int, int]) -> tuple[int, int, int, int]:

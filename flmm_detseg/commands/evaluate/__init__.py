@@ -11,6 +11,7 @@ from flmm_detseg.commands.evaluate import (
     forgetting,
     gcg,
     grefcoco,
+    joint,
     png,
     presence,
     reason,
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "reason": reason,
             "grefcoco": grefcoco,
             "gcg": gcg,
+            "joint": joint,
         },
     )
 
