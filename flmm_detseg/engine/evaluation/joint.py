@@ -100,7 +100,8 @@ class JointTask(Task[JointOptions]):
     ) -> list[dict[str, Any] | None]:
         if options.base_prompt is None or "detections" not in dataset.sections:
             return [None] * len(samples)
-        form, found = text_format(options.base_format), []
+        form = text_format(options.base_format)
+        found: list[dict[str, Any] | None] = []
         for sample in samples:
             question = replace(
                 sample,
