@@ -156,6 +156,21 @@ class Head(nn.Module, ABC, Generic[P]):
         """
         raise ConfigError(f"a {type(self).__name__} does not say whether there is something")
 
+    def class_probabilities(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
+        """How sure the head is of each class at each pixel; for heads that give every pixel a class.
+
+        Args:
+            states: What :attr:`capture` asks for.
+            batch: The samples.
+
+        Returns:
+            Per sample float32 ``[C, H, W]`` at the original size, which add up to 1 over the classes.
+
+        Raises:
+            ConfigError: The head does not.
+        """
+        raise ConfigError(f"a {type(self).__name__} gives no class to every pixel")
+
     # Classes by their words.
 
     @property
@@ -226,6 +241,10 @@ class Head(nn.Module, ABC, Generic[P]):
     def trains(self, part: nn.Module) -> bool:
         """Whether the head's losses train a part that it shares with others; else it uses the part as it is."""
         return True
+
+    def trained_parameters(self, part: nn.Module) -> list[nn.Parameter]:
+        """Parameters of a shared part that the head's losses reach: all of a part that it trains, unless it says so."""
+        return list(part.parameters()) if self.trains(part) else []
 
     def keep_as_is(self, part: nn.Module) -> None:
         """Called before training or loading when other heads train a part that this head uses without training it."""

@@ -23,8 +23,8 @@ class SegTokenHead(TokenMaskHead):
     The image encoder is frozen, and so is the prompt encoder, of which only fixed vectors are read.
 
     Args:
-        sam: Refiner; its switches for text, mask and box do not matter here. One that another head trains (a shared
-            part) is trained as that head does.
+        sam: Refiner; its switches for text, mask and box do not matter here. Of a shared part what another head trains
+            is trained too.
         hidden_size: d of the LMM.
         train_decoder: Train the mask decoder (as far as the one mask depends on it); False keeps it as it is.
         position: See :class:`TokenMaskHead`, as for what follows.
@@ -59,12 +59,10 @@ class SegTokenHead(TokenMaskHead):
             raise ConfigError(f"SegTokenHead: `prompts_per_call` is {prompts_per_call}; at least 1 is needed")
         self.prompts_per_call = prompts_per_call
         self.train_decoder = train_decoder
-        sam.requires_grad_(False)
-        if train_decoder:
-            sam.model.mask_decoder.requires_grad_(True)
-            for part in sam.unread_by_single_mask:
-                part.requires_grad_(False)
         self.sam = sam
+        sam.requires_grad_(False)
+        for parameter in self.trained_parameters(sam):
+            parameter.requires_grad_(True)
 
     @property
     def lent_sam(self) -> Refiner:
@@ -74,6 +72,13 @@ class SegTokenHead(TokenMaskHead):
     def trains(self, part: nn.Module) -> bool:
         """Everything but a refiner whose decoder is kept."""
         return self.train_decoder or all(module is not part for module in self.sam.modules())
+
+    def trained_parameters(self, part: nn.Module) -> list[nn.Parameter]:
+        """Of the refiner those of its mask decoder that the one mask depends on."""
+        read = {id(parameter) for parameter in self.sam.model.mask_decoder.parameters()}
+        read -= {id(p) for unread in self.sam.unread_by_single_mask for p in unread.parameters()}
+        left_out = {id(parameter) for parameter in self.sam.parameters()} - read
+        return [p for p in super().trained_parameters(part) if id(p) not in left_out]
 
     def keep_as_is(self, part: nn.Module) -> None:
         """Keeps the refiner's decoder as it is now."""

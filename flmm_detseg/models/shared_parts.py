@@ -103,9 +103,10 @@ class PartsToShare:
                     f"`model.parts.{name}` is in no head: name it in one (for example sam={name!r}), or leave it out"
                 )
             if any(head.trains(part) for head in users):
+                reached = {id(p) for head in users for p in head.trained_parameters(part)}
                 # A head that uses a part as it is has frozen it when it was built, for all.
                 for parameter in self._trainable[name]:
-                    parameter.requires_grad_(True)
+                    parameter.requires_grad_(id(parameter) in reached)
                 for head in users:
                     if not head.trains(part):
                         head.keep_as_is(part)

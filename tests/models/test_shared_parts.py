@@ -11,13 +11,15 @@ import torch
 from mmengine.config import Config
 from multi_task_parts import HEADS, NECK, dense_sample, make_model, objective
 from sam_parts import make_refiner
+from seg_parts import reasoning_sample
 from tiny import make_sample, tiny_llava
 from torch import Tensor
 
 from flmm_detseg.engine import GroupedAdamW
 from flmm_detseg.engine.training import optimizer
 from flmm_detseg.errors import CheckpointError, ConfigError
-from flmm_detseg.heads import PixelStem, VisionNeck
+from flmm_detseg.heads import PixelStem, SegTokenHead, VisionNeck
+from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.lmms.weights.parameters import parameter_report
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.checkpoint import load_file
@@ -182,6 +184,25 @@ def test_a_head_that_only_uses_a_sam_does_not_freeze_it_for_others(order: tuple[
     optimizer.step()
     assert torch.equal(model.detect([sample])[0].masks, before), "boxes keep the decoder they began with"
     assert not any("box_parts" in name for name in model.trainable_state_dict())
+
+
+@pytest.mark.parametrize("order", [("detection", "reasoning"), ("reasoning", "detection")])
+def test_of_a_shared_sam_only_what_a_mask_token_reaches_is_trained(order: tuple[str, ...]) -> None:
+    heads = {"reasoning": {"type": SegTokenHead, "sam": "sam"}, "detection": DETECTION}
+    lmm = tiny_llava(added_tokens=[MASK_TOKEN])
+    alone = make_model(lmm=lmm, heads={"reasoning": {"type": SegTokenHead, "sam": SAM}})
+    wanted = {name for name, p in alone.heads["reasoning"].sam.named_parameters() if p.requires_grad}
+    assert wanted
+    model = make_model(lmm=lmm, heads={name: heads[name] for name in order}, parts={"sam": SAM})
+    assert {name for name, p in model.parts["sam"].named_parameters() if p.requires_grad} == wanted
+    objective(model.train(), [reasoning_sample(0)]).backward()
+    for name in wanted:
+        assert model.parts["sam"].get_parameter(name).grad.abs().sum() > 0, name
+    # A phrase head prompts SAM in every way, and so trains all of it.
+    both = make_model(lmm=lmm, heads={"reasoning": heads["reasoning"], "phrase": PHRASE}, parts={"sam": SAM})
+    everything = {name for name, p in make_refiner().named_parameters() if p.requires_grad}
+    trained = {name for name, p in both.parts["sam"].named_parameters() if p.requires_grad}
+    assert trained == everything > wanted
 
 
 def test_a_part_that_no_head_trains_is_frozen() -> None:
