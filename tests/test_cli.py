@@ -92,7 +92,7 @@ def test_every_script_is_a_command(monkeypatch):
         for word in words:
             (parts,) = (act for act in chosen._actions if isinstance(act, argparse._SubParsersAction))
             chosen = parts.choices[word]
-        assert seen[0].run is chosen.get_default("run"), name
+        assert seen[0].run == chosen.get_default("run"), name
         assert f"`flmm-detseg {' '.join(words)}`" in scripts[name].read_text()
 
 

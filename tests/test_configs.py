@@ -81,6 +81,8 @@ def test_a_recipe_has_what_training_and_evaluation_read(path, load):
         "reasoning": "reason_eval",
     }
     assert {read_by[name] for name in heads} <= set(config), "every head of a recipe can be evaluated"
+    if "reasoning" in heads:
+        assert {"refcoco_eval", "gcg_eval"} <= set(config), "expressions asked for, and captions"
     assert config["optim_wrapper"]["clip_grad"]["max_norm"] == 1.0
     for where, node in walk(
         config

@@ -10,7 +10,7 @@ Nobody has trained it here.
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.lisa import class_train, reason_eval, reason_train, refer_train
+    from .._base_.datasets.lisa import class_train, gcg_eval, reason_eval, reason_train, refer_train
     from .._base_.models.lisa_head import seg_token
     from .detseg_lora import *
 

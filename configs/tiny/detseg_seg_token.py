@@ -6,7 +6,13 @@ The tiny LLaVA of this recipe knows the reasoning set's words; detseg_seg_token_
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.tinyworld_reason import classes_train, reason_eval, reason_train, refer_train
+    from .._base_.datasets.tinyworld_reason import (
+        classes_train,
+        gcg_eval,
+        reason_eval,
+        reason_train,
+        refer_train,
+    )
     from .._base_.models.tiny_seg_heads import seg_token
     from .detseg_joint import *
 

@@ -4,7 +4,14 @@ from mmengine.config import read_base
 
 with read_base():
     from .._base_.datasets.tinyworld_detseg import vqa_eval, vqa_train
-    from .._base_.datasets.tinyworld_reason import classes_train, reason_eval, reason_train, refer_train
+    from .._base_.datasets.tinyworld_reason import (
+        classes_train,
+        gcg_eval,
+        reason_eval,
+        reason_train,
+        refcoco_eval,
+        refer_train,
+    )
     from .._base_.default_runtime import *
     from .._base_.models.tiny_detseg_heads import language
     from .._base_.models.tiny_llava_reason import lmm

@@ -62,7 +62,7 @@ class GRefCOCODataset(GroundingDataset):
 
     Args:
         refs_file: ``grefs(unc).json``: ``[{"ref_id", "ann_id": [...], "image_id", "split", "sentences", ...}]``.
-        instances_file: ``instances.json`` of the same folder.
+        instances_file: As for :class:`~flmm_detseg.datasets.RefCOCODataset`.
         image_dir: Folder of the images (COCO ``train2014``).
         split: ``train``, ``val``, ``testA`` or ``testB``.
         sentences: ``"random"``: one sample a reference, its sentence and the wording of question and answer drawn per
@@ -71,13 +71,11 @@ class GRefCOCODataset(GroundingDataset):
         targets: ``"union"``: one ``[SEG]`` for all objects together, as published figures have it; ``"each"``: one for
             each object, in the order of the file.
         seed: Of the draw.
-        lower: Lower-case the sentences.
-        policy: ``"raise"`` | ``"skip"`` for references that cannot be used. A faulty entry of the instances file is
-            listed too, and with it go the references to it.
-        verify_images: Decode every image and mask at construction, so that ``policy="skip"`` covers them too.
+        lower: As for :class:`~flmm_detseg.datasets.RefCOCODataset`, and so are the next ones.
+        policy: For references that cannot be used.
+        verify_images: Decode everything at construction.
         name: First part of record ids.
-        exclude_image_ids_file: One file or several with ids of images that must not come up
-            (``dropped["excluded image"]``), see :func:`~flmm_detseg.datasets.image_ids.read_images`.
+        exclude_image_ids_file: Images that must not come up.
 
     Raises:
         DataError: A file is missing, truncated or of another kind, or (``policy="raise"``) a reference is unusable.

@@ -23,15 +23,17 @@ _HALF = 0.5 - 1e-10
 def gcg_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Figures of captions whose phrases have masks, as fractions.
 
-    Phrases are alike from a token F1 of 0.5 on (:func:`phrase_similarity`). GLaMM compares BERT's features instead; so
-    ``phrase_recall`` is not comparable with its figures, the others are.
+    GLaMM gives every mask the score 1.0: ``AP50_unranked`` and ``mIoU`` are computed as its published figures are,
+    ``AP50`` is not (by their scores, sure masks come first). Phrases are alike from a token F1 of 0.5 on
+    (:func:`phrase_similarity`), where GLaMM compares BERT's features: ``phrase_recall`` is not comparable either.
 
     Args:
         records: Of :func:`~flmm_detseg.evaluation.mask_answer_records.mask_answer_record`, one an image, in any order.
 
     Returns:
         ``num_records``, ``num_targets``, ``num_masks``; ``AP50`` (COCO's, one class, up to 100 masks an image, by their
-        scores); ``mIoU``: per image the mean IoU of the pairs that greedy matching by IoU forms, and the mean over
+        scores) and ``AP50_unranked`` (the same with equal scores: masks count in the order of records and answers);
+        ``mIoU``: per image the mean IoU of the pairs that greedy matching by IoU forms, and the mean over
         images, so a missing mask costs AP50 and recall, not this; ``phrase_recall``: share of targets with a mask of
         IoU >= 0.5 whose phrase is alike, one to one, over records whose phrases are known. Figures without a target to
         count are absent.
@@ -47,7 +49,8 @@ def gcg_figures(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if not figures["num_targets"]:
         return figures
     pairs = [instance_ious(record) for record in records]
-    figures["AP50"] = _average_precision(records, pairs)
+    figures["AP50"] = _average_precision([record["scores"] for record in records], pairs)
+    figures["AP50_unranked"] = _average_precision([[1.0] * len(ious) for ious in pairs], pairs)
     means = [_greedy_mean(ious) for ious in pairs if ious.shape[1]]
     figures["mIoU"] = math.fsum(means) / len(means)
     named = [(r, ious) for r, ious in zip(records, pairs, strict=True) if r["target_names"]]
@@ -90,12 +93,12 @@ def _greedy_mean(ious: np.ndarray) -> float:
     return math.fsum(formed) / len(formed) if formed else 0.0
 
 
-def _average_precision(records: Sequence[Mapping[str, Any]], pairs: Sequence[np.ndarray]) -> float:
-    """COCO's AP at IoU 0.5 of one class, targets of all sizes, none of them a crowd."""
+def _average_precision(scores_of: Sequence[Sequence[float]], pairs: Sequence[np.ndarray]) -> float:
+    """COCO's AP at IoU 0.5 of one class, targets of all sizes, none of them a crowd; masks' scores by image."""
     scores: list[float] = []
     hits: list[bool] = []
-    for record, ious in zip(records, pairs, strict=True):
-        order = np.argsort([-score for score in record["scores"]], kind="stable")[:_MAX_MASKS]
+    for own, ious in zip(scores_of, pairs, strict=True):
+        order = np.argsort([-score for score in own], kind="stable")[:_MAX_MASKS]
         free = np.ones(ious.shape[1], dtype=bool)
         for row in order:
             overlaps = np.where(free, ious[row], -1.0)
@@ -104,7 +107,7 @@ def _average_precision(records: Sequence[Mapping[str, Any]], pairs: Sequence[np.
             hit = best >= 0 and overlaps[best] >= _HALF
             if hit:
                 free[best] = False
-            scores.append(record["scores"][row])
+            scores.append(own[row])
             hits.append(bool(hit))
     if not hits:
         return 0.0

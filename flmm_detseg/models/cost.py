@@ -25,6 +25,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.heads.attention_mask_head import AttentionMaskHead
 from flmm_detseg.heads.base import named_heads
 from flmm_detseg.heads.phrase_head import PhraseGroundingHead
+from flmm_detseg.heads.seg_token_head import SegTokenHead
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.published_images import CutImage, cut_image
 from flmm_detseg.lmms.published_sizes import PAN, PUBLISHED
@@ -84,12 +85,14 @@ class Cost:
         weights: Bytes of parameters and buffers.
         optimizer: Bytes of gradients and of AdamW's two moments.
         rows: Bytes of the attention rows of a batch.
-        kept: Bytes that autograd keeps of a batch for the backward pass; of dense heads none are counted.
+        kept: Bytes that autograd keeps of a batch for the backward pass; of dense heads and SAM's decoder none are
+            counted.
         largest: Bytes of the largest single operation, with its inputs.
         flops: Floating-point operations of a training step, for each sample.
         samples: Of the whole training; None where that depends on files that are not published sets.
         batch: Samples on a GPU at a time.
-        dense: Whether there are heads whose maps are not counted: of detection, segmentation or mask tokens.
+        dense: Whether there are heads whose maps are not counted: of detection, segmentation, or mask tokens without a
+            SAM.
     """
 
     parameters: int
@@ -145,11 +148,9 @@ def training_cost(config: Config, *, gpus: int = 8, phrases: int = PHRASES) -> C
     model, image = _model(config)
     batch = int(config.train_dataloader.get("batch_size", 1))
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    parts = [
-        _phrase_head(head, image, phrases)
-        for head in model.heads.values()
-        if isinstance(head, PhraseGroundingHead)
-    ]
+    heads = named_heads(model.heads).values()
+    found = [_phrase_head(head, image, phrases) for head in heads if isinstance(head, PhraseGroundingHead)]
+    parts = [*found, *(_sam(head.sam, phrases) for head in heads if isinstance(head, SegTokenHead))]
     lmm = _lmm(model)
     length = sum(level.rows * level.cols for level in image.grid.levels) + TEXT_TOKENS
     adapted = any(parameter.requires_grad for parameter in lmm.parameters())
@@ -163,13 +164,13 @@ def training_cost(config: Config, *, gpus: int = 8, phrases: int = PHRASES) -> C
         trained=sum(parameter.numel() for parameter in trained),
         weights=sum(map(_bytes, [*model.parameters(), *model.buffers()])),
         optimizer=sum(3 * _bytes(parameter) for parameter in trained),
-        rows=batch * phrases * TOKENS_PER_PHRASE * row if parts else 0,
+        rows=batch * phrases * TOKENS_PER_PHRASE * row if found else 0,
         kept=batch * (sum(part.kept for part in parts) + adapted * _kept_of_lmm(lmm, length, image.patches)),
         largest=max([part.largest for part in parts] + [batch * _widest(lmm, length)]),
         flops=passes * _lmm_flops(lmm, length, image.patches) + sum(part.flops for part in parts),
         samples=_samples(config, batch * gpus),
         batch=batch,
-        dense=any(head.result_of & _NOT_COUNTED for head in named_heads(model.heads).values()),
+        dense=any(head.result_of & _NOT_COUNTED and not isinstance(head, SegTokenHead) for head in heads),
     )
 
 
@@ -253,7 +254,7 @@ def count(run: Callable[[], Any], own: nn.Module) -> _Part:
 
 
 def _phrase_head(head: PhraseGroundingHead, image: CutImage, phrases: int) -> _Part:
-    """U-Net on a sample's maps, SAM's encoder on its image, SAM's decoder on its phrases."""
+    """U-Net on a sample's maps, and SAM."""
     found = []
     if not isinstance(head.mask_head, AttentionMaskHead):
         unet = head.mask_head
@@ -262,11 +263,7 @@ def _phrase_head(head: PhraseGroundingHead, image: CutImage, phrases: int) -> _P
         # Backward: the gradients of maps and of weights, each as much as forward.
         found.append(part._replace(flops=3 * part.flops))
     if head.sam is not None:
-        found.append(_encoder(head.sam))
-        prompts, decoder = head.sam.prompted_parts
-        size = sum(parameter.numel() for module in (prompts, decoder) for parameter in module.parameters())
-        side = head.sam.side // 16
-        found.append(_Part(0, 0, 3 * 2.0 * size * side * side * phrases))
+        found.append(_sam(head.sam, phrases))
     return _Part(
         sum(part.kept for part in found),
         max((part.largest for part in found), default=0),
@@ -274,8 +271,16 @@ def _phrase_head(head: PhraseGroundingHead, image: CutImage, phrases: int) -> _P
     )
 
 
+def _sam(sam: Refiner, prompts: int) -> _Part:
+    """SAM's image encoder, which is frozen (nothing is kept), on a sample's image; its decoder on the prompts."""
+    encoder = _encoder(sam)
+    own = sum(parameter.numel() for module in sam.prompted_parts for parameter in module.parameters())
+    side = sam.side // 16
+    return encoder._replace(flops=encoder.flops + 3 * 2.0 * own * side * side * prompts)
+
+
 def _encoder(sam: Refiner) -> _Part:
-    """SAM's image encoder, which is frozen: nothing is kept."""
+    """SAM's image encoder."""
     encoder = sam.image_encoder
     dtype = next(encoder.parameters()).dtype
     pixels = torch.empty(1, 3, sam.side, sam.side, device="meta", dtype=dtype)

@@ -12,6 +12,8 @@ RANKING_METHODS = ("contrast", "localisation")
 COCO_BACKENDS = ("pycocotools", "faster")
 # Where the boxes of an evaluation come from: the detection head, or answers in words.
 BOX_SOURCES = ("head", "text")
+# How boxes are written for an LMM: as joint answers are written, or as the tiny LLaVA writes captions with boxes.
+BOX_WORDS = ("template", "tinyworld")
 # What to do with Pascal VOC's objects marked difficult.
 DIFFICULT = ("ignore", "keep", "drop")
 # Chats of LLaVA and LLaVA-NeXT; other families have their own.

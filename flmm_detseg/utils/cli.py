@@ -6,13 +6,22 @@ import argparse
 import signal
 import sys
 from collections.abc import Callable, Mapping
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from flmm_detseg.errors import ConfigError, FlmmError
-from flmm_detseg.utils.choices import EXPORT_FORMATS
+from flmm_detseg.utils.choices import BOX_WORDS, EXPORT_FORMATS
 from flmm_detseg.utils.faults import explain, interrupted, last_words
 from flmm_detseg.utils.whole_files import dump_json
+
+
+class Command(Protocol):
+    """A command, mostly a module, whose docstring is its help."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
+        """Declares the arguments of :meth:`run`."""
+
+    def run(self, args: argparse.Namespace, /) -> Any:
+        """Does it; returns figures for the last line."""
 
 
 def add_lmm_argument(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +39,15 @@ def add_presence_argument(parser: argparse.ArgumentParser) -> None:
         "--min-presence", type=_presence, metavar="P",
         help="least probability that there is what a phrase names, or `stored`: the threshold fitted with the model's "
         "presence head; below it nothing is drawn",
+    )  # fmt: skip
+
+
+def add_detections_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds what commands have in common that let an LMM answer questions (docs/python_api.md)."""
+    parser.add_argument(
+        "--answer-with-detections", nargs="?", const="template", choices=BOX_WORDS, metavar="WORDS",
+        help="give the LMM before each question what the model's detection head found; template (the default): "
+        "`Detections: car [12, 40, 380, 912]`, tinyworld: in the tiny LLaVA's words",
     )  # fmt: skip
 
 
@@ -91,11 +109,11 @@ def refuse_unread(flags: Mapping[str, object], reason: str) -> None:
         raise ConfigError(f"{', '.join(given)} would change nothing: {reason}")
 
 
-def run_as_tool(command: ModuleType) -> None:
-    """Runs a module of :mod:`flmm_detseg.commands` as a script of its own, ``python tools/NAME.py``.
+def run_as_tool(command: Command) -> None:
+    """Runs a command as a script of its own, ``python tools/NAME.py``.
 
     Args:
-        command: Has ``add_arguments`` and ``run``; its docstring is the description.
+        command: Its docstring is the description.
     """
     parser = argparse.ArgumentParser(
         description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

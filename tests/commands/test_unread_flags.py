@@ -18,11 +18,14 @@ TINY = ROOT / "data" / "models" / "tiny_llava"
 GROUND = ["gone.py", "--image", "gone.png", "--caption", "a", "--phrase", "a", "--out", "o"]
 INFER = ["gone.py", "--image", "gone.png", "--instruction", "find stars"]
 EXPLAIN = ["gone.png", "--out", "o.html"]
+FORCED = ["c", "--teacher-forced"]
 STREAM = ["gone.py", "--images", "gone", "--question", "a ?", "--cache", "off"]
 
 
 def run(command: str, *words: str) -> object:
-    module = importlib.import_module(f"flmm_detseg.commands.{command}")
+    module, _, part = command.partition("::")
+    module = importlib.import_module(f"flmm_detseg.commands.{module}")
+    module = getattr(module, part) if part else module
     parser = argparse.ArgumentParser()
     module.add_arguments(parser)
     return module.run(parser.parse_args(words))
@@ -38,6 +41,11 @@ def run(command: str, *words: str) -> object:
         ("infer", [*INFER, "--polygon-tolerance", "0"], "--polygon-tolerance", "--format coco"),
         ("explain", [*EXPLAIN, "--caption", "a", "--max-new-tokens", "3"], "--max-new-tokens", "no answer"),
         ("chat", ["--lmm", "a/b", "--image", "i", "--score-threshold", "0"], "--score-threshold", "detection head"),
+        ("ground", [*GROUND, "--answer-with-detections"], "--answer-with-detections", "answer to --question"),
+        (
+            "chat", ["--lmm", "a/b", "--image", "i", "--answer-with-detections", "tinyworld"],
+            "--answer-with-detections", "detection head",
+        ),
         ("app", ["gone.py", "--frames", "x"], "--frames", "--stream CONFIG"),
         *(("stream", [*STREAM, flag], flag, "leave out --cache off") for flag in ("--static", "--compare")),
         *(
@@ -46,7 +54,7 @@ def run(command: str, *words: str) -> object:
         ),
         ("evaluate.detection", ["gone.py", "--max-new-tokens", "3"], "--max-new-tokens", "--boxes text"),
         *(
-            (f"evaluate.{name}", ["c", "--teacher-forced", "--max-new-tokens", "3"], "--max-new-tokens", "no answer")
+            (f"evaluate.mask_answers::{name}", [*FORCED, "--max-new-tokens", "3"], "--max-new-tokens", "no answer")
             for name in ("reason", "grefcoco", "gcg")
         ),
         ("data.check", ["jsonl", "gone", "--num-preview", "3"], "--num-preview", "--preview PNG"),

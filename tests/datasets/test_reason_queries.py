@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from flmm_detseg.datasets.tinyworld.reason.wordings import (
 from flmm_detseg.datasets.tinyworld.word_list import PLURALS
 from flmm_detseg.errors import ConfigError
 
+ROOT = Path(__file__).resolve().parents[2]
 SPEC = ReasonSpec(train_images=60, val_images=8, test_images=60, seed=3)
 VALUES = {"kind": KINDS, "colour": tuple(COLOURS), "size": SIZES, "texture": TEXTURES}
 SINGULAR = {plural: kind for kind, plural in PLURALS.items()}
@@ -237,6 +239,21 @@ def test_families_wordings_and_words():
             )
     for fact in (*facts(), *facts(held_out=True)):
         assert set(f"{fact.text} {fact.answer}".split()) <= words
+
+
+def test_how_new_the_held_out_wordings_are_is_said():
+    def words(text: str) -> set[str]:
+        return {word for word in text.split() if word.isalpha()}
+
+    new = [
+        text
+        for family in WORDINGS
+        for text in held_out_wordings(family)
+        if words(text) - set().union(*map(words, known_wordings(family)))
+    ]
+    number = sum(len(held_out_wordings(family)) for family in WORDINGS)
+    said = f"{len(new)} of the {number} ({len(new) / number:.0%}".replace("%", " %")
+    assert said in (ROOT / "data" / "README.md").read_text(encoding="utf-8")
 
 
 def test_drawn_texts_are_in_the_vocabulary(drawn):

@@ -49,7 +49,8 @@ def records_of(images) -> list[dict]:
     ]
 
 
-def test_ap50_is_cocos():
+@pytest.mark.parametrize("ranked", [True, False])
+def test_ap50_is_cocos(ranked):
     images = captions()
     annotations, results = [], []
 
@@ -61,9 +62,9 @@ def test_ap50_is_cocos():
             entry = {"segmentation": encoded(mask), "area": int(mask.sum()), "iscrowd": 0}
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": 1, **entry})
         for mask, score in zip(masks, scores):
-            results.append(
-                {"image_id": number, "category_id": 1, "segmentation": encoded(mask), "score": score}
-            )
+            # GLaMM gives every mask the same score.
+            entry = {"segmentation": encoded(mask), "score": score if ranked else 1.0}
+            results.append({"image_id": number, "category_id": 1, **entry})
     truth = COCO()
     with contextlib.redirect_stdout(io.StringIO()):
         truth.dataset = {
@@ -76,9 +77,11 @@ def test_ap50_is_cocos():
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    got = gcg_figures(records_of(images)[::-1])["AP50"]
+    figures = gcg_figures(records_of(images)[::-1])
+    got = figures["AP50" if ranked else "AP50_unranked"]
     assert got == pytest.approx(evaluation.stats[1], abs=1e-9)
     assert 0.2 < got < 0.9
+    assert figures["AP50"] != figures["AP50_unranked"]
 
 
 def test_miou_takes_the_best_pair_again_and_again():
@@ -123,5 +126,5 @@ def test_nothing_to_count():
     empty = mask_answer_record(query("a", []), "none", masks_of("a", []))
     assert gcg_figures([empty]) == {"num_records": 1, "num_targets": 0, "num_masks": 0}
     missed = mask_answer_record(query("b", [rows(0)]), "none", masks_of("b", []))
-    assert gcg_figures([missed])["AP50"] == 0
+    assert gcg_figures([missed])["AP50"] == gcg_figures([missed])["AP50_unranked"] == 0
     assert gcg_figures([missed])["mIoU"] == 0

@@ -83,6 +83,21 @@ def test_rows_operations_and_kept_tensors_are_those_of_a_pass(computed, model):
     assert computed.flops > formula + 3 * real.flops
 
 
+def test_of_a_mask_token_its_sam_is_counted(model):
+    names = ("seg_token", "seg_token_pointer")
+    own, pointer = (
+        cost.training_cost(read_config(find(f"configs/tiny/{name}.py")), phrases=1) for name in names
+    )
+    assert (own.dense, pointer.dense) == (False, True), "features of places are not counted"
+    two = cost.training_cost(read_config(find("configs/tiny/seg_token.py")), phrases=2)
+    decoder = two.flops - own.flops
+    assert decoder > 0
+    sam = model.heads["phrase"].sam  # the same tiny SAM
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        sam.image_encoder(torch.zeros(1, 3, sam.side, sam.side))
+    assert own.flops - decoder - pointer.flops == pytest.approx(counted.get_total_flops(), rel=1e-6)
+
+
 def test_what_autograd_keeps_is_counted_once_and_without_weights():
     layer = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
     x = torch.zeros(5, 8)

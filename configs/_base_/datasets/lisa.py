@@ -8,6 +8,7 @@ under which licence and in which layout: docs/data_guide.md. Nobody has run this
 from flmm_detseg.datasets import (
     ClassPrompts,
     COCOInstancesDataset,
+    GranDfDataset,
     GRefCOCODataset,
     LLaVAInstructDataset,
     MultiTaskMix,
@@ -112,6 +113,30 @@ lisa_train = dict(
 reason_eval = dict(
     reason_val=dict(type=ReasonSegDataset, folder="data/reason_seg/val", queries="first"),
     reason_test=dict(type=ReasonSegDataset, folder="data/reason_seg/test", queries="first"),
+)
+# Asked for by `evaluate refcoco --generate`: all sentences, as LISA's figures are.
+refcoco_eval = dict(
+    refcoco_val=dict(refcoco, split="val", sentences="all"),
+    refcoco_testA=dict(refcoco, split="testA", sentences="all"),
+    refcoco_testB=dict(refcoco, split="testB", sentences="all"),
+    refcoco_plus_val=dict(refcoco_plus, split="val", sentences="all", name="refcoco+"),
+    refcoco_plus_testA=dict(refcoco_plus, split="testA", sentences="all", name="refcoco+"),
+    refcoco_plus_testB=dict(refcoco_plus, split="testB", sentences="all", name="refcoco+"),
+    refcocog_val=dict(refcocog, split="val", sentences="all", name="refcocog"),
+    refcocog_test=dict(refcocog, split="test", sentences="all", name="refcocog"),
+)
+# Captions with masks (GLaMM's task), which this mix does not train.
+gcg_eval = dict(
+    gcg_val=dict(
+        type=SegAnswers,
+        dataset=dict(
+            type=GranDfDataset,
+            file="data/grandf/GranDf_HA_GCG_val.json",
+            image_dir="data/grandf/GranDf_HA_images/val",
+        ),
+        form="captions",
+        wordings="first",
+    )
 )
 _grefcoco = dict(
     type=GRefCOCODataset,

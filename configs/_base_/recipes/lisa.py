@@ -12,7 +12,7 @@ from mmengine.config import read_base
 
 with read_base():
     from ..datasets.coco_ade_vqa import vqa_eval
-    from ..datasets.lisa import grefcoco_eval, lisa_train, reason_eval
+    from ..datasets.lisa import gcg_eval, grefcoco_eval, lisa_train, reason_eval, refcoco_eval
     from ..default_runtime import *
     from ..models.coco_ade_heads import language
     from ..models.lisa_head import seg_token

@@ -53,4 +53,4 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         image_dir=args.images,
         policy="skip" if args.skip else "raise",
     )
-    return write_questions(lines, args.out, log) | {"split": args.split}
+    return write_questions(lines, args.out, log, args.split)

@@ -52,5 +52,5 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         image_dir=args.images,
         policy="skip" if args.skip else "raise",
     )
-    figures = write_questions(lines, args.out, log)
-    return figures | {"split": args.split, "without_image": len(log.dropped.get("no image", ()))}
+    figures = write_questions(lines, args.out, log, args.split)
+    return figures | {"without_image": len(log.dropped.get("no image", ()))}

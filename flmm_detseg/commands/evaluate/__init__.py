@@ -9,15 +9,13 @@ from flmm_detseg.commands.evaluate import (
     answers,
     detection,
     forgetting,
-    gcg,
-    grefcoco,
     joint,
     png,
     presence,
-    reason,
     refcoco,
     segmentation,
 )
+from flmm_detseg.commands.evaluate.mask_answers import gcg, grefcoco, reason
 from flmm_detseg.commands.parts import add_parts
 
 

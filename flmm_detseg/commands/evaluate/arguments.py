@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from flmm_detseg.utils.choices import NO_TARGET_CONVENTIONS
-from flmm_detseg.utils.cli import add_lmm_argument, add_presence_argument, refuse_unread
+from flmm_detseg.utils.cli import add_lmm_argument
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,51 +51,6 @@ def add_question_arguments(parser: argparse.ArgumentParser) -> None:
         "--metric", help="vqav2, exact, scienceqa, pope, yes_no or open for all (default: by the question)"
     )
     parser.add_argument("--max-new-tokens", type=int, default=128, help="length of an answer")
-
-
-def add_answering_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds how the answers with masks are made."""
-    parser.add_argument(
-        "--teacher-forced", action="store_true", help="read the reference answers instead of answering"
-    )
-    parser.add_argument("--max-new-tokens", type=int, help="length of an answer (default 128)")
-    add_presence_argument(parser)
-
-
-def answering_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options of :func:`add_answering_arguments`.
-
-    Args:
-        args: As parsed.
-
-    Returns:
-        Fields of the evaluation's options.
-
-    Raises:
-        ConfigError: The length of answers that are not written.
-    """
-    if args.teacher_forced:
-        refuse_unread(
-            {"--max-new-tokens": args.max_new_tokens},
-            "with --teacher-forced no answer is written; leave it out",
-        )
-    longest = 128 if args.max_new_tokens is None else args.max_new_tokens
-    return {
-        "teacher_forced": args.teacher_forced,
-        "max_new_tokens": longest,
-        "min_presence": args.min_presence,
-    }
-
-
-def add_mask_answer_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds what the evaluations of one query's answer share."""
-    add_answering_arguments(parser)
-    parser.add_argument(
-        "--convention",
-        choices=NO_TARGET_CONVENTIONS,
-        default="lisa",
-        help="whose rule says what an answer is worth where nothing fits the query",
-    )
 
 
 def common_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from flmm_detseg.cache.own_tensors import log_part_reports
 from flmm_detseg.datasets import collate_samples
+from flmm_detseg.datasets.readers import readers_of
 from flmm_detseg.engine.checks.config_check import parse_overrides
 from flmm_detseg.engine.evaluation.task import EvaluationOptions, Options, Task
 from flmm_detseg.errors import CheckpointError, ConfigError, RunError
@@ -188,7 +189,8 @@ def evaluate_model(
     }  # fmt: skip
     write_json(Path(out), content)
     num_resumed = sum(report["num_resumed"] for report in reports.values())
-    return {"task": task.name, "metrics": metrics, "results": str(out), "num_resumed": num_resumed, **facts}
+    shown = {name: task.line(figures) for name, figures in metrics.items()}
+    return {"task": task.name, "metrics": shown, "results": str(out), "num_resumed": num_resumed, **facts}
 
 
 def build_datasets(config: Config, options: Options, task: Task[Options]) -> dict[str, EvaluationSet]:
@@ -232,9 +234,21 @@ def _build_dataset(
             raise ConfigError(f"data set {name!r} ({reader.__name__}) has no `{key}` to set to {value!r}")
         settings[key] = value
     dataset = task.asked(DATASETS.build({"_scope_": SCOPE, **settings}), options)
+    _refuse_random(name, dataset)
     task.check_data(dataset, options)
     protocol = task.protocol(name, dataset, options)
     return EvaluationSet(dataset, protocol, {key: str(value) for key, value in settings.items()})
+
+
+def _refuse_random(name: str, dataset: Any) -> None:
+    """Refuses records whose words change from epoch to epoch, however deep in wrappers and mixes their reader is."""
+    for reader in readers_of(dataset):
+        for key in ("queries", "sentences", "wordings", "turns"):
+            if getattr(reader, key, None) == "random":
+                raise ConfigError(
+                    f"data set {name!r}: evaluation needs {key} 'first' or 'all', not 'random' "
+                    f"({type(reader).__name__})"
+                )
 
 
 def _data_hashes(dataset: Any) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from flmm_detseg.datasets.mask_answers import REASONING
+from flmm_detseg.datasets.readers import readers_of
 from flmm_detseg.datasets.seg_answers import SegAnswers
 from flmm_detseg.engine.evaluation.task import EvaluationOptions, Task
 from flmm_detseg.errors import ConfigError
@@ -29,7 +30,8 @@ class MaskAnswerOptions(EvaluationOptions):
         teacher_forced: The model reads the reference answer and its ``[SEG]`` instead of answering, as LISA validates.
             Records that nothing fits are left out: their answers have nothing to read.
         max_new_tokens: Length of an answer.
-        convention: What an answer is worth where nothing fits, see :mod:`flmm_detseg.evaluation.no_target`.
+        convention: What an answer is worth where nothing fits, see :mod:`flmm_detseg.evaluation.no_target`; None where
+            figures do not depend on it (grounded captions).
         sentences: Of readers of RefCOCO's files: ``"first"`` | ``"all"``; None: the config's.
         min_presence: Least presence of what is asked for, see :meth:`Grounder.ask
             <flmm_detseg.inference.grounder.Grounder.ask>`; below it an answer counts as one without masks.
@@ -37,13 +39,14 @@ class MaskAnswerOptions(EvaluationOptions):
 
     teacher_forced: bool = False
     max_new_tokens: int = 128
-    convention: str = "lisa"
+    convention: str | None = "lisa"
     sentences: str | None = None
     min_presence: MinPresence = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        no_target_rule(self.convention)
+        if self.convention is not None:
+            no_target_rule(self.convention)
         if self.max_new_tokens < 1:
             raise ConfigError(f"`max_new_tokens` is {self.max_new_tokens}; it must be at least 1")
 
@@ -62,20 +65,13 @@ class MaskAnswerTask(Task[MaskAnswerOptions]):
         self.name, self.config_key, self._figures = name, f"{name}_eval", figures
 
     def protocol(self, name: str, dataset: Any, options: MaskAnswerOptions) -> dict[str, Any]:
-        """Refuses queries that change from epoch to epoch, and targets that the reference answer leaves out."""
-        reader = dataset
-        while reader is not None:
-            for key in ("queries", "sentences", "wordings"):
-                if getattr(reader, key, None) == "random":
-                    raise ConfigError(
-                        f"data set {name!r}: evaluation needs {key} 'first' or 'all', not 'random'"
-                    )
-            reader = getattr(reader, "dataset", None)
-        if getattr(dataset, "text_share", 0):
-            raise ConfigError(
-                f"data set {name!r}: `text_share` is {dataset.text_share}; evaluation needs 0, since answers in words "
-                "alone have no mask for targets that are there"
-            )
+        """Refuses targets that the reference answer leaves out."""
+        for reader in readers_of(dataset):
+            if share := getattr(reader, "text_share", 0):
+                raise ConfigError(
+                    f"data set {name!r}: `text_share` is {share}; evaluation needs 0, since answers in words alone "
+                    "have no mask for targets that are there"
+                )
         return self.settings(options)
 
     def check(self, model: Any, dataset: Any, options: MaskAnswerOptions) -> None:
@@ -146,6 +142,15 @@ class MaskAnswerTask(Task[MaskAnswerOptions]):
         """What an answer is worth where nothing fits, and whether the model answered itself."""
         return {"convention": options.convention, "teacher_forced": options.teacher_forced}
 
+    def line(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Without the groups, of which there may be a hundred figures."""
+        return {name: figure for name, figure in figures.items() if "/" not in name}
+
+    def worth(self, record: Mapping[str, Any], options: MaskAnswerOptions) -> dict[str, Any]:
+        """What a single answer is worth, for the export."""
+        assert options.convention is not None
+        return {"iou": round(judge(record, no_target_rule(options.convention)).iou, 6)}
+
     def file_stem(self, options: MaskAnswerOptions) -> str:
         """What was read teacher-forced has a file of its own."""
         return f"{self.name}-teacher-forced" if options.teacher_forced else self.name
@@ -154,7 +159,6 @@ class MaskAnswerTask(Task[MaskAnswerOptions]):
         self, records: Sequence[Mapping[str, Any]], dataset: Any, stem: Path, options: MaskAnswerOptions
     ) -> list[Path]:
         """Queries, answers and what each is worth, one JSON object a line."""
-        rule = no_target_rule(options.convention)
         lines = []
         for record in records:
             line = {
@@ -164,7 +168,7 @@ class MaskAnswerTask(Task[MaskAnswerOptions]):
                 "expected": record["expected"],
                 "num_masks": record["num_masks"],
                 "num_targets": record["num_targets"],
-                "iou": round(judge(record, rule).iou, 6),
+                **self.worth(record, options),
             }
             lines.append(dump_json(line) + "\n")
         ending = "teacher-forced.jsonl" if options.teacher_forced else "answers.jsonl"
@@ -185,11 +189,27 @@ class ExpressionTask(MaskAnswerTask):
         return SegAnswers(dataset, wordings="first")
 
 
+class CaptionTask(MaskAnswerTask):
+    """Captions with masks: every mask is compared with every target, and no convention is needed."""
+
+    def __init__(self) -> None:
+        super().__init__("gcg", lambda records, options: gcg_figures(records))
+
+    def conventions(self, options: MaskAnswerOptions) -> dict[str, Any]:
+        """Whether the model answered itself."""
+        return {"teacher_forced": options.teacher_forced}
+
+    def worth(self, record: Mapping[str, Any], options: MaskAnswerOptions) -> dict[str, Any]:
+        """The phrases that its masks are of, and those that were expected."""
+        return {"names": record["names"], "target_names": record["target_names"]}
+
+
 def _reason(records: Sequence[Mapping[str, Any]], options: MaskAnswerOptions) -> dict[str, float]:
+    assert options.convention is not None
     return reason_figures(records, convention=options.convention)
 
 
 REASON = MaskAnswerTask("reason", _reason)
 REFCOCO_ANSWERS = ExpressionTask()
 GREFCOCO = MaskAnswerTask("grefcoco", _reason)
-GCG = MaskAnswerTask("gcg", lambda records, options: gcg_figures(records))
+GCG = CaptionTask()

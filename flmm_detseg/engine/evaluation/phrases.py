@@ -90,8 +90,6 @@ class PhraseTask(Task[PhraseOptions]):
     def protocol(self, name: str, dataset: Any, options: PhraseOptions) -> dict[str, Any]:
         """``sentences`` and ``layout`` where the data set has them, ``phrases``."""
         protocol = {key: getattr(dataset, key) for key in ("sentences", "layout") if hasattr(dataset, key)}
-        if protocol.get("sentences") == "random":
-            raise ConfigError(f"data set {name!r}: evaluation needs sentences 'first' or 'all', not 'random'")
         return {**protocol, "phrases": options.phrases}
 
     def shown(self, dataset: Any, options: PhraseOptions) -> Any:

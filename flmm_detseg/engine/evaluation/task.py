@@ -135,6 +135,10 @@ class Task(ABC, Generic[Options]):
         """Name of the results file."""
         return self.name
 
+    def line(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Those of a data set's figures that the command's last line shows; all are in the results file."""
+        return dict(figures)
+
     def export(
         self, records: Sequence[Mapping[str, Any]], dataset: Any, stem: Path, options: Options
     ) -> list[Path]:

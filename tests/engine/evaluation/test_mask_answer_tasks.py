@@ -20,6 +20,8 @@ from torch import nn
 from flmm_detseg.commands.evaluate import refcoco
 from flmm_detseg.datasets import RefCOCODataset
 from flmm_detseg.engine.evaluation import evaluate
+from flmm_detseg.engine.evaluation.answers import VQA
+from flmm_detseg.engine.evaluation.dense import COCO_BOXES, SEMANTIC_MAPS
 from flmm_detseg.engine.evaluation.evaluate import build_datasets, evaluate_model
 from flmm_detseg.engine.evaluation.mask_answers import (
     GCG,
@@ -29,6 +31,8 @@ from flmm_detseg.engine.evaluation.mask_answers import (
     MaskAnswerOptions,
     MaskAnswerTask,
 )
+from flmm_detseg.engine.evaluation.phrases import PNG, REFCOCO
+from flmm_detseg.engine.evaluation.presence import PRESENCE
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.evaluation import gcg_figures, mask_answer_record, reason_figures
 from flmm_detseg.heads import AnswerPresenceHead
@@ -80,6 +84,32 @@ class Squares:
             self.record_id(index), image, text, phrases, masks, "the circles ?" if absent else "the squares ?",
             f"image-{index // 2}", self.task, meta=meta,
         )  # fmt: skip
+
+
+class Mixed(Squares):
+    """A mix of two mixes; the second one's member has the arguments."""
+
+    def __init__(self, file: str, turns: str = "all", **arguments) -> None:
+        super().__init__(file)
+        member = Squares(file, **arguments)
+        member.turns = turns
+        inner = SimpleNamespace(datasets=[SimpleNamespace(dataset=member)])
+        self.datasets = [Squares(file), inner]
+
+
+@pytest.mark.parametrize("task", [REASON, GCG, PRESENCE, REFCOCO, PNG, VQA, COCO_BOXES, SEMANTIC_MAPS])
+def test_random_wordings_are_refused_by_every_evaluation_however_deep_they_are(tmp_path, task):
+    file = tmp_path / "squares.json"
+    file.write_text("{}")
+    options = SimpleNamespace(splits=(), sentences=None, layout=None, questions=None)
+    for key in ("queries", "turns"):
+        entry = {"type": Mixed, "file": str(file), key: "random"}
+        with pytest.raises(ConfigError, match=rf"'own': evaluation needs {key} .*not 'random' \(Squares\)"):
+            build_datasets(
+                Config({task.config_key: {"own": entry}}),
+                options,
+                task,
+            )
 
 
 class StandIn(nn.Module):
@@ -149,13 +179,16 @@ def expected_records(tmp_path: Path) -> list[dict]:
 def test_the_model_answers_without_seeing_the_reference(tmp_path, task):
     model = StandIn()
     result = run(tmp_path / "work", task, model, convention="gsva")
-    figures = result["metrics"]["own"]
+    content = json.loads(Path(result["results"]).read_text())
+    figures = content["metrics"]["own"]
     assert figures == reason_figures(expected_records(tmp_path), convention="gsva")
+    assert any("/" in name for name in figures)
+    # The command's last line has the figures of all records, the file those of groups as well.
+    assert result["metrics"]["own"] == {name: value for name, value in figures.items() if "/" not in name}
     assert [(s.text, s.phrases, s.masks, s.dense) for s in model.asked] == [("", (), None, None)] * 10
     assert figures["num_superfluous"] == 2, "one mask too many in image 2, a square for a circle in image 4"
     assert figures["num_unparsable"] > 0
     assert figures["N_acc"] == 6 / 7
-    content = json.loads(Path(result["results"]).read_text())
     report = content["data_sets"]["own"]
     assert Path(result["results"]).name == f"{task.name}.json"
     assert (report["convention"], report["teacher_forced"]) == ("gsva", False)
@@ -185,9 +218,17 @@ def test_teacher_forced_reads_the_reference_and_leaves_out_what_has_nothing_to_r
 
 
 def test_grounded_captions(tmp_path):
-    figures = run(tmp_path / "work", GCG)["metrics"]["own"]
+    result = run(tmp_path / "work", GCG, convention=None)
+    figures = result["metrics"]["own"]
     assert figures == gcg_figures(expected_records(tmp_path))
     assert 0 < figures["phrase_recall"] <= 1
+    content = json.loads(Path(result["results"]).read_text())
+    report = content["data_sets"]["own"]
+    assert "convention" not in report
+    assert content["options"]["convention"] is None
+    line = json.loads(Path(report["exported"][0]).read_text().splitlines()[2])
+    assert (line["names"], line["target_names"]) == (["the first square"], ["the first square"])
+    assert "iou" not in line
 
 
 def test_what_cannot_be_measured_is_refused(tmp_path):
@@ -199,6 +240,8 @@ def test_what_cannot_be_measured_is_refused(tmp_path):
         run(tmp_path / "work", dataset={"queries": "random"})
     with pytest.raises(ConfigError, match="`text_share` is 0.1"):
         run(tmp_path / "work", dataset={"text_share": 0.1})
+    with pytest.raises(ConfigError, match="`text_share` is 0.2"):
+        run(tmp_path / "work", dataset={"type": Mixed, "text_share": 0.2})
     with pytest.raises(ConfigError, match="`convention` is 'gres'"):
         MaskAnswerOptions(config="own.py", convention="gres")
     with pytest.raises(ConfigError, match="`max_new_tokens` is 0"):
@@ -262,7 +305,7 @@ def test_the_command_asks_for_expressions_alone():
 
 
 def test_a_prediction_of_another_record_is_refused(tmp_path):
-    class Mixed(StandIn):
+    class Other(StandIn):
         def _answer(self, sample: Sample) -> SimpleNamespace:
             answer = super()._answer(sample)
             return SimpleNamespace(
@@ -270,7 +313,7 @@ def test_a_prediction_of_another_record_is_refused(tmp_path):
             )
 
     with pytest.raises(DataError, match="of record 'other'"):
-        run(tmp_path / "work", model=Mixed())
+        run(tmp_path / "work", model=Other())
 
 
 def test_a_model_is_measured_by_its_own_answers_and_by_the_reference():
