@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flmm_detseg.commands.chosen_model import add_model_arguments, choose_model
-from flmm_detseg.utils.cli import add_presence_argument, refuse_unread
+from flmm_detseg.utils.cli import add_detections_argument, add_presence_argument, refuse_unread
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs
 from flmm_detseg.utils.paths import image_file
 
@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder for the pictures, NAME_001.png and so on; nothing in it is overwritten (default: work_dirs/chat)",
     )  # fmt: skip
     add_presence_argument(parser)
+    add_detections_argument(parser)
     parser.add_argument("--boxes", action="store_true", help="draw the boxes of masks too")
     parser.add_argument(
         "--score-threshold", type=float,
@@ -57,7 +58,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model = choose_model(arguments)
     if arguments.lmm is not None:
         refuse_unread(
-            {"--score-threshold": arguments.score_threshold},
+            {
+                "--score-threshold": arguments.score_threshold,
+                "--answer-with-detections": arguments.answer_with_detections,
+            },
             "the model of --lmm has no detection head; leave it out",
         )
     file = image_file(arguments.image, "--image")
@@ -78,6 +82,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         score_threshold=0.3 if arguments.score_threshold is None else arguments.score_threshold,
         boxes=arguments.boxes,
         min_presence=arguments.min_presence,
+        answer_with_detections=arguments.answer_with_detections or False,
     )
     typed = sys.stdin.isatty()
     return chat.talk(_typed_lines() if typed else _piped_lines(), echo=not typed)

@@ -16,7 +16,7 @@ from flmm_detseg.errors import ConfigError
 from flmm_detseg.utils.configs import config_file, shipped_configs
 from flmm_detseg.utils.whole_files import write_text
 
-_RECIPE = re.compile(r"(?!tiny/)\w+/(?:frozen_\w+_refcoco_png|detseg_lora\w*|lisa_\w+)$")
+_RECIPE = re.compile(r"(?!tiny/)\w+/(?:frozen_\w+_refcoco_png|detseg_lora\w*|lisa_(?!v1_)\w+)$")
 _MARK = re.compile(r"(<!-- table: cost -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _HEAD = (
     "recipe", "10^9 parameters", "trained, 10^6", "weights, GB", "gradients and AdamW, GB", "rows, GB", "kept, GB",

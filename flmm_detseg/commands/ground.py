@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 from flmm_detseg.commands.chosen_model import add_model_arguments, choose_model
 from flmm_detseg.errors import DataError
-from flmm_detseg.utils.cli import add_export_arguments, add_presence_argument, check_export_arguments
+from flmm_detseg.utils.cli import (
+    add_detections_argument,
+    add_export_arguments,
+    add_presence_argument,
+    check_export_arguments,
+    refuse_unread,
+)
 from flmm_detseg.utils.outputs import refuse_folder_of_inputs, refuse_overwrite
 from flmm_detseg.utils.paths import image_file
 from flmm_detseg.utils.whole_files import write_json
@@ -61,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, required=True, help="picture to write (.png or .jpg), or a folder"
     )
     add_presence_argument(parser)
+    add_detections_argument(parser)
     add_export_arguments(parser)
     parser.add_argument("--boxes", action="store_true", help="draw the boxes too")
     parser.add_argument("--beside", action="store_true", help="show the image as it is beside the masks")
@@ -160,9 +167,14 @@ def _result(
     phrases = arguments.phrase or None
     keep_attention = arguments.attention is not None or arguments.animation is not None
     if arguments.question is not None:
+        from flmm_detseg.inference.instructor import Instructor
+
+        instructor = Instructor(
+            grounder.model, answer_with_detections=arguments.answer_with_detections or False
+        )
         return grounder.ask(
             file,
-            arguments.question,
+            instructor.with_detections(file, arguments.question),
             phrases,
             keep_attention=keep_attention,
             min_presence=arguments.min_presence,
@@ -216,6 +228,11 @@ def _write(
 
 def _check(arguments: argparse.Namespace) -> list[tuple[int, int]]:
     """Character spans, once it is clear what they count."""
+    if arguments.question is None:
+        refuse_unread(
+            {"--answer-with-detections": arguments.answer_with_detections},
+            "it is for the answer to --question",
+        )
     if arguments.question is not None and (arguments.span or arguments.prompt is not None):
         raise DataError("--question takes neither --prompt (it is the question) nor --span (use --phrase)")
     if arguments.question is None and bool(arguments.phrase) == bool(arguments.span):

@@ -10,6 +10,7 @@ import argparse
 from typing import Any
 
 from flmm_detseg.utils.cli import (
+    add_detections_argument,
     add_export_arguments,
     add_lmm_argument,
     add_presence_argument,
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--instruction", required=True)
     parser.add_argument("--out", default="work_dirs/infer", help="folder for NAME.png and NAME.json")
     add_presence_argument(parser)
+    add_detections_argument(parser)
     add_export_arguments(parser)
     parser.add_argument("--score-threshold", type=float, default=0.3, help="least score of a detection")
     parser.add_argument("--classes", nargs="+", help="what an open detection head is to find, any names")
@@ -74,6 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         score_threshold=args.score_threshold,
         classes=args.classes,
         min_presence=args.min_presence,
+        answer_with_detections=args.answer_with_detections or False,
     )
     figures = []
     with exporting(

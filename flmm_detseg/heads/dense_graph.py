@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flmm_detseg.heads.fcos import FrameFCOS
 from flmm_detseg.heads.neck import VisionNeck
+from flmm_detseg.heads.open_classifier import OpenClassifier
 from flmm_detseg.structures import Graph, Port
 
 Examples = tuple[Tensor, ...]
@@ -89,17 +90,22 @@ class SegmentationGraph(nn.Module):
         super().__init__()
         self.pyramid = NeckGraph(neck, "segmentation")
         self.decoder = decoder
+        self.reads_classes = isinstance(decoder.classify, OpenClassifier)
 
     def forward(self, vision: Tensor, *more: Tensor) -> Tensor:
         """Logits ``[classes, h, w]``.
 
         Args:
             vision: ``[1, L, d_v, rows, cols]``.
-            *more: Pixels of the view, where the neck reads them.
+            *more: Pixels of the view, where the neck reads them; embeddings of the classes, where the head is open.
 
         Returns:
             At the finest level's size.
         """
+        if self.reads_classes:
+            classifier = self.decoder.classify
+            assert isinstance(classifier, OpenClassifier)
+            more, classifier.embeddings = more[:-1], more[-1]
         logits: Tensor = self.decoder(self.pyramid(vision, *more))[0]
         return logits
 
@@ -120,11 +126,7 @@ def detection_graph(
     """
     ports, examples, others = _inputs(neck)
     if fcos.text_channels is not None:
-        embeddings = fcos.conv_cls.embeddings
-        about = "mean input embedding of each class name's tokens, in the order of `class_names`"
-        ports += (Port("class_embeddings", ("classes", embeddings.shape[1]), about),)
-        examples += (embeddings,)
-        others = tuple((*sizes, embeddings[:1]) for sizes in others)
+        ports, examples, others = _with_classes(ports, examples, others, fcos.conv_cls)
     classes: int | str = "classes" if fcos.text_channels is not None else len(class_names)
     return Graph(
         "boxes",
@@ -161,6 +163,10 @@ def segmentation_graph(neck: VisionNeck, decoder: nn.Module, class_names: Sequen
         ``classes``: vision maps to class logits.
     """
     ports, examples, others = _inputs(neck)
+    classes: int | str = len(class_names)
+    if isinstance(decoder.classify, OpenClassifier):
+        classes = "classes"
+        ports, examples, others = _with_classes(ports, examples, others, decoder.classify)
     return Graph(
         "classes",
         "Feature pyramid and decoder: vision maps of one image to a map of logits for each class",
@@ -170,12 +176,26 @@ def segmentation_graph(neck: VisionNeck, decoder: nn.Module, class_names: Sequen
         (
             Port(
                 "logits",
-                (len(class_names), "h", "w"),
+                (classes, "h", "w"),
                 "over the frame; enlarge to the frame, cut the image out, enlarge to the image, take the largest",
             ),
         ),
         others,
         {**_settings(neck), "class_names": list(class_names)},
+    )
+
+
+def _with_classes(
+    ports: tuple[Port, ...], examples: Examples, others: tuple[Examples, ...], classifier: OpenClassifier
+) -> tuple[tuple[Port, ...], Examples, tuple[Examples, ...]]:
+    """With the embeddings of the classes as the last input; the other examples have one class."""
+    embeddings = classifier.embeddings
+    about = "mean input embedding of each class name's tokens, in the order of `class_names`"
+    port = Port("class_embeddings", ("classes", embeddings.shape[1]), about)
+    return (
+        (*ports, port),
+        (*examples, embeddings),
+        tuple((*sizes, embeddings[:1]) for sizes in others),
     )
 
 

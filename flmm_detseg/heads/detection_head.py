@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,13 +11,15 @@ from mmcv.ops import batched_nms
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.heads.base import Head, checked_names
+from flmm_detseg.errors import DataError
+from flmm_detseg.heads.base import Head
+from flmm_detseg.heads.class_head import ClassHead
 from flmm_detseg.heads.dense_graph import detection_graph
 from flmm_detseg.heads.fcos import FrameFCOS, Objects
 from flmm_detseg.heads.frame import Frame
 from flmm_detseg.heads.grids import OneGrid, by_grid, same_grid, summed
 from flmm_detseg.heads.neck import VisionNeck
+from flmm_detseg.heads.open_classifier import OpenClassifier
 from flmm_detseg.ops.masks import above, pieces
 from flmm_detseg.refiners import Refiner
 from flmm_detseg.refiners.decoder_graph import decoder_graphs
@@ -26,11 +27,9 @@ from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, DenseTargets, Graph, GroundingBatch, LMMStates, Sample
 from flmm_detseg.utils.finite import require_finite
 
-CLASSIFIERS = ("closed", "open")
-
 
 @MODELS.register_module()
-class DetectionHead(Head[InstanceData]):
+class DetectionHead(ClassHead[InstanceData]):
     """FCOS on a pyramid of vision maps; boxes in original image pixels, instance masks through SAM.
 
     Args:
@@ -81,13 +80,7 @@ class DetectionHead(Head[InstanceData]):
         candidates_per_level: int = 1000,
         max_per_image: int = 100,
     ) -> None:
-        super().__init__()
-        if classifier not in CLASSIFIERS:
-            raise ConfigError(f"classifier {classifier!r} is none of {', '.join(CLASSIFIERS)}")
-        if classifier == "open" and hidden_size is None:
-            raise ConfigError("an open classifier needs `hidden_size`, the width of the text embeddings")
-        self.class_names = checked_names(class_names)
-        self.classifier = classifier
+        super().__init__(class_names, classifier, hidden_size)
         self.neck = neck
         self.sam = sam.requires_grad_(False) if sam is not None else None
         self._borrowed: tuple[Refiner, ...] = ()
@@ -106,7 +99,7 @@ class DetectionHead(Head[InstanceData]):
             box_weight=box_weight,
             centreness_weight=centreness_weight,
             class_weight=class_weight,
-            text_channels=hidden_size if classifier == "open" else None,
+            text_channels=self.text_channels,
         )
 
     def wants(self, sample: Sample) -> bool:
@@ -136,31 +129,14 @@ class DetectionHead(Head[InstanceData]):
         return [detection_graph(self.neck, self.fcos, self.class_names, limits), *own]
 
     @property
-    def wants_class_embeddings(self) -> bool:
-        """Whether the classifier is open."""
-        return self.classifier == "open"
+    def open_classifier(self) -> OpenClassifier:
+        """FCOS's."""
+        found: OpenClassifier = self.fcos.conv_cls
+        return found
 
-    def set_class_embeddings(self, embeddings: Tensor, class_names: Sequence[str] | None = None) -> None:
-        """See :class:`Head`; a closed classifier's classes are fixed."""
-        if not self.wants_class_embeddings:
-            raise ConfigError("class embeddings are for `classifier='open'`; this head's classes are fixed")
-        names = self.class_names if class_names is None else checked_names(class_names)
-        if len(embeddings) != len(names):
-            raise ConfigError(f"{len(embeddings)} class embeddings for {len(names)} class names")
-        self.fcos.set_class_embeddings(embeddings)
-        self.class_names = names
-
-    @contextmanager
-    def other_classes(self, embeddings: Tensor, class_names: Sequence[str]) -> Iterator[None]:
-        """See :class:`Head`."""
-        names, fcos = self.class_names, self.fcos
-        before: Any = fcos.conv_cls.embeddings if self.wants_class_embeddings else None
-        self.set_class_embeddings(embeddings, class_names)
-        try:
-            yield
-        finally:
-            fcos.conv_cls.embeddings, self.class_names = before, names
-            fcos.num_classes = fcos.cls_out_channels = len(names)
+    def classes_changed(self) -> None:
+        """FCOS counts them."""
+        self.fcos.num_classes = self.fcos.cls_out_channels = len(self.class_names)
 
     def borrow_sam(self, sam: Refiner) -> None:
         """See :class:`Head`; masks of boxes then come from it."""

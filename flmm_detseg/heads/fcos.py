@@ -131,14 +131,11 @@ class FrameFCOS(FCOSHead):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         if self.text_channels is None:
-            nn.init.constant_(self.conv_cls.bias, -math.log((1 - _PRIOR) / _PRIOR))
+            bias = self.conv_cls.bias
+            assert bias is not None  # a convolution has one
+            nn.init.constant_(bias, -math.log((1 - _PRIOR) / _PRIOR))
         # Distances are cut at zero, where no gradient passes: start clearly above, with boxes of four strides.
         nn.init.constant_(self.conv_reg.bias, 2.0)
-
-    def set_class_embeddings(self, embeddings: Tensor) -> None:
-        """Sets the classes of the open classifier, ``[N, d]``."""
-        self.conv_cls.set_embeddings(embeddings)
-        self.num_classes = self.cls_out_channels = len(embeddings)
 
     def forward_single(self, x: Tensor, scale: Scale, stride: float) -> tuple[Tensor, Tensor, Tensor]:
         """One level: class logits, distances in strides (>= 0), centreness logits, float32."""

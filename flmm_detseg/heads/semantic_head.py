@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from mmseg.models.decode_heads.sep_aspp_head import DepthwiseSeparableASPPModule
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.heads.base import Head, checked_names
+from flmm_detseg.heads.base import Head
+from flmm_detseg.heads.class_head import ClassHead
 from flmm_detseg.heads.dense_graph import segmentation_graph
 from flmm_detseg.heads.grids import OneGrid, by_grid, summed
 from flmm_detseg.heads.neck import VisionNeck
+from flmm_detseg.heads.open_classifier import OpenClassifier
 from flmm_detseg.heads.seg_losses import IGNORE, SegmentationLoss
 from flmm_detseg.ops.masks import resize_maps
 from flmm_detseg.registry import MODELS
@@ -34,12 +36,20 @@ class PyramidDecoder(nn.Module):
         num_classes: Classes.
         channels: Width of the decoder.
         rates: Dilations of the atrous branches, in cells of the finest level.
+        text_channels: Width of text embeddings that the classes are found by (``num_classes`` then does not matter);
+            None: fixed classes.
 
     Source: U-Net, arXiv 1505.04597; DeepLabv3+, arXiv 1802.02611 (separable atrous pooling).
     """
 
     def __init__(
-        self, in_channels: int, num_levels: int, num_classes: int, channels: int, rates: Sequence[int]
+        self,
+        in_channels: int,
+        num_levels: int,
+        num_classes: int,
+        channels: int,
+        rates: Sequence[int],
+        text_channels: int | None = None,
     ) -> None:
         super().__init__()
         norm = dict(type="GN", num_groups=math.gcd(32, channels))
@@ -59,7 +69,11 @@ class PyramidDecoder(nn.Module):
             act_cfg=dict(type="ReLU"),
         )
         self.bottleneck = ConvModule(len(rates) * channels, channels, 1, norm_cfg=norm)
-        self.classify = nn.Conv2d(channels, num_classes, 1)
+        self.classify = (
+            nn.Conv2d(channels, num_classes, 1)
+            if text_channels is None
+            else OpenClassifier(channels, text_channels, channels=channels, prior=None)
+        )
 
     def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
         """Logits ``[B, num_classes, h, w]`` at the finest level's size.
@@ -80,7 +94,7 @@ class PyramidDecoder(nn.Module):
 
 
 @MODELS.register_module()
-class SemanticSegHead(Head[Tensor]):
+class SemanticSegHead(ClassHead[Tensor]):
     """A class for every pixel: pyramid, light decoder, Dice and Lovasz-Softmax.
 
     Args:
@@ -95,9 +109,14 @@ class SemanticSegHead(Head[Tensor]):
         lovasz_weight: Factor of Lovasz-Softmax.
         ce_weight: Factor of the cross-entropy.
         boundary_weight: Factor of the boundary loss.
+        classifier: ``"closed"``, or ``"open"``: pixels are compared with the LMM's embeddings of the classes' names,
+            so others may take their place (:meth:`set_class_embeddings` must be given some before use). Every pixel
+            gets one of them, also one that shows none of them.
+        hidden_size: Width of the text embeddings, that of the LMM; follows from the LMM, open classifier only.
 
     Raises:
-        ConfigError: No or too many classes, no rate, or no loss.
+        ConfigError: No or too many classes, no rate, no loss, an unknown classifier, or an open one without
+            ``hidden_size``.
     """
 
     tasks = frozenset({"segmentation", "joint"})
@@ -114,20 +133,32 @@ class SemanticSegHead(Head[Tensor]):
         lovasz_weight: float = 1.0,
         ce_weight: float = 0.0,
         boundary_weight: float = 0.0,
+        classifier: str = "closed",
+        hidden_size: int | None = None,
     ) -> None:
-        super().__init__()
-        class_names = checked_names(class_names)
-        if not 2 <= len(class_names) <= IGNORE:
-            raise ConfigError(f"{len(class_names)} semantic classes; give 2 to {IGNORE}")
+        super().__init__(class_names, classifier, hidden_size)
+        _check_number(self.class_names)
         if not rates or min(rates) < 1:
             raise ConfigError(f"`rates` {tuple(rates)} must be positive, at least one")
         if not dice_weight + lovasz_weight + ce_weight > 0:
             raise ConfigError("one of dice_weight, lovasz_weight, ce_weight must be positive")
-        self.class_names = class_names
         self.neck = neck
         self.loss_stride = neck.strides[0] if loss_stride is None else loss_stride
-        self.decoder = PyramidDecoder(neck.channels, len(neck.strides), len(class_names), channels, rates)
+        self.decoder = PyramidDecoder(
+            neck.channels, len(neck.strides), len(self.class_names), channels, rates, self.text_channels
+        )
         self.seg_loss = SegmentationLoss(dice_weight, lovasz_weight, ce_weight, boundary_weight)
+
+    @property
+    def open_classifier(self) -> OpenClassifier:
+        """The decoder's."""
+        assert isinstance(self.decoder.classify, OpenClassifier)
+        return self.decoder.classify
+
+    def set_class_embeddings(self, embeddings: Tensor, class_names: Sequence[str] | None = None) -> None:
+        """See :class:`ClassHead`; at least two."""
+        _check_number(self.class_names if class_names is None else class_names)
+        super().set_class_embeddings(embeddings, class_names)
 
     def wants(self, sample: Sample) -> bool:
         """Joint samples only where they have a label map."""
@@ -235,14 +266,25 @@ class SemanticSegHead(Head[Tensor]):
     @torch.no_grad()
     def predict(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
         """The class of every pixel, per sample int64 ``[H, W]`` at the original size."""
-        labels: dict[int, Tensor] = {}
+        return self._of_logits(states, batch, lambda logits: logits.argmax(0))
+
+    @torch.no_grad()
+    def class_probabilities(self, states: LMMStates, batch: GroundingBatch) -> list[Tensor]:
+        """See :class:`Head`: the softmax of the logits, enlarged."""
+        return self._of_logits(states, batch, lambda logits: logits.softmax(0))
+
+    def _of_logits(
+        self, states: LMMStates, batch: GroundingBatch, function: Callable[[Tensor], Tensor]
+    ) -> list[Tensor]:
+        """What a function makes of the logits ``[C, H, W]`` of each sample; they are not kept."""
+        found: dict[int, Tensor] = {}
         for part in by_grid(states, batch):
             logits = self.logits(part.states, part.batch)
             require_finite("class logits", [sample.record_id for sample in part.batch.samples], [logits])
             for place, maps, frame in zip(part.places, logits, self.neck.frames(part.batch), strict=True):
                 window = frame.crop(resize_maps(maps, frame.size))
-                labels[place] = resize_maps(window, frame.image_size).argmax(0)
-        return [labels[place] for place in range(len(batch))]
+                found[place] = function(resize_maps(window, frame.image_size))
+        return [found[place] for place in range(len(batch))]
 
     def targets(self, batch: GroundingBatch, map_size: tuple[int, int]) -> Tensor:
         """Semantic maps over the frame, uint8 ``[B, h, w]`` on the CPU; 255 outside the image.
@@ -276,3 +318,8 @@ class SemanticSegHead(Head[Tensor]):
                 )
             rows.append(frame.labels_into(labels, map_size, IGNORE))
         return torch.stack(rows)
+
+
+def _check_number(class_names: Sequence[str]) -> None:
+    if not 2 <= len(class_names) <= IGNORE:
+        raise ConfigError(f"{len(class_names)} semantic classes; give 2 to {IGNORE}")

@@ -20,6 +20,7 @@ from flmm_detseg.inference.regions import Region
 from flmm_detseg.inference.result import GroundingResult
 from flmm_detseg.inference.samples import question_sample
 from flmm_detseg.inference.steps import Step
+from flmm_detseg.language.mask_wording import ask_for_mask
 from flmm_detseg.models.presence import MinPresence, check_presence, tasks_of_answer
 from flmm_detseg.utils.values import check_text
 from flmm_detseg.visualization import draw_grounding
@@ -114,17 +115,21 @@ class Chat:
 
     Args:
         grounder: Its model. One without a head for phrases, nor one for mask tokens, answers and detects, and grounds
-            nothing. With the latter alone, "segment ..." is asked of the LMM, which answers with mask tokens.
+            nothing. With the latter alone, "segment ..." is asked of the LMM in the words of its training
+            (:func:`~flmm_detseg.language.mask_wording.ask_for_mask`), and it answers with mask tokens.
         image: Path, PIL image, or RGB uint8 array ``[H, W, 3]``.
         max_new_tokens: Longest answer.
-        keep_attention: Keep where the LMM looked for each phrase.
+        keep_attention: Keep where the LMM looked for each phrase; there is no such place for mask tokens.
         score_threshold: Least class probability of a detected object.
         min_presence: Least probability that there is what a phrase names, see :meth:`Grounder.ask
             <flmm_detseg.inference.grounder.Grounder.ask>`; below it the phrase is said not to be found.
+        answer_with_detections: As of :class:`~flmm_detseg.inference.instructor.Instructor`; earlier turns are read
+            without it.
 
     Raises:
         DataError: The image cannot be read.
-        ConfigError: ``min_presence`` with a model one of whose heads that may ground an answer has no presence head.
+        ConfigError: ``min_presence`` with a model one of whose heads that may ground an answer has no presence head;
+            see ``answer_with_detections``.
 
     Example:
         >>> chat = Chat(Grounder.from_config(config, checkpoint), "scene.png")
@@ -141,6 +146,7 @@ class Chat:
         keep_attention: bool = False,
         score_threshold: float = 0.3,
         min_presence: MinPresence = None,
+        answer_with_detections: bool | str = False,
     ) -> None:
         self.grounder = grounder
         self.image = read_image(image, "image")
@@ -156,6 +162,7 @@ class Chat:
             grounder.model,
             score_threshold=score_threshold,
             min_presence=min_presence if has_phrases else None,
+            answer_with_detections=answer_with_detections,
         )
 
     def say(self, text: str) -> ChatTurn:
@@ -203,9 +210,9 @@ class Chat:
             start = len(text) + 1 if text else 0
             if step.kind == "answer" or self._is_asked(step):
                 asked = step.kind == "segment"
-                sentence, named, missing = self._answer(
-                    f"segment {step.text}" if asked else step.text, reasoning=asked
-                )
+                # In the words that answers with masks are learned from.
+                question = ask_for_mask(step.text) if asked else step.text
+                sentence, named, missing = self._answer(question, reasoning=asked)
                 absent += missing
                 phrases += [_moved(phrase, start) for phrase in named]
             else:
@@ -219,12 +226,20 @@ class Chat:
     def _is_asked(self, step: Step) -> bool:
         """Whether a step is a question to the LMM, because no head but that of mask tokens can follow it."""
         heads = self.grounder.model.heads
-        return step.kind == "segment" and not head_of(heads, "phrase") and bool(head_of(heads, "reasoning"))
+        if (
+            step.kind != "segment"
+            or head_of(heads, "phrase")
+            or self._instructor.map_labels(step) is not None
+        ):
+            return False
+        return head_of(heads, "reasoning") is not None
 
     def _answer(
         self, question: str, *, reasoning: bool = False
     ) -> tuple[str, tuple[Region, ...], tuple[str, ...]]:
         """The answer, what it names, and what it names in vain."""
+        if not reasoning:
+            question = self._instructor.with_detections(self.image, question)
         turns = self._remembered(question)
         limit = self.max_new_tokens
         heads = self.grounder.model.heads
@@ -235,7 +250,7 @@ class Chat:
             question,
             turns=turns,
             reasoning=reasoning,
-            keep_attention=self.keep_attention,
+            keep_attention=self.keep_attention and not reasoning,
             max_new_tokens=limit,
             min_presence=self.min_presence,
         )

@@ -373,7 +373,8 @@ class Grounder:
             regions: As in :meth:`answer`.
             reasoning: Ask for mask tokens, and ground nothing else: under ``"switched"`` the question then goes to the
                 adapted LMM, which alone has them.
-            keep_attention: As in :meth:`ground`.
+            keep_attention: As in :meth:`ground`. Masks of mask tokens are not made of attention: there is none where
+                the answer holds such tokens, and with ``reasoning`` it is refused.
             max_new_tokens: Longest answer.
             min_presence: As in :meth:`ground`; of mask tokens, that there is what was asked for.
 
@@ -386,8 +387,14 @@ class Grounder:
             DataError: An image cannot be read; a turn is no pair of texts; phrases and spans are both given, or
                 empty, or given with ``reasoning``.
             ConfigError: The model has neither a head for phrases nor one for mask tokens, or the latter is asked for;
-                ``min_presence`` where a head that may ground the answer says nothing of presence.
+                ``min_presence`` where a head that may ground the answer says nothing of presence; ``keep_attention``
+                with ``reasoning``.
         """
+        if reasoning and keep_attention:  # before the LMM answers
+            raise ConfigError(
+                "`keep_attention` is for phrases, whose masks are made of attention; with `reasoning` they are made of "
+                "the states of mask tokens: leave it out, or ground the answer's words with `ground`"
+            )
         named = phrases is not None or spans is not None
         pixels = read_image(image, "image")
         sample = question_sample(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from flmm_detseg.datasets.images import ImageLike, read_image
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import Head, head_of, named_heads, require_head
 from flmm_detseg.inference.attention_maps import heat_of
+from flmm_detseg.inference.boxes_as_text import boxes_as_text
 from flmm_detseg.inference.chinese_instructions import has_chinese
 from flmm_detseg.inference.class_words import match_class, match_group
 from flmm_detseg.inference.domain_watch import watch_of
@@ -28,6 +29,7 @@ from flmm_detseg.inference.regions import Box, Region
 from flmm_detseg.inference.steps import Step
 from flmm_detseg.models import GroundingLMM
 from flmm_detseg.models.presence import MinPresence, presence_limit
+from flmm_detseg.ops.boxes import masks_to_boxes
 from flmm_detseg.ops.masks import above
 from flmm_detseg.structures import Phrase, Sample
 from flmm_detseg.utils.finite import require_finite
@@ -177,14 +179,19 @@ class Instructor:
     Args:
         model: With the heads that instructions need.
         score_threshold: Least score of a detection.
-        classes: What an open detection head (``classifier="open"``) is to find for this instructor, any names: it
-            compares with the LMM's embeddings of these words. The model itself keeps its classes. None: those.
+        classes: What open heads (``classifier="open"``) of detection and of segmentation are to find for this
+            instructor, any names: they compare with the LMM's embeddings of these words. The model itself keeps its
+            classes. None: those.
         min_presence: Least probability that there is what a phrase names, see
             :meth:`Grounder.ground <flmm_detseg.inference.grounder.Grounder.ground>`; below it nothing is found.
+        answer_with_detections: Give the LMM before each question what the detection head found, with scores of at
+            least ``score_threshold``; in which words, see
+            :func:`~flmm_detseg.inference.boxes_as_text.boxes_as_text`. True: ``"template"``.
 
     Raises:
-        ConfigError: ``min_presence`` with a model that has no presence head; ``classes`` without a detection head or
-            with a closed one, or a name without a token.
+        ConfigError: ``min_presence`` with a model that has no presence head; ``classes`` without an open head for
+            detection or segmentation, or a name without a token; ``answer_with_detections`` without a detection head,
+            or unknown words.
 
     Example:
         >>> instructor = Instructor(model_from_config("configs/tiny/detseg_stability.py", "joint.pth"))
@@ -199,6 +206,7 @@ class Instructor:
         score_threshold: float = 0.3,
         classes: Sequence[str] | None = None,
         min_presence: MinPresence = None,
+        answer_with_detections: bool | str = False,
     ) -> None:
         self.model = model.eval()
         self._limit = presence_limit(model, min_presence)
@@ -206,22 +214,35 @@ class Instructor:
         self.score_threshold = score_threshold
         self.classes = None if classes is None else tuple(classes)
         self._embeddings = None if classes is None else self._embed(classes)
+        self._box_words = "template" if answer_with_detections is True else answer_with_detections or None
+        if self._box_words is not None:
+            boxes_as_text((), (1, 1), self._box_words)  # they are known
+            if self._detector is None:
+                raise ConfigError(
+                    "`answer_with_detections` needs a detection head; the model has none (heads: "
+                    f"{', '.join(self.model.heads)})"
+                )
 
     def _embed(self, classes: Sequence[str]) -> Tensor:
-        head = self._detector
-        if head is None:
+        heads = [head for head in (self._detector, self._segmenter) if head is not None]
+        if not heads:
             raise ConfigError(
-                f"`classes` are for a detection head; the model has none (heads: {', '.join(self.model.heads)})"
+                "`classes` are for a head of detection or segmentation; the model has none (heads: "
+                f"{', '.join(self.model.heads)})"
             )
-        if not head.wants_class_embeddings:
+        openly = [head for head in heads if head.wants_class_embeddings]
+        if not openly:
+            known = heads[0].class_names
             raise ConfigError(
-                "`classes` need a detection head with `classifier`='open'; this one knows only "
-                f"{', '.join(head.class_names[:5])}{', ...' if len(head.class_names) > 5 else ''}"
+                "`classes` need a head of detection or segmentation with `classifier`='open'; this one knows only "
+                f"{', '.join(known[:5])}{', ...' if len(known) > 5 else ''}"
             )
         with torch.no_grad():
             embeddings = self.model.lmm.class_embeddings(classes)
-            with head.other_classes(embeddings, classes):
-                return embeddings  # they fit
+            for head in openly:
+                with head.other_classes(embeddings, classes):
+                    pass  # they fit
+        return embeddings
 
     def follow(self, image: ImageLike, instruction: str, *, max_new_tokens: int = 128) -> InstructionResult:
         """Carries out an instruction.
@@ -229,7 +250,9 @@ class Instructor:
         Classes the detection head knows are detected; other words after "detect" are grounded as a phrase, which gives
         one region (however many things it names) or none. Phrases are segmented by the phrase head, each as a text of
         its own; one whose mask is empty gives no region. Groups of classes ("only segment the animals") are the objects
-        of those classes that the detection head knows, after both verbs. Questions go to the LMM.
+        of those classes that the detection head knows, after both verbs. "Segment the sky": a class of the semantic
+        head is all pixels of that class, where there is no phrase head, or a detection head that does not know it.
+        Questions go to the LMM.
 
         Args:
             image: Path, PIL image, or RGB uint8 array.
@@ -250,7 +273,8 @@ class Instructor:
         texts: list[str] = []
         for step in parsed.steps:
             if step.kind == "answer":
-                sample = Sample("question", pixels, "", (), prompt=step.text, task="vqa")
+                asked = self.with_detections(pixels, step.text)
+                sample = Sample("question", pixels, "", (), prompt=asked, task="vqa")
                 with torch.inference_mode():
                     texts.append(self.model.answer(sample, max_new_tokens=max_new_tokens))
             else:
@@ -261,8 +285,28 @@ class Instructor:
             pixels, instruction, parsed.steps, " ".join(texts), tuple(regions), parsed.uninterpreted
         )
 
+    def with_detections(self, image: ImageLike, question: str) -> str:
+        """A question as the LMM gets it: what the detection head found before it, where that was asked for.
+
+        Args:
+            image: As in :meth:`follow`.
+            question: The words.
+
+        Returns:
+            The words, with or without text before them.
+
+        Raises:
+            DataError: The image cannot be read.
+        """
+        if self._box_words is None:
+            return question
+        pixels = read_image(image, "image")
+        with torch.inference_mode():
+            objects = self._detect(pixels)
+        return boxes_as_text(objects, (pixels.shape[0], pixels.shape[1]), self._box_words) + question
+
     def find(self, pixels: np.ndarray, steps: Sequence[Step], *, keep_attention: bool = False) -> list[Found]:
-        """What the heads find for steps that detect or segment: one call of the detection head, one of the phrase head.
+        """What the heads find for steps that detect or segment: one call of each head that is needed.
 
         Args:
             pixels: RGB uint8 ``[H, W, 3]``.
@@ -278,22 +322,33 @@ class Instructor:
         """
         self._watch.look(pixels)
         labels = [self._labels(step) for step in steps]
+        areas = [
+            self.map_labels(step) if asked is None else None
+            for step, asked in zip(steps, labels, strict=True)
+        ]
+        plan = list(zip(steps, labels, areas, strict=True))
+        phrases = [step for step, asked, area in plan if asked is None and area is None]
         with torch.inference_mode():
-            objects = self._detect(pixels) if any(wanted is not None for wanted in labels) else []
-            phrases = [step for step, wanted in zip(steps, labels, strict=True) if wanted is None]
+            objects = self._detect(pixels) if any(asked is not None for asked in labels) else []
+            covered = self._cover(pixels, {label for area in areas for label in area or ()})
             grounded = iter(self._ground(pixels, phrases, keep_attention))
             found = []
-            for step, wanted in zip(steps, labels, strict=True):
-                if wanted is None:
-                    region = next(grounded)
-                    regions: tuple[Region, ...] = () if region is None else (region,)
-                    counted = False
-                else:
-                    names = {self._class_names[label] for label in wanted}
+            for step, asked, area in plan:
+                counted = True
+                regions: tuple[Region, ...]
+                if asked is not None:
+                    names = {self._class_names[label] for label in asked}
                     regions = tuple(region for region in objects if region.label in names)
-                    counted = True
                     if step.kind == "segment":
                         regions = self._with_masks(pixels, regions)
+                elif area is not None:
+                    regions, counted = (
+                        tuple(covered[label] for label in area if label in covered),
+                        len(area) > 1,
+                    )
+                else:
+                    region, counted = next(grounded), False
+                    regions = () if region is None else (region,)
                 found.append(Found(step, regions, sentence(step, len(regions), counted=counted)))
         return found
 
@@ -308,19 +363,70 @@ class Instructor:
         match = match_class if step.kind == "detect" else match_group
         return match(step.text, self._class_names)
 
+    def map_labels(self, step: Step) -> list[int] | None:
+        """Classes of the semantic head that a step asks for.
+
+        Args:
+            step: One that detects or segments, which the detection head does not follow.
+
+        Returns:
+            Labels, ascending; None where another head is to follow it: detections are boxes, and a phrase head outlines
+            things. What a detection head does not know beside it ("the sky") is no thing.
+        """
+        if self._segmenter is None or step.kind != "segment":
+            return None
+        if head_of(self.model.heads, "phrase") is not None and (
+            self._detector is None or match_class(step.text, self._class_names) is not None
+        ):
+            return None
+        return match_class(step.text, self._map_names)
+
     @property
     def _detector(self) -> Head[Any] | None:
         return head_of(self.model.heads, "detection")
 
     @property
+    def _segmenter(self) -> Head[Any] | None:
+        return head_of(self.model.heads, "segmentation")
+
+    @property
     def _class_names(self) -> tuple[str, ...]:
-        return self.classes or require_head(self.model.heads, "detection").class_names
+        return self._names_of(require_head(self.model.heads, "detection"))
+
+    @property
+    def _map_names(self) -> tuple[str, ...]:
+        return self._names_of(require_head(self.model.heads, "segmentation"))
+
+    def _names_of(self, head: Head[Any]) -> tuple[str, ...]:
+        return self.classes if self.classes and head.wants_class_embeddings else head.class_names
+
+    def _own_classes(self, head: Head[Any]) -> AbstractContextManager[None]:
+        """Context in which a head finds this instructor's classes, where it may be given any."""
+        if self._embeddings is None or not head.wants_class_embeddings:
+            return nullcontext()
+        return head.other_classes(self._embeddings, self._names_of(head))
+
+    def _cover(self, pixels: np.ndarray, labels: Collection[int]) -> dict[int, Region]:
+        """By label the pixels of a class; those that have none are left out."""
+        if not labels:
+            return {}
+        names, head = self._map_names, require_head(self.model.heads, "segmentation")
+        with self._own_classes(head):
+            (shares,) = self.model.class_probabilities([Sample("image", pixels, "", (), task="segmentation")])
+        best = shares.argmax(0)
+        found = {}
+        for label in labels:
+            mask = best == label
+            if mask.any():
+                score = float(shares[label][mask].mean())
+                box = _corners(masks_to_boxes(mask[None])[0])
+                found[label] = Region("segment", names[label], score, box, mask.cpu().numpy(), "mask")
+        return found
 
     def _detect(self, pixels: np.ndarray) -> list[Region]:
         """Objects of all classes; the model has its own classes again afterwards."""
         names, head = self._class_names, require_head(self.model.heads, "detection")
-        own = nullcontext() if self._embeddings is None else head.other_classes(self._embeddings, names)
-        with own:
+        with self._own_classes(head):
             found = self.model.detect([Sample("image", pixels, "", (), task="detection")])[0].cpu()
         masks: Sequence[Any] = found.masks.numpy() if "masks" in found else [None] * len(found)
         return [
@@ -388,7 +494,7 @@ def sentence(step: Step, count: int, *, counted: bool) -> str:
     Args:
         step: One that detects or segments; the sentence begins with its words.
         count: How many regions were found.
-        counted: They are objects of a detector; else one region, or none, was grounded as a phrase.
+        counted: They are objects of a detector, or several classes; else one region, or none, was found.
 
     Returns:
         The sentence.

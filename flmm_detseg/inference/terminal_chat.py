@@ -47,7 +47,8 @@ class TerminalChat:
         max_new_tokens: Longest answer.
         score_threshold: Least class probability of a detected object.
         boxes: Draw the boxes of masks too.
-        min_presence: See :class:`~flmm_detseg.inference.chat.Chat`.
+        min_presence: See :class:`~flmm_detseg.inference.chat.Chat`, as for the next one.
+        answer_with_detections: What the LMM is given before questions.
 
     Raises:
         DataError: The image cannot be read.
@@ -65,6 +66,7 @@ class TerminalChat:
         score_threshold: float = 0.3,
         boxes: bool = False,
         min_presence: MinPresence = None,
+        answer_with_detections: bool | str = False,
     ) -> None:
         self._grounder = grounder
         self._out = out
@@ -73,6 +75,7 @@ class TerminalChat:
         self._score_threshold = score_threshold
         self._boxes = boxes
         self._min_presence = min_presence
+        self._answer_with_detections = answer_with_detections
         self._number = _last_number(out)
         self._first = self._number + 1
         # All turns, outlines among them, each with its picture's file and what was written.
@@ -149,6 +152,7 @@ class TerminalChat:
             max_new_tokens=self._max_new_tokens,
             score_threshold=self._score_threshold,
             min_presence=self._min_presence,
+            answer_with_detections=self._answer_with_detections,
         )
         self._outliner: Outliner | None = None
 

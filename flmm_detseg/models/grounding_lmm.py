@@ -395,6 +395,11 @@ class GroundingLMM(BaseModel, GroundingModule):
         """Class map per sample, int64 ``[H, W]``, original size."""
         return self.results("segmentation", samples)
 
+    def class_probabilities(self, samples: list[Sample]) -> list[Tensor]:
+        """Probability of each class at each pixel, per sample float32 ``[C, H, W]``, original size."""
+        head, batch = require_head(self.heads, "segmentation"), self.prepare(samples)
+        return head.class_probabilities(self._encode(batch, head.capture), batch)
+
     @torch.no_grad()
     def predict_answer(
         self, sample: Sample, generation: Generation, *, keep_attention: bool = False

@@ -58,7 +58,9 @@ def test_what_heads_say_of_themselves() -> None:
     }  # fmt: skip
     assert not any(head.wants_class_embeddings for head in heads.values())
     assert all(head.lent_sam is None for head in heads.values())
-    for name in ("maps", "words", "answers"):
+    with pytest.raises(ConfigError, match="this head's classes are fixed"):
+        heads["maps"].set_class_embeddings(torch.zeros(3, 2))
+    for name in ("words", "answers"):
         with pytest.raises(ConfigError, match=rf"a {type(heads[name]).__name__} takes no class embeddings"):
             heads[name].set_class_embeddings(torch.zeros(1, 2))
         with pytest.raises(ConfigError, match="takes no class embeddings"):

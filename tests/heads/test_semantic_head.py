@@ -11,6 +11,7 @@ from flmm_detseg.heads import PixelStem, SemanticSegHead
 from flmm_detseg.structures import CaptureSpec, DenseTargets
 
 NAMES = ("wall", "sky", "tree")
+TEXT = 12
 ALL = dict(dice_weight=1.0, lovasz_weight=1.0, ce_weight=1.0, boundary_weight=0.5)
 
 
@@ -82,9 +83,60 @@ def test_batch_equals_single_samples(loss_stride):
         assert torch.equal(labels, head.predict(*case)[0])
 
 
-def test_every_trainable_tensor_gets_a_gradient():
+def make_open(neck=None, **changes) -> SemanticSegHead:
+    head = make_head(neck, classifier="open", hidden_size=TEXT, **changes)
+    head.set_class_embeddings(torch.randn(3, TEXT, generator=torch.Generator().manual_seed(3)))
+    return head
+
+
+def test_open_classes_are_independent_and_exclude_each_other():
+    head = make_open()
+    states, batch = make_dense_case()
+    logits = head.logits(states, batch)
+    embeddings = head.open_classifier.embeddings
+    more = torch.cat([torch.randn(2, TEXT, generator=torch.Generator().manual_seed(4)), embeddings])
+    with head.other_classes(more, ["cat", "dog", *NAMES]):
+        wider = head.logits(states, batch)
+        torch.testing.assert_close(wider[:, 2:], logits)
+        assert wider.shape[1] == 5
+        for labels, shares, case in zip(
+            head.predict(states, batch), head.class_probabilities(states, batch), range(3), strict=True
+        ):
+            torch.testing.assert_close(shares.sum(0), torch.ones(labels.shape))
+            assert torch.equal(shares.argmax(0), labels)
+            (alone,) = head.class_probabilities(*select(states, batch, case))
+            torch.testing.assert_close(shares, alone, rtol=1e-4, atol=1e-5)
+    assert head.class_names == NAMES
+    assert torch.equal(head.logits(states, batch), logits)
+    for name in ("embeddings", "bias"):
+        assert not any(f"classify.{name}" in key for key in head.state_dict())
+    assert {"decoder.classify.weight", "decoder.classify.bias"} <= set(make_head().state_dict())
+    other = make_open(make_neck(scales=(4, 2, 1, 0.5)), channels=16)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1.0)
+    other.load_state_dict(head.state_dict())
+    assert torch.equal(other.logits(states, batch), logits)
+
+
+def test_open_classes_that_cannot_be():
+    head = make_open()
+    with pytest.raises(ConfigError, match="1 semantic classes; give 2 to 255"):
+        head.set_class_embeddings(torch.zeros(1, TEXT), ["cat"])
+    with pytest.raises(ConfigError, match="2 class embeddings for 3 class names"):
+        head.set_class_embeddings(torch.zeros(2, TEXT))
+    with pytest.raises(ConfigError, match="this head's classes are fixed"):
+        make_head().set_class_embeddings(torch.zeros(3, TEXT))
+    with pytest.raises(ConfigError, match="an open classifier needs `hidden_size`"):
+        make_head(classifier="open")
+    with pytest.raises(ConfigError, match="'ajar' is none of closed, open"):
+        make_head(classifier="ajar")
+
+
+@pytest.mark.parametrize("make", [make_head, make_open])
+def test_every_trainable_tensor_gets_a_gradient(make):
     neck = make_neck(scales=(4, 2, 1, 0.5), gate="spatial", project_channels=8, side=PixelStem(4, 8))
-    head = make_head(neck).train()
+    head = make(neck).train()
     total(head.loss(*make_dense_case())).backward()
     assert [name for name, p in head.named_parameters() if p.grad is None or not p.grad.any()] == []
 

@@ -15,6 +15,7 @@ from flmm_detseg.app.service import About, Service
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.heads import AnswerPresenceHead, PresenceHead
 from flmm_detseg.inference.chat import Chat
+from flmm_detseg.language.mask_wording import PHRASE_QUESTIONS
 from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.models import GroundingLMM
 
@@ -85,6 +86,29 @@ def test_a_conversation_shows_them():
     assert (told.kind, told.text) == ("instruction", SPOKEN)
     assert len(told.phrases) == 2
     assert chat.say("and now ?").text == SPOKEN, "earlier turns hold tokens, and are read as words"
+
+
+def test_an_instruction_is_asked_in_the_words_of_the_training(monkeypatch):
+    asked = grounder()
+    prompts = []
+    answer = GroundingLMM.answer_with_masks
+
+    def watched(model, sample, **given):
+        prompts.append(sample.prompt)
+        return answer(model, sample, **given)
+
+    monkeypatch.setattr(GroundingLMM, "answer_with_masks", watched)
+    turn = Chat(asked, IMAGE, keep_attention=True).say("segment the star on the left")
+    assert prompts == ["where is the star on the left in this image ?"]
+    assert prompts[0] in [wording.format("the star on the left") for wording in PHRASE_QUESTIONS]
+    assert len(turn.phrases) == 2
+    assert turn.phrases[0].attention is None
+
+
+def test_attention_is_refused_before_the_lmm_answers(monkeypatch):
+    monkeypatch.setattr(GroundingLMM, "answer_with_masks", lambda *_, **__: pytest.fail("it answered"))
+    with pytest.raises(ConfigError, match="`keep_attention` is for phrases"):
+        grounder().ask(IMAGE, "what could roll ?", reasoning=True, keep_attention=True)
 
 
 def test_under_switched_an_instruction_reaches_the_adapted_lmm():

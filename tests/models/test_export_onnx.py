@@ -135,6 +135,19 @@ def test_boxes_are_the_heads_own(changes, tmp_path):
         np.testing.assert_allclose(scores[keep], expected.scores, atol=1e-5)
 
 
+def test_an_open_semantic_head_takes_its_classes_as_an_input(tmp_path):
+    head = SemanticSegHead(make_neck(), ("a", "b"), channels=8, classifier="open", hidden_size=8).eval()
+    head.set_class_embeddings(torch.randn(2, 8))
+    (graph,) = head.graphs()
+    session = session_of(graph, tmp_path / "classes.onnx")
+    others = torch.randn(5, 8)
+    vision = graph.examples[0]
+    (logits,) = session.run(None, {"vision": vision.numpy(), "class_embeddings": others.numpy()})
+    with torch.no_grad(), head.other_classes(others, list("abcde")):
+        expected = head.decoder(head.neck.pyramid(vision.unbind(1), ("segmentation",)))[0]
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
 def test_an_open_head_takes_its_classes_as_an_input(tmp_path):
     head = DetectionHead(
         make_neck(), ("a", "b"), "open", hidden_size=8, feat_channels=8, stacked_convs=1
