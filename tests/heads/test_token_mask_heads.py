@@ -127,6 +127,20 @@ def test_answers_without_masks_are_learned_as_words_alone(head):
     assert found.masks.shape == (0, 48, 72)
 
 
+def test_joint_samples_with_mask_tokens_teach_it_and_others_are_left_out():
+    model = make_model("pointer").eval()
+    reasoning = reasoning_sample(0, 2)
+    joint = replace(reasoning, task="joint")
+    own = {key: value for key, value in model.loss([reasoning]).items() if key.startswith("reasoning.")}
+    found = model.loss([joint])
+    assert own
+    assert all(torch.equal(found[key], value) for key, value in own.items())
+    # Names as phrases are not its tokens; nor are there any where nothing is shown.
+    named = replace(joint, phrases=(Phrase(((0, 3),)),), masks=joint.masks[:1])
+    for other in (named, replace(joint, text="none", phrases=(), masks=joint.masks[:0])):
+        assert not any(key.startswith("reasoning.") for key in model.loss([other]))
+
+
 @pytest.mark.parametrize(
     ("head", "steps"),
     [("sam", 120), ("pointer", 80), pytest.param("sam2", 500, marks=pytest.mark.long)],
