@@ -5,7 +5,7 @@ from mmengine.config import read_base
 with read_base():
     from .._base_.datasets.tinyworld_detseg import vqa_eval
     from .._base_.datasets.tinyworld_joint import joint_eval, joint_train
-    from .._base_.datasets.tinyworld_reason import refer_train
+    from .._base_.datasets.tinyworld_reason import gcg_eval, reason_eval, refcoco_eval, refer_train
     from .._base_.default_runtime import *
     from .._base_.models.tiny_detseg_heads import language
     from .._base_.models.tiny_llava import lmm
