@@ -13,8 +13,8 @@ columns = [
     "reason.cIoU",
     "reason.N_acc",
     "reason.T_acc",
-    "reason.query=short/gIoU",
-    "reason.query=long/gIoU",
+    "reason.words=up_to_10/gIoU",
+    "reason.words=more/gIoU",
 ]
 _settings = ["train_cfg.max_iters=300", "param_scheduler.1.end=300", "custom_hooks.1.interval=1000"]
 _questions = [

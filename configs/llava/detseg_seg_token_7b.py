@@ -4,13 +4,13 @@ xtuner train configs/llava/detseg_seg_token_7b.py --deepspeed deepspeed_zero2
 
 It starts from the heads of stage 1 as detseg_lora does, given by
 --cfg-options 'model.init_from=[PHRASE,DETECTION,SEGMENTATION]' 'model.new_parts=["lmm.","heads.reasoning."]'.
-Nobody has trained it here.
+As there, no image is learned that RefCOCO(+/g), COCO or VQAv2 is evaluated on. Nobody has trained it here.
 """
 
 from mmengine.config import read_base
 
 with read_base():
-    from .._base_.datasets.lisa import class_train, gcg_eval, reason_eval, reason_train, refer_train
+    from .._base_.datasets.lisa_held_out import class_train, gcg_eval, reason_eval, reason_train, refer_train
     from .._base_.models.lisa_head import seg_token
     from .detseg_lora import *
 

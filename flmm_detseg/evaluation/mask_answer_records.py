@@ -18,6 +18,8 @@ from flmm_detseg.structures import Prediction, Sample
 
 # Facts of `Sample.meta` that figures are given by.
 _GROUPS = ("family", "held_out", "absent", "form")
+# Most words of a short question.
+_SHORT = 10
 # What an answer may have in a token's place: other brackets, blanks, letters; cut off at the answer's end; half of it.
 _ATTEMPT = re.compile(
     r"[\[<(]\s*/?\s*s\s*e\s*g\b|[\[<(]\s*s(?:\s*e)?\s*$|(?<![\[<(\w/])seg\s*[\])>]", re.IGNORECASE
@@ -177,6 +179,9 @@ def _groups(sample: Sample) -> dict[str, str]:
     groups = {key: _word(sample, key) for key in _GROUPS if key in meta}
     if "is_sentence" in meta:
         groups["query"] = "long" if meta["is_sentence"] else "short"
+        # Where all are sentences, as TinyWorld's: by their words.
+        words = len(str(meta.get("query") or sample.prompt or "").split())
+        groups["words"] = f"up_to_{_SHORT}" if words <= _SHORT else "more"
     return {**groups, "targets": ("none", "one", "several")[min(len(sample.phrases), 2)]}
 
 

@@ -145,6 +145,10 @@ def _build(name: str, head: Head[Any], given: Mapping[str, Any], model: Groundin
     for key in ("weight", "threshold"):
         if not is_number(values[key]) or values[key] <= 0:
             raise ConfigError(f"{where}: `{key}` is {values[key]!r}; give a positive number")
+    if values["threshold"] > 1:
+        raise ConfigError(f"{where}: `threshold` is {values['threshold']!r}; no probability is above 1")
+    if values["form"] == "soft" and "threshold" in given:
+        raise ConfigError(f"{where}: `threshold` is that of `form`='labels'; soft targets have none")
     if not values.get("checkpoint"):
         raise ConfigError(f"{where} needs `checkpoint`: the file of the stage that trained this head alone")
     taught = copy.deepcopy(head)

@@ -97,7 +97,7 @@ class PatchGrid:
     @property
     def cropped(self) -> bool:
         """Whether the frame is smaller than the resized image."""
-        return self.pad_top < 0 or self.pad_left < 0
+        return any(seen < whole for seen, whole in zip(self.padded_size, self.resized_size, strict=True))
 
     def _require_whole(self) -> None:
         if self.cropped:

@@ -52,11 +52,13 @@ def test_groups_are_words():
     sample = query("r", [], is_sentence=False, wording=3, **meta)
     assert mask_answer_record(sample, "none", masks_of("r", []))["groups"] == {
         "family": "extremes", "held_out": "no", "absent": "attribute", "form": "explained", "query": "short",
-        "targets": "none",
+        "words": "up_to_10", "targets": "none",
     }  # fmt: skip
-    sample = query("r", [rows(0), rows(1)], is_sentence=True)
+    words = "which of the rings is left of two stars and red ?"
+    sample = query("r", [rows(0), rows(1)], is_sentence=True, query=words)
     assert mask_answer_record(sample, "none", masks_of("r", []))["groups"] == {
         "query": "long",
+        "words": "more",
         "targets": "several",
     }
 

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from mask_answer_parts import SIZE, masks_of, query, rows
+from mmengine.config import Config
 
+from flmm_detseg.datasets.tinyworld.reason.draw import draw_items
+from flmm_detseg.datasets.tinyworld.reason.spec import ReasonSpec
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.evaluation import ReasonMetric, mask_answer_record, reason_figures
 from flmm_detseg.evaluation.instance_matches import instance_ious
@@ -101,6 +105,19 @@ def test_groups_have_the_figures_of_their_records():
     assert "targets=none/gIoU" in figures
     assert "targets=none/T_acc" not in figures  # nothing to count
     assert not any("=" in name for name in reason_figures(records[:1])), "one group has nothing to tell apart"
+
+
+def test_the_columns_of_the_ablations_are_figures_of_tinyworlds_questions():
+    """All of them are sentences: those of LISA's short and long would be missing after hours of training."""
+    plan = Config.fromfile(Path(__file__).parents[2] / "configs/ablations/seg_token_ablation_stages.py")
+    records = []
+    for number, item in enumerate(draw_items(ReasonSpec(1, 1, 8), "test")):
+        targets = [rows(target) for target in range(len(item.query.targets))]
+        sample = query(f"{number}", targets, is_sentence=True, query=item.texts[0])
+        records.append(
+            mask_answer_record(sample, "[SEG]" * len(targets), masks_of(sample.record_id, targets))
+        )
+    assert set(plan.columns) <= {f"reason.{name}" for name in reason_figures(records)}
 
 
 def test_intervals_lie_around_their_figures_and_follow_the_seed():

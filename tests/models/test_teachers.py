@@ -213,6 +213,11 @@ def teachers(model: GroundingLMM) -> list[Any]:
         ({"detection": {"checkpoint": "FILE", "form": "hard"}}, "`form` is 'hard'; allowed: soft, labels"),
         ({"detection": {"checkpoint": "FILE", "weigth": 1}}, "no key weigth"),
         ({"detection": {"checkpoint": "FILE", "weight": 0}}, "`weight` is 0"),
+        (
+            {"detection": {"checkpoint": "FILE", "form": "labels", "threshold": 50}},
+            "no probability is above 1",
+        ),
+        ({"detection": {"checkpoint": "FILE", "threshold": 0.3}}, "soft targets have none"),
         ({"phrase": {"checkpoint": "FILE"}}, "a PhraseGroundingHead learns from no teacher"),
     ],
 )

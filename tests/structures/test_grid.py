@@ -32,3 +32,6 @@ def test_there_is_no_map_over_an_image_of_which_the_middle_is_seen():
         grid.crop_window((4, 4))
     with pytest.raises(ConfigError, match="sees the middle of an image only"):
         _ = grid.view_fractions
+    # Half of one pixel is none: the crop begins at the edge.
+    assert PatchGrid((60, 61), (56, 57), 0, 0, (56, 56), (GridLevel(4, 4),)).cropped
+    assert not PatchGrid((60, 60), (56, 56), 0, 0, (56, 56), (GridLevel(4, 4),)).cropped
