@@ -58,10 +58,12 @@ docs: $(DOCS_STAMP)
 quickstart: $(STAMP)
 	$(BIN)/python tools/quickstart.py
 
-# One thread: the tests' tensors are tiny, and on a busy machine threads that wait for each other take minutes.
+# Processes that divide the test files. One thread in each: the tests' tensors are tiny, and on a busy machine threads
+# that wait for each other take minutes.
+JOBS ?= 2
 test: export OMP_NUM_THREADS ?= 1
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-long: export OMP_NUM_THREADS ?= 1
 test-long: $(STAMP) $(VENV)/.app $(DOCS_STAMP)
