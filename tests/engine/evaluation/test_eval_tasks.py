@@ -392,7 +392,7 @@ def test_wrong_options(folder, tmp_path, task, options, settings, match):
 def test_data_sets_that_do_not_fit(folder, tmp_path):
     images = str(folder / "images")
     talk = dict(type=LLaVAInstructDataset, file=str(folder / "talk.json"), image_dir=images)
-    with pytest.raises(ConfigError, match="data set 'talk': evaluation needs turns 'all' or 'first'"):
+    with pytest.raises(ConfigError, match="data set 'talk': evaluation needs turns 'first' or 'all'"):
         build_datasets(Config({"vqa_eval": {"talk": talk}}), AnswerOptions(config="own.py"), VQA)
     config = Config({"semseg_eval": {"talk": {**talk, "turns": "all"}}})
     options = MapOptions(config="own.py", work_dir=str(tmp_path))
