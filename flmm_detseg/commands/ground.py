@@ -167,14 +167,15 @@ def _result(
     phrases = arguments.phrase or None
     keep_attention = arguments.attention is not None or arguments.animation is not None
     if arguments.question is not None:
-        from flmm_detseg.inference.instructor import Instructor
+        question = arguments.question
+        if arguments.answer_with_detections:
+            from flmm_detseg.inference.instructor import Instructor
 
-        instructor = Instructor(
-            grounder.model, answer_with_detections=arguments.answer_with_detections or False
-        )
+            instructor = Instructor(grounder.model, answer_with_detections=arguments.answer_with_detections)
+            question = instructor.with_detections(file, question)
         return grounder.ask(
             file,
-            instructor.with_detections(file, arguments.question),
+            question,
             phrases,
             keep_attention=keep_attention,
             min_presence=arguments.min_presence,
