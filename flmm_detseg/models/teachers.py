@@ -90,10 +90,19 @@ class Teachers(Mapping[str, Teacher]):
 
         Returns:
             What :meth:`capture` names; None where none of the heads has a teacher.
+
+        Raises:
+            ConfigError: A sample shows what only parts of the LMM read.
         """
         capture = self.capture(names)
         if capture is None:
             return None
+        for sample in batch.samples:
+            if self._lmm.needs_parts(sample):
+                raise ConfigError(
+                    f"{sample.record_id}: a teacher reads the LMM as it was, which knows no such input "
+                    "(`model.lmm.parts`); leave `model.teachers` out, or the data set"
+                )
         with self._lmm.base_mode():
             return self._lmm.encode(batch.inputs, capture, [sample.image_id for sample in batch.samples])
 
@@ -115,8 +124,8 @@ class Teachers(Mapping[str, Teacher]):
         if name not in self._teachers or base is None or not len(batch):
             return {}
         teacher = self._teachers[name]
-        like = next(head.parameters())
-        teacher.head.to(device=like.device, dtype=like.dtype)
+        # Not where the head's parameters are: ZeRO may keep those elsewhere between the passes.
+        teacher.head.to(device=self._lmm.device, dtype=next(head.parameters()).dtype)
         if teacher.form == "soft":
             found = head.soft_losses(seen, batch, teacher.head, base)
             return {key: teacher.weight * value for key, value in found.items()}
@@ -133,6 +142,8 @@ class Teachers(Mapping[str, Teacher]):
 
 def _build(name: str, head: Head[Any], given: Mapping[str, Any], model: GroundingModule) -> Teacher:
     where = f"`model.teachers.{name}`"
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"{where} is {given!r}; give dict(checkpoint=...)")
     if unknown := sorted(set(given) - set(_KEYS)):
         raise ConfigError(f"{where} has no key {', '.join(unknown)}; known: {', '.join(_KEYS)}")
     if not head.teachable:

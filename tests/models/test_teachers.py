@@ -210,6 +210,7 @@ def teachers(model: GroundingLMM) -> list[Any]:
     [
         ({"boxes": {}}, "'boxes' is none of the heads detection, segmentation"),
         ({"detection": {}}, "needs `checkpoint`"),
+        ({"detection": "stage1.pth"}, r"is 'stage1.pth'; give dict\(checkpoint=...\)"),
         ({"detection": {"checkpoint": "FILE", "form": "hard"}}, "`form` is 'hard'; allowed: soft, labels"),
         ({"detection": {"checkpoint": "FILE", "weigth": 1}}, "no key weigth"),
         ({"detection": {"checkpoint": "FILE", "weight": 0}}, "`weight` is 0"),
@@ -224,6 +225,8 @@ def teachers(model: GroundingLMM) -> list[Any]:
 def test_wrong_settings_are_named(file: str, settings: dict, said: str) -> None:
     given = {
         name: {key: file if value == "FILE" else value for key, value in own.items()}
+        if isinstance(own, dict)
+        else own
         for name, own in settings.items()
     }
     with pytest.raises(ConfigError, match=said):
