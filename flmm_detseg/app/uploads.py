@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,13 +99,12 @@ class Uploads:
         limit = time.time() - (self.ORPHAN_SECONDS if older_than is None else older_than)
         gone = total = 0
         files = []
-        for file in self.folder.rglob("*"):
+        for file in self._walk(folders=False):
             try:
-                if not file.is_dir():
-                    status = file.lstat()
-                    files.append((status.st_mtime, status.st_size, file))
+                status = file.lstat()
             except FileNotFoundError:  # another thread was here
                 continue
+            files.append((status.st_mtime, status.st_size, file))
         for modified, num_bytes, file in sorted(files, reverse=True):
             total += num_bytes
             if modified <= limit or total > self._limits.folder_bytes:
@@ -112,13 +113,22 @@ class Uploads:
                     gone += 1
                 except FileNotFoundError:
                     continue
-        for folder in sorted(self.folder.rglob("*"), reverse=True):
+        for folder in self._walk(folders=True):
             try:
-                if folder.is_dir() and folder.stat().st_mtime <= limit:
+                if folder.stat().st_mtime <= limit:
                     folder.rmdir()
             except OSError:  # not empty, or gone
                 continue
         return gone
+
+    def _walk(self, *, folders: bool) -> Iterator[Path]:
+        """Files, or folders without the topmost, the innermost first; what other threads delete meanwhile is left out.
+
+        ``Path.rglob`` raises where a folder is gone before it is looked at, ``os.walk`` does not.
+        """
+        for place, inner, names in os.walk(self.folder, topdown=False):
+            for name in inner if folders else names:
+                yield Path(place, name)
 
     def close(self) -> None:
         """Deletes the folder."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import time
 import zlib
@@ -145,3 +146,28 @@ def test_frames_of_a_folder_are_its_pictures_and_nothing_else(tmp_path):
             frames.picture(name)
     with pytest.raises(DataError, match="holds no picture"):
         frames_of_folder(tmp_path / "deep.png", Limits())
+
+
+def test_a_folder_that_another_thread_deletes_while_it_is_looked_at_stops_nothing(uploads, monkeypatch):
+    for name in ("a", "b", "c"):
+        put(uploads, f"{name}.png", b"old")
+    other = uploads.folder / "gone"
+    other.mkdir()
+    (other / "x.png").write_bytes(b"old")
+    kept = uploads.folder / "z"
+    kept.mkdir()
+    (kept / "new.png").write_bytes(b"new")
+    scandir, deleted = os.scandir, []
+
+    def meanwhile(path):
+        if str(path) == str(other) and other.exists():
+            shutil.rmtree(other)
+            deleted.append(path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", meanwhile)
+    later = time.time() + 60
+    os.utime(kept / "new.png", (later, later))
+    assert uploads.sweep(older_than=-1) == 3
+    assert deleted
+    assert [file.name for file in uploads.folder.rglob("*.png")] == ["new.png"]
