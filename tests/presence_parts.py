@@ -26,7 +26,8 @@ def tiny_model(
     head = None
     if presence:
         head = PresenceHead(
-            (2, 3), (1,), lmm.hidden_size, lmm.vision_channels, lmm.attention_channels, width=16, num_heads=2, cells=4
+            (2, 3), (1,), lmm.hidden_size, lmm.vision_channels, lmm.attention_channels, width=16, num_heads=2, cells=4,
+            reads_likelihood=True,
         )  # fmt: skip
     unet = UNetHead(lmm.attention_channels, base_channels=4, upsample_input=16)
     phrase = PhraseGroundingHead(

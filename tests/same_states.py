@@ -6,7 +6,7 @@ import torch
 
 from flmm_detseg.structures import CaptureSpec, LMMStates
 
-EVERYTHING = CaptureSpec(attention=True, hidden="all", vision_layers=(0, 2, 3), logits=True)
+EVERYTHING = CaptureSpec(attention=True, hidden="all", vision_layers=(0, 2, 3), logits=True, likelihood=True)
 
 
 def assert_same(ours: LMMStates, theirs: LMMStates, atol: float = 1e-5) -> None:
@@ -18,6 +18,10 @@ def assert_same(ours: LMMStates, theirs: LMMStates, atol: float = 1e-5) -> None:
         )
         assert torch.equal(ours.hidden[index].phrase_ids, theirs.hidden[index].phrase_ids)
         torch.testing.assert_close(ours.logits[index], theirs.logits[index], rtol=1e-5, atol=2 * atol)
+        # Probabilities, since a logarithm of almost nothing magnifies rounding.
+        torch.testing.assert_close(
+            ours.likelihood[index].exp(), theirs.likelihood[index].exp(), rtol=1e-4, atol=2 * atol
+        )
         assert ours.logits_start[index] == theirs.logits_start[index]
         for layer in EVERYTHING.vision_layers:
             torch.testing.assert_close(

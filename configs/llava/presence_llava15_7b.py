@@ -15,7 +15,12 @@ from flmm_detseg.heads import PresenceHead
 
 model["heads"]["phrase"].update(
     presence=dict(
-        type=PresenceHead, hidden_layers=(8, 16, 24, 32), vision_layers=(12, 23), width=256, cells=24
+        type=PresenceHead,
+        hidden_layers=(8, 16, 24, 32),
+        vision_layers=(12, 23),
+        width=256,
+        cells=24,
+        reads_likelihood=True,
     ),
 )
 model.update(

@@ -16,7 +16,14 @@ from flmm_detseg.models import GroundingLMM
 
 phrase_grounding.update(
     presence=dict(
-        type=PresenceHead, hidden_layers=(1, 2, 3, 4), vision_layers=(4,), width=96, cells=14, dropout=0.1
+        type=PresenceHead,
+        hidden_layers=(1, 2, 3, 4),
+        vision_layers=(4,),
+        width=128,
+        depth=3,
+        cells=14,
+        dropout=0.1,
+        reads_likelihood=True,
     ),
 )
 model = dict(
@@ -28,4 +35,9 @@ model = dict(
     init_from=["data/models/tiny_heads/heads.pth"],
     new_parts=["heads.phrase.presence."],
 )
+# 24,000 scenes are seen: four times each.
+param_scheduler[1].update(end=3000)
+train_cfg.update(max_iters=3000)
+optim_wrapper["optimizer"].update(lr=1e-3)
+default_hooks.update(checkpoint=dict(interval=250))
 custom_hooks.append(dict(type=PresenceCalibrationHook, dataset=presence_val))

@@ -250,8 +250,7 @@ class CachedLMM(GroupReader):
                     for rows, part in zip(captured.attention, packed.rows, strict=True)
                 ]
                 captured = replace(captured, attention=torch.stack(sent))
-            unembed = self.lmm.unembed if capture.logits else None
-            return states_of(captured, sequences, places, items, unembed, vision, answer=capture.answer)
+            return states_of(captured, sequences, places, items, capture, self.lmm.unembed, vision)
 
     # Answers.
 

@@ -173,7 +173,12 @@ class PhraseGroundingHead(Head[Prediction]):
         if self.presence is None:
             return own
         layers = self.presence.hidden_layers
-        return own.union(CaptureSpec(hidden=layers, vision_layers=self.presence.vision_layers))
+        read = CaptureSpec(
+            hidden=layers,
+            vision_layers=self.presence.vision_layers,
+            likelihood=self.presence.reads_likelihood,
+        )
+        return own.union(read)
 
     @property
     def presence_score(self) -> PresenceHead | None:
@@ -378,9 +383,11 @@ class PhraseGroundingHead(Head[Prediction]):
         if coarse is None:
             with torch.no_grad():
                 coarse = self.coarse_logits(states.attention, batch)
+        nothing: list[Tensor | None] = [None] * len(batch)
+        likelihood = states.likelihood or nothing
         evidence = []
-        for rows, stack, maps, logits, inputs in zip(
-            states.hidden, states.attention, states.vision, coarse, batch.inputs, strict=True
+        for rows, stack, maps, logits, likely, inputs in zip(
+            states.hidden, states.attention, states.vision, coarse, likelihood, batch.inputs, strict=True
         ):
             vision = torch.cat([maps[layer] for layer in self.presence.vision_layers])
             evidence.append(
@@ -389,6 +396,7 @@ class PhraseGroundingHead(Head[Prediction]):
                     vision=Frame.of(inputs.grid, 1).crop(vision.detach()),
                     mask_logits=logits.detach(),
                     attention=_crop(stack.detach(), inputs.grid),
+                    likelihood=likely,
                 )
             )
         return self.presence(evidence)

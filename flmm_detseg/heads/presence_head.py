@@ -26,12 +26,14 @@ class PresenceEvidence:
         vision: ``[C_v, h, w]``: the vision tower's maps of its layers, one after the other in channels.
         mask_logits: float32 ``[K, h, w]``: the coarse masks.
         attention: ``[K, C, h, w]`` in [0, 1]; None where nothing of it is read.
+        likelihood: float32 ``[P, 2]`` of the phrases' tokens, see :attr:`LMMStates.likelihood`; None as above.
     """
 
     hidden: HiddenRows
     vision: Tensor
     mask_logits: Tensor
     attention: Tensor | None = None
+    likelihood: Tensor | None = None
 
 
 @MODELS.register_module()
@@ -58,6 +60,8 @@ class PresenceHead(PresenceScore):
         dropout: In training.
         keep_present: See :class:`~flmm_detseg.heads.presence_score.PresenceScore`.
         reads_attention: False: the phrase's attention is left out.
+        reads_likelihood: True: how likely the LMM finds each token of the phrase is read too. An LMM that describes
+            what it sees finds words about other things unlikely. (Off by default: checkpoints from before it load.)
 
     Raises:
         ConfigError: No layer, or a number that does not fit.
@@ -77,6 +81,7 @@ class PresenceHead(PresenceScore):
         dropout: float = 0.0,
         keep_present: float = 0.97,
         reads_attention: bool = True,
+        reads_likelihood: bool = False,
     ) -> None:
         super().__init__(keep_present)
         for name, layers in (("hidden_layers", hidden_layers), ("vision_layers", vision_layers)):
@@ -100,6 +105,10 @@ class PresenceHead(PresenceScore):
         # Of the phrase: what it attends to and its mask, cell by cell and as a whole.
         self.phrase_proj = nn.Linear(self.in_channels + 1, width)
         self.whole_proj = nn.Linear(2 * self.in_channels + 2, width)
+        self.reads_likelihood = reads_likelihood
+        if reads_likelihood:
+            self.likelihood_proj = nn.Linear(2, width)
+            self.whole_likelihood_proj = nn.Linear(2, width)
         self.query = nn.Parameter(torch.randn(width) * 0.02)
         self.decoder = nn.ModuleList(
             nn.TransformerDecoderLayer(
@@ -135,16 +144,26 @@ class PresenceHead(PresenceScore):
 
     def _tokens(self, evidence: Sequence[PresenceEvidence]) -> tuple[Tensor, Tensor]:
         """The learned token and the phrase's, ``[K, 1 + T, D]``, and where there is none (bool ``[K, 1 + T]``)."""
-        rows = []
+        rows, wholes = [], []
         for item in evidence:
-            states = item.hidden.of(self.hidden_layers).to(self.token_norm.weight.dtype)
+            dtype = self.token_norm.weight.dtype
+            states = item.hidden.of(self.hidden_layers).to(dtype)
             projected = self.token_proj(self.token_norm(states).permute(1, 0, 2).flatten(1))
-            for k in range(len(item.mask_logits)):
-                rows.append(projected[item.hidden.phrase_ids == k])
+            own = [item.hidden.phrase_ids == k for k in range(len(item.mask_logits))]
+            if self.reads_likelihood:
+                assert item.likelihood is not None  # the owner captures it
+                # A word that was all but impossible is no stronger sign than one that was very unlikely.
+                likelihood = item.likelihood.clamp(min=-20.0).to(dtype) / 5.0
+                projected = projected + self.likelihood_proj(likelihood)
+                wholes += [likelihood[tokens].sum(0) / 4.0 for tokens in own]
+            rows += [projected[tokens] for tokens in own]
         longest = max(map(len, rows))
         places = sinusoids(torch.arange(1 + longest, device=self.query.device), self.query.shape[0])
         tokens = torch.stack([F.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
-        tokens = torch.cat([self.query.expand(len(rows), 1, -1), tokens], dim=1) + places.to(tokens.dtype)
+        whole = self.query.expand(len(rows), 1, -1)
+        if self.reads_likelihood:
+            whole = whole + self.whole_likelihood_proj(torch.stack(wholes))[:, None]
+        tokens = torch.cat([whole, tokens], dim=1) + places.to(tokens.dtype)
         lengths = torch.tensor([len(row) for row in rows], device=tokens.device)
         return tokens, torch.arange(1 + longest, device=tokens.device) > lengths[:, None]
 

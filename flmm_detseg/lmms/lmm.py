@@ -578,8 +578,7 @@ class LMM(LMMAdapter):
             columns = [image_columns(inputs[members[0]]) for members in sequences.members]
             places = phrase_rows(inputs, sequences.members, sequences.token_index, columns)
             captured = self.read(sequences, places, capture)
-            unembed = self.unembed if capture.logits else None
-            return states_of(captured, sequences, places, inputs, unembed, vision, answer=capture.answer)
+            return states_of(captured, sequences, places, inputs, capture, self.unembed, vision)
 
     def read(self, sequences: Sequences, places: PhraseRows, capture: CaptureSpec) -> Captured:
         """From sequences to states: the forward pass of the language model, also for sequences that a caller made.
@@ -918,7 +917,11 @@ class LMM(LMMAdapter):
             hidden = [HiddenRows(generation.hidden[:, tokens], ids, generation.hidden_layers)]
         vision = None if generation.vision is None else [generation.vision]
         answer = None if generation.answer_states is None else [generation.answer_states]
-        return LMMStates(attention=attention, hidden=hidden, vision=vision, answer=answer)
+        log_probs = torch.stack([generation.log_probs, generation.best_log_probs], dim=1)
+        likelihood = [log_probs.to(self.device)[tokens]]
+        return LMMStates(
+            attention=attention, hidden=hidden, vision=vision, answer=answer, likelihood=likelihood
+        )
 
     @torch.no_grad()
     def generate(self, sample: Sample, *, max_new_tokens: int = 128) -> str:

@@ -251,6 +251,7 @@ class GradientGate:
             base_logits=states.base_logits,
             added_ids=states.added_ids,
             answer=states.answer and [gate(item) for item in states.answer],
+            likelihood=states.likelihood,
         )
 
 

@@ -21,6 +21,7 @@ class Generation:
         token_offsets: Character range ``(start, end)`` of each token in ``text``, half-open. Starts and ends never
             fall. Tokens that spell one character together all have its range; special tokens have an empty one.
         log_probs: float32 ``[A]``, CPU: log-probability of each token when it was chosen.
+        best_log_probs: The same of the token that was the likeliest then.
         inputs: Image, prompt and generated tokens as one teacher-forced sequence without phrases.
         attention: ``[C, A, N]`` in the LMM's dtype, in [0, 1]: softmax over all keys, cut to the patches; channels
             in the order of ``LMMAdapter.attention_pairs``. None where the capture did not ask for it.
@@ -35,6 +36,7 @@ class Generation:
     token_ids: Tensor
     token_offsets: tuple[tuple[int, int], ...]
     log_probs: Tensor
+    best_log_probs: Tensor
     inputs: LMMInputs
     attention: Tensor | None = None
     hidden: Tensor | None = None

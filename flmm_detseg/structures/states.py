@@ -32,6 +32,7 @@ class CaptureSpec:
         base_logits: The same of the untouched LMM (no added part), for distillation, of the samples that it can read;
             a second pass without gradient.
         answer: Last states over the answer, from the prompt's last token on.
+        likelihood: How likely the language model finds each phrase token where it stands.
 
     Raises:
         ConfigError: ``hidden`` is neither ``"all"`` nor layers of 1 or higher.
@@ -43,6 +44,7 @@ class CaptureSpec:
     logits: bool = False
     base_logits: bool = False
     answer: bool = False
+    likelihood: bool = False
 
     def __post_init__(self) -> None:
         if self.hidden == "all":
@@ -83,12 +85,13 @@ class CaptureSpec:
             logits=self.logits or other.logits,
             base_logits=self.base_logits or other.base_logits,
             answer=self.answer or other.answer,
+            likelihood=self.likelihood or other.likelihood,
         )
 
     @property
     def reads_text(self) -> bool:
         """Whether anything is asked for that the language model gives."""
-        return bool(self.attention or self.hidden or self.logits or self.answer)
+        return bool(self.attention or self.hidden or self.logits or self.answer or self.likelihood)
 
 
 def _is_layer(value: object) -> bool:
@@ -262,6 +265,8 @@ class LMMStates:
             its table has rows to spare, its logits there mean nothing).
         answer: Per sample the last states (after the final norm) from the prompt's last token on, ``[T - prefix_length
             + 1, d]``, dtype of the LMM: row i is of token ``prefix_length - 1 + i`` and predicts the next one.
+        likelihood: Per sample float32 ``[P, 2]``, without gradient: log-probability of each phrase token (rows as in
+            :class:`HiddenRows`) after all that stands before it, and of the token that is the likeliest there.
     """
 
     attention: list[Tensor] | None = None
@@ -272,6 +277,7 @@ class LMMStates:
     base_logits: list[Tensor | None] | None = None
     added_ids: tuple[int, ...] | None = None
     answer: list[Tensor] | None = None
+    likelihood: list[Tensor] | None = None
 
 
 @dataclass

@@ -21,7 +21,7 @@ from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, Phrase
 from flmm_detseg.structures.partition import OBJ
 
-EVERYTHING = CaptureSpec(attention=True, hidden="all", vision_layers=(0, 2), logits=True)
+EVERYTHING = CaptureSpec(attention=True, hidden="all", vision_layers=(0, 2), logits=True, likelihood=True)
 SCHEMES = pytest.mark.parametrize("positions", ["packed", "raster"])
 LETTERBOX = pytest.mark.parametrize("letterbox", ["background", "drop"])
 PROJECTORS = pytest.mark.parametrize("projectors", ["shared", "separate"])

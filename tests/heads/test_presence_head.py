@@ -43,6 +43,7 @@ def make_evidence(counts=(2, 0, 3), sizes=((4, 4), (4, 4), (3, 5)), seed: int = 
                 draw(2 * VISION, rows, cols),
                 draw(count, 2 * rows, 2 * cols),
                 draw(count, CHANNELS, rows, cols).sigmoid() / 20,
+                -draw(len(ids), 2).exp(),
             )
         )
     return found
@@ -57,13 +58,14 @@ def test_a_batch_is_its_samples_one_by_one():
 
 
 def test_it_reads_words_attention_mask_and_image():
-    head, (item,) = make_presence(), make_evidence((2,), ((4, 4),))
+    head, (item,) = make_presence(reads_likelihood=True), make_evidence((2,), ((4, 4),))
     before = head([item])[0]
     changes = {
         "hidden": replace(item.hidden, states=item.hidden.states.flip(0)),
         "vision": item.vision.flip(-1),
         "mask_logits": item.mask_logits.flip(-1),
         "attention": item.attention.flip(1),
+        "likelihood": item.likelihood.flip(0),
     }
     for name, value in changes.items():
         assert (head([replace(item, **{name: value})])[0] - before).abs().max() > 1e-4, name
@@ -79,8 +81,20 @@ def test_attention_may_be_left_out():
     torch.testing.assert_close(head([item]), head([replace(item, attention=None)]))
 
 
+def test_likelihood_is_read_where_it_is_asked_for_and_has_a_floor():
+    (item,) = make_evidence((2,), ((4, 4),))
+    assert not make_presence().state_dict().keys() & {"likelihood_proj.weight"}
+    torch.testing.assert_close(
+        make_presence()([item]), make_presence()([replace(item, likelihood=None)]), rtol=0, atol=0
+    )
+    head = make_presence(reads_likelihood=True)
+    unlikely, impossible = (replace(item, likelihood=torch.full((3, 2), value)) for value in (-20.0, -1e9))
+    torch.testing.assert_close(head([unlikely]), head([impossible]), rtol=0, atol=0)
+    assert all(torch.isfinite(head([impossible])[0]))
+
+
 def test_every_tensor_learns():
-    head = make_presence().train()
+    head = make_presence(reads_likelihood=True).train()
     torch.cat(head(make_evidence())).square().sum().backward()
     assert [name for name, p in head.named_parameters() if p.grad is None or not p.grad.abs().sum()] == []
 

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to write; other files there are an error"
     )
-    parser.add_argument("--train", type=int, default=3000, help="scenes (default %(default)s)")
+    parser.add_argument("--train", type=int, default=6000, help="scenes (default %(default)s)")
     parser.add_argument("--val", type=int, default=400, help="scenes to calibrate on (default %(default)s)")
     parser.add_argument("--test", type=int, default=500, help="scenes to measure on (default %(default)s)")
     parser.add_argument(

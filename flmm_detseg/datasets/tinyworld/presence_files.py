@@ -34,7 +34,7 @@ class PresenceSpec:
         ConfigError: A split would have no scene.
     """
 
-    train: int = 3000
+    train: int = 6000
     val: int = 400
     test: int = 500
     seed: int = 15

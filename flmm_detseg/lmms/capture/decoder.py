@@ -30,10 +30,12 @@ class DecodedToken:
     Attributes:
         token_id: The token.
         log_prob: float32 scalar, CPU: its log-probability when it was chosen.
+        best_log_prob: The same of the likeliest token then; another one where the model's own rules forbade that.
     """
 
     token_id: int
     log_prob: Tensor
+    best_log_prob: Tensor
 
 
 class PrefixDecoder:
@@ -256,7 +258,9 @@ class PrefixDecoder:
                 token = own.argmax(-1) if rule is None else rule.choose(own)
                 token_id = int(token)
                 counts[number] += 1
-                yield number, DecodedToken(token_id, token_log_probs(own, token)[0].cpu())
+                chosen = token_log_probs(own, token)[0].cpu()
+                best = chosen if rule is None else token_log_probs(own, own.argmax(-1))[0].cpu()
+                yield number, DecodedToken(token_id, chosen, best)
                 stopped = rule is not None and rule.stopped
                 tokens.append(token)
                 if not (token_id in end_ids or counts[number] == max_new_tokens[number] or stopped):

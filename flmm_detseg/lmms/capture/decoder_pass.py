@@ -13,7 +13,12 @@ from transformers import Cache, PreTrainedModel
 
 from flmm_detseg.compat.transformers5 import cache_argument
 from flmm_detseg.lmms.capture.packing import PhraseRows, answer_states
-from flmm_detseg.lmms.capture.per_sample import hidden_rows, split_attention, split_hidden
+from flmm_detseg.lmms.capture.per_sample import (
+    hidden_rows,
+    phrase_likelihood,
+    split_attention,
+    split_hidden,
+)
 from flmm_detseg.lmms.capture.row_tap import RowTap
 from flmm_detseg.structures import CaptureSpec, LMMInputs, LMMStates
 
@@ -202,10 +207,9 @@ def states_of(
     sequences: Sequences,
     places: PhraseRows,
     inputs: Sequence[LMMInputs],
-    unembed: Callable[[Tensor], Tensor] | None,
+    capture: CaptureSpec,
+    unembed: Callable[[Tensor], Tensor],
     vision: list[dict[int, Tensor]] | None,
-    *,
-    answer: bool = False,
 ) -> LMMStates:
     """Distributes what was kept of a pass to the samples.
 
@@ -214,18 +218,20 @@ def states_of(
         sequences: What was read.
         places: Phrase tokens among them.
         inputs: The samples.
-        unembed: From last states to logits; None where these are not asked for.
+        capture: What was asked for.
+        unembed: From last states to logits.
         vision: Per sample its vision maps.
-        answer: Keep the last states over the answers.
 
     Returns:
         Per sample what was captured of it, in the order of ``inputs``; None for what was not.
     """
-    logits = states = None
-    if unembed is not None or answer:
+    states = logits = likelihood = None
+    if capture.logits or capture.answer or capture.likelihood:
         states = answer_states(captured.last, inputs, sequences.members, sequences.token_index)
-    if unembed is not None and states is not None:
-        logits = list(unembed(torch.cat(states)).split([len(part) for part in states]))
+        if capture.logits:
+            logits = list(unembed(torch.cat(states)).split([len(part) for part in states]))
+        if capture.likelihood:
+            likelihood = [phrase_likelihood(item, part, unembed) for item, part in zip(inputs, states)]
     hidden = None
     if captured.hidden is not None:
         hidden = split_hidden(captured.hidden, captured.hidden_layers, places)
@@ -235,5 +241,6 @@ def states_of(
         vision=vision,
         logits=logits,
         logits_start=None if logits is None else [item.prefix_length - 1 for item in inputs],
-        answer=states if answer else None,
+        answer=states if capture.answer else None,
+        likelihood=likelihood,
     )

@@ -126,6 +126,7 @@ class GreedyAnswer:
             token_ids=token_ids,
             token_offsets=offsets,
             log_probs=torch.stack([token.log_prob for token in self.tokens]),
+            best_log_probs=torch.stack([token.best_log_prob for token in self.tokens]),
             inputs=answered(self._question, token_ids),
             attention=attention,
             hidden=hidden,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from threading import get_ident
 from typing import Any
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from flmm_detseg.lmms.capture.packing import PhraseRows
+from flmm_detseg.language import token_log_probs
+from flmm_detseg.lmms.capture.packing import PhraseRows, phrase_entries
 from flmm_detseg.ops.rows import take_tokens
 from flmm_detseg.structures import HiddenRows, LMMInputs, PatchGrid
 
@@ -71,6 +72,24 @@ def split_hidden(collected: list[Tensor], layers: tuple[int, ...], places: Phras
         HiddenRows(states=rows[:, row, entries], phrase_ids=phrase_ids.to(rows.device), layers=layers)
         for (row, entries, _), phrase_ids in zip(places.row_slices, places.sample_phrase_ids, strict=True)
     ]
+
+
+@torch.no_grad()
+def phrase_likelihood(item: LMMInputs, states: Tensor, unembed: Callable[[Tensor], Tensor]) -> Tensor:
+    """How likely the language model finds the tokens of a sample's phrases, each after all that stands before it.
+
+    Args:
+        item: The sample.
+        states: Last states from its prompt's last token on, ``[T - prefix_length + 1, d]``.
+        unembed: From last states to logits.
+
+    Returns:
+        float32 ``[P, 2]``, see :attr:`LMMStates.likelihood`.
+    """
+    tokens, _ = phrase_entries(item.phrase_tokens, item.record_id)
+    logits = unembed(states[(tokens - item.prefix_length).to(states.device)])
+    own = token_log_probs(logits, item.input_ids[tokens].to(logits.device))
+    return torch.stack([own, token_log_probs(logits, logits.argmax(-1))], dim=1)
 
 
 def split_attention(stack: Tensor, inputs: Sequence[LMMInputs], places: PhraseRows) -> list[Tensor]:

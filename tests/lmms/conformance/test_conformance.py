@@ -28,7 +28,7 @@ from flmm_detseg.registry import MODELS
 from flmm_detseg.structures import CaptureSpec, LMMInputs, LMMStates, Phrase, Sample, Turn
 
 pytestmark = pytest.mark.parametrize("family", FAMILIES)
-TEXT = CaptureSpec(attention=True, hidden="all", logits=True)
+TEXT = CaptureSpec(attention=True, hidden="all", logits=True, likelihood=True)
 
 
 def samples() -> list[Sample]:
@@ -86,6 +86,12 @@ def test_logits_and_hidden_rows_are_those_of_the_models_own_forward(family):
         start = ours.logits_start[0]
         torch.testing.assert_close(ours.logits[0], theirs.logits[0, start:], rtol=1e-4, atol=2e-5)
         rows = ours.hidden[0]
+        scores = theirs.logits[0].log_softmax(-1)
+        for phrase, tokens in enumerate(item.phrase_tokens):
+            places = tokens.nonzero().flatten()
+            own, best = ours.likelihood[0][rows.phrase_ids == phrase].unbind(1)
+            torch.testing.assert_close(own, scores[places - 1, item.input_ids[places]], rtol=1e-4, atol=2e-5)
+            torch.testing.assert_close(best, scores[places - 1].amax(-1), rtol=1e-4, atol=2e-5)
         for layer, states in enumerate(theirs.hidden_states[1:]):
             for phrase, tokens in enumerate(item.phrase_tokens):
                 torch.testing.assert_close(
@@ -194,6 +200,7 @@ def test_answers_are_those_of_generate_and_states_those_of_teacher_forcing(famil
         theirs = lmm.encode([phrase_inputs(generation, phrases)], EVERYTHING)
         torch.testing.assert_close(ours.attention[0], theirs.attention[0], rtol=0, atol=1e-5)
         torch.testing.assert_close(ours.hidden[0].states, theirs.hidden[0].states, rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(ours.likelihood[0], theirs.likelihood[0], rtol=1e-4, atol=2e-5)
         for layer, maps in theirs.vision[0].items():
             torch.testing.assert_close(ours.vision[0][layer], maps, rtol=0, atol=1e-5)
 
