@@ -26,23 +26,21 @@ from flmm_detseg.language import (
     SerialisedAnswer,
     SerialiseOptions,
     TextFormat,
-    mask_to_polygons,
     quantise_boxes,
 )
 from flmm_detseg.language import text_format as build_text_format
-from flmm_detseg.language.items import Polygon
 from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import DenseTargets, Phrase, Sample
 
 
 class _Mask(NamedTuple):
-    """A mask to write: of which object (None: of a class), its name, bool ``[H, W]``, its outline in words."""
+    """A mask to write: of which object (None: of a class), its name, bool ``[H, W]``, what the text says of it."""
 
     item: int | None
     label: str
     pixels: np.ndarray
-    polygons: tuple[Polygon, ...] | None
+    in_text: MaskItem | None
 
 
 @DATASETS.register_module()
@@ -54,8 +52,8 @@ class JointDataset(DerivedDataset):
     first). Objects stand in the same order in both; crowd regions are not written. Which sections are wanted stands in
     the prompt. The samples keep their ``dense`` targets, so dense heads may read them too; ``sections`` holds the
     sections' spans. With ``mask_form="seg"`` the k-th mask token belongs to the k-th phrase and mask; the phrase's span
-    is the item's label with ``<SEG>``, the token itself with ``[SEG]``. Outlines are words like all others: their
-    samples have no phrases.
+    is the item's label with ``<SEG>``, the token itself with ``[SEG]``. Masks that stand in the text are words like all
+    others: their samples have no phrases.
 
     A list that is cut teaches the model not to end. So whole objects, the smallest ones, are left out until the text
     has ``max_characters``; :meth:`report` counts them (``left_out``).
@@ -70,10 +68,11 @@ class JointDataset(DerivedDataset):
         box_order: ``"area"`` (largest first) or ``"raster"``.
         max_boxes: More boxes than that lose the smallest ones.
         max_masks: More masks than that lose the last ones.
-        mask_form: ``"polygons"``: the outline in words (a mask too thin for canonical coordinates is left out);
-            ``"seg"``: a mask token per mask. ``[SEG]`` is read by heads for task ``"reasoning"``, ``<SEG>`` by a head
-            of your own that reads the phrases' states: none here does.
-        max_points: Points of each polygon at most.
+        mask_form: ``"text"``: the mask itself, as the text format writes masks: outlines unless it says otherwise (a
+            mask of which nothing is left, such as a thin one, is left out). ``"seg"``: a mask token per mask. ``[SEG]``
+            is read by heads for task ``"reasoning"``, ``<SEG>`` by a head of your own that reads the phrases' states:
+            none here does.
+        max_points: Points of each outline at most.
         max_characters: Longest text, as far as leaving objects out can make it shorter (one stays, and so do the words
             of an answer). LLaMA's tokenizer needs at most a token a character: 3000 fit into LLaVA-1.5's 4096 tokens
             beside the image and a question.
@@ -94,7 +93,7 @@ class JointDataset(DerivedDataset):
         box_order: Literal["area", "raster"] = "area",
         max_boxes: int = 100,
         max_masks: int = 100,
-        mask_form: Literal["seg", "polygons"] = "polygons",
+        mask_form: Literal["seg", "text"] = "text",
         max_points: int = 24,
         max_characters: int = 3000,
         seed: int = 0,
@@ -106,8 +105,8 @@ class JointDataset(DerivedDataset):
         self.sections, self.seed = tuple(sections), seed
         self.question = self.text_format.objects_question if question is None else question
         self.options = SerialiseOptions(box_order=box_order, max_boxes=max_boxes, max_masks=max_masks)
-        if mask_form not in ("seg", "polygons"):
-            raise ConfigError(f"`mask_form` is {mask_form!r}; allowed: seg, polygons")
+        if mask_form not in ("seg", "text"):
+            raise ConfigError(f"`mask_form` is {mask_form!r}; allowed: seg, text")
         if max_characters < 1:
             raise ConfigError(f"`max_characters` is {max_characters}; it must be at least 1")
         self.mask_form, self.max_points, self.max_characters = mask_form, max_points, max_characters
@@ -256,9 +255,7 @@ class JointDataset(DerivedDataset):
             masks = [by_object[index] for index in order if index in by_object]
         masks = masks[: options.max_masks]
         items = tuple(
-            MaskItem(mask.label, seg_index=k)
-            if mask.polygons is None
-            else MaskItem(mask.label, mask.polygons)
+            MaskItem(mask.label, seg_index=k) if mask.in_text is None else mask.in_text
             for k, mask in enumerate(masks)
         )
         answer = JointAnswer(
@@ -302,12 +299,12 @@ class JointDataset(DerivedDataset):
             named = [(classes[value], dense.semantic == value) for value in values]
         masks = []
         for index, (label, pixels) in enumerate(named):
-            polygons = None
-            if self.mask_form == "polygons":
-                polygons = mask_to_polygons(pixels, self.max_points).polygons
-                if not polygons:  # a thin mask may have no pixel left
+            in_text = None
+            if self.mask_form == "text":
+                in_text = self.text_format.mask_item(label, pixels, self.max_points)
+                if in_text is None:
                     continue
-            masks.append(_Mask(index if dense.masks is not None else None, label, pixels, polygons))
+            masks.append(_Mask(index if dense.masks is not None else None, label, pixels, in_text))
         return masks
 
 

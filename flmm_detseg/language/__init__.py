@@ -9,9 +9,11 @@ from flmm_detseg.language.coordinates import (
     quantise_boxes,
     quantise_points,
 )
+from flmm_detseg.language.draw_mask import draw_mask
 from flmm_detseg.language.formats import text_format
 from flmm_detseg.language.items import BoxItem, JointAnswer, MaskItem
 from flmm_detseg.language.joint_template import JointTemplate
+from flmm_detseg.language.mask_runs import MaskRuns
 from flmm_detseg.language.number_words import NumberWords, number_words
 from flmm_detseg.language.parse import ParsedAnswer, ParseProblem, ParseReport, parse_answer
 from flmm_detseg.language.polygons import MaskPolygons, mask_to_polygons, polygons_to_mask
@@ -39,6 +41,7 @@ __all__ = [
     "JointTemplate",
     "MaskItem",
     "MaskPolygons",
+    "MaskRuns",
     "NumberWords",
     "ParseProblem",
     "ParseReport",
@@ -50,6 +53,7 @@ __all__ = [
     "build_prompt",
     "dequantise_boxes",
     "dequantise_points",
+    "draw_mask",
     "mask_to_polygons",
     "number_words",
     "parse_answer",

@@ -16,6 +16,8 @@ from flmm_detseg.utils.names import suggest
 
 _MAKERS: dict[str, Callable[[], TextFormat]] = {
     "template": JointTemplate,
+    "template_runs": partial(JointTemplate, masks="runs"),
+    "template_places": partial(JointTemplate, masks="places"),
     "qwen_json": QwenJSON,
     "qwen_json_pixels": partial(QwenJSON, frame="pixels"),
     "boxed_caption": BoxedCaption,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flmm_detseg.errors import DataError
 from flmm_detseg.language.coordinates import MAX_COORDINATE
+from flmm_detseg.language.mask_runs import MaskRuns
 
 Box = tuple[int, int, int, int]
 Polygon = tuple[tuple[int, int], ...]
@@ -45,23 +46,24 @@ class BoxItem:
 
 @dataclass(frozen=True)
 class MaskItem:
-    """A segmented object: either polygons or a reference to a mask that a head reads at a ``<SEG>`` token.
+    """A segmented object: polygons, run lengths, or a reference to a mask that a head reads at a ``<SEG>`` token.
 
     Attributes:
         label: Its name.
-        polygons: Parts, each at least three ``(x, y)`` points in 0..999; their union is the mask. None with
-            ``seg_index``.
-        seg_index: Which ``<SEG>`` of the text it is, counted from 0 over the whole text. None with ``polygons``.
+        polygons: Parts, each at least three ``(x, y)`` points in 0..999; their union is the mask.
+        seg_index: Which ``<SEG>`` of the text it is, counted from 0 over the whole text.
+        runs: Run lengths on a grid. Exactly one of the three is not None.
     """
 
     label: str
     polygons: tuple[Polygon, ...] | None = None
     seg_index: int | None = None
+    runs: MaskRuns | None = None
 
     def __post_init__(self) -> None:
-        """Raises DataError unless exactly one of polygons and seg_index is there and well-formed."""
-        if (self.polygons is None) == (self.seg_index is None):
-            raise DataError(f"mask of {self.label!r} needs either polygons or seg_index")
+        """Raises DataError unless exactly one of polygons, seg_index and runs is there and well-formed."""
+        if sum(value is not None for value in (self.polygons, self.seg_index, self.runs)) != 1:
+            raise DataError(f"mask of {self.label!r} needs one of polygons, seg_index and runs")
         if self.polygons is None:
             return
         if not self.polygons:

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from flmm_detseg.language.items import Box, BoxItem, JointAnswer, MaskItem
+from flmm_detseg.language.mask_runs import MaskRuns
+from flmm_detseg.language.mask_words import ReadMask
 from flmm_detseg.language.scanner import ItemSpan, ListScanner, RawBox
 from flmm_detseg.language.task_tokens import SEG_TOKEN
 from flmm_detseg.language.wording import MAX_ITEMS, SECTION_TAG, is_repeated
@@ -26,8 +28,9 @@ class ParseProblem:
 
     Attributes:
         kind: ``too_long``, ``text_before_sections``, ``second_answer``, ``repaired``, ``repeated_box``, or the reason
-            of a lost item: ``truncated``, ``broken_item``, ``wrong_number_of_values``, ``no_coordinates``,
-            ``no_label``, ``seg_among_boxes``, ``seg_without_label``, ``too_many_items``.
+            of a lost item: ``truncated``, ``broken_item``, ``wrong_number_of_values``, ``no_coordinates`` (nor a mask
+            in words, where these are read), ``no_label``, ``seg_among_boxes``, ``seg_without_label``,
+            ``too_many_items``.
         position: Character position in the text.
     """
 
@@ -43,8 +46,8 @@ class ParseReport:
         num_parsed: Items that are in the answer, repaired ones included.
         num_bad: Items that were begun and lost. Dropped repetitions are neither parsed nor bad.
         problems: Losses in the order of the text, then repairs and repetitions; the first ``MAX_PROBLEMS``.
-        num_repaired: Parsed items whose values were clamped, swapped, rounded or scaled, or whose brackets or
-            separators were missing.
+        num_repaired: Parsed items whose values were clamped, swapped, rounded or scaled, whose brackets or separators
+            were missing, or whose mask in words is spelled otherwise than the format does.
         num_repeated: Boxes dropped as repetitions.
     """
 
@@ -107,7 +110,9 @@ class ParseLog:
         )
 
 
-def parse_answer(text: str, *, mask_token: str = SEG_TOKEN, bare_boxes: bool = False) -> ParsedAnswer:
+def parse_answer(
+    text: str, *, mask_token: str = SEG_TOKEN, bare_boxes: bool = False, read_mask: ReadMask | None = None
+) -> ParsedAnswer:
     """Reads a joint answer; takes any string, never raises, and needs time linear in its length.
 
     Every complete item is kept, whatever stands around it. Tolerated:
@@ -128,6 +133,8 @@ def parse_answer(text: str, *, mask_token: str = SEG_TOKEN, bare_boxes: bool = F
         mask_token: Stands for a mask that a head draws.
         bare_boxes: Boxes are written without brackets and commas (``car 1 2 3 4``): the last four numbers of an item
             are its box, and ``Detections:`` opens its section wherever it stands.
+        read_mask: Finds the mask in the words of an item, beside outlines and mask tokens; with it, ``Segmentations:``
+            opens its section wherever it stands. None: masks are not written in words.
 
     Returns:
         The answer, where its items stand, and the report.
@@ -137,7 +144,8 @@ def parse_answer(text: str, *, mask_token: str = SEG_TOKEN, bare_boxes: bool = F
     words: str | None = None
     preamble: str | None = None
     lists: dict[str, list[ListScanner]] = {"detections": [], "segmentations": []}
-    for name, tag_start, start, end in _sections(text, bare_boxes):
+    bare = ("detections",) * bare_boxes + ("segmentations",) * (bare_boxes or read_mask is not None)
+    for name, tag_start, start, end in _sections(text, bare):
         body = text[start:end].strip()
         if name == "":
             preamble = body or None
@@ -146,7 +154,7 @@ def parse_answer(text: str, *, mask_token: str = SEG_TOKEN, bare_boxes: bool = F
                 log.note("second_answer", tag_start)
             words = words or body or None
         else:
-            scanner = ListScanner(text, name == "detections", log.lose, mask_token, bare_boxes)
+            scanner = ListScanner(text, name == "detections", log.lose, mask_token, bare_boxes, read_mask)
             scanner.scan(start, end, is_tail=end == len(text))
             lists[name].append(scanner)
     if preamble is not None and words is not None:
@@ -162,12 +170,15 @@ def parse_answer(text: str, *, mask_token: str = SEG_TOKEN, bare_boxes: bool = F
     return ParsedAnswer(answer, box_spans, mask_spans, log.report(len(boxes) + len(masks)))
 
 
-def _sections(text: str, bare_boxes: bool) -> Iterator[tuple[str, int, int, int]]:
-    """Yields ``(name, start of the tag, start, end of the body)``; the name of text before any tag is empty."""
+def _sections(text: str, bare: Sequence[str]) -> Iterator[tuple[str, int, int, int]]:
+    """Yields ``(name, start of the tag, start, end of the body)``; the name of text before any tag is empty.
+
+    ``bare``: lists whose items need no brackets.
+    """
     name, tag_start, start = "", 0, 0
     for match in SECTION_TAG.finditer(text):
         found = str(match.lastgroup)
-        opens_at = _section_start(text, match, found, name, bare_boxes)
+        opens_at = _section_start(text, match, found, name, bare)
         if opens_at is not None:
             if name or opens_at > 0:
                 yield name, tag_start, start, opens_at
@@ -175,11 +186,13 @@ def _sections(text: str, bare_boxes: bool) -> Iterator[tuple[str, int, int, int]
     yield name, tag_start, start, len(text)
 
 
-def _section_start(text: str, match: re.Match[str], found: str, current: str, bare_boxes: bool) -> int | None:
+def _section_start(
+    text: str, match: re.Match[str], found: str, current: str, bare: Sequence[str]
+) -> int | None:
     """Where the section of a tag starts (with the markup before it), or None if these are just words.
 
     In a list every tag opens a section; else one at the start of a line, or, for a list, before what looks like one
-    (where boxes have no brackets: before anything).
+    (where its items have no brackets: before anything).
     """
     if current in ("detections", "segmentations"):
         return match.start()
@@ -189,7 +202,7 @@ def _section_start(text: str, match: re.Match[str], found: str, current: str, ba
     _, line_break, line = before.rpartition("\n")
     if (line_break or len(before) == match.start()) and not line.strip(_LINE_MARKUP):
         return match.start() - len(line)
-    if found != "answer" and (bare_boxes or _LIST_AHEAD.match(text, match.end()) is not None):
+    if found in bare or found != "answer" and (_LIST_AHEAD.match(text, match.end()) is not None):
         return match.start()
     return None
 
@@ -238,10 +251,12 @@ def _collect_masks(
         if len(masks) == MAX_ITEMS:
             log.lose("too_many_items", raw.span.start)
             continue
-        if raw.polygons is None:
+        if raw.content is None:
             masks.append(MaskItem(raw.label, seg_index=ordinals[raw.span.values[0][0]]))
+        elif isinstance(raw.content, MaskRuns):
+            masks.append(MaskItem(raw.label, runs=raw.content))
         else:
-            masks.append(MaskItem(raw.label, polygons=raw.polygons))
+            masks.append(MaskItem(raw.label, polygons=raw.content))
         spans.append(raw.span)
         if raw.repaired:
             log.repair(raw.span.start)

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from flmm_detseg.language.coordinates import MAX_COORDINATE
 from flmm_detseg.language.items import Polygon
+from flmm_detseg.language.mask_runs import MaskRuns
+from flmm_detseg.language.mask_words import ReadMask
 from flmm_detseg.language.task_tokens import SEG_TOKEN
 from flmm_detseg.language.wording import EMPTY_SECTION, MAX_LABEL_CHARS, normalise_label
 
@@ -45,7 +47,7 @@ class ItemSpan:
     Attributes:
         start: First character of its label (of its values, when it shares the label of the item before it).
         end: After its last character, closing bracket included, separator not.
-        values: The characters of each number, or of the mask token.
+        values: The characters of each number, or of the mask token, run lengths or place.
     """
 
     start: int
@@ -63,10 +65,10 @@ class RawBox(NamedTuple):
 
 
 class RawMask(NamedTuple):
-    """A complete mask: polygons, or the position of its mask token."""
+    """A complete mask: polygons, run lengths, or (None) that of the mask token where its values stand."""
 
     label: str
-    polygons: tuple[Polygon, ...] | None
+    content: tuple[Polygon, ...] | MaskRuns | None
     span: ItemSpan
     repaired: bool
 
@@ -113,6 +115,7 @@ class ListScanner:
         report: Called with ``(kind, position)`` for each item that is lost.
         mask_token: Stands for a mask that a head draws.
         bare_boxes: Boxes have neither brackets nor commas: the last four numbers of an item are its box.
+        read_mask: Finds the mask at the end of an item of words alone; None: such an item is lost.
     """
 
     def __init__(
@@ -122,7 +125,9 @@ class ListScanner:
         report: Callable[[str, int], None],
         mask_token: str = SEG_TOKEN,
         bare_boxes: bool = False,
+        read_mask: ReadMask | None = None,
     ) -> None:
+        self._read_mask = read_mask
         self.text, self.wants_boxes, self._report = text, wants_boxes, report
         self.mask_token, self._bare = mask_token, bare_boxes and wants_boxes
         self.boxes: list[RawBox] = []
@@ -269,10 +274,26 @@ class ListScanner:
         elif self._label_start >= 0 and not self._parts and not self._lost:
             words = self._label()
             if words and words.casefold() != EMPTY_SECTION:
-                self._report("no_coordinates", self._label_start)
+                self._take_words()
         if self._parts:
             self._finish_mask()
         self._start_item("")
+
+    def _take_words(self) -> None:
+        """An item of words alone: a mask in words, if any."""
+        start = self._label_start
+        words = self.text[start : self._label_end]
+        mask = None if self._read_mask is None or self.wants_boxes else self._read_mask(words)
+        if mask is None:
+            self._report("no_coordinates", start)
+            return
+        label = normalise_label(words[: min(mask.start, 4 * MAX_LABEL_CHARS)])
+        if not label:
+            self._report("no_label", start)
+            return
+        place = (start + mask.start, start + mask.end)
+        repaired = self._repaired or not mask.as_written
+        self.masks.append(RawMask(label, mask.content, ItemSpan(start, place[1], (place,)), repaired))
 
     def _take_loose(self, end: int) -> None:
         """An item without its opening bracket: the trailing numbers that commas link."""

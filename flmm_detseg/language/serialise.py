@@ -14,6 +14,10 @@ In words (:attr:`TemplateForm.words`), with numbers of three digits::
     answer: two cars are parked
     detections: car 012 040 380 912; car 402 038 777 930
     segmentations: car [SEG]; car [SEG]
+
+Masks may also be run lengths or places (:class:`~flmm_detseg.language.joint_template.JointTemplate`)::
+
+    Segmentations: car YjA0NDAwMDAwPg==; dog at the top left
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from itertools import chain
 from typing import Literal
 
 from flmm_detseg.errors import ConfigError, DataError
+from flmm_detseg.language.image_places import PLACES
 from flmm_detseg.language.items import Box, BoxItem, JointAnswer, MaskItem
 from flmm_detseg.language.number_words import NumberWords
 from flmm_detseg.language.task_tokens import SEG_TOKEN
@@ -67,11 +72,13 @@ class TemplateForm:
         words: Tags in lower case, boxes without brackets and commas.
         numbers: Words that numbers are rounded to and spelled with; None: 0..999 as they are.
         mask_token: Stands for a mask that a head draws.
+        places: Outlines are those of ninths of the image, and written as words.
     """
 
     words: bool = False
     numbers: NumberWords | None = None
     mask_token: str = SEG_TOKEN
+    places: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,7 @@ def serialise(
     if form.numbers is not None:
         detections = tuple(replace(item, box=form.numbers.box(item.box)) for item in detections)
     boxes, box_order = canonical_boxes(detections, options)
-    masks = _canonical_masks((answer.segmentations or ())[: options.max_masks], form.numbers)
+    masks = _canonical_masks((answer.segmentations or ())[: options.max_masks], form)
     canonical = JointAnswer(
         answer=words,
         detections=None if answer.detections is None else boxes,
@@ -193,15 +200,16 @@ def canonical_boxes(
     return tuple(item for _, item in kept), tuple(index for index, _ in kept)
 
 
-def _canonical_masks(items: Sequence[MaskItem], numbers: NumberWords | None) -> tuple[MaskItem, ...]:
+def _canonical_masks(items: Sequence[MaskItem], form: TemplateForm) -> tuple[MaskItem, ...]:
     masks, num_seg = [], 0
     for item in items:
-        if item.polygons is None:
-            masks.append(MaskItem(_label(item.label), seg_index=num_seg))
+        written = replace(item, label=_label(item.label))
+        if item.seg_index is not None:
+            written = replace(written, seg_index=num_seg)
             num_seg += 1
-        else:
-            polygons = item.polygons if numbers is None else tuple(map(numbers.polygon, item.polygons))
-            masks.append(MaskItem(_label(item.label), polygons=polygons))
+        elif item.polygons is not None and form.numbers is not None and not form.places:
+            written = replace(written, polygons=tuple(map(form.numbers.polygon, item.polygons)))
+        masks.append(written)
     return tuple(masks)
 
 
@@ -211,8 +219,12 @@ def _write_box(item: BoxItem, form: TemplateForm) -> str:
 
 
 def _write_mask(item: MaskItem, form: TemplateForm) -> str:
+    if item.runs is not None:
+        return f"{item.label} {item.runs.to_base64()}"
     if item.polygons is None:
         return f"{item.label} {form.mask_token}"
+    if form.places:
+        return f"{item.label} {PLACES[item.polygons[0]]}"
     parts = (", ".join(_spelled(chain.from_iterable(polygon), form)) for polygon in item.polygons)
     return item.label + "".join(f" [{part}]" for part in parts)
 

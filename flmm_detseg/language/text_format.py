@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import ClassVar
 
+import numpy as np
+
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.language.items import JointAnswer
+from flmm_detseg.language.items import JointAnswer, MaskItem
 from flmm_detseg.language.parse import ParsedAnswer
+from flmm_detseg.language.polygons import mask_to_polygons
 from flmm_detseg.language.serialise import SerialisedAnswer, SerialiseOptions
 from flmm_detseg.language.task_tokens import TASK_TOKENS
 
@@ -64,7 +67,7 @@ class TextFormat(ABC):
 
         Raises:
             ConfigError: The answer has a section that the format has not.
-            DataError: A label is empty after normalising.
+            DataError: A label is empty after normalising, or a mask has nothing left as this format writes masks.
         """
 
     @abstractmethod
@@ -78,6 +81,20 @@ class TextFormat(ABC):
         Returns:
             The answer in canonical coordinates, where its items stand, and what had to be repaired or dropped.
         """
+
+    def mask_item(self, label: str, mask: np.ndarray, max_points: int = 24) -> MaskItem | None:
+        """A mask as this format writes masks in text: outlines, unless it says otherwise.
+
+        Args:
+            label: Its name.
+            mask: bool ``[H, W]`` of the original image.
+            max_points: Points of each outline at most.
+
+        Returns:
+            The item; None where nothing of the mask is left.
+        """
+        polygons = mask_to_polygons(mask, max_points).polygons
+        return MaskItem(label, polygons) if polygons else None
 
     def check_sections(self, sections: Iterable[str]) -> None:
         """Refuses what the format cannot say.

@@ -30,4 +30,11 @@ SAM_VARIANTS = ("vit_b", "vit_l", "vit_h", "tiny")
 # Formats of other tools that results can be written in.
 EXPORT_FORMATS = ("coco", "label-studio", "yolo", "panoptic")
 # How answers in words, boxes and masks are written (flmm_detseg.language.formats).
-TEXT_FORMATS = ("template", "qwen_json", "qwen_json_pixels", "boxed_caption")
+TEXT_FORMATS = (
+    "template",
+    "template_runs",
+    "template_places",
+    "qwen_json",
+    "qwen_json_pixels",
+    "boxed_caption",
+)

@@ -6,6 +6,7 @@ import json
 import random
 import time
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,7 @@ from flmm_detseg.language import (
     MaskItem,
     QwenJSON,
     build_prompt,
+    draw_mask,
     parse_answer,
     serialise,
     text_format,
@@ -34,10 +36,15 @@ RELAXED = settings(max_examples=15, deadline=None, suppress_health_check=list(He
 TINY = "data/models/tiny_llava"
 WORDS = JointTemplate(numbers=TINY, words=True, mask_token="[SEG]")
 SIZES = st.tuples(st.integers(1, 3000), st.integers(1, 3000))
+MASK_FORMS = (JointTemplate(masks="runs", side=16), JointTemplate(masks="places"))
 FORMATS = {
     "template": JointTemplate(),
     "numbers": JointTemplate(numbers=TINY),
     "words": WORDS,
+    "runs": MASK_FORMS[0],
+    "runs of the image's pixels, in words": JointTemplate(masks="runs", side=0, words=True),
+    "places": MASK_FORMS[1],
+    "places in words": JointTemplate(masks="places", numbers=TINY, words=True),
     "json": QwenJSON(),
     "json in pixels": QwenJSON(frame="pixels"),
     "json without fence": QwenJSON(fenced=False),
@@ -65,8 +72,8 @@ def test_every_format_reads_exactly_what_it_wrote(form, answer, size):
     assume(nameable(answer))
     try:
         written = form.write(answer, size)
-    except DataError:  # a caption's phrase may have no words left
-        assert isinstance(form, BoxedCaption)
+    except DataError:  # a caption's phrase may have no words left, nor an outline a cell of a grid
+        assert isinstance(form, BoxedCaption) or form.masks != "outlines"
         return
     parsed = form.parse(written.text, size)
     expected = written.answer
@@ -204,7 +211,7 @@ def test_a_caption_gives_its_phrases_their_boxes():
     assert starts == ["smal", "star", "ring"]
 
 
-@pytest.mark.parametrize("name", ["words", "json", "json in pixels", "caption"])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name not in ("template", "numbers")])
 @RELAXED
 @given(text=NASTY | st.text(max_size=200), size=SIZES)
 def test_any_text_is_read_without_an_error(name, text, size):
@@ -213,11 +220,23 @@ def test_any_text_is_read_without_an_error(name, text, size):
 
 @pytest.mark.parametrize(
     "unit",
-    ['{"', '{"bbox_2d": [1, ', "[{", "a 100 200 300 400 ", "```json", '{"a": "', "[[[", "detections: a 1 "],
+    [
+        *(
+            '{"',
+            '{"bbox_2d": [1, ',
+            "[{",
+            "a 100 200 300 400 ",
+            "```json",
+            '{"a": "',
+            "[[[",
+            "detections: a 1 ",
+        ),
+        *("segmentations: a at the ", "segmentations: a AAAA ", "segmentations:\na at the top left\n"),
+    ],
 )
 def test_time_grows_with_the_length_alone(unit):
     text = (unit * MAX_CHARS)[:MAX_CHARS]
-    for form in (FORMATS["json"], WORDS, BoxedCaption()):
+    for form in (FORMATS["json"], WORDS, BoxedCaption(), *MASK_FORMS):
         start = time.process_time()
         form.parse(text, (100, 100))
         assert time.process_time() - start < 5
@@ -268,11 +287,16 @@ def test_cut_and_broken_json_keeps_what_stands_before_the_damage():
 def test_formats_by_name_and_by_config():
     assert [text_format(name).name for name in TEXT_FORMATS] == [
         "template",
+        "template",
+        "template",
         "qwen_json",
         "qwen_json",
         "boxed_caption",
     ]
     assert text_format("qwen_json_pixels").frame == "pixels"
+    assert text_format("template_runs").masks == "runs"
+    assert text_format({"type": JointTemplate, "masks": "runs", "side": 32}).side == 32
+    assert text_format("template_places").masks == "places"
     assert text_format(WORDS) is WORDS
     made = text_format(
         {"type": JointTemplate, "words": True, "numbers": {"values": [0, 500, 999], "padded": True}}
@@ -288,6 +312,8 @@ def test_formats_by_name_and_by_config():
         ({"type": JointTemplate, "word": True}, "`text_format`.*'word'"),
         ({"type": dict}, "which is no text format"),
         ({"type": JointTemplate, "mask_token": "<M>"}, "`mask_token` is '<M>'"),
+        ({"type": JointTemplate, "masks": "rle"}, "`masks` is 'rle'; allowed: outlines, runs, places"),
+        ({"type": JointTemplate, "masks": "runs", "side": -1}, "`side` is -1"),
         ({"type": JointTemplate, "numbers": "no/such/folder"}, "no such folder"),
         ({"type": QwenJSON, "frame": "mm"}, "`frame` of QwenJSON is 'mm'"),
         ({"type": QwenJSON, "min_pixels": 9}, "preprocessor_config.json"),
@@ -311,3 +337,139 @@ def test_prompts_say_which_sections_are_wanted():
     )
     assert "Then locate every object" in QwenJSON().ask("How many?", ["answer", "detections"])
     assert BoxedCaption().ask(BoxedCaption.objects_question, ["detections"]) == BoxedCaption.objects_question
+
+
+RUNS, PLACES = JointTemplate(masks="runs", side=4), JointTemplate(masks="places")
+TOP_LEFT = (((0, 0), (333, 0), (333, 333), (0, 333)),)
+# 5 cells outside, 3 inside, 8 outside.
+CODE = "NTM4"
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "bad", "repaired"),
+    [
+        (f"Segmentations: ring {CODE}; small star {CODE}", ["ring", "small star"], 0, 0),
+        (f"Answer: one\nSegmentations: ring {CODE}\nDetections: ring [1, 2, 3, 4]", ["ring"], 0, 0),
+        (f"Answer: one segmentation: ring {CODE}", ["ring"], 0, 0),
+        (f"Segmentations: ring 5 {CODE}.", ["ring 5"], 0, 1),
+        (f"Segmentations: ring {CODE}; star NTM; disc {CODE}", ["ring", "disc"], 1, 0),
+        (f"Segmentations: ring {CODE}; star NTM5", ["ring"], 1, 0),
+        (f"Segmentations: ring {CODE}; star {CODE}{CODE}", ["ring"], 1, 0),
+        (f"Segmentations: ring {CODE}; star", ["ring"], 1, 0),
+        (f"Segmentations: {CODE}", [], 1, 0),
+        (f"Segmentations: none {CODE}", ["none"], 0, 0),
+        ("Segmentations: none", [], 0, 0),
+        (
+            f"Segmentations: ring {CODE}; star [1, 2, 30, 40, 5, 600]; sky <SEG>",
+            ["ring", "star", "sky"],
+            0,
+            0,
+        ),
+    ],
+)
+def test_run_lengths_are_salvaged_item_by_item(text, labels, bad, repaired):
+    parsed = RUNS.parse(text, (480, 640))
+    assert [item.label for item in parsed.answer.segmentations] == labels
+    assert (parsed.report.num_bad, parsed.report.num_repaired) == (bad, repaired)
+    for item, span in zip(parsed.answer.segmentations, parsed.segmentation_spans, strict=True):
+        if item.runs is not None:
+            assert item.runs.counts == "538"
+            assert [text[a:b] for a, b in span.values] == [CODE]
+            assert text[span.start : span.end] == f"{item.label} {CODE}"
+
+
+@pytest.mark.parametrize(
+    ("text", "labels", "bad", "repaired"),
+    [
+        ("Segmentations: ring at the top left; star, red at the top left", ["ring", "star, red"], 0, 0),
+        ("segmentations : ring in the upper left corner ; star at the top left .", ["ring", "star"], 0, 2),
+        ("I see one. Segmentations: ring at the top left", ["ring"], 0, 0),
+        ("Segmentations: ring at the top left; star at the left right; disc", ["ring"], 2, 0),
+        ("Segmentations: at the top left", [], 1, 0),
+        ("Segmentations: ring at the to", [], 1, 0),
+        ("Segmentations: none", [], 0, 0),
+    ],
+)
+def test_places_are_salvaged_item_by_item(text, labels, bad, repaired):
+    parsed = PLACES.parse(text, (480, 640))
+    assert [(item.label, item.polygons) for item in parsed.answer.segmentations] == [
+        (label, TOP_LEFT) for label in labels
+    ]
+    assert (parsed.report.num_bad, parsed.report.num_repaired) == (bad, repaired)
+    assert all(
+        problem.kind in ("no_coordinates", "no_label", "repaired") for problem in parsed.report.problems
+    )
+
+
+def test_masks_in_words_are_only_read_where_they_are_written():
+    for text in (f"Segmentations: ring {CODE}", "Segmentations: ring at the top left"):
+        parsed = JointTemplate().parse(text, (4, 4))
+        assert parsed.answer.segmentations == ()
+        assert parsed.report.num_bad == 1
+    boxes = PLACES.parse("Detections: ring at the top left", (4, 4))
+    assert boxes.answer.detections == ()
+    assert boxes.report.num_bad == 1
+
+
+def test_each_format_makes_its_own_masks_and_converts_others():
+    mask = np.zeros((60, 90), dtype=bool)
+    mask[3:17, 4:24] = True
+    made = {}
+    for form in (JointTemplate(), JointTemplate(masks="runs", side=0), PLACES):
+        made[form.masks] = form.mask_item("ring", mask)
+        assert form.mask_item("ring", np.zeros_like(mask)) is None
+    assert np.array_equal(draw_mask(made["runs"], mask.shape), mask)
+    assert made["places"].polygons == TOP_LEFT
+    small = np.zeros_like(mask)
+    small[0, 0] = True
+    assert RUNS.mask_item("ring", small) is None, "between the middles of the cells"
+    for item in made.values():
+        written = PLACES.write(JointAnswer(segmentations=(item,)), mask.shape)
+        assert written.text == "Segmentations: ring at the top left"
+        outlines = JointTemplate().write(JointAnswer(segmentations=(item,)), mask.shape)
+        assert outlines.answer.segmentations[0].polygons is not None
+        runs = RUNS.write(JointAnswer(segmentations=(item,)), mask.shape)
+        assert runs.answer.segmentations[0].runs.size == (4, 4)
+    nothing = MaskItem("speck", polygons=(((5, 5), (5, 6), (6, 6)),))
+    for form in (RUNS, PLACES):
+        with pytest.raises(DataError, match="nothing of the mask of 'speck' is left as"):
+            form.write(JointAnswer(segmentations=(nothing,)), mask.shape)
+    with pytest.raises(DataError, match="a head draws it"):
+        draw_mask(MaskItem("ring", seg_index=0), mask.shape)
+
+
+def test_a_grid_of_the_images_own_pixels_has_its_size():
+    form = JointTemplate(masks="runs", side=0)
+    mask = np.random.default_rng(0).random((7, 11)) < 0.5
+    text = form.write(JointAnswer(segmentations=(form.mask_item("a", mask),)), (7, 11)).text
+    assert np.array_equal(draw_mask(form.parse(text, (7, 11)).answer.segmentations[0], (7, 11)), mask)
+    other = form.parse(text, (7, 12))
+    assert other.answer.segmentations == ()
+    assert other.report.num_bad == 1
+
+
+def test_damaged_masks_in_words_leave_those_before_them():
+    generator = random.Random(0)
+    masks = np.random.default_rng(0)
+    for form in (JointTemplate(masks="runs", side=12), PLACES):
+        checked = lost = 0
+        for _ in range(300):
+            items = []
+            for label in ("ring", "t-shirt", "person 2", "none"):
+                mask = np.zeros((48, 48), dtype=bool)
+                y, x = masks.integers(0, 32, 2)
+                mask[y : y + 16, x : x + 12] = True
+                items.append(form.mask_item(label, mask))
+            written = form.write(JointAnswer(segmentations=tuple(items)), (48, 48))
+            whole = form.parse(written.text, (48, 48))
+            at = generator.randrange(16, len(written.text))
+            text = written.text[:at] + generator.choice(["", "é", "[", "; ", "=", "\n", "9" * 40])
+            text += written.text[at + generator.randint(0, 20) :] if generator.random() < 0.7 else ""
+            before = [
+                item for item, span in zip(items, whole.segmentation_spans, strict=True) if span.end < at
+            ]
+            parsed = form.parse(text, (48, 48))
+            assert list(parsed.answer.segmentations[: len(before)]) == before, text
+            checked, lost = checked + len(before), lost + parsed.report.num_bad
+        assert checked > 200
+        assert lost > 100

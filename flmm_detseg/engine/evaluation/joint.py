@@ -18,7 +18,7 @@ from flmm_detseg.evaluation.joint_metric import joint_figures
 from flmm_detseg.evaluation.joint_records import answer_boxes, answer_masks
 from flmm_detseg.evaluation.vqa import answer_record
 from flmm_detseg.heads import head_of
-from flmm_detseg.language import ParsedAnswer, polygons_to_mask, text_format
+from flmm_detseg.language import ParsedAnswer, draw_mask, text_format
 from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.structures import CaptureSpec, Generation, Phrase, Prediction, Sample
 from flmm_detseg.utils.whole_files import dump_json, write_text
@@ -184,7 +184,7 @@ def _answer(
         named = [
             (place.values[0], (place.start, place.start + len(item.label)))
             for item, place in zip(parsed.answer.segmentations or (), parsed.segmentation_spans, strict=True)
-            if item.polygons is None
+            if item.seg_index is not None
         ]
         if named:
             phrases = tuple(Phrase((name,)) for _, name in named)
@@ -197,8 +197,8 @@ def _answer(
         parsed = form.parse(generation.text, size)
     masks, names = [], []
     for item, place in zip(parsed.answer.segmentations or (), parsed.segmentation_spans, strict=True):
-        if item.polygons is not None:
-            masks.append(polygons_to_mask(item.polygons, size))
+        if item.seg_index is None:
+            masks.append(draw_mask(item, size))
         elif prediction is not None and place.values[0] in spans:
             number = spans[place.values[0]]
             masks.append(prediction.packed.unpack(slice(number, number + 1))[0].cpu().numpy())
