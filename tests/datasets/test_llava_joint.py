@@ -23,7 +23,15 @@ from flmm_detseg.datasets.image_ids import coco_id_of_path, read_images
 from flmm_detseg.datasets.tinyworld import make_questions, make_scene
 from flmm_detseg.datasets.tinyworld.world import WorldSpec, write_world
 from flmm_detseg.errors import ConfigError, DataError
-from flmm_detseg.language import build_prompt, parse_answer, polygons_to_mask, quantise_boxes
+from flmm_detseg.language import (
+    JointTemplate,
+    build_prompt,
+    draw_mask,
+    parse_answer,
+    polygons_to_mask,
+    quantise_boxes,
+)
+from flmm_detseg.language.image_places import PLACES, place_of
 from flmm_detseg.structures import Sample
 
 SPEC = WorldSpec(num_images=20, seed=3)
@@ -290,6 +298,52 @@ def test_joint_polygons_are_read_back_as_the_masks(world):
         JointDataset(coco(world, with_masks=True), ["segmentations"], mask_form="rle")
 
 
+@pytest.mark.parametrize(
+    "form",
+    [
+        dict(type=JointTemplate, masks="runs", side=0),
+        dict(type=JointTemplate, masks="places", words=True, numbers="data/models/tiny_llava"),
+        "template_runs",
+        "template_places",
+    ],
+    ids=str,
+)
+def test_joint_masks_as_run_lengths_and_places(world, form):
+    dense = coco(world, with_masks=True)
+    dataset = JointDataset(dense, ["detections", "segmentations"], text_format=form)
+    for index in range(3):
+        sample = dataset[index]
+        parsed = dataset.text_format.parse(sample.text, sample.image_size)
+        assert parsed.report.num_bad == parsed.report.num_repaired == 0
+        items = parsed.answer.segmentations
+        assert [item.label for item in items] == [box.label for box in parsed.answer.detections]
+        order = np.argsort(-box_areas(sample), kind="stable")
+        for item, mask in zip(items, sample.dense.masks[order], strict=True):
+            if dataset.text_format.masks == "places":
+                assert item.polygons == (place_of(mask),)
+                assert f"{item.label} {PLACES[place_of(mask)]}" in sample.text
+            elif dataset.text_format.side == 0:
+                assert np.array_equal(draw_mask(item, sample.image_size), mask)
+            else:
+                assert item.runs.size == (64, 64)
+                drawn = draw_mask(item, sample.image_size)
+                assert (drawn & mask).sum() / (drawn | mask).sum() > 0.6
+        assert sample.phrases == ()
+        assert sample.masks.shape == (0, *sample.image_size)
+
+
+def test_objects_between_the_cells_of_a_grid_are_left_out_of_the_masks_alone(tmp_path):
+    form = dict(type=JointTemplate, masks="runs", side=4)
+    dataset = JointDataset(
+        crowded(tmp_path, 40), ["detections", "segmentations"], text_format=form, max_characters=100_000
+    )
+    answer = dataset.text_format.parse(dataset[0].text, (200, 300)).answer
+    assert len(answer.detections) == 40
+    # Cells of 50 x 75 pixels; the pixel in the middle of each.
+    on_grid = [mask[25::50, 37::75].any() for mask in dataset.dataset[0].dense.masks]
+    assert 10 < sum(on_grid) == len(answer.segmentations) < 40
+
+
 def test_control_words_that_joint_samples_would_write_are_refused(tmp_path, world):
     with pytest.raises(ConfigError, match="`question` holds the control word '</s>'"):
         JointDataset(coco(world), question="List </s> all.")
@@ -325,7 +379,7 @@ def crowded(folder: Path, num_objects: int) -> COCOInstancesDataset:
     return COCOInstancesDataset(str(folder / "ann.json"), str(folder), with_masks=True)
 
 
-@pytest.mark.parametrize("mask_form", ["polygons", "seg"])
+@pytest.mark.parametrize("mask_form", ["text", "seg"])
 @pytest.mark.parametrize("box_order", ["area", "raster"])
 def test_a_crowded_image_loses_whole_objects_not_the_end_of_its_text(tmp_path, mask_form, box_order):
     reader = crowded(tmp_path, 40)

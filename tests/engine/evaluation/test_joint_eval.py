@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -58,7 +59,9 @@ class StandIn(nn.Module):
         self.say, self.adapted = say, True
         self.heads = nn.ModuleDict({"reasoning": Head()})
         self.retention = SimpleNamespace(require_base=lambda what: None)
-        self.lmm = SimpleNamespace(base_mode=self.base_mode, generate=self.generate)
+        self.lmm = SimpleNamespace(
+            base_mode=self.base_mode, generate=self.generate, generate_with_states=self.generate_with_states
+        )
 
     @contextmanager
     def base_mode(self):
@@ -70,6 +73,11 @@ class StandIn(nn.Module):
         assert not self.adapted
         assert sample.prompt == "with boxes ?"
         return "a ring 000 000 990 990 ."
+
+    def generate_with_states(self, sample: Sample, spec, *, max_new_tokens: int) -> SimpleNamespace:
+        assert (sample.text, sample.dense, sample.sections) == ("", None, ())
+        text = self.say(self.reference[sample.record_id].text)
+        return SimpleNamespace(text=text, token_offsets=((len(text), len(text)),))
 
     def answer_with_masks(self, sample: Sample, *, max_new_tokens: int) -> AnswerWithMasks:
         assert self.adapted
@@ -137,6 +145,37 @@ def test_each_loss_is_seen_where_it_is(world, tmp_path):
     assert 0 < swapped["mask_F1@0.5"] < 1
 
 
+@pytest.mark.parametrize("masks", ["outlines", "runs", "places"])
+def test_masks_in_the_text_are_drawn_and_measured(world, tmp_path, masks):
+    own = dataset(world, mask_form="text", text_format=dict(type=JointTemplate, masks=masks, side=0))
+    figures = run(own, tmp_path / "whole", lambda text: text)
+    assert figures["num_unparsable"] == figures["num_bad"] == figures["num_unread_masks"] == 0
+    if masks == "runs":
+        assert figures["gIoU"] == figures["mask_F1@0.5"] == 1.0
+    elif masks == "outlines":
+        assert figures["gIoU"] > 0.9
+    else:
+        expected = []
+        for sample in map(own.__getitem__, range(len(own))):
+            for label in np.unique(sample.dense.labels):
+                shown = sample.dense.masks[sample.dense.labels == label]
+                drawn = np.any([ninth(mask) for mask in shown], 0)
+                expected.append((drawn & shown.any(0)).sum() / (drawn | shown.any(0)).sum())
+        assert figures["gIoU"] == pytest.approx(np.mean(expected))
+    cut = run(own, tmp_path / "cut", lambda text: text[:-3])
+    assert cut["num_bad"] == len(own)
+    assert cut["gIoU"] < figures["gIoU"]
+
+
+def ninth(mask: np.ndarray) -> np.ndarray:
+    """The third of the rows and of the columns in which the middle of a mask's box lies."""
+    axes = []
+    for length, found in zip(mask.shape, np.nonzero(mask), strict=True):
+        thirds = ((np.arange(length) + 0.5) / length * 3).astype(int)
+        axes.append(thirds == int((found.min() + found.max() + 1) / 2 / length * 3))
+    return np.outer(*axes)
+
+
 def test_teacher_forced_measures_masks_alone(world, tmp_path):
     figures = run(dataset(world), tmp_path, None, teacher_forced=True)
     assert figures["gIoU"] == 1.0
@@ -148,7 +187,7 @@ def test_what_cannot_be_measured_is_refused(world, tmp_path):
     own = dataset(world)
     with pytest.raises(ConfigError, match="`joint_eval` has a COCOInstancesDataset"):
         JOINT.check_data(own.dataset, JointOptions("own.py"))
-    outlines = dataset(world, mask_form="polygons")
+    outlines = dataset(world, mask_form="text")
     with pytest.raises(ConfigError, match="needs the section 'segmentations' and mask_form='seg'"):
         JOINT.check_data(outlines, JointOptions("own.py", teacher_forced=True))
     model = StandIn(own, None)
