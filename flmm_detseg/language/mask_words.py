@@ -1,4 +1,4 @@
-"""Masks that stand as words at the end of an item: ``ring YjA0NDAwMDAwPg==`` (run lengths), ``ring at the top left``."""
+"""Masks in words, at the end of an item: run lengths (``ring YjA0NDAwMDAwPg==``), places (``ring at the top left``)."""
 
 from __future__ import annotations
 
