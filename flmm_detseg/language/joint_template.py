@@ -41,8 +41,8 @@ class JointTemplate(TextFormat):
         mask_token: Stands for a mask that a head draws: ``<SEG>`` (the states of the name are read) or ``[SEG]`` (its
             own state is read, by heads for task ``"reasoning"``; the LMM needs it as an added token).
         masks: How masks stand in the text that no head draws. ``"outlines"``: polygons. ``"runs"``: COCO's compressed
-            run lengths in Base64 (``car YjA0NDAwMDAwPg==``). ``"places"``: the ninth of the image in which the middle of
-            the mask's box lies, as words (``car at the top left``); it is read as the whole ninth.
+            run lengths in Base64 (``car YjA0NDAwMDAwPg==``). ``"places"``: the ninth of the image in which the middle
+            of the mask's box lies, as words (``car at the top left``); it is read as the whole ninth.
         side: Rows and columns of the grid of run lengths, which covers the image; 0: its own pixels.
 
     Raises:
