@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -23,6 +23,7 @@ from flmm_detseg.datasets.prompt_fields import (
     read_regions,
     region_token_argument,
 )
+from flmm_detseg.datasets.region_coordinates import RegionCoordinates
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Sample
@@ -73,10 +74,12 @@ class LLaVAInstructDataset(GroundingDataset):
         verify_images: Decode every image at construction, so that ``policy="skip"`` covers them too.
         name: First part of record ids.
         region_token: What stands for a region in questions: the ``token`` of the LMM's part.
+        region_coordinates: Arguments of :class:`~flmm_detseg.datasets.region_coordinates.RegionCoordinates`, which
+            writes coordinates before each region's place; None: the question as it is.
 
     Raises:
         DataError: A file is missing or of another kind, or (``policy="raise"``) a conversation is unusable.
-        ConfigError: ``turns`` has another value, or ``region_token`` cannot be used.
+        ConfigError: ``turns`` has another value, or ``region_token`` or ``region_coordinates`` cannot be used.
 
     Source: Liu et al., Visual Instruction Tuning, NeurIPS 2023 (arXiv 2304.08485).
     """
@@ -93,6 +96,7 @@ class LLaVAInstructDataset(GroundingDataset):
         verify_images: bool = False,
         name: str = "llava",
         region_token: str = "<region>",
+        region_coordinates: RegionCoordinates | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(policy)
         if turns not in TURNS:
@@ -102,6 +106,7 @@ class LLaVAInstructDataset(GroundingDataset):
         self.image_dir = require_dir(image_dir, "image folder")
         self.turns, self.seed, self.name = turns, seed, name
         self.region_token = region_token_argument(region_token)
+        self.region_coordinates = RegionCoordinates.of(region_coordinates)
         excluded = read_images(exclude_image_ids_file, exclude_image_ids)
         self.records = self._read_records(excluded)
         self._finish(verify_images, str(self.file))
@@ -207,17 +212,21 @@ class LLaVAInstructDataset(GroundingDataset):
     def _read(self, record: _Record) -> Sample:
         turn = self._turn(record)
         image = self._load_image(record.images.path, record.record_id)
+        size, coordinates = image.shape[:2], self.region_coordinates
+        question, regions = record.questions[turn], load_regions(record.regions[turn], size)
+        if coordinates is not None:
+            question = coordinates.write(question, regions, [size], self.region_token)
         return Sample(
             record_id=record.record_id,
             image=image,
             text=record.answers[turn],
             phrases=(),
-            prompt=record.questions[turn],
+            prompt=question,
             image_id=str(record.images.path),
             task="vqa",
             more_images=self._load_more(record.images.more, record.record_id),
             modalities=record.images.modalities,
-            regions=load_regions(record.regions[turn], image.shape[:2]),
+            regions=regions,
             meta={"turn": turn},
         )
 

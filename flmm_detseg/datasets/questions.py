@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from flmm_detseg.datasets.prompt_fields import (
     read_regions,
     region_token_argument,
 )
+from flmm_detseg.datasets.region_coordinates import RegionCoordinates
 from flmm_detseg.registry import DATASETS
 from flmm_detseg.structures import Sample
 from flmm_detseg.utils.values import FieldError, check_text, check_words, identifier, is_number, shown
@@ -69,10 +71,12 @@ class QuestionDataset(GroundingDataset):
         name: First part of record ids.
         region_token: What stands for a region in questions: the ``token`` of the LMM's part.
         metric: How answers are scored, of :data:`~flmm_detseg.evaluation.vqa.VQA_METRICS`; None: by the question.
+        region_coordinates: Arguments of :class:`~flmm_detseg.datasets.region_coordinates.RegionCoordinates`, which
+            writes coordinates before each region's place; None: the question as it is.
 
     Raises:
         DataError: The file is missing, or (``policy="raise"``) a line is unusable; names file and line.
-        ConfigError: ``prompt_suffix`` or ``region_token`` cannot be used.
+        ConfigError: ``prompt_suffix``, ``region_token`` or ``region_coordinates`` cannot be used.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class QuestionDataset(GroundingDataset):
         name: str = "question",
         region_token: str = "<region>",
         metric: str | None = None,
+        region_coordinates: RegionCoordinates | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(policy)
         self.file = require_file(file, "question file")
@@ -92,6 +97,7 @@ class QuestionDataset(GroundingDataset):
         self.image_dir = require_dir(image_dir, "image folder")
         self.prompt_suffix, self.name = words_argument(prompt_suffix, "prompt_suffix"), name
         self.region_token = region_token_argument(region_token)
+        self.region_coordinates = RegionCoordinates.of(region_coordinates)
         self.metric = metric
         remedy = "Mend the line, or use policy='skip' to leave such lines out."
         self.records = self._read_lines(self.file, remedy, self._read_line)
@@ -163,17 +169,21 @@ class QuestionDataset(GroundingDataset):
 
     def _read(self, record: _Record) -> Sample:
         image = self._load_image(record.images.path, record.record_id)
+        size, coordinates = image.shape[:2], self.region_coordinates
+        text, regions = record.text, load_regions(record.regions, size)
+        if coordinates is not None:
+            text = coordinates.write(text, regions, [size], self.region_token)
         return Sample(
             record_id=record.record_id,
             image=image,
             text=next(filter(str.strip, record.references)),
             phrases=(),
-            prompt=record.text,
+            prompt=text,
             image_id=str(record.images.path),
             task="vqa",
             more_images=self._load_more(record.images.more, record.record_id),
             modalities=record.images.modalities,
-            regions=load_regions(record.regions, image.shape[:2]),
+            regions=regions,
             meta={
                 "question_id": record.question_id,
                 "references": list(record.references),

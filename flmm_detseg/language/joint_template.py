@@ -15,13 +15,12 @@ from flmm_detseg.language.image_places import PLACES, place_of
 from flmm_detseg.language.items import JointAnswer, MaskItem
 from flmm_detseg.language.mask_runs import MaskRuns
 from flmm_detseg.language.mask_words import ReadMask, read_place, read_runs
-from flmm_detseg.language.number_words import NumberWords, number_words
+from flmm_detseg.language.number_words import NumberWords, chosen_numbers
 from flmm_detseg.language.parse import ParsedAnswer, parse_answer
 from flmm_detseg.language.segment_names import MASK_TOKEN
 from flmm_detseg.language.serialise import SerialisedAnswer, SerialiseOptions, TemplateForm, serialise
 from flmm_detseg.language.task_tokens import OBJECTS_QUESTION, SEG_TOKEN, build_prompt, remove_special_tokens
 from flmm_detseg.language.text_format import DEFAULT_OPTIONS, TextFormat
-from flmm_detseg.utils.tokenizer_file import read_offsets
 
 # Of the tiny LLaVA's own words.
 _WORDS_QUESTION = "what is in this image ?"
@@ -66,14 +65,10 @@ class JointTemplate(TextFormat):
         self.masks, self.side = masks, side
         if mask_token not in (SEG_TOKEN, MASK_TOKEN):
             raise ConfigError(f"`mask_token` is {mask_token!r}; allowed: {SEG_TOKEN}, {MASK_TOKEN}")
-        if isinstance(numbers, str):
-            numbers = number_words(read_offsets(numbers))
-        elif isinstance(numbers, Mapping):
-            numbers = NumberWords(tuple(numbers["values"]), bool(numbers["padded"]))
         self.mask_token = mask_token
         self.objects_question = _WORDS_QUESTION if words else OBJECTS_QUESTION
         self.form = TemplateForm(
-            words=words, numbers=numbers, mask_token=mask_token, places=masks == "places"
+            words=words, numbers=chosen_numbers(numbers), mask_token=mask_token, places=masks == "places"
         )
 
     def ask(self, question: str, sections: Iterable[str]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.language.coordinates import MAX_COORDINATE
 from flmm_detseg.language.items import Box, Polygon
+from flmm_detseg.utils.tokenizer_file import read_offsets
 
 # Widest gap between neighbouring words, ends of the axis included: rounding then moves an edge by 1 % of the image at
 # most (by 2 % at the image's edge).
@@ -86,6 +88,26 @@ def number_words(offsets: Offsets) -> NumberWords | None:
         return None
     best = max(found, key=lambda words: len(words.values))  # the first of equals
     return None if not best.padded and len(best.values) == MAX_COORDINATE + 1 else best
+
+
+def chosen_numbers(given: str | Mapping[str, Any] | NumberWords | None) -> NumberWords | None:
+    """The number words that a config means.
+
+    Args:
+        given: Folder or hub name of the LMM whose tokenizer says which (:func:`number_words`), or the arguments of
+            :class:`NumberWords`.
+
+    Returns:
+        None where numbers are to be written as they are.
+
+    Raises:
+        ConfigError: The tokenizer cannot be read, or the numbers are none.
+    """
+    if isinstance(given, str):
+        return number_words(read_offsets(given))
+    if isinstance(given, Mapping):
+        return NumberWords(tuple(given["values"]), bool(given["padded"]))
+    return given
 
 
 def _is_token(word: str, offsets: Offsets) -> bool:
