@@ -17,8 +17,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from flmm_detseg.compat.transformers5 import keep_ties
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms.added.added_tokens import AddedTokens, added_tokens_off, grow
-from flmm_detseg.lmms.added.lmm_part import LMMPart, SlotFiller, build_parts, parts_off
+from flmm_detseg.lmms.added.lmm_part import LMMPart, build_parts, parts_off
 from flmm_detseg.lmms.added.own_projector import projecting, projectors
+from flmm_detseg.lmms.added.slot_filler import SlotFiller
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.capture.answer_text import phrase_inputs
 from flmm_detseg.lmms.capture.decoder import AnswerRows, PrefixDecoder
@@ -105,8 +106,8 @@ class LMM(LMMAdapter):
             trained, also where the LMM is ``frozen``, so that :meth:`encode` runs with autograd. In
             :meth:`base_mode` they have no logits.
         parts: Modules added to the LMM by name, each ``dict(type=..., ...)``: one that fills places of the prompt with
-            regions (``RegionTokens``), or replaces the projector (``OwnProjector``, also one for each modality of
-            images). Trained like added tokens, off in :meth:`base_mode`, saved as ``parts.NAME``.
+            regions (``RegionTokens``, ``SpatialSampler``), or replaces the projector (``OwnProjector``, also one for
+            each modality of images). Trained like added tokens, off in :meth:`base_mode`, saved as ``parts.NAME``.
         gradient_checkpointing: Blocks of tower and language model keep their input only and are repeated in the
             backward pass: less memory, about a third more time, the same gradients. Only in training mode.
 
@@ -547,7 +548,9 @@ class LMM(LMMAdapter):
                 region.check(sizes)
             except DataError as error:
                 raise DataError(f"{sample.record_id}, region {index}: {error}") from error
-        regions = tuple((region, region.weights(item.images[region.image].grid)) for region in sample.regions)
+        regions = tuple(
+            (region, filler.locate(region, item.images[region.image].grid)) for region in sample.regions
+        )
         return replace(item, regions=regions, slots=slots)
 
     def _processor(self) -> LMMProcessor:
@@ -782,15 +785,15 @@ class LMM(LMMAdapter):
         filler = self._region_reader(inputs)
         if filler is None:
             return embeds
-        read, regions, places = [], [], torch.zeros(embeds.shape[:2], dtype=torch.bool)
+        read, located, places = [], [], torch.zeros(embeds.shape[:2], dtype=torch.bool)
         for row, (samples, found) in enumerate(zip(members, maps, strict=True)):
             for member in samples:
                 item = inputs[member]
                 if item.regions:
                     places[row, token_index[member][item.slots]] = True
                 read += [found[region.image] for region, _ in item.regions]
-                regions += [(region, weights.to(self.device)) for region, weights in item.regions]
-        filled = filler.fill(read, regions)
+                located += [where.to(self.device) for _, where in item.regions]
+        filled = filler.fill(read, located)
         return embeds.masked_scatter(places.to(self.device)[..., None], filled.to(embeds))
 
     def _on_device(self, image: ImageInputs) -> ImageInputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -93,6 +94,52 @@ class Region:
             f"a region is {value!r:.80}; (x, y), (x0, y0, x1, y1) or a bool mask (H, W) of its image is needed"
         )
 
+    @classmethod
+    def stroke(
+        cls,
+        points_xy: Sequence[Sequence[float]] | np.ndarray,
+        width: float,
+        image_size: tuple[int, int],
+        image: int = 0,
+    ) -> Region:
+        """The mask that a pen draws: a scribble, an outline, or the disc around a single point.
+
+        Args:
+            points_xy: ``[n, 2]``, n at least 1, the pen's way in pixels; may leave the image.
+            width: Of the pen in pixels. The pixels that it passes through are drawn, however thin it is.
+            image_size: ``(H, W)``.
+            image: See the class.
+
+        Returns:
+            A region with the mask, which is empty where the pen never comes near the image.
+
+        Raises:
+            DataError: The points or the width are none.
+        """
+        try:
+            points = np.asarray(points_xy, dtype=np.float64)
+        except (TypeError, ValueError):
+            points = np.zeros(0)
+        if points.ndim != 2 or not len(points) or points.shape[1] != 2 or not np.isfinite(points).all():
+            raise DataError(
+                f"a stroke's points are {points_xy!r:.80}; finite numbers [n, 2], n > 0, are needed"
+            )
+        if not (math.isfinite(width) and width > 0):
+            raise DataError(f"a stroke's width is {width!r}; a positive number of pixels is needed")
+        mask = np.zeros(image_size, bool)
+        # The centre of the pixel that a place lies in is half of a pixel's diagonal away at most.
+        reach = max(width / 2, math.sqrt(0.5))
+        for start, end in zip(points, [*points[1:], points[-1]], strict=True):
+            low = np.floor(np.minimum(start, end) - reach).clip(0, image_size[::-1]).astype(int)
+            high = np.ceil(np.maximum(start, end) + reach).clip(0, image_size[::-1]).astype(int)
+            across, down = (np.arange(low[k], high[k]) + 0.5 - start[k] for k in (0, 1))
+            way = end - start
+            done = (down[:, None] * way[1] + across * way[0]) / max(way @ way, 1e-12)
+            done = done.clip(0, 1)
+            away = np.hypot(down[:, None] - done * way[1], across - done * way[0])
+            mask[low[1] : high[1], low[0] : high[0]] |= away <= reach
+        return cls(mask=mask, image=image)
+
     def check(self, sizes: list[tuple[int, int]]) -> None:
         """Checks that it is inside one of these images.
 
@@ -125,6 +172,37 @@ class Region:
             if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
                 raise DataError(f"a region's box {self.box_xyxy} lies outside of {where}")
 
+    def spread(self, places: Tensor, image_size: tuple[int, int]) -> Tensor:
+        """Points of the region from points of a square: equal parts of its area become equal parts of the region's.
+
+        Args:
+            places: float64 ``[n, 2]`` in [0, 1).
+            image_size: ``(H, W)`` of its image, which :meth:`check` saw.
+
+        Returns:
+            float64 ``[n, 2]``, ``(x, y)`` in pixels. A point is the pixel that it lies in; a mask its pixels, row after
+            row.
+        """
+        across, down = places.unbind(-1)
+        if self.mask is None:
+            left, top, right, bottom = self._inside(image_size)
+            return torch.stack([left + across * (right - left), top + down * (bottom - top)], -1)
+        pixels = torch.from_numpy(self.mask)
+        counts, cols = pixels.sum(1), pixels.nonzero()[:, 1]
+        ends = counts.cumsum(0)
+        passed = down * len(cols)
+        rows = torch.searchsorted(ends, passed, right=True)
+        before, across = (ends - counts)[rows], across * counts[rows]
+        steps = across.floor()
+        x = cols[before + steps.long()] + across - steps
+        return torch.stack([x, rows + (passed - before) / counts[rows]], -1)
+
+    def _inside(self, image_size: tuple[int, int]) -> tuple[float, float, float, float]:
+        """What of a point's pixel or of a box lies in the image."""
+        height, width = image_size
+        left, top, right, bottom = self.box_xyxy or _around(self.point_xy or (0.0, 0.0), image_size)
+        return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+
     def weights(self, grid: PatchGrid) -> Tensor:
         """The share of each cell of the vision maps that the region covers.
 
@@ -141,10 +219,10 @@ class Region:
             pixels = torch.from_numpy(self.mask).double()
             found = _overlap(down, torch.arange(height)) @ pixels @ _overlap(across, torch.arange(width)).T
         else:
-            left, top, right, bottom = self.box_xyxy or _around(self.point_xy or (0.0, 0.0), (height, width))
+            left, top, right, bottom = self._inside((height, width))
             found = torch.outer(
-                _part(_cells(rows, y0, y1, height), max(top, 0), min(bottom, height)),
-                _part(_cells(cols, x0, x1, width), max(left, 0), min(right, width)),
+                _part(_cells(rows, y0, y1, height), top, bottom),
+                _part(_cells(cols, x0, x1, width), left, right),
             )
         return (found / found.sum()).float()
 

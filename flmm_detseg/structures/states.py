@@ -153,8 +153,8 @@ class LMMInputs:
         label_weights: float32 ``[T]``, weight of each label in the language loss (see :attr:`Sample.sections`);
             None for 1.
         position_ids: int64 ``[A, T]``, rotary positions by axis; None: one axis, 0..T-1.
-        regions: Regions in the order of their places in the sequence, each with its share of the cells of its image's
-            vision maps (float32 ``[rows, cols]``, sum 1).
+        regions: Regions in the order of their places in the sequence, each with where it lies in its image's vision
+            maps, as the part that reads it says it (:meth:`SlotFiller.locate`).
         slots: int64 ``[n]``: places of these regions in the sequence, all of them after the images.
     """
 

@@ -57,6 +57,64 @@ def test_a_point_lies_in_one_cell_and_axes_are_not_swapped():
     assert Region(point_xy=(80, 40)).weights(grid).nonzero().tolist() == [[3, 7]]
 
 
+def test_places_of_a_square_spread_evenly_over_the_region():
+    grid = PatchGrid((9, 14), (9, 14), 0, 0, (9, 14), (GridLevel(9, 14),))
+    places = torch.rand(40000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mask = np.random.default_rng(0).random((9, 14)) < 0.3
+    one = np.zeros((9, 14), bool)
+    one[8, 13] = True
+    for region in (
+        Region(mask=mask),
+        Region(mask=one),
+        Region(box_xyxy=(-3, 2.5, 4.5, 7)),
+        Region(point_xy=(14, 0)),
+        Region(point_xy=(3.2, 8.9)),
+    ):
+        x, y = region.spread(places, grid.image_size).unbind(-1)
+        cells = (y.floor() * 14 + x.floor()).long()
+        share = torch.bincount(cells, minlength=9 * 14).view(9, 14) / len(places)
+        torch.testing.assert_close(share, region.weights(grid), rtol=0, atol=6e-3)
+        assert not share[region.weights(grid) == 0].any()
+        assert ((x % 1).std() - 12**-0.5).abs() < 0.02, "within pixels, too"
+
+
+def test_a_stroke_draws_what_the_pen_covers():
+    way = np.array([(3.0, 4.0), (20.5, 9.0), (31.0, -4.0), (24.0, 17.5)])
+    dense = np.concatenate([np.linspace(a, b, 400) for a, b in zip(way, way[1:])])
+    rows, cols = np.mgrid[:20, :30] + 0.5
+    away = np.hypot(cols[..., None] - dense[:, 0], rows[..., None] - dense[:, 1]).min(-1)
+    drawn = Region.stroke(way, 5, (20, 30)).mask
+    assert (drawn == (away <= 2.5))[abs(away - 2.5) > 0.01].all()
+    assert 100 < drawn.sum() < 300
+    # However thin, there is a mark in every pixel that it passes through.
+    thin = Region.stroke(way.tolist(), 0.1, (20, 30), image=1)
+    inside = dense[(dense >= 0).all(1) & (dense < (30, 20)).all(1)].astype(int)
+    assert thin.mask[inside[:, 1], inside[:, 0]].all()
+    assert thin.mask.sum() < 2 * len({tuple(pixel) for pixel in inside.tolist()})
+    assert thin.image == 1
+    disc = Region.stroke([(10, 10)], 6, (20, 30)).mask
+    assert abs(disc.sum() - np.pi * 9) < 5
+    with pytest.raises(DataError, match="empty"):
+        Region.stroke([(90, 90)], 4, (20, 30)).check([(20, 30)])
+
+
+@pytest.mark.parametrize(
+    ("points", "width", "message"),
+    [
+        ([], 3, "points"),
+        ([(1, 2, 3)], 3, "points"),
+        ([(1, float("nan"))], 3, "points"),
+        ("ab", 3, "points"),
+        ([(1, 2)], 0, "width"),
+        ([(1, 2)], float("inf"), "width"),
+    ],
+    ids=str,
+)
+def test_what_is_no_stroke_is_refused(points, width, message):
+    with pytest.raises(DataError, match=f"a stroke's {message}"):
+        Region.stroke(points, width, (20, 30))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -22,7 +22,8 @@ from flmm_detseg.cache.reading.prompt_parts import (
 from flmm_detseg.cache.regions.sources import Partitioner
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms import LMMAdapter
-from flmm_detseg.lmms.added.lmm_part import LMMPart, SlotFiller
+from flmm_detseg.lmms.added.lmm_part import LMMPart
+from flmm_detseg.lmms.added.slot_filler import SlotFiller
 from flmm_detseg.lmms.lmm import LMM
 from flmm_detseg.lmms.parts.isolated_tower import IsolatedTower
 from flmm_detseg.lmms.processors import PixelProcessor

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from flmm_detseg.errors import ConfigError, FlmmError
 from flmm_detseg.lmms.family import LMMFacts
 from flmm_detseg.registry import MODELS, check_arguments, find_type
-from flmm_detseg.structures import Region
 from flmm_detseg.utils.values import shown
 
 
@@ -60,29 +59,6 @@ class LMMPart(nn.Module, ABC):
         )
 
 
-class SlotFiller(LMMPart):
-    """A part that turns regions of an image into embeddings, which stand where its token stands in the prompt.
-
-    Attributes:
-        layers: Hidden states of the vision tower that it reads.
-    """
-
-    token: str = "<region>"
-    layers: tuple[int, ...] = ()
-
-    @abstractmethod
-    def fill(self, maps: Sequence[Mapping[int, Tensor]], regions: Sequence[tuple[Region, Tensor]]) -> Tensor:
-        """Embeddings of regions.
-
-        Args:
-            maps: Per region the maps ``[D, rows, cols]`` of its image, by layer.
-            regions: Each with its share of the cells, float32 ``[rows, cols]``, sum 1; on the maps' device.
-
-        Returns:
-            ``[n, d]``.
-        """
-
-
 def build_parts(
     config: Mapping[str, Mapping[str, Any]] | None, model: PreTrainedModel, facts: LMMFacts
 ) -> dict[str, LMMPart]:
@@ -111,7 +87,7 @@ def build_parts(
             known = f"`{where}" in str(error)
             raise error if known else type(error)(f"`{where}`: {error}") from error
         parts[name] = part.requires_grad_(True)
-    if len([part for part in parts.values() if isinstance(part, SlotFiller)]) > 1:
+    if len([part for part in parts.values() if part.token is not None]) > 1:
         raise ConfigError("`lmm.parts` has several parts that fill places of the prompt; one is possible")
     return parts
 

@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.added.lmm_part import SlotFiller
+from flmm_detseg.lmms.added.slot_filler import SlotFiller, by_image, is_integer
 from flmm_detseg.lmms.family import LMMFacts
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import Region
+from flmm_detseg.structures import PatchGrid, Region
 
 
 @MODELS.register_module()
 class RegionTokens(SlotFiller):
     """One token a region: its mean over the tower's feature maps, normalised, through two linear layers.
 
-    A cell counts as far as the region covers it, so small regions and points have features too.
+    A cell counts as far as the region covers it, so small regions and points have features too. It is the mask average
+    pooling that Ferret's sampler (:class:`~flmm_detseg.lmms.added.spatial_sampler.SpatialSampler`) is compared with.
 
     Args:
         layers: Hidden states of the vision tower, joined; negative ones count from the last (-1).
@@ -37,36 +38,14 @@ class RegionTokens(SlotFiller):
     def __init__(
         self, layers: Sequence[int] = (-2,), token: str = "<region>", hidden: int | None = None
     ) -> None:
-        super().__init__()
-        if isinstance(layers, str) or not isinstance(layers, Sequence) or not all(map(_is_integer, layers)):
-            raise ConfigError(f"RegionTokens: `layers` is {layers!r}; a list such as (-2,) is needed")
-        if not layers:
-            raise ConfigError(
-                "RegionTokens: `layers` is empty; name hidden states of the vision tower, such as (-2,)"
-            )
-        if not isinstance(token, str) or not token or any(character.isspace() for character in token):
-            raise ConfigError(f"RegionTokens: `token` is {token!r}; a text without white space is needed")
-        if token.isalnum():
-            raise ConfigError(
-                f"RegionTokens: `token` is {token!r}, a word that texts may have; one of signs is needed, such as "
-                "'<region>'"
-            )
-        if hidden is not None and not (_is_integer(hidden) and hidden > 0):
+        super().__init__(layers, token)
+        if hidden is not None and not (is_integer(hidden) and hidden > 0):
             raise ConfigError(f"RegionTokens: `hidden` is {hidden!r}; a positive width is needed, or None")
-        self.layers = tuple(layers)
-        self.token = token
         self.hidden = hidden
 
     def attach(self, model: PreTrainedModel, facts: LMMFacts) -> None:
         """See :class:`LMMPart`."""
-        count = facts.vision.num_layers
-        if wrong := [layer for layer in self.layers if not -count - 1 <= layer <= count]:
-            raise ConfigError(
-                f"RegionTokens: `layers` names {wrong}; the vision tower has hidden states 0 to {count}, or from the "
-                f"last one -1 to {-count - 1}"
-            )
-        self.layers = tuple(dict.fromkeys(layer + count + 1 if layer < 0 else layer for layer in self.layers))
-        channels, width = facts.vision.channels * len(self.layers), self.hidden or facts.hidden_size
+        channels, width = self.count_layers(facts), self.hidden or facts.hidden_size
         place = {"device": model.device}
         self.norm = nn.LayerNorm(channels, **place)
         self.project = nn.Sequential(
@@ -78,15 +57,17 @@ class RegionTokens(SlotFiller):
         """See :class:`LMMPart`."""
         return {"layers": list(self.layers), "token": self.token}
 
-    def fill(self, maps: Sequence[Mapping[int, Tensor]], regions: Sequence[tuple[Region, Tensor]]) -> Tensor:
+    def locate(self, region: Region, grid: PatchGrid) -> Tensor:
+        """The share of each cell that the region covers, see :meth:`Region.weights`."""
+        return region.weights(grid)
+
+    def fill(self, maps: Sequence[Mapping[int, Tensor]], located: Sequence[Tensor]) -> Tensor:
         """See :class:`SlotFiller`; float32 but for what the weights are cast to."""
-        pooled = [
-            torch.cat([torch.einsum("dhw,hw->d", found[layer].float(), weights) for layer in self.layers])
-            for found, (_, weights) in zip(maps, regions, strict=True)
-        ]
-        dtype = self.norm.weight.dtype
-        return self.project(self.norm(torch.stack(pooled).to(dtype)))
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        groups = by_image(maps)
+        pooled = [self.norm.weight.new_zeros(0, *self.norm.normalized_shape)]  # where there is no region
+        for places in groups:
+            shown = torch.cat([maps[places[0]][layer].float() for layer in self.layers])
+            weights = torch.stack([located[place] for place in places])
+            pooled.append(torch.einsum("dhw,nhw->nd", shown, weights))
+        order = torch.tensor(sum(groups, []), dtype=torch.int64, device=pooled[0].device).argsort()
+        return self.project(self.norm(torch.cat(pooled)[order].to(self.norm.weight.dtype)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -161,6 +162,37 @@ def test_a_batch_that_points_is_its_samples_one_by_one(family):
     swapped = replace(given[0], regions=given[0].regions[::-1])
     (other,) = lmm.encode([lmm.prepare(swapped)], LOGITS).logits
     assert (other - alone.logits[0]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_points_of_regions_are_read_like_their_mean(family):
+    """The other part that reads regions: it is off for plain questions, and looks where the mean does."""
+    lmm = build(family)
+    plain = [lmm.prepare(sample) for sample in samples()[:2]]
+    expected = lmm.encode(plain, LOGITS).logits
+    sampler = dict(type="SpatialSampler", layers=(-1, 1), points=96, stages=(12, 4), neighbours=3)
+    lmm._add_parts(dict(regions=sampler))
+    lmm.eval()
+    for mode in (nullcontext(), lmm.base_mode()):
+        with mode:
+            found = lmm.encode(plain, LOGITS).logits
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+    given = pointing()
+    items = [lmm.prepare(sample) for sample in given]
+    together = lmm.encode(items, LOGITS, [sample.image_id for sample in given]).logits
+    for item, logits in zip(items, together, strict=True):
+        torch.testing.assert_close(logits, lmm.encode([item], LOGITS).logits[0], rtol=1e-4, atol=1e-4)
+    swapped = replace(given[0], regions=given[0].regions[::-1])
+    (other,) = lmm.encode([lmm.prepare(swapped)], LOGITS).logits
+    assert (other - together[0]).abs().max() > 1e-3
+    for item in items:
+        for region, located in item.regions:
+            grid = item.images[0].grid
+            weights, (rows, cols) = region.weights(grid), grid.view_grid
+            across, down = ((torch.arange(count) + 0.5) / count for count in (cols, rows))
+            mean = torch.stack([weights.sum(0) @ across, weights.sum(1) @ down])
+            # Cells know where the region is but for half of one.
+            assert ((located[1].mean(0) - mean).abs() < torch.tensor([0.5 / cols, 0.5 / rows]) + 0.01).all()
 
 
 @torch.no_grad()
