@@ -21,8 +21,9 @@ from flmm_detseg.structures import CaptureSpec
 ROOT = Path(__file__).resolve().parents[3]
 LOGITS = CaptureSpec(logits=True)
 CASES = {
-    "region_questions": ("lmm.parts.regions.", region_questions),
-    "own_projector": (
+    "tiny/region_questions": ("lmm.parts.regions.", region_questions),
+    "ablations/sampled_regions": ("lmm.parts.regions.", region_questions),
+    "tiny/own_projector": (
         "lmm.parts.projector.copies.",
         lambda *scene: list(map(without_regions, region_questions(*scene))),
     ),
@@ -39,7 +40,7 @@ def test_a_few_steps_teach_and_leave_the_lmm_as_it_was(name, tmp_path):
         lines += questions(scene, index, f"{index}.png", 5)
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     samples = list(QuestionDataset(str(tmp_path / "questions.jsonl"), str(tmp_path)))[:12]
-    config = ROOT / "configs" / "tiny" / f"{name}.py"
+    config = ROOT / "configs" / f"{name}.py"
     torch.manual_seed(0)
     model = model_from_config(config, untrained=True, device="cpu").train()
     before = model.frozen_fingerprint()
