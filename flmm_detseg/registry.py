@@ -155,7 +155,7 @@ MODELS = Registry(
     scope=SCOPE,
     locations=[
         *_modules("lmms", "all_families"),
-        *_modules("lmms.added", "own_projector", "region_tokens", "spatial_sampler"),
+        *_modules("lmms.added", "own_projector", "region_tokens", "routed_projector", "spatial_sampler"),
         *_modules("heads", "detection_head", "language_head", "neck", "phrase_head", "semantic_head"),
         *_modules("heads", "attention_mask_head", "answer_presence_head", "pointer_head", "presence_head"),
         *_modules("heads", "seg_token_head", "side_stream", "unet_head"),

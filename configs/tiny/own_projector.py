@@ -14,7 +14,8 @@ from flmm_detseg.lmms.added.own_projector import OwnProjector
 from flmm_detseg.models import GroundingLMM
 
 # For another kind of picture beside photos: dict(depth=dict(type=OwnProjector, modalities=["depth"])), and
-# "modalities": ["rgb", "depth"] for the two files of "image" in each line of the questions.
+# "modalities": ["rgb", "depth"] for the two files of "image" in each line of the questions. One for several kinds:
+# routed_projector.py.
 lmm.update(parts=dict(projector=dict(type=OwnProjector, reset=True)))
 model = dict(type=GroundingLMM, lmm=lmm, heads=dict(language=language))
 # Eight images, six questions about each: an image is read once for all of them.

@@ -325,13 +325,17 @@ class LMMAdapter(nn.Module, ABC):
         """Weighted losses that added parts ask for themselves, of the last adapted pass of :meth:`encode`.
 
         Returns:
-            Per Conv-LoRA group ``NAME_balance_loss``, mean over its layers; empty in eval mode and without
-            autograd.
+            Per Conv-LoRA group ``NAME_balance_loss``, mean over its layers; per part ``NAME.KEY`` of its
+            :meth:`LMMPart.losses`, figures for the log among them. Empty in eval mode and without autograd.
         """
         found: dict[str, list[Tensor]] = {}
         for layer, loss in balance_losses(self.model).items():
             found.setdefault(layer.rpartition(".")[2], []).append(loss)
-        return {
+        balance = {
             f"{name}_balance_loss": self.lora_groups[name].balance_weight * torch.stack(losses).mean()
             for name, losses in found.items()
+        }
+        parts = self.added_parts.items()
+        return balance | {
+            f"{name}.{key}": value for name, part in parts for key, value in part.losses().items()
         }

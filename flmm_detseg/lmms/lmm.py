@@ -18,7 +18,7 @@ from flmm_detseg.compat.transformers5 import keep_ties
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.lmms.added.added_tokens import AddedTokens, added_tokens_off, grow
 from flmm_detseg.lmms.added.lmm_part import LMMPart, build_parts, parts_off
-from flmm_detseg.lmms.added.own_projector import projecting, projectors
+from flmm_detseg.lmms.added.projector_part import Shown, projecting, projectors
 from flmm_detseg.lmms.added.slot_filler import SlotFiller
 from flmm_detseg.lmms.base import LMMAdapter
 from flmm_detseg.lmms.capture.answer_text import phrase_inputs
@@ -106,8 +106,9 @@ class LMM(LMMAdapter):
             trained, also where the LMM is ``frozen``, so that :meth:`encode` runs with autograd. In
             :meth:`base_mode` they have no logits.
         parts: Modules added to the LMM by name, each ``dict(type=..., ...)``: one that fills places of the prompt with
-            regions (``RegionTokens``, ``SpatialSampler``), or replaces the projector (``OwnProjector``, also one for
-            each modality of images). Trained like added tokens, off in :meth:`base_mode`, saved as ``parts.NAME``.
+            regions (``RegionTokens``, ``SpatialSampler``), or computes in the projector's place (``OwnProjector``, also
+            one for each modality of images, or ``RoutedProjector``, several that are mixed). Trained like added tokens,
+            off in :meth:`base_mode`, saved as ``parts.NAME``.
         gradient_checkpointing: Blocks of tower and language model keep their input only and are repeated in the
             backward pass: less memory, about a third more time, the same gradients. Only in training mode.
 
@@ -339,7 +340,7 @@ class LMM(LMMAdapter):
         own = projectors(found)
         if adapted and own:
             raise ConfigError(
-                f"LoRA group {adapted[0]!r} adapts the projector, in whose place OwnProjector is trained as a whole; "
+                f"LoRA group {adapted[0]!r} adapts the projector, in whose place {type(own[0]).__name__} computes; "
                 "leave one of them out"
             )
         self._slot_id: int | None = None
@@ -493,9 +494,10 @@ class LMM(LMMAdapter):
         return self._with_regions(self._with_modalities(item, sample), sample)
 
     def _with_modalities(self, item: LMMInputs, sample: Sample) -> LMMInputs:
-        if not sample.modalities:
+        task = sample.task if any(sample.task in own.tasks for own in projectors(self.added_parts)) else ""
+        if not (sample.modalities or task):
             return item
-        given, known = sample.modalities, self._known_modalities
+        given, known = sample.modalities or (RGB,) * len(item.images), self._known_modalities
         if len(given) != len(item.images):
             raise DataError(
                 f"{sample.record_id}: {len(given)} modalities for {len(item.images)} images; give one each, or none"
@@ -506,12 +508,14 @@ class LMM(LMMAdapter):
                 f"are for {', '.join(sorted(known))}"
             )
         images = zip(item.images, given, strict=True)
-        return replace(item, images=tuple(replace(image, modality=name) for image, name in images))
+        return replace(item, images=tuple(replace(image, modality=name, task=task) for image, name in images))
 
     def needs_parts(self, sample: Sample) -> bool:
         """See :class:`LMMAdapter`."""
-        own = {name for part in projectors(self.added_parts) for name in part.modalities or ()}
-        return super().needs_parts(sample) or not own.isdisjoint(sample.modalities)
+        own = projectors(self.added_parts)
+        return super().needs_parts(sample) or any(
+            not part.unread_modalities.isdisjoint(sample.modalities) for part in own
+        )
 
     @property
     def _known_modalities(self) -> frozenset[str] | None:
@@ -704,17 +708,20 @@ class LMM(LMMAdapter):
     def _see_images(
         self, images: Sequence[ImageInputs], layers: tuple[int, ...]
     ) -> tuple[list[Tensor], list[Features], list[dict[int, Tensor]]]:
-        """Runs tower and projector, once for each modality that has a projector of its own.
+        """Runs tower and projector, once for each modality (and task) that is projected in its own way.
 
         Returns:
             Per image its tokens, features, and maps by layer.
         """
         found: dict[int, tuple[Tensor, Features, dict[int, Tensor]]] = {}
-        for modality, places in self._by_modality(images).items():
+        for part in projectors(self.added_parts):
+            if part.active:
+                part.begin_pass()
+        for shown, places in self._shown(images).items():
             group = [images[place] for place in places]
             alone = self.exclusive() if self.family.one_at_a_time else nullcontext()
             # Some families project inside the tower, so that both belong to the modality.
-            with projecting(modality), alone:
+            with projecting(shown), alone:
                 with tower_states(self.family.tower_blocks(self.model), layers) as states:
                     features = self.family.features(self.model, group)
                 tokens = self.family.project(self.model, features, group)
@@ -725,12 +732,13 @@ class LMM(LMMAdapter):
         rows = [found[place] for place in range(len(images))]
         return [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows]
 
-    def _by_modality(self, images: Sequence[ImageInputs]) -> dict[str, list[int]]:
-        """Places of images that one projector reads; all of them under one name for an LMM that reads them alike."""
+    def _shown(self, images: Sequence[ImageInputs]) -> dict[Shown, list[int]]:
+        """Places of images that are projected alike; all of them under one key for an LMM that reads them alike."""
         apart = any(part.modalities and part.active for part in projectors(self.added_parts))
-        groups: dict[str, list[int]] = {}
+        groups: dict[Shown, list[int]] = {}
         for place, image in enumerate(images):
-            groups.setdefault(image.modality if apart else RGB, []).append(place)
+            shown = Shown(image.modality, image.task) if apart else Shown()
+            groups.setdefault(shown, []).append(place)
         return groups
 
     def _region_reader(self, inputs: Sequence[LMMInputs]) -> SlotFiller | None:
@@ -931,7 +939,7 @@ class LMM(LMMAdapter):
         """See :class:`LMMAdapter`."""
         processor = self._processor()
         item = self._question(sample)
-        if item.regions or set(self._by_modality(item.images)) != {RGB}:
+        if item.regions or set(self._shown(item.images)) != {Shown()}:
             # Transformers' own loop reads words and one kind of image only.
             return self.generate_with_states(sample, CaptureSpec(), max_new_tokens=max_new_tokens).text
         room = answer_room(item.next_position, self.position_limit, max_new_tokens, sample.record_id)

@@ -109,6 +109,7 @@ class ImageInputs:
         make_view: Gives :attr:`view`; few heads ask for it.
         further: What the model's own forward wants to know of the image beside, by argument.
         modality: See :attr:`Sample.modalities`.
+        task: Of the sample, where a part of the LMM reads images of it otherwise; else empty.
     """
 
     pixel_values: Tensor
@@ -116,6 +117,7 @@ class ImageInputs:
     make_view: Callable[[], Tensor] | None = None
     further: Mapping[str, Tensor] = field(default_factory=dict)
     modality: str = RGB
+    task: str = ""
 
     @property
     def view(self) -> Tensor | None:
@@ -127,7 +129,7 @@ class ImageInputs:
         mine, theirs = self.further, other.further
         return (
             self.grid == other.grid
-            and self.modality == other.modality
+            and (self.modality, self.task) == (other.modality, other.task)
             and torch.equal(self.pixel_values, other.pixel_values)
             and mine.keys() == theirs.keys()
             and all(torch.equal(value, theirs[name]) for name, value in mine.items())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from flmm_detseg.errors import ConfigError, FlmmError
@@ -43,6 +43,15 @@ class LMMPart(nn.Module, ABC):
     @abstractmethod
     def layout(self) -> dict[str, Any]:
         """What it was made for, as facts for JSON; checkpoints record them."""
+
+    def losses(self) -> dict[str, Tensor]:
+        """What it asks of the training, and figures for the log, of the last pass of the LMM with autograd.
+
+        Returns:
+            Scalars: weighted losses, with ``loss`` in their names, and figures without a graph, whose mean over samples
+            must mean something. Empty in eval mode, and for parts that ask for nothing.
+        """
+        return {}
 
     def settle(self, model: PreTrainedModel) -> None:
         """Becomes part of the model permanently, so that other programs can read it.

@@ -4,91 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.added.lmm_part import LMMPart
+from flmm_detseg.lmms.added.projector_part import ProjectorPart, Shown, is_names
 from flmm_detseg.lmms.family import LMMFacts
 from flmm_detseg.registry import MODELS
-from flmm_detseg.structures import RGB
-
-# Modality of the images that the projector reads in this thread.
-_modality: ContextVar[str] = ContextVar("modality", default=RGB)
-
-
-@contextmanager
-def projecting(modality: str) -> Iterator[None]:
-    """Context in which the images that go through the model are of this modality."""
-    token = _modality.set(modality)
-    try:
-        yield
-    finally:
-        _modality.reset(token)
-
-
-class Replaced(nn.Module):
-    """Replaces a module of the model, and calls that module or the part's for the images' modality.
-
-    A part's module may be of another dtype than the model: it is given its own, and what it returns has the model's.
-
-    Args:
-        base: The model's; becomes ``base_layer``.
-    """
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base_layer = base
-        # Pairs, which are no modules: the parts' tensors have their own names, and none here.
-        self._owners: list[tuple[OwnProjector, int]] = []
-
-    def add(self, part: OwnProjector, index: int) -> None:
-        """Lets a part take the module's place for its modalities.
-
-        Args:
-            part: Whose module is called while it is active.
-            index: Of that module.
-        """
-        self._owners.append((part, index))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Takes and returns what the module does."""
-        part = projector_of([part for part, _ in self._owners], _modality.get())
-        for owner, index in self._owners:
-            if owner is part:
-                return _in_own_dtype(owner.copies[index], args, kwargs)
-        return self.base_layer(*args, **kwargs)
-
-
-def _in_own_dtype(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a module returns, in the dtype of what it is given."""
-    floats = [
-        value
-        for value in (*args, *kwargs.values())
-        if isinstance(value, Tensor) and value.is_floating_point()
-    ]
-    own = next((weight.dtype for weight in module.parameters()), None)
-    given = floats[0].dtype if floats else None
-    if own is None or given is None or own == given:
-        return module(*args, **kwargs)
-    own_kwargs = {name: _cast(value, own) for name, value in kwargs.items()}
-    return _cast(module(*_cast(args, own), **own_kwargs), given)
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    return tuple(_cast(item, dtype) for item in value) if isinstance(value, tuple) else value
 
 
 @MODELS.register_module()
-class OwnProjector(LMMPart):
+class OwnProjector(ProjectorPart):
     """A copy of the model's projector, trained in its place; in base mode the model's own projects.
 
     Begins as the model's own projector, so nothing changes before training. Several of them, each for its own
@@ -110,41 +40,23 @@ class OwnProjector(LMMPart):
         super().__init__()
         if not isinstance(reset, bool):
             raise ConfigError(f"OwnProjector: `reset` is {reset!r}; True or False is needed")
-        if modalities is not None and (
-            isinstance(modalities, str)
-            or not modalities
-            or not all(isinstance(name, str) and name for name in modalities)
-        ):
+        if modalities is not None and not (modalities and is_names(modalities)):
             raise ConfigError(
                 f"OwnProjector: `modalities` is {modalities!r}; a list of names such as ['depth'] is needed, or None"
             )
         self.reset = reset
         self.modalities = None if modalities is None else tuple(dict.fromkeys(modalities))
-        self.copies = nn.ModuleList()
-        self._paths: list[str] = []
 
-    def attach(self, model: PreTrainedModel, facts: LMMFacts) -> None:
-        """See :class:`LMMPart`."""
-        for path in facts.parts["projector"]:
-            module = model.get_submodule(path)
-            if isinstance(module, nn.ModuleList):  # never called itself
-                self._paths.extend(f"{path}.{name}" for name, _ in module.named_children())
-            else:
-                self._paths.append(path)
-        if not self._paths:
-            raise ConfigError("OwnProjector: this LMM names no projector")
-        for index, path in enumerate(self._paths):
-            place = model.get_submodule(path)
-            if not isinstance(place, Replaced):
-                place = Replaced(place)
-                parent, _, leaf = path.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, place)
-            own = copy.deepcopy(place.base_layer).float().requires_grad_(True)
-            if self.reset:
-                _draw_anew(own, _class_of(model, path), path)
-            self.copies.append(own)
-            place.add(self, index)
-            place.base_layer.requires_grad_(False)
+    def make_copy(self, base: nn.Module, model: PreTrainedModel, path: str, facts: LMMFacts) -> nn.Module:
+        """See :class:`ProjectorPart`."""
+        own = copy.deepcopy(base).float().requires_grad_(True)
+        if self.reset:
+            _draw_anew(own, _class_of(model, path), path)
+        return own
+
+    def project(self, own: nn.Module, base: nn.Module, shown: Shown, call: Callable[[nn.Module], Any]) -> Any:
+        """See :class:`ProjectorPart`."""
+        return call(own)
 
     @property
     def layout(self) -> dict[str, Any]:
@@ -198,38 +110,3 @@ def _draw_anew(module: nn.Module, model: PreTrainedModel, path: str) -> None:
                 f"OwnProjector: reset=True does not know what `{path}.{name}` begins with; leave `reset` out: it then "
                 "begins as the model's own projector"
             )
-
-
-def projector_of(parts: Collection[OwnProjector], modality: str) -> OwnProjector | None:
-    """Which projector reads images of a modality; None: the model's own."""
-    active = [part for part in parts if part.active]
-    for part in active:
-        if part.modalities is not None and modality in part.modalities:
-            return part
-    return next((part for part in active if part.modalities is None), None)
-
-
-def projectors(parts: Mapping[str, nn.Module]) -> list[OwnProjector]:
-    """The projectors among the parts of an LMM.
-
-    Args:
-        parts: By name.
-
-    Returns:
-        In their order.
-
-    Raises:
-        ConfigError: Two are for the same images.
-    """
-    found: dict[str | None, str] = {}
-    for name, part in parts.items():
-        if isinstance(part, OwnProjector):
-            for modality in (None,) if part.modalities is None else part.modalities:
-                if modality in found:
-                    whose = "all images" if modality is None else f"{modality!r} images"
-                    raise ConfigError(
-                        f"`lmm.parts.{found[modality]}` and `lmm.parts.{name}` are both the projector of {whose}; give "
-                        "each its own `modalities`"
-                    )
-                found[modality] = name
-    return [part for part in parts.values() if isinstance(part, OwnProjector)]

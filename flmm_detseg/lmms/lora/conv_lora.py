@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flmm_detseg.errors import ConfigError
+from flmm_detseg.ops.load_balance import load_balance
 
 
 class ConvLoRADown(nn.Linear):
@@ -96,21 +97,6 @@ class ConvLoRADown(nn.Linear):
     def __getstate__(self) -> dict[str, Any]:
         # A tensor of a running graph cannot be copied with the module.
         return {**self.__dict__, "balance": None}
-
-
-def load_balance(probabilities: Tensor, kept: Tensor) -> Tensor:
-    """Balance loss of a gate: M times the sum over experts of (share of images sent to it) x (mean probability).
-
-    Args:
-        probabilities: ``[B, M]``.
-        kept: ``[B, M]``, 1 where the image is sent to the expert.
-
-    Returns:
-        Scalar; ``top_k`` when everything is spread evenly, more otherwise.
-
-    Source: Switch Transformers, arXiv 2101.03961, equation 4.
-    """
-    return probabilities.shape[1] * (kept.mean(0).detach() * probabilities.mean(0)).sum()
 
 
 def balance_losses(module: nn.Module) -> dict[str, Tensor]:

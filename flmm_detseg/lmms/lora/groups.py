@@ -158,7 +158,7 @@ def add_lora(adapter: Adaptable, groups: Sequence[LoRAGroup]) -> dict[str, tuple
         if unread := [name for name in targets[group.name] if ".base_layer" in name and ".lora_" not in name]:
             raise ConfigError(
                 f"LoRA group {group.name!r} reaches {unread[0]}, in whose place a part of `lmm.parts` computes: it "
-                "would never be read. Leave the group out, or the part"
+                "would never be read, or no longer be the model's own. Leave the group out, or the part"
             )
     for group in groups:
         inject(

@@ -23,6 +23,13 @@ LOGITS = CaptureSpec(logits=True)
 CASES = {
     "tiny/region_questions": ("lmm.parts.regions.", region_questions),
     "ablations/sampled_regions": ("lmm.parts.regions.", region_questions),
+    "tiny/routed_projector": (
+        "lmm.parts.routed.copies.",
+        lambda *scene: [
+            {**without_regions(line), "modalities": [("rgb", "depth")[index % 2]]}
+            for index, line in enumerate(region_questions(*scene))
+        ],
+    ),
     "tiny/own_projector": (
         "lmm.parts.projector.copies.",
         lambda *scene: list(map(without_regions, region_questions(*scene))),

@@ -87,6 +87,44 @@ def test_gradients_reach_the_projectors_of_the_modalities_that_are_there(family)
         assert (weight.grad is not None) == name.startswith("parts.depth."), name
 
 
+def test_a_routed_projector_begins_as_the_models_and_leaves_photos_alone(family):
+    lmm = build(family)
+    mixed, _, photos, lone = scenes()
+    given = [mixed, photos, lone]
+    with torch.no_grad():
+        before = [
+            lmm.encode([lmm.prepare(replace(sample, modalities=()))], LOGITS).logits[0] for sample in given
+        ]
+    lmm._add_parts(dict(routed=dict(type="RoutedProjector", modalities=["rgb", "depth"])))
+    items = [lmm.prepare(sample) for sample in given]
+    with torch.no_grad():
+        begun = [lmm.encode([item], LOGITS).logits[0] for item in items]
+    torch.testing.assert_close(
+        begun[0], before[0], rtol=1e-4, atol=1e-4
+    )  # projected apart, so rounded otherwise
+    assert torch.equal(begun[1], before[1])
+    assert torch.equal(begun[2], before[2])
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in lmm.parts.parameters():
+            weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
+        alone = gathered([lmm.encode([item], EVERYTHING) for item in items])
+        assert_same(lmm.encode(items, EVERYTHING, [sample.image_id for sample in given]), alone)
+        assert torch.equal(alone.logits[1], before[1])
+        for index in (0, 2):
+            assert (alone.logits[index] - before[index]).abs().max() > 1e-4
+        with lmm.base_mode():
+            assert torch.equal(lmm.encode(items[2:], LOGITS).logits[0], before[2])
+    lmm.train()
+    lmm.encode(items[:1], LOGITS).logits[0].log_softmax(-1)[:, -20:].sum().backward()
+    for name, weight in lmm.named_parameters():
+        assert weight.requires_grad == name.startswith("parts.routed."), name
+        assert (weight.grad is not None) == weight.requires_grad, name
+    shares = [float(value) for value in lmm.auxiliary_losses().values()]
+    assert sum(shares) == pytest.approx(1)
+    assert len(shares) == 6
+
+
 def test_modalities_that_nothing_reads_are_refused(family):
     lmm, reference = with_projectors(family)
     sample = scenes()[0]

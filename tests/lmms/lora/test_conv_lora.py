@@ -9,7 +9,8 @@ from tiny import make_batch, mixed_samples, tiny_llava
 from torch import nn
 
 from flmm_detseg.errors import ConfigError
-from flmm_detseg.lmms.lora.conv_lora import ConvLoRADown, load_balance
+from flmm_detseg.lmms.lora.conv_lora import ConvLoRADown
+from flmm_detseg.ops.load_balance import load_balance
 from flmm_detseg.structures import CaptureSpec
 
 GRID = (3, 5)
