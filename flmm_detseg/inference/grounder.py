@@ -334,7 +334,8 @@ class Grounder:
         lmm = self.model.lmm
         own = nullcontext() if lmm.needs_parts(sample) else lmm.base_mode()
         with torch.inference_mode(), own:
-            return lmm.generate(sample, max_new_tokens=max_new_tokens)
+            # A plain question: a part that reads images of phrases otherwise leaves those of questions alone.
+            return lmm.generate(replace(sample, task="vqa"), max_new_tokens=max_new_tokens)
 
     def ask(
         self,

@@ -12,6 +12,7 @@ from mmengine.config import Config
 from tiny import make_sample, tiny_llava, tiny_llava_config, tiny_tokenizer
 from torch import nn
 
+from flmm_detseg import Grounder
 from flmm_detseg.errors import CheckpointError, ConfigError, DataError
 from flmm_detseg.heads import LanguageHead
 from flmm_detseg.lmms import LlavaAdapter
@@ -205,6 +206,19 @@ def test_answers_are_those_of_teacher_forcing():
         expected = logits[-len(generation.token_ids) - 1 : -1].log_softmax(-1)
         expected = expected.gather(1, generation.token_ids[:, None])[:, 0]
         torch.testing.assert_close(generation.log_probs, expected, rtol=1e-4, atol=2e-5)
+
+
+@torch.no_grad()
+def test_photos_beside_depth_in_a_plain_question_are_not_those_of_phrases():
+    lmm = routed(tasks=["phrase"])
+    grounder = Grounder(GroundingLMM(lmm, dict(language=LanguageHead())))
+    photo, depth = (make_sample(index).image for index in (0, 1))
+    given = dict(more_images=[depth], modalities=("rgb", "depth"))
+    projected = []
+    (place,) = lmm.parts["routed"].copies
+    place.register_forward_pre_hook(lambda _, args: projected.append(args[1]))
+    grounder.answer(photo, "is it near ?", max_new_tokens=2, **given)
+    assert projected == [DEPTH], "the photo is the model's own projector's, and depth has no token of a task"
 
 
 def test_a_training_logs_shares_and_adds_the_weighted_balance():
