@@ -63,6 +63,8 @@ class Region:
                 else type(self.mask)
             )
             raise DataError(f"a region's mask is {kind}; a bool array (H, W) is needed")
+        if self.mask is not None:  # torch reads no flipped view
+            object.__setattr__(self, "mask", np.ascontiguousarray(self.mask))
 
     @classmethod
     def of(cls, value: object, image: int = 0) -> Region:

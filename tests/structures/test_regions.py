@@ -57,6 +57,16 @@ def test_a_point_lies_in_one_cell_and_axes_are_not_swapped():
     assert Region(point_xy=(80, 40)).weights(grid).nonzero().tolist() == [[3, 7]]
 
 
+def test_a_flipped_view_is_a_mask_like_its_copy():
+    mask = np.random.default_rng(0).random((33, 57)) < 0.3
+    places = torch.rand(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for view in (mask[:, ::-1], mask[::-1], mask[::2, ::-2]):
+        grid = PatchGrid(view.shape, view.shape, 0, 0, view.shape, (GridLevel(4, 5),))
+        ours, copied = Region(mask=view), Region(mask=view.copy())
+        assert torch.equal(ours.weights(grid), copied.weights(grid))
+        assert torch.equal(ours.spread(places, view.shape), copied.spread(places, view.shape))
+
+
 def test_places_of_a_square_spread_evenly_over_the_region():
     grid = PatchGrid((9, 14), (9, 14), 0, 0, (9, 14), (GridLevel(9, 14),))
     places = torch.rand(40000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
