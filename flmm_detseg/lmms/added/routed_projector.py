@@ -167,8 +167,9 @@ class RoutedProjector(ProjectorPart):
         router: ``"soft"``: the mixture by the router's probabilities; ``"hard"``: the most probable expert alone, the
             gradient of the probabilities going straight through; ``"constant"``: 1/K each, no router.
         keep: Modalities whose images are the model's own projector's, bit for bit, but for samples of ``tasks``.
-        tasks: Tasks of samples (``"detection"``, ...) whose images are routed also where ``keep`` names them. The same
-            image is then projected once for them and once for others.
+        tasks: Tasks of samples (``"phrase"``, ...) whose images are routed also where ``keep`` names them. The same
+            image is then projected once for them and once for others. Dense heads (``"detection"``,
+            ``"segmentation"``) read the vision tower: naming their tasks changes nothing that they see.
         hidden: Width between the router's two linear layers.
         load_balance_weight: Factor of the loss that spreads tokens over the experts. None: 0.01, as of Switch
             Transformers, for a ``"hard"`` router, which trains only experts that it chooses; else 0.
