@@ -44,6 +44,8 @@ _CLIP_REST = ("text_model.", "text_projection.", "visual_projection.", "logit_sc
 # The first release, whose SAM and projection are files of their own.
 _V0_FILES = ("pytorch_model-visual_model.bin", "pytorch_model-text_hidden_fcs.bin")
 _LISTED = 10
+# LISA's `conv_type`.
+PROMPT_TEMPLATES = ("llava_v1", "llava_llama_2")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,22 @@ class LisaPlan:
             yield f"{name} -> {move.targets}  {list(move.tensor.shape)} {kind}"
 
     def figures(self, prompt_template: str = "llava_v1") -> dict[str, Any]:
-        """Counts, and what the config will say, for the last line of a command."""
+        """Counts, and what the config will say, for the last line of a command.
+
+        Args:
+            prompt_template: One of :data:`PROMPT_TEMPLATES`, as the model was trained.
+
+        Returns:
+            By name.
+
+        Raises:
+            ConfigError: There is no such template.
+        """
+        if prompt_template not in PROMPT_TEMPLATES:
+            raise ConfigError(
+                f"`prompt_template` is {prompt_template!r}; LISA models were trained with one of "
+                f"{', '.join(PROMPT_TEMPLATES)}"
+            )
         moves = list(self.all_moves.values())
         return {
             "tensors": len(moves),
@@ -210,14 +227,14 @@ def import_lisa(
     Args:
         plan: From :func:`plan_lisa`.
         out: Folder to make. Its ``lisa.py`` names it as it is written here.
-        prompt_template: ``"llava_v1"`` or ``"llava_llama_2"``, as the model was trained.
+        prompt_template: One of :data:`PROMPT_TEMPLATES`, as the model was trained.
         source: Named in errors.
 
     Returns:
         ``out``, ``config``, ``num_parameters``, and :meth:`LisaPlan.figures`.
 
     Raises:
-        ConfigError: There is something at ``out``, or weights are not finite; nothing is left there.
+        ConfigError: There is something at ``out``, no such template, or weights are not finite; nothing is left there.
     """
     folder = check_free(out)
     figures = plan.figures(prompt_template)

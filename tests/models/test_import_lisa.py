@@ -388,3 +388,9 @@ def test_an_out_folder_that_is_there_is_left_alone(model_folder, tmp_path):
     (tmp_path / "mine").touch()
     with pytest.raises(ConfigError, match="exists already"):
         run(str(model_folder), "--out", str(tmp_path), "--sam", SAM)
+
+
+def test_a_template_of_no_lisa_model_is_refused_before_anything_is_written(model_folder, tmp_path):
+    with pytest.raises(ConfigError, match="llava_v1, llava_llama_2"):
+        import_lisa(plan_lisa(model_folder, sam=SAM), tmp_path / "out", "vicuna")
+    assert not (tmp_path / "out").exists()
