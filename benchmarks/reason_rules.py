@@ -2,9 +2,9 @@
 
 The queries are drawn as `flmm-detseg data tinyworld --reason` draws them. gIoU is the mean IoU of the queries; a query
 that nothing answers counts 1 if the rule names nothing, else 0. "Another query" answers with the targets of the other
-queries about the same image.
+queries about the same image. `--phrase-head` adds a model whose phrase head is given the whole query as a phrase.
 
-Example: ``python benchmarks/reason_rules.py --images 500``
+Example: ``python benchmarks/reason_rules.py --images 500 --phrase-head data/models/tiny_heads/heads.pth``
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ import argparse
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
+from tqdm import tqdm
+
+from flmm_detseg import Grounder
 from flmm_detseg.datasets.tinyworld.reason.draw import ReasonItem, draw_items
 from flmm_detseg.datasets.tinyworld.reason.rules import RULES, iou, union
 from flmm_detseg.datasets.tinyworld.reason.spec import ReasonSpec
 from flmm_detseg.utils.cli import run_tool
 
 ANOTHER = "the answer to another query"
+PHRASE_HEAD = "the phrase head, given the query"
 
 
 def scores(items: list[ReasonItem]) -> dict[str, list[float]]:
@@ -36,6 +41,16 @@ def scores(items: list[ReasonItem]) -> dict[str, list[float]]:
     return found
 
 
+def phrase_head_scores(items: list[ReasonItem], grounder: Grounder) -> list[float]:
+    """IoU of every item, of the mask that a phrase head draws for the query's words."""
+    found = []
+    for item in tqdm(items, desc=PHRASE_HEAD):
+        text = item.texts[0]
+        result = grounder.ground(item.scene.image, text, spans=[(0, len(text))])
+        found.append(iou(np.asarray(result.masks[0]), union(item.scene, item.query.targets)))
+    return found
+
+
 def main() -> dict[str, Any]:
     """Draws, scores, prints; returns the figures."""
     parser = argparse.ArgumentParser(
@@ -44,6 +59,12 @@ def main() -> dict[str, Any]:
     parser.add_argument("--images", type=int, default=500, help="of the split (default %(default)s)")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--phrase-head", metavar="CHECKPOINT", help="of a model that grounds phrases")
+    parser.add_argument(
+        "--config",
+        default="configs/tiny/frozen_tiny_llava_refcoco_png.py",
+        help="its config (default %(default)s)",
+    )
     args = parser.parse_args()
     spec = ReasonSpec(args.images, args.images, args.images, args.seed)
     items = list(draw_items(spec, args.split))
@@ -54,7 +75,11 @@ def main() -> dict[str, Any]:
         "combination": [item.held_out == "combination" for item in items],
     }
     figures: dict[str, dict[str, float]] = {}
-    for name, values in scores(items).items():
+    found = scores(items)
+    if args.phrase_head:
+        grounder = Grounder.from_config(args.config, args.phrase_head)
+        found[PHRASE_HEAD] = phrase_head_scores(items, grounder)
+    for name, values in found.items():
         figures[name] = {}
         for group, members in groups.items():
             chosen = [value for value, member in zip(values, members, strict=True) if member]
