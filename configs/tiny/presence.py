@@ -35,9 +35,9 @@ model = dict(
     init_from=["data/models/tiny_heads/heads.pth"],
     new_parts=["heads.phrase.presence."],
 )
-# 24,000 scenes are seen: four times each.
-param_scheduler[1].update(end=3000)
-train_cfg.update(max_iters=3000)
+# 14,400 scenes are seen.
+param_scheduler[1].update(end=1800)
+train_cfg.update(max_iters=1800)
 optim_wrapper["optimizer"].update(lr=1e-3)
 default_hooks.update(checkpoint=dict(interval=250))
 custom_hooks.append(dict(type=PresenceCalibrationHook, dataset=presence_val))
