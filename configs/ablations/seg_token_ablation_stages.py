@@ -1,7 +1,7 @@
 """What matters for answers with masks? python tools/ablation_table.py configs/ablations/seg_token_ablation_stages.py
 
 LISA's questions (arXiv 2308.00692, section 4.3) on TinyWorld: the mask's backbone (SAM or the LMM's own tower), its decoder
-tuned or kept, label maps left out, one wording or several, queries not seen at all or few of them; short and long queries
+tuned or kept, label maps added, one wording or several, queries not seen at all or few of them; short and long queries
 stand apart in every row. 300 iterations each, so that rows differ in their question only. Data:
 flmm-detseg data tinyworld --out data/tinyworld --reason 2500 150 500
 flmm-detseg data tinyworld --out data/tinyworld_few --images 60 --reason 80 2 2
@@ -21,7 +21,7 @@ _questions = [
     "seg_token_kept_decoder",
     "seg_token_at",
     "seg_token_tables",
-    "seg_token_no_classes",
+    "seg_token_classes",
     "seg_token_one_wording",
     "seg_token_zero_shot",
     "seg_token_pointer_gate",

@@ -9,4 +9,4 @@ from mmengine.config import read_base
 with read_base():
     from ..tiny.seg_token import *
 
-train_dataloader["dataset"]["datasets"]["reason"].update(folder="data/tinyworld_few/reason_seg_v2/train")
+train_dataloader["dataset"]["datasets"][0].update(folder="data/tinyworld_few/reason_seg_v2/train")

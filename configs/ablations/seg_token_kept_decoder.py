@@ -6,3 +6,4 @@ with read_base():
     from ..tiny.seg_token import *
 
 model["heads"]["reasoning"].update(train_decoder=False)
+optim_wrapper["optimizer"]["groups"].pop("sam.")

@@ -5,4 +5,4 @@ from mmengine.config import read_base
 with read_base():
     from ..tiny.seg_token import *
 
-train_dataloader["dataset"]["datasets"]["reason"].update(queries="first")
+train_dataloader["dataset"]["datasets"][0].update(queries="first")

@@ -5,7 +5,6 @@ from mmengine.config import read_base
 with read_base():
     from .._base_.datasets.tinyworld_detseg import vqa_eval, vqa_train
     from .._base_.datasets.tinyworld_reason import (
-        classes_train,
         gcg_eval,
         reason_eval,
         reason_train,
@@ -18,7 +17,7 @@ with read_base():
     from .._base_.models.tiny_seg_heads import answer_presence, seg_token
     from .._base_.schedules.tiny_seg import *
 
-from flmm_detseg.datasets import MultiTaskMix, TaskBatchSampler, TaskSampler, collate_samples
+from flmm_detseg.datasets import ImageMix, ImageSampler, collate_samples
 from flmm_detseg.engine import PresenceCalibrationHook
 from flmm_detseg.models import GroundingLMM
 
@@ -34,17 +33,16 @@ model = dict(
     init_from=[],
     new_parts=[],
 )
+# Twelve images, three texts about each: an image is read once for all of them.
 train_dataloader = dict(
-    batch_size=12,
+    batch_size=36,
     num_workers=0,
-    sampler=dict(type=TaskSampler, mode="one_task"),
-    batch_sampler=dict(type=TaskBatchSampler),
+    sampler=dict(type=ImageSampler),
     collate_fn=dict(type=collate_samples),
-    # LISA draws 9 : 3 : 3 : 1 of an LMM that reasons already; the tiny one has to learn that here.
+    # LISA draws 9 : 3 : 3 : 1 (class names, expressions, questions, reasoning) of an LMM that reasons already; the tiny
+    # one has to learn that here.
     dataset=dict(
-        type=MultiTaskMix,
-        datasets=dict(classes=classes_train, refer=refer_train, vqa=vqa_train, reason=reason_train),
-        ratios=dict(classes=1, refer=3, vqa=1, reason=6),
+        type=ImageMix, datasets=[reason_train, refer_train, vqa_train], weights=[6, 3, 1], per_image=3
     ),
 )
 custom_hooks.append(

@@ -7,3 +7,4 @@ with read_base():
     from .seg_token import *
 
 model["heads"]["reasoning"] = dict(pointer, presence=answer_presence)
+optim_wrapper["optimizer"]["groups"].pop("sam.")
