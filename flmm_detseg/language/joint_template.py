@@ -60,8 +60,10 @@ class JointTemplate(TextFormat):
     ) -> None:
         if masks not in get_args(Masks):
             raise ConfigError(f"`masks` is {masks!r}; allowed: {', '.join(get_args(Masks))}")
-        if side < 0:
-            raise ConfigError(f"`side` is {side}; give the rows of the grid, or 0 for the image's own pixels")
+        if not isinstance(side, int) or isinstance(side, bool) or side < 0:
+            raise ConfigError(
+                f"`side` is {side!r}; give the rows of the grid, or 0 for the image's own pixels"
+            )
         self.masks, self.side = masks, side
         if mask_token not in (SEG_TOKEN, MASK_TOKEN):
             raise ConfigError(f"`mask_token` is {mask_token!r}; allowed: {SEG_TOKEN}, {MASK_TOKEN}")

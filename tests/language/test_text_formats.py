@@ -314,6 +314,8 @@ def test_formats_by_name_and_by_config():
         ({"type": JointTemplate, "mask_token": "<M>"}, "`mask_token` is '<M>'"),
         ({"type": JointTemplate, "masks": "rle"}, "`masks` is 'rle'; allowed: outlines, runs, places"),
         ({"type": JointTemplate, "masks": "runs", "side": -1}, "`side` is -1"),
+        ({"type": JointTemplate, "masks": "runs", "side": 32.0}, "`side` is 32.0; give the rows"),
+        ({"type": JointTemplate, "masks": "runs", "side": "64"}, "`side` is '64'; give the rows"),
         ({"type": JointTemplate, "numbers": "no/such/folder"}, "no such folder"),
         ({"type": QwenJSON, "frame": "mm"}, "`frame` of QwenJSON is 'mm'"),
         ({"type": QwenJSON, "min_pixels": 9}, "preprocessor_config.json"),
