@@ -15,7 +15,11 @@ with read_base():
 from flmm_detseg.datasets import MultiTaskMix, TaskBatchSampler, TaskSampler, collate_samples
 from flmm_detseg.models import GroundingLMM
 
-lmm.update(added_tokens=["[SEG]"], lora=dict(llm=dict(r=16, alpha=32, target="all-linear")))
+# The tiny LLaVA knows the tags and marks of the template, but has never written them (docs/text_formats.md).
+lmm.update(
+    added_tokens=dict(tokens=["[SEG]"], words=["answer", "detections", "segmentations", ":", ";"]),
+    lora=dict(llm=dict(r=16, alpha=32, target="all-linear")),
+)
 # A stage takes a few minutes: checkpoints are written more often, so that an interruption costs little.
 default_hooks.update(checkpoint=dict(interval=100))
 # Plain questions go to the LMM as it was, bit for bit; whole answers come from the adapted one.

@@ -69,7 +69,9 @@ class LMMAdapter(nn.Module, ABC):
     def added_ids(self) -> tuple[int, ...]:
         """Ids of the added tokens that have logits; the untouched LMM knows no such token."""
         head = self.model.get_output_embeddings()
-        return head.ids if isinstance(head, GrownUnembedding) else ()
+        if not isinstance(head, GrownUnembedding) or self.added_tokens is None:
+            return ()
+        return head.ids[: len(self.added_tokens.tokens)]
 
     @property
     def num_layers(self) -> int:
@@ -141,6 +143,8 @@ class LMMAdapter(nn.Module, ABC):
         layout: dict[str, Any] = {name: part.layout for name, part in self.added_parts.items()}
         if self.added_tokens is not None:
             layout["added_tokens"] = list(self.added_tokens.tokens)
+            if self.added_tokens.words:
+                layout["trained_words"] = list(self.added_tokens.words)
         return layout or None
 
     @property

@@ -325,12 +325,16 @@ class LMM(LMMAdapter):
         if added is None:
             return
         rows = self.model.get_input_embeddings().weight.shape[0]
+        word_ids: list[int] = []
         if self.processor is None:
+            if added.words:
+                raise ConfigError("`added_tokens.words` needs a tokenizer; the adapter was built without one")
             known, ids = rows, list(range(rows, rows + len(added.tokens)))
         else:
             known = len(self.processor.tokenizer)
+            word_ids = self.processor.known_tokens(added.words)
             ids = self.processor.add_tokens(added.tokens)
-        grow(self.model, added, ids, known)
+        grow(self.model, added, ids, known, word_ids)
         self.frozen = False
         self.trains_base |= added.train == "tables"
 

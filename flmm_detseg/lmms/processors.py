@@ -134,6 +134,26 @@ class LMMProcessor(ABC):
             if token is not None and token.special:
                 self._control_words[token.content] = None
 
+    def known_tokens(self, words: Sequence[str]) -> list[int]:
+        """Ids of tokens that the tokenizer has.
+
+        Args:
+            words: Their texts, as its vocabulary spells them.
+
+        Returns:
+            Their ids.
+
+        Raises:
+            ConfigError: It has no such token.
+        """
+        known = self.tokenizer.get_vocab()
+        if unknown := [word for word in words if word not in known]:
+            raise ConfigError(
+                f"`added_tokens.words` names {unknown}, which are no tokens of this LMM; spell them as its vocabulary "
+                "does (a piece at the beginning of a word has a mark there), or name them under `tokens`"
+            )
+        return [known[word] for word in words]
+
     def add_tokens(self, tokens: Sequence[str]) -> list[int]:
         """Gives the tokenizer further tokens, which are text (answers keep them); on a copy of it, others may use it.
 

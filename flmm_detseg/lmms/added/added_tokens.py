@@ -2,7 +2,9 @@
 
 A table that is made larger would be trained as a whole, and the untouched model would answer over more tokens than it
 had. Here the new rows are parameters of their own, called ``....added_rows``, and without them
-(:func:`added_tokens_off`) the tables give what they gave, bit for bit.
+(:func:`added_tokens_off`) the tables give what they gave, bit for bit. Tokens that the model has may have such rows as
+well, in the place of the table's: words that it was never taught to write have rows in the output table that cannot be
+told apart, and LoRA moves no rows.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ class AddedTokens:
         tokens: Their texts, such as ``("[SEG]",)``.
         train: ``"rows"``: only their rows are trained, beside LoRA where there is some; ``"tables"``: the input and
             output tables of all tokens too (the original LMM is lost then).
+        words: Tokens that the LMM has, as its tokenizer spells them, whose rows are trained as well; the table's own
+            stay, and are used without the added tokens. They begin as the table has them.
 
     Raises:
         ConfigError: A text that cannot be a token, one twice, or an unknown ``train``.
@@ -42,14 +46,17 @@ class AddedTokens:
 
     tokens: tuple[str, ...]
     train: str = "rows"
+    words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.tokens, str) or not isinstance(self.tokens, Sequence) or not self.tokens:
-            raise ConfigError(
-                f"`added_tokens` names {self.tokens!r}; a list of texts is needed, such as ['[SEG]']"
-            )
+        for name, value in (("`added_tokens`", self.tokens), ("`added_tokens.words`", self.words)):
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise ConfigError(f"{name} is {value!r}; a list of texts is needed, such as ['[SEG]']")
+        if not self.tokens:
+            raise ConfigError("`added_tokens` is empty; a list of texts is needed, such as ['[SEG]']")
         object.__setattr__(self, "tokens", tuple(self.tokens))
-        for token in self.tokens:
+        object.__setattr__(self, "words", tuple(self.words))
+        for token in (*self.tokens, *self.words):
             try:
                 check_text(token, "added token")
             except FieldError as error:
@@ -58,8 +65,8 @@ class AddedTokens:
                 raise ConfigError(
                     f"added token {token!r}: a text without white space is needed, such as '[SEG]'"
                 )
-        if len(set(self.tokens)) < len(self.tokens):
-            raise ConfigError(f"`added_tokens` names a token twice: {list(self.tokens)}")
+        if len({*self.tokens, *self.words}) < len(self.tokens) + len(self.words):
+            raise ConfigError(f"`added_tokens` names a token twice: {[*self.tokens, *self.words]}")
         if self.train not in _TRAIN:
             raise ConfigError(f"`added_tokens` has train={self.train!r}; choose one of {', '.join(_TRAIN)}")
 
@@ -88,7 +95,8 @@ class GrownEmbedding(nn.Module):
 
     Args:
         base: The model's own table; becomes ``base_layer``.
-        ids: Of the added tokens, after the table or (where it has rows to spare) within it.
+        ids: Of the added tokens, after the table or (where it has rows to spare) within it, then of words that the
+            model has.
         rows: float32 ``[n, d]``, their initial rows. While the tokens are off, ids after the table are read as these,
             and ids within it as the table has them: the model may have generated such an id itself.
     """
@@ -172,23 +180,45 @@ class GrownUnembedding(nn.Module):
         return logits.index_copy(-1, places, added.to(logits.dtype))
 
 
-def grow(model: PreTrainedModel, settings: AddedTokens, ids: Sequence[int], known: int) -> None:
+def grow(
+    model: PreTrainedModel,
+    settings: AddedTokens,
+    ids: Sequence[int],
+    known: int,
+    word_ids: Sequence[int] = (),
+) -> None:
     """Gives a model rows for added tokens, in place; what else is trained stays as it is.
 
-    Each row begins as the mean of the table plus a little noise, which depends on the token's text alone.
+    Each row begins as the mean of the table plus a little noise, which depends on the token's text alone; that of a
+    word as the table has it.
 
     Args:
         model: The transformers model.
         settings: The tokens, and what is trained.
         ids: Their ids.
         known: Tokens that the tokenizer had before: rows of the table beyond are unused.
+        word_ids: Ids of the words whose rows are trained as well.
+
+    Raises:
+        ConfigError: There are such words, and the output table has a bias, which their rows would not have.
     """
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if word_ids and getattr(head, "bias", None) is not None:
+        raise ConfigError(
+            "`added_tokens.words`: the output table of this LMM has a bias; leave the words out"
+        )
     tied = head.weight is table.weight
-    embedding = GrownEmbedding(table, ids, _initial_rows(table.weight, settings.tokens, known))
+
+    def rows_of(weight: Tensor) -> Tensor:
+        new = _initial_rows(weight, settings.tokens, known)
+        if weight.is_meta:
+            return torch.empty(len(ids) + len(word_ids), weight.shape[1], device="meta")
+        return torch.cat([new, weight.detach()[list(word_ids)].float()])
+
+    every = [*ids, *word_ids]
+    embedding = GrownEmbedding(table, every, rows_of(table.weight))
     model.set_input_embeddings(embedding)
-    rows = embedding if tied else _initial_rows(head.weight, settings.tokens, known)
-    model.set_output_embeddings(GrownUnembedding(head, ids, rows))
+    model.set_output_embeddings(GrownUnembedding(head, every, embedding if tied else rows_of(head.weight)))
     if settings.train == "tables":
         table.weight.requires_grad_(True)
         head.weight.requires_grad_(True)

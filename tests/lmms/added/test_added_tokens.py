@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from flmm_detseg.errors import CheckpointError, ConfigError
 from flmm_detseg.heads import LanguageHead
 from flmm_detseg.lmms import LlavaAdapter
-from flmm_detseg.lmms.added.added_tokens import AddedTokens, grown_tables, is_added
+from flmm_detseg.lmms.added.added_tokens import AddedTokens, grown_tables, is_added, settle
 from flmm_detseg.lmms.weights.identity import lmm_identity
 from flmm_detseg.lmms.weights.parameters import parameter_report
 from flmm_detseg.models import GroundingLMM
@@ -55,6 +56,9 @@ def write_config(folder: Path, **lmm) -> Path:
         (dict(tokens=["[SEG]"], train="all"), "rows, tables"),
         (dict(token=["[SEG]"]), "unknown keys"),
         (["circle"], "has already"),
+        (dict(tokens=["[SEG]"], words="circle"), "a list of texts"),
+        (dict(tokens=["[SEG]"], words=["[SEG]"]), "twice"),
+        (dict(tokens=["[SEG]"], words=["circle", "zebra"]), r"\['zebra'\], which are no tokens"),
     ],
     ids=str,
 )
@@ -105,6 +109,80 @@ def test_the_report_and_the_identity_know_the_rows():
     assert lmm_identity(lmm) == lmm_identity(plain)
     (group,) = [item for item in parameter_report(lmm).groups if item.trainable]
     assert (group.name, group.total) == ("lmm.added_tokens", 2 * lmm.hidden_size)
+
+
+WORDS = ("circle", "red")
+
+
+def with_words(**settings) -> LlavaAdapter:
+    torch.manual_seed(0)
+    return LlavaAdapter.from_config(
+        tiny_llava_config(),
+        tokenizer=tiny_tokenizer(),
+        added_tokens=dict(tokens=["[SEG]"], words=WORDS),
+        **settings,
+    )
+
+
+def test_words_begin_as_the_table_has_them_and_their_rows_alone_are_trained():
+    lmm = with_words(lora=LORA)
+    sample = replace(make_sample(0), text="a red circle", phrases=(), masks=None, task="vqa")
+    ids = lmm.processor.known_tokens(WORDS)
+    table, head = grown_tables(lmm.model)
+    assert table.ids == head.ids == (*lmm.added_ids, *ids)
+    assert len(lmm.added_ids) == 1
+    with torch.no_grad():
+        size = head.weight.shape[0]
+        before = lmm.encode([lmm.prepare(sample)], LOGITS).logits[0][:, :size]
+        with lmm.base_mode():
+            base = lmm.encode([lmm.prepare(sample)], LOGITS).logits[0]
+    torch.testing.assert_close(before, base, rtol=1e-5, atol=1e-6)
+    kept = {name: value.clone() for name, value in lmm.named_parameters() if not value.requires_grad}
+    logits = lmm.train().encode([lmm.prepare(sample)], LOGITS).logits[0]
+    logits.log_softmax(-1)[:, ids].sum().backward()
+    for rows in (table.added_rows, head.added_rows):
+        assert (rows.grad[1:].abs().sum(1) > 0).all()
+        with torch.no_grad():
+            rows.sub_(rows.grad)
+    lmm.eval()
+    with torch.no_grad():
+        moved = lmm.encode([lmm.prepare(sample)], LOGITS).logits[0][:, :size]
+        with lmm.base_mode():
+            assert torch.equal(lmm.encode([lmm.prepare(sample)], LOGITS).logits[0], base)
+    assert (moved - before).abs().amax(0)[ids].min() > 1e-3
+    assert all(torch.equal(value, kept[name]) for name, value in lmm.named_parameters() if name in kept)
+
+
+@torch.no_grad()
+def test_settled_words_are_rows_of_an_ordinary_model():
+    lmm = with_words().eval()
+    for table in grown_tables(lmm.model):
+        table.added_rows.normal_(generator=torch.Generator().manual_seed(3), std=0.3)
+    plain = deepcopy(lmm.model)
+    settle(plain)
+    plain.set_attn_implementation("sdpa")
+    item = lmm.prepare(spoken(replace(make_sample(0), text="a red circle")))
+    theirs = plain(
+        input_ids=item.input_ids[None],
+        attention_mask=torch.ones(1, len(item.input_ids), dtype=torch.int64),
+        **lmm.own_inputs(item),
+    ).logits[0]
+    ours = lmm.encode([item], LOGITS)
+    torch.testing.assert_close(ours.logits[0], theirs[ours.logits_start[0] :], rtol=1e-4, atol=2e-5)
+
+
+def test_a_checkpoint_fits_the_same_words_only():
+    assert with_words().trained_layout == {"added_tokens": ["[SEG]"], "trained_words": list(WORDS)}
+    plain = LlavaAdapter.from_config(
+        tiny_llava_config(), tokenizer=tiny_tokenizer(), added_tokens=["[SEG]"], lora=LORA
+    )
+    assert plain.trained_layout == {"added_tokens": ["[SEG]"]}
+    assert plain.added_ids == (len(tiny_tokenizer()),)
+
+
+def test_words_need_a_tokenizer():
+    with pytest.raises(ConfigError, match="needs a tokenizer"):
+        LlavaAdapter.from_config(tiny_llava_config(), added_tokens=dict(tokens=["[SEG]"], words=["red"]))
 
 
 def test_a_checkpoint_holds_the_rows_and_fits_the_same_tokens_only(tmp_path):
