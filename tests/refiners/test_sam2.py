@@ -84,8 +84,9 @@ def test_batch_equals_the_loop_of_the_models_own_forward(switches):
     looped = loop_with_the_models_own_forward(refiner, images, coarse, text)
     for ours, maps, expected, size, count in zip(batched, calls, looped, IMAGE_SIZES, COUNTS, strict=True):
         assert ours.shape == (count, *size)
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(maps.enlarge(), expected, rtol=1e-4, atol=1e-4)
+        # Sums of other numbers of rows: on one of three machines two of 5,120 logits differed by 1.6e-4.
+        torch.testing.assert_close(ours, expected, rtol=5e-4, atol=5e-4)
+        torch.testing.assert_close(maps.enlarge(), expected, rtol=5e-4, atol=5e-4)
     assert batched[1].std() > 0.1  # the comparison is about something
     assert not torch.allclose(batched[1][0], batched[1][1], atol=1e-2)
 

@@ -3,8 +3,8 @@
 A table that is made larger would be trained as a whole, and the untouched model would answer over more tokens than it
 had. Here the new rows are parameters of their own, called ``....added_rows``, and without them
 (:func:`added_tokens_off`) the tables give what they gave, bit for bit. Tokens that the model has may have such rows as
-well, in the place of the table's: words that it was never taught to write have rows in the output table that cannot be
-told apart, and LoRA moves no rows.
+well, in the place of the table's: the output rows of words that it was never taught to write are all but the same, and
+LoRA moves no rows.
 """
 
 from __future__ import annotations
