@@ -60,6 +60,7 @@ def test_answers_have_the_states_of_teacher_forcing(positions, letterbox, projec
     assert torch.equal(logits.argmax(-1), generation.token_ids)
     expected = logits.log_softmax(-1).gather(1, generation.token_ids[:, None])[:, 0]
     torch.testing.assert_close(generation.log_probs, expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.likelihood[0], theirs.likelihood[0], rtol=0, atol=1e-4)
 
 
 @SCHEMES
@@ -101,6 +102,7 @@ def test_batches_equal_single_samples():
         alone = model.encode([item], EVERYTHING)
         torch.testing.assert_close(together.attention[index], alone.attention[0], rtol=0, atol=1e-5)
         torch.testing.assert_close(together.logits[index], alone.logits[0], rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(together.likelihood[index], alone.likelihood[0], rtol=0, atol=1e-4)
         hidden = together.hidden[index], alone.hidden[0]
         torch.testing.assert_close(hidden[0].states, hidden[1].states, rtol=1e-5, atol=5e-5)
         assert torch.equal(hidden[0].phrase_ids, hidden[1].phrase_ids)

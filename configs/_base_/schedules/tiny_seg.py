@@ -13,7 +13,7 @@ optim_wrapper = dict(
         betas=(0.9, 0.95),
         weight_decay=0.0,
         # SAM's decoder as fast as the rest learns to draw nothing whatever it is prompted with, before the prompts say
-        # anything (seen: IoU 0.1 after 300 iterations; slower it is 0.5 after 200).
+        # anything (docs/reasoning.md).
         groups={".lora_": dict(lr_mult=0.5), "sam.": dict(lr_mult=0.03)},
     ),
     clip_grad=dict(max_norm=1.0, error_if_nonfinite=False),
