@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from flmm_detseg.datasets.tinyworld.scene import mask_box
 from flmm_detseg.errors import ConfigError, DataError
 from flmm_detseg.language import NumberWords, quantise_boxes, quantise_points
 from flmm_detseg.language.number_words import chosen_numbers
+from flmm_detseg.ops.boxes import masks_to_boxes
 from flmm_detseg.registry import check_arguments
 from flmm_detseg.structures import Region
 from flmm_detseg.utils.values import shown
@@ -92,8 +93,11 @@ class RegionCoordinates:
         if region.point_xy is not None:
             found = quantise_points(np.array(region.point_xy), size)
         else:
-            box = region.box_xyxy if region.mask is None else mask_box(region.mask)
-            found = quantise_boxes(np.array(box), size)
+            if region.mask is None:
+                box = np.array(region.box_xyxy)
+            else:
+                box = masks_to_boxes(torch.from_numpy(region.mask)[None])[0].numpy()
+            found = quantise_boxes(box, size)
         numbers, values = self.numbers, found.tolist()
         written = [str(v) if numbers is None else numbers.spell(numbers.nearest(v)) for v in values]
         return " ".join(written) if self.words else f"[{', '.join(written)}]"

@@ -106,6 +106,8 @@ def chosen_numbers(given: str | Mapping[str, Any] | NumberWords | None) -> Numbe
     if isinstance(given, str):
         return number_words(read_offsets(given))
     if isinstance(given, Mapping):
+        if set(given) != {"values", "padded"}:
+            raise ConfigError(f"`numbers` has the keys {sorted(given)}; `values` and `padded` are needed")
         return NumberWords(tuple(given["values"]), bool(given["padded"]))
     return given
 

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from flmm_detseg.errors import ConfigError
 from flmm_detseg.language import NumberWords, number_words
+from flmm_detseg.language.number_words import chosen_numbers
 from flmm_detseg.utils.tokenizer_file import read_offsets
 
 TENS = NumberWords(tuple(range(0, 1000, 10)), padded=True)
@@ -93,3 +94,9 @@ def test_faulty_words_and_files_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="is no tokenizer that can be read"):
         read_offsets(tmp_path)
+
+
+@pytest.mark.parametrize("numbers", [dict(values=[1, 2]), dict(values=[1], padded=True, width=3)], ids=str)
+def test_arguments_of_number_words_are_named(numbers):
+    with pytest.raises(ConfigError, match="`values` and `padded` are needed"):
+        chosen_numbers(numbers)
